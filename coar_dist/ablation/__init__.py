@@ -1,0 +1,1 @@
+"""Stage 1, the forward passes: the engine (one process, one device), the actor, the driver. Owner of ray."""

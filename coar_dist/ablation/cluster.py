@@ -1,0 +1,100 @@
+"""The Ray cluster: started here or joined, and what its actors may use."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import ray
+
+from coar_dist.config import ClusterConfig
+from coar_dist.errors import ClusterError
+
+
+@dataclass(frozen=True)
+class ActorResources:
+    """What is asked of the cluster.
+
+    Attributes:
+        num_actors: actors wanted at a time.
+        num_cpus: CPUs of one actor.
+        num_gpus: GPUs of one actor, possibly a fraction.
+    """
+
+    num_actors: int
+    num_cpus: int
+    num_gpus: float
+
+    def __str__(self) -> str:
+        gpus = f" and {self.num_gpus:g} GPU" if self.num_gpus else ""
+        return f"{self.num_actors} actors with {self.num_cpus} CPU{gpus} each"
+
+
+@contextlib.contextmanager
+def connect(config: ClusterConfig) -> Iterator[ActorResources]:
+    """Join the cluster that the config or RAY_ADDRESS names, or start one on this machine for the ``with`` block.
+
+    A connection that the calling process already has is used, and left open.
+
+    Yields:
+        what every actor may use.
+
+    Raises:
+        ClusterError: the cluster cannot be reached, or one started here lacks the resources.
+    """
+    was_connected = ray.is_initialized()
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    if not was_connected:
+        try:
+            ray.init(
+                address=address,
+                include_dashboard=False if address == "local" else None,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            raise ClusterError(
+                f"cluster.address={address!r} cannot be reached: {error}. Start it with 'ray start --head', or use "
+                f"cluster=local."
+            ) from error
+    try:
+        resources = _actor_resources(config)
+        if address == "local" and not was_connected:
+            _check_fixed_cluster(resources)
+        yield resources
+    finally:
+        if not was_connected:
+            ray.shutdown()
+
+
+def describe_resources() -> str:
+    """CPUs and GPUs of the connected cluster, in words."""
+    total = ray.cluster_resources()
+    return f"{total.get('CPU', 0):g} CPU and {total.get('GPU', 0):g} GPU on {len(ray.nodes())} nodes"
+
+
+def _actor_resources(config: ClusterConfig) -> ActorResources:
+    total = ray.cluster_resources()
+    gpus_per_actor = config.gpus_per_actor
+    if gpus_per_actor is None:
+        gpus_per_actor = 1.0 if total.get("GPU", 0.0) > 0 else 0.0
+    num_actors = config.num_actors
+    if num_actors is None:
+        by_cpu = int(total.get("CPU", 0.0) // config.cpus_per_actor)
+        by_gpu = int(total.get("GPU", 0.0) / gpus_per_actor) if gpus_per_actor else by_cpu
+        num_actors = max(1, min(by_cpu, by_gpu))
+    return ActorResources(num_actors, config.cpus_per_actor, gpus_per_actor)
+
+
+def _check_fixed_cluster(wanted: ActorResources) -> None:
+    total = ray.cluster_resources()
+    cpus, gpus = wanted.num_actors * wanted.num_cpus, wanted.num_actors * wanted.num_gpus
+    if cpus > total.get("CPU", 0.0) or gpus > total.get("GPU", 0.0):
+        raise ClusterError(
+            f"this machine has {describe_resources()}, but {wanted} need {cpus} CPU and {gpus:g} GPU. Lower "
+            f"cluster.num_actors, cluster.cpus_per_actor or cluster.gpus_per_actor, or join a larger cluster with "
+            f"cluster.address=..."
+        )

@@ -1,0 +1,1 @@
+"""Attributions by other methods, in the same tables as COAR's."""

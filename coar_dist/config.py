@@ -1,0 +1,252 @@
+"""The typed configuration: every option, its default (which lives here alone) and its valid range.
+
+Plain dataclasses: the Python face builds them directly, Hydra merges the YAML groups of ``conf/``
+into them (``app.py``). ``validate`` is called by the pipeline for both, before any work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from coar_dist.errors import ConfigError
+
+STAGES = ("train", "ablate", "fit", "evaluate", "report")
+BASELINES = ("leave_one_out",)
+PRECISIONS = ("float32", "bfloat16")
+MARGIN_DTYPES = ("float32", "float16")
+RANDOM_DESIGNS = ("bernoulli", "fixed_size")
+BACKENDS = ("auto", "cuml", "torch", "sklearn")
+
+
+@dataclass
+class RunConfig:
+    """Where the run lives."""
+
+    dir: str = "runs/default"
+
+
+@dataclass
+class ModelConfig:
+    """The model: a registered constructor (``coar_dist.tasks.models``) or ``module:function``."""
+
+    source: str = ""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+    """A .safetensors file, or a state dict saved by torch. None: what ``train`` saved in the run directory,
+    or, without ``train``, the weights that the constructor gave."""
+
+
+@dataclass
+class ExamplesConfig:
+    """The examples: a registered loader (``coar_dist.tasks.examples``) or ``module:function``."""
+
+    source: str = ""
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TaskConfig:
+    """What is being explained."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    examples: ExamplesConfig = field(default_factory=ExamplesConfig)
+    output_function: str = "margin"
+    """A registered output function (``coar_dist.tasks.outputs``) or ``module:function``."""
+
+
+@dataclass
+class TrainConfig:
+    """How a preset trains its own model; a user's checkpoint replaces this stage."""
+
+    examples: ExamplesConfig = field(default_factory=ExamplesConfig)
+    epochs: int = 20
+    batch_size: int = 64
+    learning_rate: float = 0.01
+    weight_decay: float = 0.0005
+    seed: int = 0
+    minimum_accuracy: float = 0.0
+    """Accuracy on the task's examples below which the stage fails."""
+
+
+@dataclass
+class ComponentsConfig:
+    """Which parts of the model are ablated."""
+
+    selector: str = "conv_filters"
+    include: list[str] = field(default_factory=lambda: ["*"])
+    """Shell patterns of parameter names; a group is taken if any of them matches."""
+    exclude: list[str] = field(default_factory=list)
+    """Shell patterns of parameter names that are left out; wins over ``include``."""
+
+
+@dataclass
+class DesignConfig:
+    """The masks from which the attributions are fitted."""
+
+    kind: str = "bernoulli"
+    num_masks: int = 4000
+    ablation_fraction: float = 0.05
+    seed: int = 0
+
+
+@dataclass
+class EvaluationConfig:
+    """The held-out masks on which predictions are compared with the truth, per ablation fraction."""
+
+    kind: str = "bernoulli"
+    num_masks: int = 200
+    ablation_fractions: list[float] = field(default_factory=lambda: [0.05])
+    seed: int = 1
+
+
+@dataclass
+class AblationConfig:
+    """How the forward passes are run and stored."""
+
+    precision: str = "float32"
+    examples_per_forward: int = 512
+    masks_per_shard: int = 64
+    """Masks in one shard: the unit of work, of failure and of resume."""
+    examples_per_block: int = 1024
+    """Examples in one margin column of a shard, and in one block of the regression."""
+    margins_dtype: str = "float32"
+
+
+@dataclass
+class RegressionConfig:
+    """How margins become attributions."""
+
+    backend: str = "auto"
+    regularisation: float | None = None
+    """Ridge penalty of every example; None: per example by generalised cross-validation; 0: least squares."""
+    num_penalties: int = 25
+    penalty_range: list[float] = field(default_factory=lambda: [1e-3, 1e3])
+    """The grid's ends, in units of the mean eigenvalue of the centred X'X."""
+
+
+@dataclass
+class ClusterConfig:
+    """Where the actors run."""
+
+    address: str | None = None
+    """Ray address to join; None: the cluster that RAY_ADDRESS names, else one started here."""
+    num_actors: int | None = None
+    """None: as many as the cluster's CPUs (or GPUs, where there are any) allow."""
+    cpus_per_actor: int = 1
+    """CPUs and torch threads of one actor. Thread counts can change the last bits of float32 sums."""
+    gpus_per_actor: float | None = None
+    """None: 1 where the cluster has GPUs, else 0."""
+    start_timeout_s: float = 120.0
+    ranges_in_flight: int = 2
+    """Ranges handed to one actor at a time, so that it never waits for the driver."""
+    max_attempts: int = 3
+    """How often one range may fail, each time on another actor where there is one, before the run stops."""
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    stages: list[str] = field(default_factory=lambda: list(STAGES))
+    run: RunConfig = field(default_factory=RunConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    train: TrainConfig | None = None
+    components: ComponentsConfig = field(default_factory=ComponentsConfig)
+    design: DesignConfig = field(default_factory=DesignConfig)
+    baselines: list[str] = field(default_factory=lambda: list(BASELINES))
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    ablation: AblationConfig = field(default_factory=AblationConfig)
+    regression: RegressionConfig = field(default_factory=RegressionConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+def _require(condition: bool, key: str, value: object, rule: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key}={value!r}: must be {rule}.")
+
+
+def _require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    _require(value in choices, key, value, f"one of {', '.join(choices)}")
+
+
+def validate(config: Config) -> None:
+    """Check every value that can be checked without loading a model.
+
+    Raises:
+        ConfigError: naming the key, the value and the valid range.
+    """
+    for stage in config.stages:
+        _require_choice("stages", stage, STAGES)
+    _require(len(config.stages) > 0, "stages", config.stages, f"a non-empty subset of {list(STAGES)}")
+    for baseline in config.baselines:
+        _require_choice("baselines", baseline, BASELINES)
+    _require(config.run.dir != "", "run.dir", config.run.dir, "a path")
+
+    design, evaluation, ablation = config.design, config.evaluation, config.ablation
+    _require_choice("design.kind", design.kind, RANDOM_DESIGNS)
+    _require_choice("evaluation.kind", evaluation.kind, RANDOM_DESIGNS)
+    _require(design.num_masks >= 2, "design.num_masks", design.num_masks, "at least 2")
+    _require(evaluation.num_masks >= 2, "evaluation.num_masks", evaluation.num_masks, "at least 2")
+    for key, fraction in [
+        ("design.ablation_fraction", design.ablation_fraction),
+        *(("evaluation.ablation_fractions", fraction) for fraction in evaluation.ablation_fractions),
+    ]:
+        _require(0.0 < fraction < 1.0, key, fraction, "strictly between 0 and 1")
+    fractions = evaluation.ablation_fractions
+    _require(
+        len(set(fractions)) == len(fractions), "evaluation.ablation_fractions", fractions, "free of repetitions"
+    )
+    for key, seed in [("design.seed", design.seed), ("evaluation.seed", evaluation.seed)]:
+        _require(0 <= seed < 2**64, key, seed, "in 0..2**64-1")
+    if (design.kind, design.seed) == (evaluation.kind, evaluation.seed):
+        raise ConfigError(
+            f"evaluation.seed={evaluation.seed} is design.seed too: masks of equal seeds are not held out, "
+            f"so the correlation would be in-sample. Use another evaluation.seed."
+        )
+
+    _require_choice("ablation.precision", ablation.precision, PRECISIONS)
+    _require_choice("ablation.margins_dtype", ablation.margins_dtype, MARGIN_DTYPES)
+    for name in ("examples_per_forward", "masks_per_shard", "examples_per_block"):
+        value = getattr(ablation, name)
+        _require(value >= 1, f"ablation.{name}", value, "at least 1")
+
+    regression = config.regression
+    _require_choice("regression.backend", regression.backend, BACKENDS)
+    penalty = regression.regularisation
+    _require(
+        penalty is None or 0.0 <= penalty < float("inf"),
+        "regression.regularisation",
+        penalty,
+        "null (per example, by generalised cross-validation) or a finite number >= 0",
+    )
+    _require(regression.num_penalties >= 2, "regression.num_penalties", regression.num_penalties, "at least 2")
+    bounds = regression.penalty_range
+    _require(
+        len(bounds) == 2 and 0.0 < bounds[0] < bounds[1] < float("inf"),
+        "regression.penalty_range",
+        bounds,
+        "[low, high] with 0 < low < high",
+    )
+
+    cluster = config.cluster
+    for name in ("num_actors", "cpus_per_actor", "ranges_in_flight", "max_attempts"):
+        value = getattr(cluster, name)
+        _require(value is None or value >= 1, f"cluster.{name}", value, "at least 1")
+    gpus = cluster.gpus_per_actor
+    _require(gpus is None or gpus >= 0.0, "cluster.gpus_per_actor", gpus, "null or at least 0")
+    _require(cluster.start_timeout_s > 0.0, "cluster.start_timeout_s", cluster.start_timeout_s, "positive")
+
+    train = config.train
+    if train is not None:
+        for name in ("epochs", "batch_size"):
+            value = getattr(train, name)
+            _require(value >= 1, f"train.{name}", value, "at least 1")
+        _require(train.learning_rate > 0.0, "train.learning_rate", train.learning_rate, "positive")
+        _require(train.weight_decay >= 0.0, "train.weight_decay", train.weight_decay, "at least 0")
+        _require(0.0 <= train.minimum_accuracy <= 1.0, "train.minimum_accuracy", train.minimum_accuracy, "in [0, 1]")
+        if config.task.model.checkpoint is not None:
+            raise ConfigError(
+                f"task.model.checkpoint={config.task.model.checkpoint!r} and train are both set: the checkpoint "
+                f"replaces the training. Set train=null, or task.model.checkpoint=null."
+            )

@@ -1,0 +1,1 @@
+"""Which subsets of components are ablated: mask designs."""

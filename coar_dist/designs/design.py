@@ -1,0 +1,117 @@
+"""Mask designs: mask i is a function of (kind, seed, ablation fraction, number of components, i) alone.
+
+Random bits come from Philox4x64-10 keyed by (seed, i), read as raw little-endian words. NumPy fixes these
+streams for ever, unlike the methods of its ``Generator``. To add a design, write a rule
+``(design, mask_id) -> (num_components,) bool`` and put it into ``RULES``:
+
+    def halves(design, mask_id):
+        return np.arange(design.num_components) % 2 == mask_id % 2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coar_dist.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class MaskDesign:
+    """A rule for masks over ``num_components`` components.
+
+    Attributes:
+        kind: a key of ``RULES``.
+        num_components: components per mask.
+        num_masks: masks 0 .. num_masks - 1 belong to the design. More masks never change the earlier ones.
+        ablation_fraction: alpha, the expected (bernoulli) or exact (fixed_size) share of ablated components.
+        seed: 0 .. 2**64 - 1.
+    """
+
+    kind: str
+    num_components: int
+    num_masks: int
+    ablation_fraction: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in RULES:
+            raise ConfigError(f"design.kind={self.kind!r}: must be one of {', '.join(RULES)}.")
+        if not 0.0 < self.ablation_fraction < 1.0:
+            raise ConfigError(
+                f"ablation_fraction={self.ablation_fraction}: must be strictly between 0 and 1."
+            )
+        if self.kind == "fixed_size" and not 0 < self.num_ablated < self.num_components:
+            raise ConfigError(
+                f"ablation_fraction={self.ablation_fraction} of {self.num_components} components rounds to "
+                f"{self.num_ablated} ablated ones: fixed_size needs at least 1 ablated and 1 kept."
+            )
+
+    @property
+    def num_ablated(self) -> int:
+        """Ablated components of every mask of a fixed-size design."""
+        return round(self.ablation_fraction * self.num_components)
+
+    def masks(self, start: int, stop: int) -> NDArray[np.bool_]:
+        """Masks ``start .. stop - 1``: (stop - start, num_components) bool, True = kept."""
+        rule = RULES[self.kind]
+        masks = np.empty((stop - start, self.num_components), dtype=np.bool_)
+        for row, mask_id in enumerate(range(start, stop)):
+            masks[row] = rule(self, mask_id)
+        return masks
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that a mask depends on; ``num_masks`` is not among it, so a run can be extended."""
+        return {name: value for name, value in asdict(self).items() if name != "num_masks"}
+
+
+def _raw_words(design: MaskDesign, mask_id: int, num_words: int) -> NDArray[np.uint64]:
+    generator = np.random.Philox(key=np.array([design.seed, mask_id], dtype=np.uint64))
+    return np.asarray(generator.random_raw(num_words), dtype="<u8")
+
+
+def bernoulli(design: MaskDesign, mask_id: int) -> NDArray[np.bool_]:
+    """Every component is ablated independently with probability alpha (the research code's masks).
+
+    Alpha is rounded to a multiple of 2**-32.
+    """
+    words = _raw_words(design, mask_id, (design.num_components + 1) // 2).view("<u4")
+    threshold = round(design.ablation_fraction * 2**32)
+    return np.asarray(words[: design.num_components] >= threshold)
+
+
+def fixed_size(design: MaskDesign, mask_id: int) -> NDArray[np.bool_]:
+    """A uniformly random subset of exactly ``round(alpha * num_components)`` components is ablated (the paper's text)."""
+    order = np.argsort(_raw_words(design, mask_id, design.num_components), kind="stable")
+    mask = np.ones(design.num_components, dtype=np.bool_)
+    mask[order[: design.num_ablated]] = False
+    return mask
+
+
+def leave_one_out(design: MaskDesign, mask_id: int) -> NDArray[np.bool_]:
+    """Mask i ablates component i alone; alpha is 1 / num_components."""
+    mask = np.ones(design.num_components, dtype=np.bool_)
+    mask[mask_id] = False
+    return mask
+
+
+RULES: dict[str, Callable[[MaskDesign, int], NDArray[np.bool_]]] = {
+    "bernoulli": bernoulli,
+    "fixed_size": fixed_size,
+    "leave_one_out": leave_one_out,
+}
+
+
+def leave_one_out_design(num_components: int) -> MaskDesign:
+    """The design whose mask i ablates component i alone.
+
+    Raises:
+        ConfigError: there are fewer than two components, so that alpha would be 1.
+    """
+    if num_components < 2:
+        raise ConfigError(f"leave_one_out needs at least 2 components; there are {num_components}.")
+    return MaskDesign("leave_one_out", num_components, num_components, 1.0 / num_components, seed=0)

@@ -1,0 +1,61 @@
+"""Named errors for everything that a user, a disk or a cluster can cause.
+
+Every message names the value, the place and the way out. The command line prints it in one
+paragraph and exits with 1; a traceback is printed when ``HYDRA_FULL_ERROR=1`` is set.
+"""
+
+
+class CoarDistError(Exception):
+    """Base class of all errors that this package raises on purpose."""
+
+
+class ConfigError(CoarDistError, ValueError):
+    """A configuration value is wrong, unknown, or has no effect in the chosen combination."""
+
+
+class NoComponentsError(CoarDistError, ValueError):
+    """A component selector matches nothing in the model."""
+
+
+class ComponentMismatchError(CoarDistError, ValueError):
+    """A component index, or masks over it, do not fit the model that they are applied to."""
+
+
+class TaskError(CoarDistError, ValueError):
+    """Model, examples and output function do not fit together, or one of them cannot be loaded."""
+
+
+class NonFiniteMarginError(CoarDistError, ValueError):
+    """The output function gave NaN or infinity."""
+
+
+class TrainingError(CoarDistError, RuntimeError):
+    """The model that a preset trains by itself missed its required accuracy."""
+
+
+class RunNotFoundError(CoarDistError, FileNotFoundError):
+    """There is no run directory at the given place."""
+
+
+class RunMismatchError(CoarDistError, ValueError):
+    """The run directory was made from something else than what is asked for now."""
+
+
+class DamagedFileError(CoarDistError, RuntimeError):
+    """A file of the run directory is damaged, truncated, or belongs to another run."""
+
+
+class MissingWorkError(CoarDistError, RuntimeError):
+    """A stage needs work that is not there; the message lists what is missing."""
+
+
+class ClusterError(CoarDistError, RuntimeError):
+    """The Ray cluster cannot be reached, or does not have the resources that the actors need."""
+
+
+class RangeFailedError(CoarDistError, RuntimeError):
+    """One range of masks kept failing on different actors."""
+
+
+class CoarWarning(UserWarning):
+    """Something that the user should know and that does not make the result wrong."""

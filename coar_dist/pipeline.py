@@ -1,0 +1,298 @@
+"""The stages in their order. The command line and ``attribute`` both end here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from coar_dist.config import (
+    AblationConfig,
+    ClusterConfig,
+    ComponentsConfig,
+    Config,
+    DesignConfig,
+    EvaluationConfig,
+    RegressionConfig,
+    RunConfig,
+    TrainConfig,
+    validate,
+)
+from coar_dist.designs.design import MaskDesign, leave_one_out_design
+from coar_dist.errors import MissingWorkError, RunMismatchError
+from coar_dist.report.progress import stage_progress
+from coar_dist.report.terminal import methods_of, report
+from coar_dist.store.run import Run
+from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
+
+if TYPE_CHECKING:  # stages import what they need when they run: the report needs neither torch nor Ray
+    from torch import Tensor, nn
+
+    from coar_dist.components.index import ComponentIndex
+    from coar_dist.tasks.task import Inputs, Task
+
+
+CHECKPOINT = "model.safetensors"
+
+
+def run_stages(
+    config: Config, console: Console, task: Task | None = None, components: ComponentIndex | None = None
+) -> None:
+    """Run the stages that ``config.stages`` names, in the pipeline's order, whatever their order there.
+
+    Args:
+        config: the whole configuration; it is validated first.
+        console: where progress and results are printed.
+        task: what to explain; None builds it from ``config.task``.
+        components: the component index; None discovers it by ``config.components``.
+
+    Raises:
+        CoarDistError: anything that a user can mend; the message says how. What is finished stays.
+    """
+    validate(config)
+    root = Path(config.run.dir)
+    if "train" in config.stages and config.train is not None:
+        _train(config, config.train, root / CHECKPOINT, console)
+    if "ablate" in config.stages:
+        _ablate(config, root, console, task, components)
+    if "fit" in config.stages:
+        _fit(RunDirectory.open(root), config.regression, console)
+    if "evaluate" in config.stages:
+        _evaluate(RunDirectory.open(root), console)
+    if "report" in config.stages:
+        report(RunDirectory.open(root), console)
+
+
+def _say(console: Console, stage: str, text: str) -> None:
+    console.print(f"[bold]{stage:>9}[/bold]  {text}", soft_wrap=True, highlight=False)
+
+
+def _train(config: Config, train: TrainConfig, checkpoint: Path, console: Console) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save
+
+    from coar_dist.store.parquet import write_bytes_atomically
+    from coar_dist.tasks.build import build_examples, build_model
+    from coar_dist.tasks.training import train_classifier
+
+    settings = {"model": config.task.model.source, **config.task.model.arguments, **asdict(train)}
+    if checkpoint.is_file():
+        with safe_open(checkpoint, framework="pt") as file:
+            stored = json.loads((file.metadata() or {}).get("train", "{}"))
+        for key in settings:
+            if stored.get(key) != settings[key]:
+                raise RunMismatchError(
+                    f"train.{key} is {settings[key]!r}, but {checkpoint} was trained with {stored.get(key)!r}. "
+                    f"Use another run.dir, or undo the change."
+                )
+        _say(console, "train", f"{checkpoint} is there already.")
+        return
+    train_examples = build_examples(train.examples, "train.examples")
+    test_examples = build_examples(config.task.examples, "task.examples")
+    with stage_progress(console, "train", train.epochs, "epochs") as progress:
+        model, accuracy = train_classifier(
+            lambda: build_model(config.task.model),
+            train_examples,
+            test_examples,
+            train,
+            lambda epoch, loss: progress.update(epoch, f"loss {loss:.3f}"),
+        )
+        seconds = progress.seconds
+    write_bytes_atomically(checkpoint, save(model.state_dict(), metadata={"train": json.dumps(settings)}))
+    _say(console, "train", f"accuracy {accuracy:.4f} after {train.epochs} epochs in {seconds:.1f} s; {checkpoint}")
+
+
+def _ablate(
+    config: Config, root: Path, console: Console, task: Task | None, components: ComponentIndex | None
+) -> None:
+    import numpy as np
+
+    from coar_dist.ablation.actor import AblationJob
+    from coar_dist.ablation.driver import DriverCallbacks, UnablatedUnit, WorkUnit, run_units
+    from coar_dist.ablation.engine import Unablated
+    from coar_dist.ablation.schedule import split_ranges
+    from coar_dist.components.discovery import check_components, discover
+    from coar_dist.tasks.build import build_task
+
+    if task is None:
+        trained = root / CHECKPOINT if config.train is not None else None
+        if trained is not None and not trained.is_file():
+            raise MissingWorkError(f"{trained} is missing: run the train stage, or set task.model.checkpoint.")
+        task = build_task(config.task, trained)
+    if components is None:
+        chosen = config.components
+        components = discover(task.model, chosen.selector, chosen.include, chosen.exclude)
+    check_components(task.model, components)
+    designs = _designs(config, components.num_components)
+    task.check()
+    ablation = config.ablation
+    identity = {
+        **task.identity(),
+        "ablation.precision": ablation.precision,
+        "ablation.margins_dtype": ablation.margins_dtype,
+        "ablation.examples_per_block": ablation.examples_per_block,
+    }
+    run = RunDirectory.create(root, identity, components, len(task.examples))
+    units: list[WorkUnit] = [] if run.has_examples() else [UnablatedUnit()]
+    for name, (role, design) in designs.items():
+        run.set_design(name, role, design)
+        store = run.margins(name)
+        for reason in store.set_aside_damaged():
+            _say(console, "ablate", f"[yellow]{reason}[/yellow]")
+        units += split_ranges(name, store.missing(), ablation.masks_per_shard)
+
+    total = sum(design.num_masks for _, design in designs.values())
+    missing = sum(unit.num_masks for unit in units)
+    if not units:
+        _say(console, "ablate", f"all {total:,} masks are there already.")
+        return
+    targets = task.examples.targets
+
+    def write_examples(unablated: Unablated) -> None:
+        has_classes = unablated.predictions is not None
+        labels = targets.cpu().numpy().astype(np.int64) if has_classes else None
+        run.write_examples(labels, unablated.predictions, unablated.margins)
+
+    job = AblationJob(
+        components=components,
+        designs={name: (design, run.margins(name)) for name, (_, design) in designs.items()},
+        precision=ablation.precision,
+        examples_per_forward=ablation.examples_per_forward,
+        num_threads=config.cluster.cpus_per_actor,
+    )
+    with stage_progress(console, "ablate", missing, "masks") as progress:
+        run_units(
+            config.cluster,
+            task,
+            job,
+            units,
+            DriverCallbacks(
+                on_progress=lambda done, actors: progress.update(done, f"{actors} actors"),
+                on_unablated=write_examples,
+            ),
+        )
+        rate, seconds = progress.rate, progress.seconds
+    _say(
+        console,
+        "ablate",
+        f"{missing:,} masks x {len(task.examples):,} examples in {seconds:.1f} s ({rate:,.1f} masks/s); "
+        f"{total - missing:,} masks were there already.",
+    )
+
+
+def _designs(config: Config, num_components: int) -> dict[str, tuple[str, MaskDesign]]:
+    design, evaluation = config.design, config.evaluation
+    designs: dict[str, tuple[str, MaskDesign]] = {
+        TRAIN_DESIGN: (
+            "train",
+            MaskDesign(design.kind, num_components, design.num_masks, design.ablation_fraction, design.seed),
+        )
+    }
+    if "leave_one_out" in config.baselines:
+        designs["leave_one_out"] = ("baseline", leave_one_out_design(num_components))
+    for fraction in evaluation.ablation_fractions:
+        held_out = MaskDesign(evaluation.kind, num_components, evaluation.num_masks, fraction, evaluation.seed)
+        designs[f"evaluation_{fraction:g}"] = ("evaluation", held_out)
+    return designs
+
+
+def _fit(run: RunDirectory, config: RegressionConfig, console: Console) -> None:
+    from coar_dist.baselines.leave_one_out import METHOD, fit_leave_one_out
+    from coar_dist.regression.fit import fit
+
+    with stage_progress(console, "fit", run.num_examples, "examples") as progress:
+        computed = fit(run, config, progress.update)
+        if METHOD in methods_of(run):
+            computed |= fit_leave_one_out(run)
+        seconds = progress.seconds
+    what = f"attributions of {run.num_examples:,} examples ({', '.join(methods_of(run))})"
+    _say(console, "fit", f"{what} in {seconds:.1f} s." if computed else f"{what} are there already.")
+
+
+def _evaluate(run: RunDirectory, console: Console) -> None:
+    from coar_dist.evaluation.correlation import evaluate
+
+    methods = methods_of(run)
+    num_designs = sum(entry.role == "evaluation" for entry in run.designs.values())
+    with stage_progress(console, "evaluate", len(methods) * num_designs, "tables") as progress:
+        computed = evaluate(run, methods, progress.update)
+        seconds = progress.seconds
+    what = f"{len(methods)} methods on {num_designs} held-out designs"
+    _say(console, "evaluate", f"{what} in {seconds:.1f} s." if computed else f"{what} are there already.")
+
+
+def attribute(
+    model: nn.Module,
+    inputs: Inputs,
+    targets: Tensor,
+    *,
+    run_dir: str | Path,
+    components: str | ComponentIndex = "conv_filters",
+    num_masks: int = 4000,
+    ablation_fraction: float = 0.05,
+    seed: int = 0,
+    output_function: str | Callable[[Any, Tensor], Tensor] = "margin",
+    stages: Sequence[str] = ("ablate", "fit"),
+    baselines: Sequence[str] = (),
+    evaluation: EvaluationConfig | None = None,
+    ablation: AblationConfig | None = None,
+    regression: RegressionConfig | None = None,
+    cluster: ClusterConfig | None = None,
+    console: Console | None = None,
+) -> Run:
+    """Attribute the outputs of any model to its components: the same pipeline as the command line.
+
+    Calling it again with the same arguments continues an interrupted run, or finds all done.
+
+    Args:
+        model: any module; it is not changed.
+        inputs: (num_examples, ...) tensor given to ``model`` as its first argument, or a dict of tensors given by
+            keyword.
+        targets: (num_examples, ...) what the output function compares with; int64 class labels for ``margin``.
+        run_dir: the run directory, created if it is not there.
+        components: a selector name (``coar_dist.components.discovery.SELECTORS``), or a ``ComponentIndex``.
+        num_masks: ablation masks; a later call with more extends the run.
+        ablation_fraction: alpha, the share of components that a mask ablates.
+        seed: of the masks.
+        output_function: a registered name, ``module:function``, or ``(outputs, targets) -> (num_rows,)``.
+        stages: add ``"evaluate"`` and ``"report"`` for correlations on held-out masks.
+        baselines: e.g. ``["leave_one_out"]``.
+        evaluation: held-out masks, ablated only where ``stages`` has ``"evaluate"``; None is the default at
+            ``ablation_fraction``.
+        ablation: forward passes; None is the default.
+        regression: fit; None is the default.
+        cluster: Ray; None starts it on this machine.
+        console: where progress is printed; None is standard output.
+
+    Returns:
+        The run, opened for reading.
+
+    Raises:
+        CoarDistError: naming what is wrong and the way out.
+    """
+    from coar_dist.components.index import ComponentIndex
+    from coar_dist.tasks.outputs import output_function as named_output_function
+    from coar_dist.tasks.task import ExampleSet, Task
+
+    if evaluation is None:
+        fractions = [ablation_fraction] if "evaluate" in stages else []
+        evaluation = EvaluationConfig(ablation_fractions=fractions, seed=seed + 1)
+    is_index = isinstance(components, ComponentIndex)
+    config = Config(
+        stages=list(stages),
+        run=RunConfig(str(run_dir)),
+        components=ComponentsConfig() if is_index else ComponentsConfig(str(components)),
+        design=DesignConfig(num_masks=num_masks, ablation_fraction=ablation_fraction, seed=seed),
+        baselines=list(baselines),
+        evaluation=evaluation,
+        ablation=ablation or AblationConfig(),
+        regression=regression or RegressionConfig(),
+        cluster=cluster or ClusterConfig(),
+    )
+    task = Task(model, ExampleSet(inputs, targets), named_output_function(output_function))
+    run_stages(config, console or Console(), task, components if isinstance(components, ComponentIndex) else None)
+    return Run(RunDirectory.open(run_dir))

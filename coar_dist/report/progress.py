@@ -1,0 +1,65 @@
+"""One progress bar per stage on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_LINE_EVERY_S = 10.0
+
+
+class StageProgress:
+    """Receives how far a stage is, and shows it."""
+
+    def __init__(self, stage: str, total: int, unit: str, console: Console, bar: Progress | None) -> None:
+        self._stage, self._total, self._unit, self._console, self._bar = stage, total, unit, console, bar
+        self._task = None if bar is None else bar.add_task(stage, total=total, rate="", note="")
+        self._started = self._last_line = time.monotonic()
+        self._done = 0
+
+    def update(self, done: int, note: str = "") -> None:
+        """``done`` of the total are done; ``note`` stands behind the rate."""
+        self._done = done
+        now = time.monotonic()
+        rate = f"{self.rate:,.1f} {self._unit}/s"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, rate=rate, note=note)
+        elif now - self._last_line >= _LINE_EVERY_S:
+            self._last_line = now
+            left = (self._total - done) / self.rate if self.rate > 0 else float("inf")
+            self._console.print(
+                f"{self._stage}: {done:,}/{self._total:,} {self._unit}, {rate}, {left:,.0f} s left{note and ', ' + note}"
+            )
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started
+
+    @property
+    def rate(self) -> float:
+        """Units done per second."""
+        return self._done / max(self.seconds, 1e-9)
+
+
+@contextmanager
+def stage_progress(console: Console, stage: str, total: int, unit: str) -> Iterator[StageProgress]:
+    """Show the progress of a stage for the length of a ``with`` block."""
+    if not console.is_terminal:
+        yield StageProgress(stage, total, unit, console, None)
+        return
+    columns = (
+        TextColumn("[bold]{task.description:>9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        yield StageProgress(stage, total, unit, console, bar)

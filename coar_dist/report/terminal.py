@@ -1,0 +1,62 @@
+"""The result of a run as a table in the terminal."""
+
+from __future__ import annotations
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from coar_dist.errors import MissingWorkError
+from coar_dist.store.run_directory import RunDirectory
+from coar_dist.store.tables import EvaluationTable
+
+_LABELS = {"coar": "COAR", "leave_one_out": "Leave-one-out"}
+
+
+def methods_of(run: RunDirectory) -> list[str]:
+    """The attribution methods of a run: COAR and the baselines whose designs it has."""
+    return ["coar", *(name for name, entry in run.designs.items() if entry.role == "baseline")]
+
+
+def report(run: RunDirectory, console: Console) -> None:
+    """Print the mean correlation per method and ablation fraction, and where to look next.
+
+    Raises:
+        MissingWorkError: the run has not been evaluated.
+    """
+    held_out = {name: entry.design for name, entry in run.designs.items() if entry.role == "evaluation"}
+    held_out = dict(sorted(held_out.items(), key=lambda item: -item[1].ablation_fraction))
+    if not held_out:
+        raise MissingWorkError(f"{run.root} has no held-out designs: run the ablate and evaluate stages.")
+    trained_at = run.design("train")
+    table = Table(title="Mean correlation of predicted and true margins on held-out masks", title_justify="left")
+    table.add_column("method")
+    for design in held_out.values():
+        same = design.ablation_fraction == trained_at.ablation_fraction
+        table.add_column(f"alpha = {design.ablation_fraction:g}{' (trained)' if same else ''}", justify="right")
+    num_undefined = 0
+    for method in methods_of(run):
+        cells = []
+        for name in held_out:
+            correlations = EvaluationTable(run, method, name).read()
+            defined = correlations[np.isfinite(correlations)]
+            num_undefined += len(correlations) - len(defined)
+            cells.append(f"{defined.mean():.3f}" if defined.size else "undefined")
+        table.add_row(_LABELS.get(method, method), *cells)
+    examples = run.read_examples()
+    print_ = console.print
+    print_(table)
+    if num_undefined:
+        print_(f"{num_undefined} correlations are undefined (constant margins or predictions) and left out of the means.")
+    known = np.isfinite(examples["label"].astype(np.float64))
+    accuracy = f", accuracy {np.mean(examples['label'] == examples['prediction']):.3f}" if known.all() else ""
+    print_(
+        f"{run.num_examples} examples{accuracy}, {run.components.num_components} components in "
+        f"{len(run.components.groups)} parameters, {trained_at.num_masks} masks for training."
+    )
+    print_(f"Run directory: {run.root}", soft_wrap=True)
+    print_(
+        f"Next: python -c \"import coar_dist; run = coar_dist.open_run('{run.root}'); print(run.weights([0]).argmax())\""
+        f", or query {run.root}/attributions/*.parquet with DuckDB, pandas or Polars.",
+        soft_wrap=True,
+    )

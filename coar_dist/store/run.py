@@ -1,0 +1,119 @@
+"""What a user reads from a finished run: weights, predictions and margins, without a model and without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coar_dist.components.index import ComponentIndex
+from coar_dist.components.masks import check_masks
+from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
+from coar_dist.store.tables import AttributionTable
+
+
+class Run:
+    """A run directory opened for reading.
+
+    Attributes:
+        directory: the run directory with its identity and designs.
+    """
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory = directory
+
+    def __repr__(self) -> str:
+        designs = {name: entry.design.num_masks for name, entry in self.directory.designs.items()}
+        return (
+            f"Run({str(self.directory.root)!r}: {self.directory.num_examples} examples, "
+            f"{self.components.num_components} components, masks {designs})"
+        )
+
+    @property
+    def components(self) -> ComponentIndex:
+        """The component index."""
+        return self.directory.components
+
+    def weights(self, example_ids: Sequence[int] | None = None, method: str = "coar") -> NDArray[np.float32]:
+        """Attribution weights.
+
+        Args:
+            example_ids: which examples, in this order; None for all.
+            method: ``coar``, or a baseline such as ``leave_one_out``.
+
+        Returns:
+            (num_examples, num_components) float32: how much the margin is higher with the component kept.
+
+        Raises:
+            IndexError: an example id is out of range.
+            MissingWorkError: the attributions have not been fitted yet.
+        """
+        return self._attributions(example_ids, method)[0]
+
+    def intercepts(self, example_ids: Sequence[int] | None = None, method: str = "coar") -> NDArray[np.float64]:
+        """Intercepts (num_examples,) float64: the predicted margin with everything ablated."""
+        return self._attributions(example_ids, method)[1]
+
+    def predict(
+        self, masks: NDArray[np.bool_], example_ids: Sequence[int] | None = None, method: str = "coar"
+    ) -> NDArray[np.float64]:
+        """The component model's counterfactual outputs (Shah et al. 2024, equation 2).
+
+        Args:
+            masks: (num_masks, num_components) bool, True = kept.
+            example_ids: which examples; None for all.
+            method: as in ``weights``.
+
+        Returns:
+            (num_masks, num_examples) float64.
+        """
+        check_masks(masks, self.components.num_components)
+        weights, intercepts = self._attributions(example_ids, method)
+        return np.asarray(masks.astype(np.float64) @ weights.T.astype(np.float64) + intercepts)
+
+    def margins(self, design_name: str = TRAIN_DESIGN) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        """Masks (num_masks, num_components) bool and margins (num_masks, num_examples) float32 of a whole design.
+
+        This reads everything into memory; ``directory.margins(name).read`` streams.
+        """
+        store = self.directory.margins(design_name)
+        columns = []
+        for block in store.blocks:
+            masks, margins = next(store.read(block, store.num_masks))
+            columns.append(margins)
+        return masks, np.concatenate(columns, axis=1)
+
+    def _attributions(
+        self, example_ids: Sequence[int] | None, method: str
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        num_examples = self.directory.num_examples
+        ids = np.arange(num_examples) if example_ids is None else np.asarray(example_ids, dtype=np.int64).reshape(-1)
+        outside = ids[(ids < 0) | (ids >= num_examples)]
+        if outside.size:
+            raise IndexError(f"example ids {outside[:10].tolist()} are outside 0..{num_examples - 1}")
+        table = AttributionTable(self.directory, method)
+        weights = np.empty((len(ids), self.components.num_components), dtype=np.float32)
+        intercepts = np.empty(len(ids))
+        for block in self.directory.margins(TRAIN_DESIGN).blocks:
+            rows = np.flatnonzero((ids >= block[0]) & (ids < block[1]))
+            if rows.size:
+                block_weights, block_intercepts = table.read(block)
+                weights[rows] = block_weights[ids[rows] - block[0]]
+                intercepts[rows] = block_intercepts[ids[rows] - block[0]]
+        return weights, intercepts
+
+
+def open_run(run_dir: str | Path) -> Run:
+    """Open a run directory for reading.
+
+    Raises:
+        RunNotFoundError: there is no run in it.
+
+    Example:
+        >>> run = open_run("runs/digits")  # doctest: +SKIP
+        >>> run.weights(example_ids=[3, 5]).shape  # doctest: +SKIP
+        (2, 288)
+    """
+    return Run(RunDirectory.open(run_dir))

@@ -1,0 +1,238 @@
+"""The run directory and its identity: ``run.json``, ``components.parquet``, ``examples.parquet`` and where the rest lies."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from coar_dist.components.index import ComponentIndex
+from coar_dist.designs.design import MaskDesign
+from coar_dist.errors import DamagedFileError, MissingWorkError, RunMismatchError, RunNotFoundError
+from coar_dist.store.margins import MarginStore
+from coar_dist.store.parquet import read_table, write_bytes_atomically, write_table
+
+FORMAT = 1
+TRAIN_DESIGN = "train"
+ROLES = ("train", "baseline", "evaluation")
+
+
+@dataclass(frozen=True)
+class RunDesign:
+    """A mask design of a run and what it is for.
+
+    Attributes:
+        role: ``train`` (attributions are fitted from it), ``baseline`` or ``evaluation`` (held out).
+        design: the masks.
+    """
+
+    role: str
+    design: MaskDesign
+
+
+class RunDirectory:
+    """An open run directory, whose identity has been read (``open``) or checked (``create``)."""
+
+    def __init__(self, root: Path, record: dict[str, Any]) -> None:
+        self.root = root
+        self._record = record
+
+    @classmethod
+    def open(cls, root: str | Path) -> RunDirectory:
+        """Open an existing run directory.
+
+        Raises:
+            RunNotFoundError: there is no run.json.
+            DamagedFileError: run.json cannot be read.
+        """
+        path = Path(root) / "run.json"
+        if not path.is_file():
+            raise RunNotFoundError(
+                f"{root} is not a run directory (it has no run.json). Make one with the ablate stage, or correct run.dir."
+            )
+        try:
+            record = json.loads(path.read_text())
+            found = record["format"]
+            assert isinstance(record["identity"], dict)
+            assert isinstance(record["designs"], dict)
+        except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+            raise DamagedFileError(f"{path} is damaged: {error}. Restore it from a copy, or start a new run.dir.") from error
+        if found != FORMAT:
+            raise RunMismatchError(f"{path} has format {found}, this version reads format {FORMAT}.")
+        return cls(Path(root), record)
+
+    @classmethod
+    def create(
+        cls, root: str | Path, identity: Mapping[str, Any], components: ComponentIndex, num_examples: int
+    ) -> RunDirectory:
+        """Create the run directory, or open it if it is of this identity.
+
+        Args:
+            root: the folder.
+            identity: everything that margins depend on, flat: key -> JSON value. The component index is added here.
+            components: the component index.
+            num_examples: number of examples.
+
+        Raises:
+            RunMismatchError: it belongs to another identity; the message names the first differing keys and values.
+        """
+        root = Path(root)
+        identity = {**identity, "components": components.fingerprint, "num_examples": num_examples}
+        if (root / "run.json").is_file():
+            run = cls.open(root)
+            run._check_identity(identity)
+            return run
+        record: dict[str, Any] = {
+            "format": FORMAT,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "versions": {
+                "python": platform.python_version(),
+                **{name: metadata.version(name) for name in ("coar-dist", "torch", "ray", "numpy", "pyarrow")},
+            },
+            "identity": identity,
+            "designs": {},
+        }
+        run = cls(root, record)
+        columns = {name: pa.array(values) for name, values in components.table().items()}
+        write_table(root / "components.parquet", columns, run._belongs_to("components"))
+        run._save()  # last: run.json says that the rest is there
+        return run
+
+    def _check_identity(self, identity: Mapping[str, Any]) -> None:
+        stored = self._record["identity"]
+        differing = [key for key in {**stored, **identity} if stored.get(key) != identity.get(key)]
+        if differing:
+            lines = "; ".join(
+                f"{key} is {identity.get(key)!r}, but the run was made with {stored.get(key)!r}" for key in differing
+            )
+            raise RunMismatchError(f"{self.root} belongs to another run: {lines}. Use another run.dir, or undo the change.")
+
+    def _save(self) -> None:
+        write_bytes_atomically(self.root / "run.json", json.dumps(self._record, indent=2).encode())
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that the run's margins depend on, except the designs."""
+        return dict(self._record["identity"])
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples."""
+        return int(self._record["identity"]["num_examples"])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the identity."""
+        return fingerprint_of(self.identity)
+
+    @cached_property
+    def components(self) -> ComponentIndex:
+        """The component index, from ``components.parquet``."""
+        table = read_table(self.root / "components.parquet", self._belongs_to("components"))
+        index = ComponentIndex.from_table(table.to_pydict())
+        if index.fingerprint != self.identity["components"]:
+            raise DamagedFileError(f"{self.root / 'components.parquet'} does not belong to this run.")
+        return index
+
+    @property
+    def designs(self) -> dict[str, RunDesign]:
+        """The mask designs by name."""
+        return {
+            name: RunDesign(entry["role"], MaskDesign(**{key: entry[key] for key in entry if key != "role"}))
+            for name, entry in self._record["designs"].items()
+        }
+
+    def design(self, name: str) -> MaskDesign:
+        """The design of that name.
+
+        Raises:
+            MissingWorkError: there is none; the message lists those that are there.
+        """
+        designs = self.designs
+        if name not in designs:
+            raise MissingWorkError(
+                f"{self.root} has no design {name!r}, only {sorted(designs)}. Run the ablate stage for it first."
+            )
+        return designs[name].design
+
+    def set_design(self, name: str, role: str, design: MaskDesign) -> None:
+        """Add a design, or change the number of masks of an existing one.
+
+        Raises:
+            RunMismatchError: the run has another design of that name.
+        """
+        assert role in ROLES
+        existing = self.designs.get(name)
+        if existing is not None:
+            old, new = existing.design.identity(), design.identity()
+            for key in old:
+                if old[key] != new[key]:
+                    option = "design" if role == "train" else role
+                    raise RunMismatchError(
+                        f"{option}.{key} is {new[key]!r}, but design {name!r} of {self.root} was collected with "
+                        f"{old[key]!r}. Use another run.dir, or {option}.{key}={old[key]}."
+                    )
+            if existing.design == design:
+                return
+        self._record["designs"][name] = {"role": role, **asdict(design)}
+        self._save()
+
+    def margins(self, design_name: str) -> MarginStore:
+        """The margin shards of a design."""
+        design = self.design(design_name)
+        return MarginStore(
+            folder=self.root / "margins" / design_name,
+            fingerprint=fingerprint_of({**self.identity, "design": design.identity()}),
+            num_components=design.num_components,
+            num_masks=design.num_masks,
+            num_examples=self.num_examples,
+            examples_per_block=int(self.identity["ablation.examples_per_block"]),
+            dtype=str(self.identity["ablation.margins_dtype"]),
+        )
+
+    def _belongs_to(self, content: str) -> dict[str, Any]:
+        return {"content": content, "run": self.fingerprint}
+
+    def has_examples(self) -> bool:
+        """Whether ``examples.parquet`` has been written."""
+        return (self.root / "examples.parquet").is_file()
+
+    def write_examples(
+        self, labels: NDArray[np.int64] | None, predictions: NDArray[np.int64] | None, margins: NDArray[np.float32]
+    ) -> None:
+        """Write ``examples.parquet``.
+
+        Args:
+            labels: (num_examples,) class labels; None where targets are not classes.
+            predictions: (num_examples,) classes predicted by the unablated model; None likewise.
+            margins: (num_examples,) output function of the unablated model.
+        """
+        nothing = pa.nulls(len(margins), pa.int64())
+        columns = {
+            "example_id": pa.array(np.arange(len(margins))),
+            "label": nothing if labels is None else pa.array(labels),
+            "prediction": nothing if predictions is None else pa.array(predictions),
+            "margin": pa.array(margins),
+        }
+        write_table(self.root / "examples.parquet", columns, self._belongs_to("examples"))
+
+    def read_examples(self) -> dict[str, NDArray[Any]]:
+        """The columns of ``examples.parquet``; labels and predictions are NaN where targets are not classes."""
+        table = read_table(self.root / "examples.parquet", self._belongs_to("examples"))
+        return {name: table[name].to_numpy() for name in table.column_names}
+
+
+def fingerprint_of(identity: Mapping[str, Any]) -> str:
+    """SHA-256 over the canonical JSON of an identity."""
+    return "sha256:" + hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,52 @@
+"""From the config of a task to the task itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from coar_dist.config import ExamplesConfig, ModelConfig, TaskConfig
+from coar_dist.errors import TaskError
+from coar_dist.tasks.examples import EXAMPLES
+from coar_dist.tasks.models import MODELS, load_checkpoint
+from coar_dist.tasks.outputs import output_function
+from coar_dist.tasks.registry import call, resolve
+from coar_dist.tasks.task import ExampleSet, Task
+
+
+def build_model(config: ModelConfig) -> nn.Module:
+    """The model with the weights that its constructor gives."""
+    model = call("task.model.arguments", resolve("task.model.source", config.source, MODELS), config.arguments)
+    if not isinstance(model, nn.Module):
+        raise TaskError(f"task.model.source={config.source!r} gave a {type(model).__name__}, not a torch.nn.Module.")
+    return model
+
+
+def build_examples(config: ExamplesConfig, key: str) -> ExampleSet:
+    """The example set; ``key`` is the config key of ``config``, for messages."""
+    examples = call(f"{key}.arguments", resolve(f"{key}.source", config.source, EXAMPLES), config.arguments)
+    if not isinstance(examples, ExampleSet):
+        raise TaskError(f"{key}.source={config.source!r} gave a {type(examples).__name__}, not an ExampleSet.")
+    return examples
+
+
+def build_task(config: TaskConfig, trained_checkpoint: Path | None) -> Task:
+    """The whole task, its model in eval mode with the checkpoint's weights.
+
+    Args:
+        config: what to load.
+        trained_checkpoint: what the train stage saved; used where ``config.model.checkpoint`` is None.
+
+    Raises:
+        ConfigError, TaskError: naming the key that is wrong.
+    """
+    checkpoint = Path(config.model.checkpoint) if config.model.checkpoint is not None else trained_checkpoint
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # a constructor's random weights are then the same in every run
+        model = build_model(config.model)
+    if checkpoint is not None:
+        load_checkpoint(model, checkpoint)
+    examples = build_examples(config.examples, "task.examples")
+    return Task(model.eval(), examples, output_function(config.output_function))

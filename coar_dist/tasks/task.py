@@ -1,0 +1,125 @@
+"""The contract of a task: everything that names *what* is being explained, on one machine, in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coar_dist.errors import TaskError
+from coar_dist.tasks.outputs import OutputFunction
+
+Inputs = Tensor | dict[str, Tensor]
+"""One tensor, given to the model as its first argument, or several, given by keyword."""
+
+
+@dataclass(frozen=True)
+class ExampleSet:
+    """The examples in their fixed order: example i is row i of every tensor.
+
+    Attributes:
+        inputs: (num_examples, ...) tensor, or a dict of such tensors, given to the model by keyword.
+        targets: (num_examples, ...) tensor that the output function reads; class labels are int64.
+    """
+
+    inputs: Inputs
+    targets: Tensor
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(tensor) for name, tensor in self.tensors()}
+        if len(set(lengths.values())) != 1 or len(self.targets) == 0:
+            raise TaskError(f"inputs and targets must have the same, positive number of rows, but have {lengths}.")
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All tensors by name, the targets last."""
+        if isinstance(self.inputs, dict):
+            yield from sorted(self.inputs.items())
+        else:
+            yield "inputs", self.inputs
+        yield "targets", self.targets
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> ExampleSet:
+        """The example set with ``function`` applied to every tensor."""
+        inputs = self.inputs
+        mapped = {k: function(v) for k, v in inputs.items()} if isinstance(inputs, dict) else function(inputs)
+        return ExampleSet(mapped, function(self.targets))
+
+    def rows(self, start: int, stop: int) -> ExampleSet:
+        """Examples ``start .. stop - 1`` as views."""
+        return self.map(lambda tensor: tensor[start:stop])
+
+    def fingerprint(self) -> str:
+        """SHA-256 over names, dtypes, shapes and bytes of all tensors."""
+        return _fingerprint(self.tensors())
+
+
+@dataclass(frozen=True)
+class Task:
+    """Model, examples and output function."""
+
+    model: nn.Module
+    examples: ExampleSet
+    output_function: OutputFunction
+
+    def identity(self) -> dict[str, str]:
+        """What results depend on: weights, architecture, examples and output function."""
+        architecture = re.sub(r" at 0x[0-9a-f]+", "", repr(self.model))
+        return {
+            "model.weights": _fingerprint(sorted(self.model.state_dict().items())),
+            "model.architecture": "sha256:" + hashlib.sha256(architecture.encode()).hexdigest(),
+            "examples": self.examples.fingerprint(),
+            "output_function": self.output_function.identity(),
+        }
+
+    def check(self) -> None:
+        """Run one example through the model and check that outputs and all targets fit.
+
+        Raises:
+            TaskError: the model fails on the example, the output function does not give one value per example,
+                or a target is outside the classes.
+        """
+        probe = self.examples.rows(0, 1)
+        device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+        was_training = self.model.training
+        try:
+            self.model.eval()
+            with torch.no_grad():
+                on_device = probe.map(lambda tensor: tensor.to(device))
+                outputs = call_model(self.model, on_device.inputs)
+                self.output_function.check(outputs, self.examples.targets)
+                margins = self.output_function(outputs, on_device.targets)
+        except (RuntimeError, TypeError, IndexError) as error:
+            shapes = {name: (tuple(tensor.shape), str(tensor.dtype)) for name, tensor in probe.tensors()}
+            raise TaskError(
+                f"{type(self.model).__name__} with output function {self.output_function.name!r} fails on the "
+                f"first example, whose tensors are {shapes}: {type(error).__name__}: {error}"
+            ) from error
+        finally:
+            self.model.train(was_training)
+        if margins.shape != (1,) or not margins.is_floating_point():
+            raise TaskError(
+                f"output function {self.output_function.name!r} must give one float per example, "
+                f"but gave {margins.dtype} of shape {tuple(margins.shape)} for 1 example."
+            )
+
+
+def call_model(model: Callable[..., Any], inputs: Inputs) -> Any:
+    """The model's raw outputs for ``inputs``."""
+    return model(**inputs) if isinstance(inputs, dict) else model(inputs)
+
+
+def _fingerprint(tensors: Any) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return "sha256:" + digest.hexdigest()
