@@ -14,6 +14,7 @@ from coar_dist.errors import ConfigError
 STAGES = ("train", "ablate", "fit", "evaluate", "report")
 BASELINES = ("leave_one_out",)
 PRECISIONS = ("float32", "bfloat16")
+MODES = ("weights", "rows")
 MARGIN_DTYPES = ("float32", "float16")
 RANDOM_DESIGNS = ("bernoulli", "fixed_size")
 BACKENDS = ("auto", "cuml", "torch", "sklearn")
@@ -105,7 +106,13 @@ class AblationConfig:
     """How the forward passes are run and stored."""
 
     precision: str = "float32"
-    examples_per_forward: int = 512
+    mode: str | None = None
+    """``weights`` (one mask at a time, its weights zeroed) or ``rows`` (every row carries its own mask); None: the
+    faster of the two in a short trial."""
+    rows_per_forward: int | None = None
+    """Rows of one forward pass at most; None: by the same trial. Halved where memory runs out."""
+    compile: bool | None = None
+    """Whether the model is compiled; None: where an actor has enough work for it to pay, and it is faster."""
     masks_per_shard: int = 64
     """Masks in one shard: the unit of work, of failure and of resume."""
     examples_per_block: int = 1024
@@ -207,9 +214,11 @@ def validate(config: Config) -> None:
 
     _require_choice("ablation.precision", ablation.precision, PRECISIONS)
     _require_choice("ablation.margins_dtype", ablation.margins_dtype, MARGIN_DTYPES)
-    for name in ("examples_per_forward", "masks_per_shard", "examples_per_block"):
+    if ablation.mode is not None:
+        _require_choice("ablation.mode", ablation.mode, MODES)
+    for name in ("rows_per_forward", "masks_per_shard", "examples_per_block"):
         value = getattr(ablation, name)
-        _require(value >= 1, f"ablation.{name}", value, "at least 1")
+        _require(value is None or value >= 1, f"ablation.{name}", value, "at least 1")
 
     regression = config.regression
     _require_choice("regression.backend", regression.backend, BACKENDS)

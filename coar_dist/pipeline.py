@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,10 +33,12 @@ from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
 if TYPE_CHECKING:  # stages import what they need when they run: the report needs neither torch nor Ray
     from torch import Tensor, nn
 
+    from coar_dist.ablation.actor import LogLines
     from coar_dist.components.index import ComponentIndex
     from coar_dist.tasks.task import Inputs, Task
 
 
+_log = logging.getLogger(__name__)
 CHECKPOINT = "model.safetensors"
 
 
@@ -111,10 +114,11 @@ def _ablate(
 ) -> None:
     import numpy as np
 
-    from coar_dist.ablation.actor import AblationJob
-    from coar_dist.ablation.driver import DriverCallbacks, UnablatedUnit, WorkUnit, run_units
-    from coar_dist.ablation.engine import Unablated
-    from coar_dist.ablation.schedule import split_ranges
+    from coar_dist.ablation.actor import AblationJob, Start
+    from coar_dist.ablation.calibration import PlanPins
+    from coar_dist.ablation.driver import DriverCallbacks, run_ranges
+    from coar_dist.ablation.engine import EnginePlan
+    from coar_dist.ablation.schedule import MaskRange, split_ranges
     from coar_dist.components.discovery import check_components, discover
     from coar_dist.tasks.build import build_task
 
@@ -137,42 +141,55 @@ def _ablate(
         "ablation.examples_per_block": ablation.examples_per_block,
     }
     run = RunDirectory.create(root, identity, components, len(task.examples))
-    units: list[WorkUnit] = [] if run.has_examples() else [UnablatedUnit()]
+    ranges: list[MaskRange] = []
     for name, (role, design) in designs.items():
         run.set_design(name, role, design)
         store = run.margins(name)
         for reason in store.set_aside_damaged():
             _say(console, "ablate", f"[yellow]{reason}[/yellow]")
-        units += split_ranges(name, store.missing(), ablation.masks_per_shard)
+        ranges += split_ranges(name, store.missing(), ablation.masks_per_shard)
 
     total = sum(design.num_masks for _, design in designs.values())
-    missing = sum(unit.num_masks for unit in units)
-    if not units:
+    missing = sum(masks.num_masks for masks in ranges)
+    if not ranges and run.has_examples():
         _say(console, "ablate", f"all {total:,} masks are there already.")
         return
+    pins = PlanPins(ablation.mode, ablation.rows_per_forward, ablation.compile)
+    plan = EnginePlan(**run.engine_plan) if run.engine_plan is not None and run.has_examples() else None
+    if plan is not None and not pins.allow(plan):
+        plan = None
     targets = task.examples.targets
 
-    def write_examples(unablated: Unablated) -> None:
-        has_classes = unablated.predictions is not None
-        labels = targets.cpu().numpy().astype(np.int64) if has_classes else None
+    def on_start(start: Start) -> None:
+        unablated = start.unablated
+        labels = None if unablated.predictions is None else targets.cpu().numpy().astype(np.int64)
         run.write_examples(labels, unablated.predictions, unablated.margins)
+        run.set_engine_plan(start.plan.to_json())
+        _log.info("engine plan: %s", start.plan)
 
-    job = AblationJob(
-        components=components,
-        designs={name: (design, run.margins(name)) for name, (_, design) in designs.items()},
-        precision=ablation.precision,
-        examples_per_forward=ablation.examples_per_forward,
-        num_threads=config.cluster.cpus_per_actor,
-    )
+    def on_log(lines: LogLines) -> None:
+        for level, text in lines:
+            _log.log(level, text)
+            if level >= logging.WARNING:
+                _say(console, "ablate", f"[yellow]{text}[/yellow]")
+
     with stage_progress(console, "ablate", missing, "masks") as progress:
-        run_units(
+        run_ranges(
             config.cluster,
             task,
-            job,
-            units,
+            AblationJob(
+                components=components,
+                designs={name: (design, run.margins(name)) for name, (_, design) in designs.items()},
+                precision=ablation.precision,
+                num_threads=config.cluster.cpus_per_actor,
+                pins=pins,
+            ),
+            ranges,
+            plan,
             DriverCallbacks(
                 on_progress=lambda done, actors: progress.update(done, f"{actors} actors"),
-                on_unablated=write_examples,
+                on_start=on_start,
+                on_log=on_log,
             ),
         )
         rate, seconds = progress.rate, progress.seconds

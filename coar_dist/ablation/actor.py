@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from coar_dist.ablation.engine import AblationEngine, EngineSettings, Unablated
+from coar_dist.ablation.calibration import PlanPins, choose_plan
+from coar_dist.ablation.engine import AblationEngine, EnginePlan, Unablated
 from coar_dist.ablation.schedule import MaskRange
 from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.design import MaskDesign
@@ -23,39 +25,90 @@ class AblationJob:
     Attributes:
         components: the component index.
         designs: per design name the masks and where their margins go.
-        precision: see ``EngineSettings``.
-        examples_per_forward: see ``EngineSettings``.
+        precision: of the engine.
         num_threads: torch threads of an actor.
+        pins: what the user fixed of the engine plan.
     """
 
     components: ComponentIndex
     designs: Mapping[str, tuple[MaskDesign, MarginStore]]
     precision: str
-    examples_per_forward: int
     num_threads: int
+    pins: PlanPins
+
+
+LogLines = tuple[tuple[int, str], ...]
+"""Level and text of what the engine logged; the driver logs it again where the user sees it."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the first actor finds out for all.
+
+    Attributes:
+        unablated: the unablated model's outputs.
+        plan: the engine plan that every actor is to use.
+        log: what the engine logged.
+    """
+
+    unablated: Unablated
+    plan: EnginePlan
+    log: LogLines
 
 
 class AblationActor:
-    """Runs in a Ray actor process; a plain class, so that it can be tested without Ray."""
+    """Runs in a Ray actor process; a plain class, so that it can be tested without Ray.
+
+    The driver calls ``address``, ``setup``, on one actor ``start`` if the run has no engine plan yet, on all others
+    ``use``, and then ``run`` for every range.
+    """
 
     def address(self) -> str:
-        """Where the actor runs; the driver calls this first, to learn that it has started."""
+        """Where the actor runs; answered as soon as it has started."""
         return socket.gethostname()
 
     def setup(self, task: Task, job: AblationJob) -> None:
         """Build the engine."""
         torch.set_num_threads(job.num_threads)
+        self._log = _LogCollector()
+        logger = logging.getLogger("coar_dist")
+        logger.setLevel(logging.INFO)
+        logger.addHandler(self._log)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        settings = EngineSettings(device, job.precision, job.examples_per_forward)
-        self._engine = AblationEngine(task, job.components, settings)
+        self._engine = AblationEngine(task, job.components, device, job.precision)
         self._job = job
 
-    def unablated(self) -> Unablated:
-        """Margins and predictions of the unablated model."""
-        return self._engine.unablated()
+    def start(self, masks_per_actor: int) -> Start:
+        """Run the unablated model and choose the engine plan for about so many masks."""
+        unablated = self._engine.unablated()
+        plan = choose_plan(self._engine, self._job.pins, masks_per_actor)
+        return Start(unablated, plan, self._log.drain())
 
-    def run(self, masks: MaskRange) -> None:
-        """Compute the margins of a range of masks and write its shard."""
+    def use(self, plan: EnginePlan) -> None:
+        """Take over the plan that another actor chose."""
+        self._engine.use(plan)
+
+    def run(self, masks: MaskRange) -> LogLines:
+        """Compute the margins of a range of masks and write its shard.
+
+        Returns:
+            What the engine logged meanwhile, e.g. that memory ran out.
+        """
         design, store = self._job.designs[masks.design_name]
         rows = design.masks(masks.start, masks.stop)
-        store.write(masks.start, rows, self._engine.margins(rows))
+        margins = self._engine.margins(rows)
+        store.write(masks.start, rows, margins, {"engine": str(self._engine.plan)})
+        return self._log.drain()
+
+
+class _LogCollector(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: list[tuple[int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append((record.levelno, record.getMessage()))
+
+    def drain(self) -> LogLines:
+        lines, self._lines = tuple(self._lines), []
+        return lines

@@ -1,4 +1,4 @@
-"""The ablation driver: hands units of work to Ray actors until every shard is written."""
+"""The ablation driver: hands ranges of masks to Ray actors until every shard is written."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
-from coar_dist.ablation.actor import AblationActor, AblationJob
+from coar_dist.ablation.actor import AblationActor, AblationJob, LogLines, Start
 from coar_dist.ablation.cluster import ActorResources, connect, describe_resources
-from coar_dist.ablation.engine import Unablated
+from coar_dist.ablation.engine import EnginePlan
 from coar_dist.ablation.schedule import MaskRange, Schedule
 from coar_dist.config import ClusterConfig
 from coar_dist.errors import ClusterError, CoarDistError
@@ -22,19 +22,7 @@ from coar_dist.tasks.task import Task
 # Errors of the user's code or input: trying again elsewhere cannot help.
 _USER_ERRORS = (CoarDistError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
 _WAIT_S = 0.5
-
-
-@dataclass(frozen=True)
-class UnablatedUnit:
-    """The forward pass of the unablated model over all examples."""
-
-    num_masks = 0
-
-    def __str__(self) -> str:
-        return "the unablated model's forward pass"
-
-
-WorkUnit = MaskRange | UnablatedUnit
+_ADDRESS, _SETUP, _START, _USE = "address", "setup", "start", "use"
 
 
 @dataclass(frozen=True)
@@ -43,28 +31,43 @@ class DriverCallbacks:
 
     Attributes:
         on_progress: called with (masks done in this call, live actors).
-        on_unablated: called with the unablated model's outputs, if they were asked for.
+        on_start: called once with what the first actor found out, unless a plan was given.
+        on_log: called with what an engine logged.
     """
 
     on_progress: Callable[[int, int], None]
-    on_unablated: Callable[[Unablated], None]
+    on_start: Callable[[Start], None]
+    on_log: Callable[[LogLines], None]
 
 
-def run_units(
-    config: ClusterConfig, task: Task, job: AblationJob, units: Sequence[WorkUnit], callbacks: DriverCallbacks
+def run_ranges(
+    config: ClusterConfig,
+    task: Task,
+    job: AblationJob,
+    ranges: Sequence[MaskRange],
+    plan: EnginePlan | None,
+    callbacks: DriverCallbacks,
 ) -> None:
-    """Run all units on actors of the cluster; returns when every one is done.
+    """Compute all ranges on actors of the cluster; returns when every shard is written.
 
     Actors are replaced when they die. On any error, Ctrl-C included, the actors are stopped and what they finished
     stays.
 
+    Args:
+        config: the cluster.
+        task: what is explained; sent once to every node.
+        job: the same for every actor.
+        ranges: what to compute, in order.
+        plan: the engine plan of the run; None lets the first actor choose one and run the unablated model.
+        callbacks: who is told.
+
     Raises:
         ClusterError: no actor starts within ``config.start_timeout_s``, or actors keep dying.
-        RangeFailedError: one unit failed ``config.max_attempts`` times.
+        RangeFailedError: one range failed ``config.max_attempts`` times.
         CoarDistError, ValueError, ...: the user's model or input is at fault; raised at the first occurrence.
     """
     with connect(config) as resources:
-        _Driver(config, resources, task, job, units, callbacks).run()
+        _Driver(config, resources, task, job, ranges, plan, callbacks).run()
 
 
 class _Driver:
@@ -74,33 +77,38 @@ class _Driver:
         resources: ActorResources,
         task: Task,
         job: AblationJob,
-        units: Sequence[WorkUnit],
+        ranges: Sequence[MaskRange],
+        plan: EnginePlan | None,
         callbacks: DriverCallbacks,
     ) -> None:
         self._config = config
         self._resources = resources
         self._task = ray.put(task)
         self._job = ray.put(job)
-        self._schedule = Schedule(units, config.max_attempts)
+        self._masks_per_actor = -(-sum(masks.num_masks for masks in ranges) // resources.num_actors)
+        self._schedule = Schedule(ranges, config.max_attempts)
+        self._plan = plan
         self._callbacks = callbacks
         self._actor_class = ray.remote(AblationActor).options(  # type: ignore[attr-defined]
             num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_restarts=0
         )
         self._actors: dict[str, ActorHandle[Any]] = {}
+        self._starting: str | None = None  # the actor that chooses the plan
+        self._waiting_for_plan: list[str] = []
         self._live: set[str] = set()
-        self._waiting: dict[Any, tuple[str, WorkUnit | str]] = {}
+        self._in_flight: dict[Any, tuple[str, MaskRange | str]] = {}
         self._num_started = 0
         self._num_masks_done = 0
-        self._last_live = time.monotonic()
+        self._last_sign_of_life = time.monotonic()
 
     def run(self) -> None:
         try:
             for _ in range(self._resources.num_actors):
                 self._start_actor()
-            while not self._schedule.is_done:
-                finished, _ = ray.wait(list(self._waiting), num_returns=1, timeout=_WAIT_S)
+            while self._plan is None or not self._schedule.is_done:
+                finished, _ = ray.wait(list(self._in_flight), num_returns=1, timeout=_WAIT_S)
                 for reference in finished:
-                    self._handle(reference, *self._waiting.pop(reference))
+                    self._handle(reference, *self._in_flight.pop(reference))
                 self._check_alive()
         finally:
             for actor in self._actors.values():
@@ -111,11 +119,12 @@ class _Driver:
         self._num_started += 1
         actor = self._actor_class.remote()
         self._actors[name] = actor
-        self._waiting[actor.address.remote()] = (name, "address")
+        self._in_flight[actor.address.remote()] = (name, _ADDRESS)
 
-    def _handle(self, reference: Any, name: str, work: WorkUnit | str) -> None:
+    def _handle(self, reference: Any, name: str, work: MaskRange | str) -> None:
         if name not in self._actors:
             return  # of an actor that is already known to be gone
+        actor = self._actors[name]
         try:
             result = ray.get(reference)
         except RayActorError as error:
@@ -124,47 +133,60 @@ class _Driver:
         except RayTaskError as error:
             if isinstance(error.cause, _USER_ERRORS):
                 raise error.cause from error
-            if isinstance(work, str):
-                self._replace(name, f"{name} failed in {work}: {error}")
-            else:
-                self._schedule.failed(work, error)
-                self._replace(name, f"{name} failed in {work}: {error}")  # a CUDA error leaves a useless process
+            if isinstance(work, MaskRange):
+                self._schedule.failed(work, name, error)
+            self._replace(name, f"{name} failed in {work}: {error}")  # a CUDA error leaves a useless process
             return
-        if work == "address":
-            self._waiting[self._actors[name].setup.remote(self._task, self._job)] = (name, "setup")
-        elif work == "setup":
+        if work == _ADDRESS:
+            self._in_flight[actor.setup.remote(self._task, self._job)] = (name, _SETUP)
+        elif work == _SETUP:
+            self._waiting_for_plan.append(name)
+        elif work == _START:
+            self._plan = result.plan
+            self._live.add(name)
+            self._callbacks.on_start(result)
+            self._callbacks.on_log(result.log)
+        elif work == _USE:
             self._live.add(name)
         else:
-            assert not isinstance(work, str)
-            self._schedule.done(work)
+            assert isinstance(work, MaskRange)
+            self._schedule.done(work, name)
             self._num_masks_done += work.num_masks
-            if isinstance(work, UnablatedUnit):
-                self._callbacks.on_unablated(result)
-        self._fill()
+            self._callbacks.on_log(result)
+        self._hand_out_work()
         self._callbacks.on_progress(self._num_masks_done, len(self._live))
 
-    def _fill(self) -> None:
+    def _hand_out_work(self) -> None:
+        if self._plan is not None:
+            for name in self._waiting_for_plan:
+                self._in_flight[self._actors[name].use.remote(self._plan)] = (name, _USE)
+            self._waiting_for_plan = []
+        elif self._starting is None and self._waiting_for_plan:
+            self._starting = self._waiting_for_plan.pop(0)
+            self._in_flight[self._actors[self._starting].start.remote(self._masks_per_actor)] = (self._starting, _START)
         for name in sorted(self._live):
             while self._schedule.num_running(name) < self._config.ranges_in_flight:
-                unit = self._schedule.next_for(name, other_actors=len(self._actors) > 1)
-                if unit is None:
+                masks = self._schedule.next_for(name, other_actors=len(self._actors) > 1)
+                if masks is None:
                     break
-                actor = self._actors[name]
-                reference = actor.unablated.remote() if isinstance(unit, UnablatedUnit) else actor.run.remote(unit)
-                self._waiting[reference] = (name, unit)
+                self._in_flight[self._actors[name].run.remote(masks)] = (name, masks)
 
     def _replace(self, name: str, reason: str) -> None:
         ray.kill(self._actors.pop(name))
         self._live.discard(name)
+        if name in self._waiting_for_plan:
+            self._waiting_for_plan.remove(name)
+        if self._starting == name:
+            self._starting = None
         self._schedule.lost(name, reason)
         self._start_actor()
-        self._fill()
+        self._hand_out_work()
 
     def _check_alive(self) -> None:
         now = time.monotonic()
-        if self._live or any(work == "setup" for _, work in self._waiting.values()):
-            self._last_live = now
-        elif now - self._last_live > self._config.start_timeout_s:
+        if self._live or any(work in (_SETUP, _START, _USE) for _, work in self._in_flight.values()):
+            self._last_sign_of_life = now
+        elif now - self._last_sign_of_life > self._config.start_timeout_s:
             raise ClusterError(
                 f"no actor started within cluster.start_timeout_s={self._config.start_timeout_s:g} s: "
                 f"{self._resources} were asked for, and the cluster has {describe_resources()}. Lower "

@@ -1,11 +1,23 @@
-"""The ablation engine: margins of one task under given masks, in one process, on one device."""
+"""The ablation engine: margins of one task under given masks, in one process, on one device.
+
+Two ways that give the same margins:
+
+- ``weights``: one mask at a time; its slices of the weights are zeroed in place, all examples go through.
+- ``rows``: every row of a forward pass is one (mask, example) pair and carries its own gates, so that few examples
+  still fill the device, and nothing is written to the weights.
+
+Both run on a prepared model: BatchNorm folded, channels last, optionally compiled.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,28 +25,39 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from coar_dist.components.discovery import discover
+from coar_dist.ablation.folding import fold_batch_norms
+from coar_dist.components.discovery import check_components, discover
+from coar_dist.components.gates import GatedModel, why_not_gated
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import WeightMasker
 from coar_dist.components.masks import check_masks
-from coar_dist.errors import NonFiniteMarginError
+from coar_dist.errors import ConfigError, NonFiniteMarginError
 from coar_dist.tasks.outputs import logits_of, output_function
 from coar_dist.tasks.task import ExampleSet, Inputs, Task, call_model
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
-class EngineSettings:
-    """How the forward passes are run.
+class EnginePlan:
+    """How the forward passes are run; chosen once per run, so that results do not depend on who computes them.
 
     Attributes:
-        device: a torch device, e.g. ``cpu`` or ``cuda``.
-        precision: ``float32``, or ``bfloat16`` for autocast.
-        examples_per_forward: rows of one forward pass at most.
+        mode: ``weights`` or ``rows``.
+        rows_per_forward: rows of one forward pass at most.
+        compiled: whether the model is compiled.
     """
 
-    device: str = "cpu"
-    precision: str = "float32"
-    examples_per_forward: int = 512
+    mode: str
+    rows_per_forward: int
+    compiled: bool
+
+    def __str__(self) -> str:
+        return f"mode={self.mode}, {self.rows_per_forward} rows per forward, {'compiled' if self.compiled else 'eager'}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As in ``run.json``."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -53,18 +76,86 @@ class Unablated:
 class AblationEngine:
     """Runs a task's model under masks.
 
-    It owns the task's model: it moves it to the device and puts it into eval mode. Weights are changed only within
-    a call of ``margins``, and have their exact bits again after it, whatever happened.
+    It owns the task's model, which it prepares in place. In mode ``weights``, weights are changed only within a call
+    of ``margins``, and have their exact bits again after it, whatever happened.
+
+    Args:
+        task: model, examples, output function.
+        components: the component index.
+        device: a torch device.
+        precision: ``float32``, or ``bfloat16`` for autocast.
+        plan: how to run; ``use`` changes it.
     """
 
-    def __init__(self, task: Task, components: ComponentIndex, settings: EngineSettings) -> None:
-        self._settings = settings
-        self._device = torch.device(settings.device)
-        self._model = task.model.to(self._device).eval()
-        self._examples = task.examples.map(lambda tensor: tensor.to(self._device))
+    def __init__(
+        self, task: Task, components: ComponentIndex, device: str, precision: str, plan: EnginePlan | None = None
+    ) -> None:
+        self.components = components
+        self._device = torch.device(device)
+        self._precision = precision
+        if precision == "float32" and self._device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
+        check_components(task.model, components)
+        self._model = task.model.to(self._device).eval().requires_grad_(False)
+        fold_batch_norms(self._model, components)
+        self._layout = _layout_of(self._model)
+        if self._layout != torch.preserve_format:
+            self._model = self._model.to(memory_format=self._layout)  # type: ignore[call-overload]
+        self._examples = task.examples.map(lambda tensor: _with_layout(tensor.to(self._device), self._layout))
         self._output_function = task.output_function
-        self._components = components
-        self._masker = WeightMasker(self._model, components)
+        self.why_not_gated = why_not_gated(self._model, components)
+        self._masker: WeightMasker | None = None
+        self._gated: GatedModel | None = None
+        self._forward: Callable[..., Any] = self._model
+        self.use(plan or EnginePlan("weights", min(512, self.num_examples), compiled=False))
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples."""
+        return len(self._examples)
+
+    def use(self, plan: EnginePlan) -> None:
+        """Change how the forward passes are run.
+
+        Raises:
+            ConfigError: mode ``rows`` is asked for and the model has components without a gated form.
+        """
+        self.close()
+        self.plan = plan
+        if plan.mode == "weights":
+            self._masker = WeightMasker(self._model, self.components)
+        else:
+            if self.why_not_gated is not None:
+                raise ConfigError(f"ablation.mode='rows' cannot be used: {self.why_not_gated}. Use ablation.mode=weights.")
+            self._gated = GatedModel(self._model, self.components, plan.rows_per_forward, self._device)
+        self._forward = self._compiled() if plan.compiled else self._model
+
+    def close(self) -> None:
+        """Take gates and masks off the model; ``use`` starts again."""
+        if self._gated is not None:
+            self._gated.remove()
+        self._gated = self._masker = None
+        self._forward = self._model
+
+    def _compiled(self) -> Callable[..., Any]:
+        torch._dynamo.reset()
+        compiled = torch.compile(self._model, dynamic=False)
+        try:
+            self._call(compiled, self._trial_batch())
+        except Exception as error:  # the compiler fails in its own ways: no C++ compiler, unsupported code
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            _log.warning("torch.compile failed, the model runs eagerly (ablation.compile=false says so): %s", reason)
+            self.plan = replace(self.plan, compiled=False)
+            return self._model
+        return compiled
+
+    def _row_count(self) -> int:
+        """Rows of every forward pass: fixed in mode ``rows``; in mode ``weights`` the examples are split evenly."""
+        if self.plan.mode == "rows":
+            return self.plan.rows_per_forward
+        num_batches = math.ceil(self.num_examples / self.plan.rows_per_forward)
+        return math.ceil(self.num_examples / num_batches)
 
     def margins(self, masks: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Margins of all examples under every mask.
@@ -75,23 +166,90 @@ class AblationEngine:
         Returns:
             (num_masks, num_examples) float32; not checked for NaN, which the store refuses.
         """
-        check_masks(masks, self._components.num_components)
-        margins = torch.empty(len(masks), len(self._examples), device=self._device)
+        check_masks(masks, self.components.num_components)
+        while True:
+            try:
+                compute = self._margins_by_rows if self._gated is not None else self._margins_by_weights
+                return compute(masks).cpu().numpy()
+            except torch.OutOfMemoryError:
+                if self.plan.rows_per_forward == 1:
+                    raise
+                halved = replace(self.plan, rows_per_forward=self.plan.rows_per_forward // 2)
+                _log.warning("out of memory with %s: going on with %d rows", self.plan, halved.rows_per_forward)
+            torch.cuda.empty_cache()
+            self.use(halved)
+
+    def trial(self) -> float:
+        """Seconds per margin with the current plan: the smallest of a few short measurements after a warm-up."""
+        batch = self._trial_batch()
+        mask = np.arange(self.components.num_components) % 20 != 0
+        times = []
+        for _ in range(4):
+            self._synchronise()
+            started = time.perf_counter()
+            if self._masker is not None:
+                with self._masker.ablated(mask):
+                    masked = time.perf_counter()
+                    self._call(self._forward, batch)
+                    self._synchronise()
+                    forward = time.perf_counter() - masked
+                masking = time.perf_counter() - started - forward
+                times.append(forward / len(batch.targets) + masking / self.num_examples)
+            else:
+                self._call(self._forward, batch)
+                self._synchronise()
+                times.append((time.perf_counter() - started) / len(batch.targets))
+        return min(times[1:])
+
+    def _trial_batch(self) -> ExampleSet:
+        return self._examples.map(lambda tensor: _with_layout(_first_rows(tensor, self._row_count()), self._layout))
+
+    def _synchronise(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def _margins_by_weights(self, masks: NDArray[np.bool_]) -> Tensor:
+        assert self._masker is not None
+        margins = torch.empty(len(masks), self.num_examples, device=self._device)
         for row, mask in enumerate(masks):
             with self._masker.ablated(mask):
                 for start, batch in self._batches():
-                    margins[row, start : start + len(batch)] = self._forward(batch)[1]
-        return margins.cpu().numpy()
+                    margins[row, start : start + len(batch)] = self._padded_call(batch)
+        return margins
+
+    def _padded_call(self, batch: ExampleSet) -> Tensor:
+        """Margins of a batch; a compiled model gets a shorter last batch filled up, so that its shape stays the same."""
+        num_rows = self._row_count()
+        if not self.plan.compiled or len(batch) == num_rows:
+            return self._call(self._forward, batch)[1]
+        full = batch.map(lambda tensor: _with_layout(_first_rows(tensor, num_rows), self._layout))
+        return self._call(self._forward, full)[1][: len(batch)]
+
+    def _margins_by_rows(self, masks: NDArray[np.bool_]) -> Tensor:
+        assert self._gated is not None
+        num_rows, num_examples = self.plan.rows_per_forward, self.num_examples
+        kept = torch.from_numpy(masks).to(self._device, self._gated.gates.dtype)
+        margins = torch.empty(len(masks) * num_examples, device=self._device)
+        for start in range(0, len(margins), num_rows):
+            # The last forward pass is filled up with pairs that are computed twice: its shape stays the same.
+            pairs = torch.arange(start, start + num_rows, device=self._device).clamp(max=len(margins) - 1)
+            torch.index_select(kept, 0, pairs // num_examples, out=self._gated.gates)
+            examples = pairs % num_examples
+            batch = self._examples.map(lambda tensor, rows=examples: tensor.index_select(0, rows))  # type: ignore[misc]
+            values = self._call(self._forward, batch)[1]
+            margins[start : start + num_rows] = values[: len(margins) - start]
+        self._gated.gates.fill_(1.0)
+        return margins.reshape(len(masks), num_examples)
 
     def unablated(self) -> Unablated:
-        """Margins and predictions of the model as it is.
+        """Margins and predictions of the model as it is, in mode ``weights``.
 
         Raises:
             NonFiniteMarginError: a margin is NaN or infinite; the message names examples.
         """
         margins, predictions = [], []
         for _, batch in self._batches():
-            outputs, batch_margins = self._forward(batch)
+            outputs, batch_margins = self._call(self._model, batch)
             margins.append(batch_margins)
             logits = logits_of(outputs) if _has_logits(outputs) else None
             if logits is not None and logits.ndim == 2 and batch.targets.ndim == 1:
@@ -106,18 +264,33 @@ class AblationEngine:
             )
         return Unablated(values, torch.cat(predictions).cpu().numpy() if predictions else None)
 
-    def _batches(self) -> Any:
-        step = self._settings.examples_per_forward
-        for start in range(0, len(self._examples), step):
+    def _batches(self) -> Iterator[tuple[int, ExampleSet]]:
+        step = self._row_count()
+        for start in range(0, self.num_examples, step):
             yield start, self._examples.rows(start, start + step)
 
-    def _forward(self, batch: ExampleSet) -> tuple[Any, Tensor]:
+    def _call(self, model: Callable[..., Any], batch: ExampleSet) -> tuple[Any, Tensor]:
         autocast: AbstractContextManager[Any] = nullcontext()
-        if self._settings.precision != "float32":
-            autocast = torch.autocast(self._device.type, dtype=getattr(torch, self._settings.precision))
+        if self._precision != "float32":
+            autocast = torch.autocast(self._device.type, dtype=getattr(torch, self._precision))
         with torch.no_grad(), autocast:
-            outputs = call_model(self._model, batch.inputs)
+            outputs = call_model(model, batch.inputs)
             return outputs, self._output_function(outputs, batch.targets).float()
+
+
+def _layout_of(model: nn.Module) -> torch.memory_format:
+    """Channels last where there are 2d convolutions: the layout in which they run fastest on CPUs and tensor cores."""
+    has_convolutions = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    return torch.channels_last if has_convolutions else torch.preserve_format
+
+
+def _with_layout(tensor: Tensor, layout: torch.memory_format) -> Tensor:
+    return tensor.contiguous(memory_format=layout) if tensor.ndim == 4 and layout != torch.preserve_format else tensor
+
+
+def _first_rows(tensor: Tensor, num_rows: int) -> Tensor:
+    """The first ``num_rows`` rows, repeated from the start where there are fewer."""
+    return tensor.index_select(0, torch.arange(num_rows, device=tensor.device) % len(tensor))
 
 
 def _has_logits(outputs: Any) -> bool:
@@ -131,18 +304,20 @@ def ablated_outputs(
     inputs: Inputs,
     targets: Tensor,
     output: str | Callable[[Any, Tensor], Tensor] = "margin",
-    settings: EngineSettings | None = None,
+    precision: str = "float32",
+    plan: EnginePlan | None = None,
 ) -> NDArray[np.float32]:
     """Outputs of ``model`` under given masks, here and now: no Ray, no run directory. ``model`` is not touched.
 
     Args:
-        model: any module.
+        model: any module, on the device where it is to run.
         components: a selector name, or the component index that the masks are over.
         masks: (num_masks, num_components) bool, True = kept.
         inputs: (num_examples, ...) tensor, or a dict of tensors given by keyword.
         targets: (num_examples, ...) what the output function compares with, e.g. int64 class labels.
         output: a registered output function, ``module:function``, or a callable ``(outputs, targets) -> (num_rows,)``.
-        settings: device and precision; None is float32 on the model's own device.
+        precision: ``float32``, or ``bfloat16`` for autocast.
+        plan: how to run; None zeroes weights, one mask at a time.
 
     Returns:
         (num_masks, num_examples) float32.
@@ -151,16 +326,13 @@ def ablated_outputs(
         NoComponentsError, ComponentMismatchError, TaskError: something does not fit; the message names it.
 
     Example:
-        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.LazyLinear(3))
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(64, 3))
         >>> images, labels = torch.randn(5, 1, 6, 6), torch.tensor([0, 1, 2, 0, 1])
-        >>> _ = model(images)
         >>> ablated_outputs(model, "conv_filters", np.eye(4) == 0, images, labels).shape
         (4, 5)
     """
     index = components if isinstance(components, ComponentIndex) else discover(model, components)
     task = Task(copy.deepcopy(model), ExampleSet(inputs, targets), output_function(output))
     task.check()
-    if settings is None:
-        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        settings = EngineSettings(device=str(device))
-    return AblationEngine(task, index, settings).margins(masks)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    return AblationEngine(task, index, str(device), precision, plan).margins(masks)

@@ -1,20 +1,19 @@
-"""Which unit of work runs where: a state machine without Ray, so that it can be tested and simulated alone.
+"""Which range of masks runs where: a state machine without Ray, so that it can be tested and simulated alone.
 
-A unit is pending, running on one actor, or done. Units of a lost actor go back to the front; a unit that keeps
+A range is pending, running on one actor, or done. Ranges of a lost actor go back to the front; a range that keeps
 failing stops the run.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 from coar_dist.errors import ClusterError, RangeFailedError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class MaskRange:
     """Masks ``start .. stop - 1`` of a design: what one shard holds."""
 
@@ -43,23 +42,19 @@ def split_ranges(design_name: str, gaps: Iterable[tuple[int, int]], masks_per_sh
     return ranges
 
 
-Unit = TypeVar("Unit", bound=Hashable)
-
-
-class Schedule(Generic[Unit]):
-    """The state of all units.
+class Schedule:
+    """The state of all ranges.
 
     Args:
-        units: what is to be done, in order.
-        max_attempts: failures of one unit after which the run stops.
-        max_losses: actors lost in a row, with no unit done in between, after which the run stops.
+        ranges: what is to be done, in order.
+        max_attempts: failures of one range after which the run stops.
+        max_losses: actors lost in a row, with no range done in between, after which the run stops.
     """
 
-    def __init__(self, units: Iterable[Unit], max_attempts: int, max_losses: int = 10) -> None:
-        self._pending = deque(units)
-        self._running: dict[Unit, str] = {}
-        self._of_actor: dict[str, set[Unit]] = {}
-        self._failed_on: dict[Unit, list[str]] = {}
+    def __init__(self, ranges: Iterable[MaskRange], max_attempts: int, max_losses: int = 10) -> None:
+        self._pending = deque(ranges)
+        self._of_actor: dict[str, set[MaskRange]] = {}
+        self._failed_on: dict[MaskRange, list[str]] = {}
         self._max_attempts = max_attempts
         self._max_losses = max_losses
         self._losses = 0
@@ -67,64 +62,60 @@ class Schedule(Generic[Unit]):
 
     @property
     def is_done(self) -> bool:
-        """Whether every unit is done."""
+        """Whether every range is done."""
         return self._num_left == 0
 
     def num_running(self, actor: str) -> int:
-        """Units in flight on ``actor``."""
+        """Ranges in flight on ``actor``."""
         return len(self._of_actor.get(actor, ()))
 
-    def next_for(self, actor: str, other_actors: bool) -> Unit | None:
-        """Hand a pending unit to ``actor``; None where there is none for it.
+    def next_for(self, actor: str, other_actors: bool) -> MaskRange | None:
+        """Hand a pending range to ``actor``; None where there is none for it.
 
         Args:
             actor: who asks.
-            other_actors: whether there are others; if so, a unit that failed on ``actor`` is left to them.
+            other_actors: whether there are others; if so, a range that failed on ``actor`` is left to them.
         """
-        for position, unit in enumerate(self._pending):
-            if other_actors and actor in self._failed_on.get(unit, ()):
+        for position, masks in enumerate(self._pending):
+            if other_actors and actor in self._failed_on.get(masks, ()):
                 continue
             del self._pending[position]
-            self._running[unit] = actor
-            self._of_actor.setdefault(actor, set()).add(unit)
-            return unit
+            self._of_actor.setdefault(actor, set()).add(masks)
+            return masks
         return None
 
-    def done(self, unit: Unit) -> None:
-        """The unit's result is safe."""
-        self._of_actor[self._running.pop(unit)].remove(unit)
+    def done(self, masks: MaskRange, actor: str) -> None:
+        """The range's shard is safe."""
+        self._of_actor[actor].remove(masks)
         self._num_left -= 1
         self._losses = 0
 
-    def failed(self, unit: Unit, error: BaseException) -> None:
-        """The unit raised; it will be tried again.
+    def failed(self, masks: MaskRange, actor: str, error: BaseException) -> None:
+        """The range raised; it will be tried again.
 
         Raises:
             RangeFailedError: it failed ``max_attempts`` times.
         """
-        actor = self._running.pop(unit)
-        self._of_actor[actor].remove(unit)
-        failed_on = self._failed_on.setdefault(unit, [])
+        self._of_actor[actor].remove(masks)
+        failed_on = self._failed_on.setdefault(masks, [])
         failed_on.append(actor)
         if len(failed_on) >= self._max_attempts:
             raise RangeFailedError(
-                f"{unit} failed {len(failed_on)} times, on {', '.join(failed_on)}. The last error was:\n{error}"
+                f"{masks} failed {len(failed_on)} times, on {', '.join(failed_on)}. The last error was:\n{error}"
             ) from error
-        self._pending.appendleft(unit)
+        self._pending.appendleft(masks)
 
     def lost(self, actor: str, reason: str) -> None:
-        """The actor is gone; its units go back to the front, in order.
+        """The actor is gone; its ranges go back to the front, in order.
 
         Raises:
             ClusterError: too many actors were lost in a row without any progress.
         """
-        units = self._of_actor.pop(actor, set())
-        for unit in units:
-            del self._running[unit]
-        self._pending.extendleft(sorted(units, key=str, reverse=True))
+        ranges = self._of_actor.pop(actor, set())
+        self._pending.extendleft(sorted(ranges, reverse=True))
         self._losses += 1
         if self._losses >= self._max_losses:
             raise ClusterError(
                 f"{self._losses} actors died in a row without finishing anything; the last one: {reason}. "
-                f"Common causes are too little memory (lower ablation.examples_per_forward) and a broken GPU."
+                f"Common causes are too little memory (lower ablation.rows_per_forward) and a broken GPU."
             )

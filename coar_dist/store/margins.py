@@ -8,7 +8,7 @@ record of what is done.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,13 +64,16 @@ class MarginStore:
         """The file of masks ``start .. stop - 1``."""
         return self.folder / f"{start:010d}-{stop:010d}.parquet"
 
-    def write(self, start: int, masks: NDArray[np.bool_], margins: NDArray[np.float32]) -> Path:
+    def write(
+        self, start: int, masks: NDArray[np.bool_], margins: NDArray[np.float32], made_by: Mapping[str, str]
+    ) -> Path:
         """Write the shard of masks ``start .. start + len(masks) - 1``, atomically.
 
         Args:
             start: first mask id.
             masks: (num_masks, num_components) bool.
             margins: (num_masks, num_examples) float32.
+            made_by: how the margins were computed; kept in the file's metadata.
 
         Raises:
             NonFiniteMarginError: a margin is NaN, infinite, or beyond the range of the stored dtype.
@@ -95,7 +98,7 @@ class MarginStore:
         for first, end in self.blocks:
             columns[_column(first)] = matrix_column(stored[:, first:end])
         path = self.path(start, start + len(masks))
-        write_table(path, columns, self._belongs_to(start, start + len(masks)))
+        write_table(path, columns, {**made_by, **self._belongs_to(start, start + len(masks))})
         return path
 
     def _belongs_to(self, start: int, stop: int) -> dict[str, Any]:

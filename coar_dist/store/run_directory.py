@@ -188,6 +188,17 @@ class RunDirectory:
         self._record["designs"][name] = {"role": role, **asdict(design)}
         self._save()
 
+    @property
+    def engine_plan(self) -> dict[str, Any] | None:
+        """How the forward passes are run: chosen once, used by every later actor; not part of the identity."""
+        plan = self._record.get("engine_plan")
+        return None if plan is None else dict(plan)
+
+    def set_engine_plan(self, plan: Mapping[str, Any]) -> None:
+        """Record the engine plan."""
+        self._record["engine_plan"] = dict(plan)
+        self._save()
+
     def margins(self, design_name: str) -> MarginStore:
         """The margin shards of a design."""
         design = self.design(design_name)

@@ -54,14 +54,17 @@ class ResidualBlock(nn.Module):
 
 
 class DigitsResNet(nn.Module):
-    """A residual net for 8x8 grey images; ``width=32`` has 288 convolution filters."""
+    """A residual net for 8x8 grey images, of two stages; width 16 with 2 blocks each has 240 convolution filters."""
 
-    def __init__(self, width: int, num_classes: int) -> None:
+    def __init__(self, width: int, num_blocks: int, num_classes: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(1, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = ResidualBlock(width, width, 1, projection=True)
-        self.layer2 = ResidualBlock(width, 2 * width, 2, projection=True)
+        self.layer1 = nn.Sequential(*[ResidualBlock(width, width, 1, projection=True) for _ in range(num_blocks)])
+        self.layer2 = nn.Sequential(
+            ResidualBlock(width, 2 * width, 2, projection=True),
+            *[ResidualBlock(2 * width, 2 * width, 1, projection=True) for _ in range(num_blocks - 1)],
+        )
         self.linear = nn.Linear(2 * width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -96,9 +99,9 @@ class CifarResNet(nn.Module):
         return self.linear(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]
 
 
-def digits_resnet(width: int = 32, num_classes: int = 10) -> nn.Module:
+def digits_resnet(width: int = 16, num_blocks: int = 2, num_classes: int = 10) -> nn.Module:
     """``DigitsResNet`` with random weights from torch's current generator."""
-    return DigitsResNet(width, num_classes)
+    return DigitsResNet(width, num_blocks, num_classes)
 
 
 def cifar_resnet20(num_classes: int = 10) -> nn.Module:

@@ -1,0 +1,94 @@
+"""The choice of an engine plan by a short trial: how many rows share a forward pass, in which mode, compiled or not."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import torch
+
+from coar_dist.ablation.engine import AblationEngine, EnginePlan
+
+_ROW_COUNTS = (32, 128, 512, 2048, 8192)
+_WORSE = 1.25
+"""A ladder of row counts is left where a step makes a margin so much dearer than the best one."""
+_LONGEST_FORWARD_S = 3.0
+COMPILE_PAYS_AFTER_S = 600.0
+"""Compiling takes half a minute to minutes per actor: it is tried where an actor has more eager work than this."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PlanPins:
+    """What the user fixed of the plan; None is chosen by trial."""
+
+    mode: str | None = None
+    rows_per_forward: int | None = None
+    compiled: bool | None = None
+
+    def allow(self, plan: EnginePlan) -> bool:
+        """Whether ``plan`` has everything that is fixed."""
+        return (
+            self.mode in (None, plan.mode)
+            and self.rows_per_forward in (None, plan.rows_per_forward)
+            and self.compiled in (None, plan.compiled)
+        )
+
+
+def choose_plan(engine: AblationEngine, pins: PlanPins, masks_per_actor: int) -> EnginePlan:
+    """Time short trials and leave the engine on the fastest plan.
+
+    Args:
+        engine: its plan is changed.
+        pins: what is fixed.
+        masks_per_actor: masks that one actor will compute: whether compiling pays depends on it.
+
+    Returns:
+        The plan; the log has the seconds per margin of every trial.
+
+    Raises:
+        ConfigError: mode ``rows`` is fixed and the model has no gated form.
+    """
+    modes = ["weights"] if engine.why_not_gated else ["weights", "rows"]
+    if pins.mode is not None:
+        modes = [pins.mode]
+    elif engine.why_not_gated:
+        _log.info("mode rows is not tried: %s", engine.why_not_gated)
+    eager = {}
+    for mode in modes:
+        eager.update(_ladder(engine, mode, pins))
+    plan = min(eager, key=eager.__getitem__)
+    work_s = eager[plan] * masks_per_actor * engine.num_examples
+    if pins.compiled or (pins.compiled is None and work_s > COMPILE_PAYS_AFTER_S):
+        compiled = {}
+        for mode in modes:
+            best = min((p for p in eager if p.mode == mode), key=eager.__getitem__)
+            engine.use(replace(best, compiled=True))
+            if engine.plan.compiled:
+                compiled[engine.plan] = engine.trial()
+                _log.info("trial %s: %.1f us per margin", engine.plan, compiled[engine.plan] * 1e6)
+        if compiled and (pins.compiled or min(compiled.values()) < eager[plan]):
+            plan = min(compiled, key=compiled.__getitem__)
+    if engine.plan != plan:
+        engine.use(plan)
+    return engine.plan
+
+
+def _ladder(engine: AblationEngine, mode: str, pins: PlanPins) -> dict[EnginePlan, float]:
+    times: dict[EnginePlan, float] = {}
+    for count in [pins.rows_per_forward] if pins.rows_per_forward else _ROW_COUNTS:
+        rows = min(count, engine.num_examples) if mode == "weights" else count
+        plan = EnginePlan(mode, rows, compiled=False)
+        if plan in times:
+            break
+        try:
+            engine.use(plan)
+            times[plan] = engine.trial()
+        except torch.OutOfMemoryError:
+            if not times:
+                raise
+            break
+        _log.info("trial %s: %.1f us per margin", plan, times[plan] * 1e6)
+        if times[plan] > _WORSE * min(times.values()) or times[plan] * rows > _LONGEST_FORWARD_S:
+            break
+    return times
