@@ -10,7 +10,7 @@ import sys
 import warnings
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -75,9 +75,7 @@ def _check_keys(values: Any, schema: Any, prefix: str) -> None:
     kinds = [kind for kind in (schema, *get_args(schema)) if dataclasses.is_dataclass(kind)]
     if not kinds or not isinstance(values, dict):
         return
-    import typing
-
-    hints = typing.get_type_hints(kinds[0])
+    hints = get_type_hints(kinds[0])
     for key, value in values.items():
         if key not in hints:
             raise ConfigError(f"{prefix}{key}: unknown key; {prefix or 'the configuration'} has {', '.join(hints)}.")
@@ -97,12 +95,18 @@ def _check_overrides(config: Config, overrides: list[str]) -> None:
             )
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
 def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
 ) -> None:
+    del filename, lineno, file, line  # the standard library's signature
     if issubclass(category, CoarWarning):
         Console(stderr=True).print(f"[yellow]Warning:[/yellow] {message}", soft_wrap=True, highlight=False)

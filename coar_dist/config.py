@@ -202,7 +202,10 @@ def validate(config: Config) -> None:
         _require(0.0 < fraction < 1.0, key, fraction, "strictly between 0 and 1")
     fractions = evaluation.ablation_fractions
     _require(
-        len(set(fractions)) == len(fractions), "evaluation.ablation_fractions", fractions, "free of repetitions"
+        len(set(fractions)) == len(fractions),
+        "evaluation.ablation_fractions",
+        fractions,
+        "free of repetitions",
     )
     for key, seed in [("design.seed", design.seed), ("evaluation.seed", evaluation.seed)]:
         _require(0 <= seed < 2**64, key, seed, "in 0..2**64-1")
@@ -253,7 +256,12 @@ def validate(config: Config) -> None:
             _require(value >= 1, f"train.{name}", value, "at least 1")
         _require(train.learning_rate > 0.0, "train.learning_rate", train.learning_rate, "positive")
         _require(train.weight_decay >= 0.0, "train.weight_decay", train.weight_decay, "at least 0")
-        _require(0.0 <= train.minimum_accuracy <= 1.0, "train.minimum_accuracy", train.minimum_accuracy, "in [0, 1]")
+        _require(
+            0.0 <= train.minimum_accuracy <= 1.0,
+            "train.minimum_accuracy",
+            train.minimum_accuracy,
+            "in [0, 1]",
+        )
         if config.task.model.checkpoint is not None:
             raise ConfigError(
                 f"task.model.checkpoint={config.task.model.checkpoint!r} and train are both set: the checkpoint "

@@ -106,12 +106,14 @@ def _train(config: Config, train: TrainConfig, checkpoint: Path, console: Consol
         )
         seconds = progress.seconds
     write_bytes_atomically(checkpoint, save(model.state_dict(), metadata={"train": json.dumps(settings)}))
-    _say(console, "train", f"accuracy {accuracy:.4f} after {train.epochs} epochs in {seconds:.1f} s; {checkpoint}")
+    _say(
+        console,
+        "train",
+        f"accuracy {accuracy:.4f} after {train.epochs} epochs in {seconds:.1f} s; {checkpoint}",
+    )
 
 
-def _ablate(
-    config: Config, root: Path, console: Console, task: Task | None, components: ComponentIndex | None
-) -> None:
+def _ablate(config: Config, root: Path, console: Console, task: Task | None, components: ComponentIndex | None) -> None:
     import numpy as np
 
     from coar_dist.ablation.actor import AblationJob, Start

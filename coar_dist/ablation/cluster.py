@@ -72,12 +72,16 @@ def connect(config: ClusterConfig) -> Iterator[ActorResources]:
 
 def describe_resources() -> str:
     """CPUs and GPUs of the connected cluster, in words."""
-    total = ray.cluster_resources()
-    return f"{total.get('CPU', 0):g} CPU and {total.get('GPU', 0):g} GPU on {len(ray.nodes())} nodes"
+    total = _total_resources()
+    return f"{total.get('CPU', 0):g} CPU and {total.get('GPU', 0):g} GPU"
+
+
+def _total_resources() -> dict[str, float]:
+    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
 
 
 def _actor_resources(config: ClusterConfig) -> ActorResources:
-    total = ray.cluster_resources()
+    total = _total_resources()
     gpus_per_actor = config.gpus_per_actor
     if gpus_per_actor is None:
         gpus_per_actor = 1.0 if total.get("GPU", 0.0) > 0 else 0.0
@@ -90,7 +94,7 @@ def _actor_resources(config: ClusterConfig) -> ActorResources:
 
 
 def _check_fixed_cluster(wanted: ActorResources) -> None:
-    total = ray.cluster_resources()
+    total = _total_resources()
     cpus, gpus = wanted.num_actors * wanted.num_cpus, wanted.num_actors * wanted.num_gpus
     if cpus > total.get("CPU", 0.0) or gpus > total.get("GPU", 0.0):
         raise ClusterError(

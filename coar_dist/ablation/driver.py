@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from coar_dist.ablation.actor import AblationActor, AblationJob, LogLines, Start
@@ -89,10 +88,10 @@ class _Driver:
         self._schedule = Schedule(ranges, config.max_attempts)
         self._plan = plan
         self._callbacks = callbacks
-        self._actor_class = ray.remote(AblationActor).options(  # type: ignore[attr-defined]
+        self._actor_class: Any = ray.remote(AblationActor).options(
             num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_restarts=0
         )
-        self._actors: dict[str, ActorHandle[Any]] = {}
+        self._actors: dict[str, Any] = {}
         self._starting: str | None = None  # the actor that chooses the plan
         self._waiting_for_plan: list[str] = []
         self._live: set[str] = set()
@@ -163,7 +162,10 @@ class _Driver:
             self._waiting_for_plan = []
         elif self._starting is None and self._waiting_for_plan:
             self._starting = self._waiting_for_plan.pop(0)
-            self._in_flight[self._actors[self._starting].start.remote(self._masks_per_actor)] = (self._starting, _START)
+            self._in_flight[self._actors[self._starting].start.remote(self._masks_per_actor)] = (
+                self._starting,
+                _START,
+            )
         for name in sorted(self._live):
             while self._schedule.num_running(name) < self._config.ranges_in_flight:
                 masks = self._schedule.next_for(name, other_actors=len(self._actors) > 1)

@@ -88,7 +88,12 @@ class AblationEngine:
     """
 
     def __init__(
-        self, task: Task, components: ComponentIndex, device: str, precision: str, plan: EnginePlan | None = None
+        self,
+        task: Task,
+        components: ComponentIndex,
+        device: str,
+        precision: str,
+        plan: EnginePlan | None = None,
     ) -> None:
         self.components = components
         self._device = torch.device(device)
@@ -127,7 +132,9 @@ class AblationEngine:
             self._masker = WeightMasker(self._model, self.components)
         else:
             if self.why_not_gated is not None:
-                raise ConfigError(f"ablation.mode='rows' cannot be used: {self.why_not_gated}. Use ablation.mode=weights.")
+                raise ConfigError(
+                    f"ablation.mode='rows' cannot be used: {self.why_not_gated}. Use ablation.mode=weights."
+                )
             self._gated = GatedModel(self._model, self.components, plan.rows_per_forward, self._device)
         self._forward = self._compiled() if plan.compiled else self._model
 
@@ -218,7 +225,7 @@ class AblationEngine:
         return margins
 
     def _padded_call(self, batch: ExampleSet) -> Tensor:
-        """Margins of a batch; a compiled model gets a shorter last batch filled up, so that its shape stays the same."""
+        """Margins of a batch; a compiled model gets a shorter last batch filled up: its shape is fixed."""
         num_rows = self._row_count()
         if not self.plan.compiled or len(batch) == num_rows:
             return self._call(self._forward, batch)[1]

@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from coar_dist.components.index import ComponentIndex
 
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _log = logging.getLogger(__name__)
@@ -70,21 +71,26 @@ def fold_batch_norms(model: nn.Module, components: ComponentIndex) -> int:
             setattr(model.get_submodule(parent), name, nn.Identity())
             folded += 1
     if folded < len(norms):
-        _log.info("%d of %d BatchNorms do not follow a convolution of their own and are not folded", len(norms) - folded, len(norms))
+        _log.info(
+            "%d of %d BatchNorms do not follow a convolution of their own and are not folded",
+            len(norms) - folded,
+            len(norms),
+        )
     return folded
 
 
 @torch.no_grad()
-def _fold(conv: nn.Module, norm: nn.Module) -> None:
-    mean, variance = norm.running_mean.double(), norm.running_var.double()  # type: ignore[union-attr, operator]
-    scale = (variance + norm.eps).rsqrt()  # type: ignore[operator]
-    shift = -mean * scale
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()  # type: ignore[operator]
-        shift = norm.bias.double() - mean * scale  # type: ignore[operator, union-attr]
-    weight: nn.Parameter = conv.weight  # type: ignore[assignment]
+def _fold(conv: Convolution, norm: nn.modules.batchnorm._BatchNorm) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.affine:
+        scale = scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale
+    if norm.affine:
+        shift = shift + norm.bias.double()
     if conv.bias is not None:
-        shift = shift + conv.bias.double() * scale  # type: ignore[operator, union-attr]
-    per_filter = scale.reshape(-1, *[1] * (weight.ndim - 1))
-    weight.copy_((weight.double() * per_filter).to(weight.dtype))
-    conv.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=False)
+        shift = shift + conv.bias.double() * scale
+    per_filter = scale.reshape(-1, *[1] * (conv.weight.ndim - 1))
+    conv.weight.copy_((conv.weight.double() * per_filter).to(conv.weight.dtype))
+    conv.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=False)

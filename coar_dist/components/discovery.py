@@ -39,7 +39,7 @@ SELECTORS: dict[str, Selector] = {"conv_filters": conv_filters, "linear_rows": l
 
 def _output_slices(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[ComponentGroup]:
     return [
-        ComponentGroup(f"{name}.weight" if name else "weight", 0, module.weight.shape[0])  # type: ignore[index, arg-type, union-attr]
+        ComponentGroup(f"{name}.weight" if name else "weight", 0, module.get_parameter("weight").shape[0])
         for name, module in model.named_modules()
         if isinstance(module, kinds)
     ]

@@ -87,13 +87,11 @@ class GatedModel:
             bias = module.bias
             if isinstance(bias, nn.Parameter):
                 self._biases.append((module, bias))
-                if is_transposed_linear(module):  # its forward needs a bias
-                    module.bias = nn.Parameter(torch.zeros_like(bias), requires_grad=False)
-                else:
-                    module.bias = None
-                module.register_buffer("component_bias", bias.detach(), persistent=False)
-            else:
-                module.component_bias = None
+                needs_bias = is_transposed_linear(module)  # its forward reads one
+                unbiased = nn.Parameter(torch.zeros_like(bias), requires_grad=False) if needs_bias else None
+                module.register_parameter("bias", unbiased)
+            shift = bias.detach() if isinstance(bias, nn.Parameter) else None
+            module.register_buffer("component_bias", shift, persistent=False)
             self._handles.append(module.register_forward_hook(_output_hook(width, channel_axis)))
 
     def remove(self) -> None:
@@ -101,9 +99,14 @@ class GatedModel:
         for handle in self._handles:
             handle.remove()
         for module, bias in self._biases:
-            module.bias = bias
+            module.register_parameter("bias", bias)
         for module in self.model.modules():
-            for name in ("component_gate_output", "component_gate_input", "component_gate_rows", "component_bias"):
+            for name in (
+                "component_gate_output",
+                "component_gate_input",
+                "component_gate_rows",
+                "component_bias",
+            ):
                 if hasattr(module, name):
                     delattr(module, name)
 
@@ -124,7 +127,8 @@ def _spread(gate: Tensor, width: int, like: Tensor, channel_axis: int) -> Tensor
         gate = gate.repeat_interleave(width, dim=1)
     if like.shape[0] != gate.shape[0]:
         raise RuntimeError(
-            f"a gated layer saw {like.shape[0]} rows in a forward pass of {gate.shape[0]}: its first axis is not the batch"
+            f"a gated layer saw {like.shape[0]} rows in a forward pass of {gate.shape[0]}: its first axis is not the "
+            f"batch axis. Use ablation.mode=weights."
         )
     shape = [gate.shape[0]] + [1] * (like.ndim - 1)
     shape[channel_axis] = gate.shape[1]
@@ -132,13 +136,14 @@ def _spread(gate: Tensor, width: int, like: Tensor, channel_axis: int) -> Tensor
 
 
 def _output_hook(width: int, channel_axis: int) -> Any:
-    def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        result = output * _spread(module.component_gate_output, width, output, channel_axis)
+    def hook(module: Any, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        result: Tensor = output * _spread(module.component_gate_output, width, output, channel_axis)
         if module.component_bias is None:
             return result
         shape = [1] * output.ndim
         shape[channel_axis] = -1
-        return result + module.component_bias.to(output.dtype).reshape(shape)
+        bias: Tensor = module.component_bias.to(output.dtype).reshape(shape)
+        return result + bias
 
     return hook
 
@@ -157,6 +162,7 @@ def _embedding_hook(width: int) -> Any:
         if tokens.ndim < 2 or tokens.shape[0] != module.component_gate_rows.shape[0]:
             raise RuntimeError("a gated embedding saw another number of rows than the forward pass has")
         gate = module.component_gate_rows.gather(1, (tokens // width).reshape(len(tokens), -1)).reshape(tokens.shape)
-        return output * gate.unsqueeze(-1).to(output.dtype)
+        gated: Tensor = output * gate.unsqueeze(-1).to(output.dtype)
+        return gated
 
     return hook

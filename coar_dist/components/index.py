@@ -87,7 +87,15 @@ class ComponentIndex:
     def table(self) -> dict[str, list[Any]]:
         """One column per field, one row per component: the content of ``components.parquet``."""
         rows = [
-            (int(offset) + i, group.parameter, group.axis, i, i * group.block_size, group.block_size, group.module)
+            (
+                int(offset) + i,
+                group.parameter,
+                group.axis,
+                i,
+                i * group.block_size,
+                group.block_size,
+                group.module,
+            )
             for group, offset in zip(self.groups, self.offsets[:-1], strict=True)
             for i in range(group.num_components)
         ]

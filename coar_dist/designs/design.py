@@ -42,9 +42,7 @@ class MaskDesign:
         if self.kind not in RULES:
             raise ConfigError(f"design.kind={self.kind!r}: must be one of {', '.join(RULES)}.")
         if not 0.0 < self.ablation_fraction < 1.0:
-            raise ConfigError(
-                f"ablation_fraction={self.ablation_fraction}: must be strictly between 0 and 1."
-            )
+            raise ConfigError(f"ablation_fraction={self.ablation_fraction}: must be strictly between 0 and 1.")
         if self.kind == "fixed_size" and not 0 < self.num_ablated < self.num_components:
             raise ConfigError(
                 f"ablation_fraction={self.ablation_fraction} of {self.num_components} components rounds to "
@@ -85,7 +83,7 @@ def bernoulli(design: MaskDesign, mask_id: int) -> NDArray[np.bool_]:
 
 
 def fixed_size(design: MaskDesign, mask_id: int) -> NDArray[np.bool_]:
-    """A uniformly random subset of exactly ``round(alpha * num_components)`` components is ablated (the paper's text)."""
+    """A uniformly random subset of ``round(alpha * num_components)`` components is ablated (the paper's text)."""
     order = np.argsort(_raw_words(design, mask_id, design.num_components), kind="stable")
     mask = np.ones(design.num_components, dtype=np.bool_)
     mask[order[: design.num_ablated]] = False

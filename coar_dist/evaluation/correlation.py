@@ -27,7 +27,7 @@ def pearson(
         (num_columns,) float64; NaN where a column of either array is constant, so that the correlation is undefined.
     """
     shift: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
-    sums = np.zeros(0)
+    sums: NDArray[np.float64] = np.zeros((5, 0))
     count = 0
     for first, second in batches:
         a, b = first.astype(np.float64), second.astype(np.float64)
@@ -37,14 +37,14 @@ def pearson(
         a, b = a - shift[0], b - shift[1]
         sums += np.stack([a.sum(0), b.sum(0), (a * a).sum(0), (b * b).sum(0), (a * b).sum(0)])
         count += len(a)
-    sum_a, sum_b, sum_aa, sum_bb, sum_ab = sums
+    sum_a, sum_b, sum_aa, sum_bb, sum_ab = (np.asarray(row) for row in sums)
     variance_a, variance_b = sum_aa - sum_a**2 / count, sum_bb - sum_b**2 / count
     # What is left of a constant column is rounding, far below its summed squares.
     defined = (variance_a > 1e-12 * sum_aa) & (variance_b > 1e-12 * sum_bb)
     correlation = np.full(len(sum_a), np.nan)
     covariance = sum_ab - sum_a * sum_b / count
     correlation[defined] = covariance[defined] / np.sqrt(variance_a[defined] * variance_b[defined])
-    return np.clip(correlation, -1.0, 1.0)
+    return np.asarray(np.clip(correlation, -1.0, 1.0))
 
 
 def evaluate(run: RunDirectory, methods: Iterable[str], on_progress: Callable[[int], None]) -> bool:

@@ -61,7 +61,9 @@ def fit(run: RunDirectory, config: RegressionConfig, on_progress: Callable[[int]
         num_examples = block[1] - block[0]
         if config.regularisation is None:
             low, high = config.penalty_range
-            penalties = choose_penalties(factor, design, margins, penalty_grid(factor, config.num_penalties, (low, high)))
+            penalties = choose_penalties(
+                factor, design, margins, penalty_grid(factor, config.num_penalties, (low, high))
+            )
         else:
             penalties = np.full(num_examples, config.regularisation)
         weights = RIDGE_BACKENDS[backend](factor, design, margins, penalties)

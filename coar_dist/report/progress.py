@@ -31,9 +31,8 @@ class StageProgress:
         elif now - self._last_line >= _LINE_EVERY_S:
             self._last_line = now
             left = (self._total - done) / self.rate if self.rate > 0 else float("inf")
-            self._console.print(
-                f"{self._stage}: {done:,}/{self._total:,} {self._unit}, {rate}, {left:,.0f} s left{note and ', ' + note}"
-            )
+            text = f"{self._stage}: {done:,}/{self._total:,} {self._unit}, {rate}, {left:,.0f} s left"
+            self._console.print(f"{text}, {note}" if note else text, soft_wrap=True, highlight=False)
 
     @property
     def seconds(self) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ class MarginStore:
             raise NonFiniteMarginError(
                 f"the margin of example {example} under mask {start + row} is {margins[row, example]} and is stored as "
                 f"{stored[row, example]} in {self.dtype} ({int((~finite).sum())} such values in masks "
-                f"{start}..{start + len(masks) - 1}). Use ablation.precision=float32 and ablation.margins_dtype=float32, "
+                f"{start}..{start + len(masks) - 1}). Use float32 for ablation.precision and ablation.margins_dtype, "
                 f"or leave out the example."
             )
         columns: dict[str, pa.Array] = {
@@ -114,7 +115,7 @@ class MarginStore:
             return []
         names = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
         found = sorted((int(name[1]), int(name[2])) for name in names if name)
-        for (start, stop), following in zip(found, found[1:], strict=False):
+        for (start, stop), following in pairwise(found):
             if following[0] < stop:
                 raise DamagedFileError(
                     f"shards {self.path(start, stop).name} and {self.path(*following).name} of {self.folder} overlap. "
@@ -211,7 +212,9 @@ class MarginStore:
                 raise DamagedFileError(f"{path} is damaged: its mask ids are not {start}..{stop - 1} in order.")
         except DamagedFileError as error:
             new_name = set_aside(path).name
-            raise DamagedFileError(f"{error} It was set aside as {new_name}; the ablate stage recomputes it.") from error
+            raise DamagedFileError(
+                f"{error} It was set aside as {new_name}; the ablate stage recomputes it."
+            ) from error
         masks = masks_of(table["mask"], self.num_components)
         if block is None:
             return masks, np.empty((len(masks), 0), dtype=np.float32)

@@ -92,7 +92,9 @@ def read_table(path: Path, belongs_to: Mapping[str, Any], columns: Sequence[str]
         raise DamagedFileError(f"{path} is damaged: {_first_line(error)}") from error
     for name in table.column_names if columns is None else columns:
         if name not in table.column_names or _checksum(table[name]) != checksums.get(name):
-            raise DamagedFileError(f"{path} is damaged: column {name!r} does not have the checksum it was written with.")
+            raise DamagedFileError(
+                f"{path} is damaged: column {name!r} does not have the checksum it was written with."
+            )
     return table
 
 
@@ -117,7 +119,7 @@ def matrix_of(column: pa.ChunkedArray) -> NDArray[Any]:
 
 
 def packed_column(masks: NDArray[np.bool_]) -> pa.Array:
-    """(num_masks, num_components) bool as fixed_size_binary: bit i of a row, least significant first, is component i."""
+    """(num_masks, num_components) bool as fixed_size_binary: bit i, least significant first, is component i."""
     packed = np.packbits(masks, axis=1, bitorder="little")
     return pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(packed.shape[1]), len(packed), [None, pa.py_buffer(np.ascontiguousarray(packed))]

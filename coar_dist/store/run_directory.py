@@ -1,4 +1,4 @@
-"""The run directory and its identity: ``run.json``, ``components.parquet``, ``examples.parquet`` and where the rest lies."""
+"""The run directory and its identity: run.json, components.parquet, examples.parquet and where the rest lies."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ class RunDirectory:
         path = Path(root) / "run.json"
         if not path.is_file():
             raise RunNotFoundError(
-                f"{root} is not a run directory (it has no run.json). Make one with the ablate stage, or correct run.dir."
+                f"{root} is not a run directory (it has no run.json). Make one with the ablate stage, or correct "
+                f"run.dir."
             )
         try:
             record = json.loads(path.read_text())
@@ -67,7 +68,9 @@ class RunDirectory:
             assert isinstance(record["identity"], dict)
             assert isinstance(record["designs"], dict)
         except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-            raise DamagedFileError(f"{path} is damaged: {error}. Restore it from a copy, or start a new run.dir.") from error
+            raise DamagedFileError(
+                f"{path} is damaged: {error}. Restore it from a copy, or start a new run.dir."
+            ) from error
         if found != FORMAT:
             raise RunMismatchError(f"{path} has format {found}, this version reads format {FORMAT}.")
         return cls(Path(root), record)
@@ -116,7 +119,9 @@ class RunDirectory:
             lines = "; ".join(
                 f"{key} is {identity.get(key)!r}, but the run was made with {stored.get(key)!r}" for key in differing
             )
-            raise RunMismatchError(f"{self.root} belongs to another run: {lines}. Use another run.dir, or undo the change.")
+            raise RunMismatchError(
+                f"{self.root} belongs to another run: {lines}. Use another run.dir, or undo the change."
+            )
 
     def _save(self) -> None:
         write_bytes_atomically(self.root / "run.json", json.dumps(self._record, indent=2).encode())
@@ -220,7 +225,10 @@ class RunDirectory:
         return (self.root / "examples.parquet").is_file()
 
     def write_examples(
-        self, labels: NDArray[np.int64] | None, predictions: NDArray[np.int64] | None, margins: NDArray[np.float32]
+        self,
+        labels: NDArray[np.int64] | None,
+        predictions: NDArray[np.int64] | None,
+        margins: NDArray[np.float32],
     ) -> None:
         """Write ``examples.parquet``.
 

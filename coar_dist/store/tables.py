@@ -1,4 +1,4 @@
-"""The results of a run: ``attributions/*.parquet`` (one file per method and example block) and ``evaluation/*.parquet``."""
+"""The results of a run: attributions/*.parquet (one file per method and example block) and evaluation/*.parquet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from coar_dist.errors import DamagedFileError, MissingWorkError
-from coar_dist.store.parquet import matrix_column, matrix_of, read_metadata, read_table, set_aside, write_table
+from coar_dist.store.parquet import (
+    matrix_column,
+    matrix_of,
+    read_metadata,
+    read_table,
+    set_aside,
+    write_table,
+)
 from coar_dist.store.run_directory import RunDirectory, fingerprint_of
 
 

@@ -1,4 +1,4 @@
-"""Loaders of example sets. A user's own loader is ``task.examples.source=my_module:load`` and returns an ``ExampleSet``."""
+"""Loaders of example sets. A user's own is ``task.examples.source=my_module:load`` and returns an ``ExampleSet``."""
 
 from __future__ import annotations
 

@@ -37,7 +37,8 @@ class ResidualBlock(nn.Module):
         if stride != 1 or in_channels != out_channels:
             if projection:
                 self.shortcut = nn.Sequential(
-                    nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
+                    nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
+                    nn.BatchNorm2d(out_channels),
                 )
             else:
                 self.num_padded = (out_channels - in_channels) // 2
@@ -109,7 +110,10 @@ def cifar_resnet20(num_classes: int = 10) -> nn.Module:
     return CifarResNet(num_blocks=3, num_classes=num_classes)
 
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"digits_resnet": digits_resnet, "cifar_resnet20": cifar_resnet20}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "digits_resnet": digits_resnet,
+    "cifar_resnet20": cifar_resnet20,
+}
 
 
 def load_checkpoint(model: nn.Module, path: Path) -> None:

@@ -39,6 +39,7 @@ class OutputFunction:
     check: Check
 
     def __call__(self, outputs: Any, targets: Tensor) -> Tensor:
+        """``compute``."""
         return self.compute(outputs, targets)
 
     def identity(self) -> str:

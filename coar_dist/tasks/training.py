@@ -41,7 +41,11 @@ def train_classifier(
         model = build_model()
         steps_per_epoch = -(-len(train) // config.batch_size)
         optimizer = torch.optim.SGD(
-            model.parameters(), config.learning_rate, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
+            model.parameters(),
+            config.learning_rate,
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=config.weight_decay,
         )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, config.learning_rate, total_steps=config.epochs * steps_per_epoch
@@ -49,7 +53,7 @@ def train_classifier(
         model.train()
         for epoch in range(config.epochs):
             total_loss = 0.0
-            for rows in torch.randperm(len(train)).split(config.batch_size):
+            for rows in torch.split(torch.randperm(len(train)), config.batch_size):
                 batch = train.map(lambda tensor, rows=rows: tensor[rows])  # type: ignore[misc]
                 loss = functional.cross_entropy(logits_of(call_model(model, batch.inputs)), batch.targets)
                 optimizer.zero_grad()
