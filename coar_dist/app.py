@@ -27,7 +27,7 @@ _ABLATE_KEYS = ("task", "components", "design", "ablation", "cluster", "baseline
 
 def main() -> None:
     """The command ``coar-dist``."""
-    ConfigStore.instance().store(group="schema", name="run", node=Config, package="_global_")
+    ConfigStore.instance().store(name="schema", node=Config)
     hydra.main(version_base="1.3", config_path=_config_path(), config_name="config")(_run)()
 
 
@@ -63,8 +63,12 @@ def typed_config(hydra_config: DictConfig) -> Config:
     """The composed configuration as dataclasses.
 
     Raises:
-        ConfigError: a key is unknown (Hydra itself lets ``+key=value`` pass).
+        ConfigError: a value that the preset leaves to the user is missing, or a key is unknown (Hydra itself lets
+            ``+key=value`` pass).
     """
+    missing = sorted(OmegaConf.missing_keys(hydra_config))
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} must be set, e.g. {missing[0]}=...")
     _check_keys(OmegaConf.to_container(hydra_config, resolve=True), Config, "")
     config = OmegaConf.to_object(hydra_config)
     assert isinstance(config, Config)

@@ -57,6 +57,10 @@ def run_stages(
         CoarDistError: anything that a user can mend; the message says how. What is finished stays.
     """
     validate(config)
+    if "fit" in config.stages and config.regression.backend == "cuml":
+        from coar_dist.regression.backends import choose_backend
+
+        choose_backend(config.regression.backend)  # refused now, not after hours of ablation
     root = Path(config.run.dir)
     if "train" in config.stages and config.train is not None:
         _train(config, config.train, root / CHECKPOINT, console)

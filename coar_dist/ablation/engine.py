@@ -235,7 +235,7 @@ class AblationEngine:
     def _margins_by_rows(self, masks: NDArray[np.bool_]) -> Tensor:
         assert self._gated is not None
         num_rows, num_examples = self.plan.rows_per_forward, self.num_examples
-        kept = torch.from_numpy(masks).to(self._device, self._gated.gates.dtype)
+        kept = torch.from_numpy(np.ascontiguousarray(masks)).to(self._device, self._gated.gates.dtype)
         margins = torch.empty(len(masks) * num_examples, device=self._device)
         for start in range(0, len(margins), num_rows):
             # The last forward pass is filled up with pairs that are computed twice: its shape stays the same.

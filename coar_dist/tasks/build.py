@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from coar_dist.config import ExamplesConfig, ModelConfig, TaskConfig
-from coar_dist.errors import TaskError
+from coar_dist.errors import ConfigError, TaskError
 from coar_dist.tasks.examples import EXAMPLES
 from coar_dist.tasks.models import MODELS, load_checkpoint
 from coar_dist.tasks.outputs import output_function
@@ -42,6 +42,11 @@ def build_task(config: TaskConfig, trained_checkpoint: Path | None) -> Task:
     Raises:
         ConfigError, TaskError: naming the key that is wrong.
     """
+    if config.model.checkpoint is None and trained_checkpoint is None and config.model.source in MODELS:
+        raise ConfigError(
+            f"task.model.checkpoint must be set: {config.model.source!r} alone has random weights. (Or let the train "
+            f"stage make one: train=...)"
+        )
     checkpoint = Path(config.model.checkpoint) if config.model.checkpoint is not None else trained_checkpoint
     with torch.random.fork_rng():
         torch.manual_seed(0)  # a constructor's random weights are then the same in every run

@@ -5,6 +5,7 @@ A user's own model is ``task.model.source=my_module:build_model`` with ``task.mo
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,5 +131,10 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state)
+    except pickle.UnpicklingError as error:
+        raise TaskError(
+            f"task.model.checkpoint={str(path)!r} is not a plain state dict, and a pickled object could run any code. "
+            f"Save it anew with torch.save(model.state_dict(), path) or as .safetensors."
+        ) from error
     except (SafetensorError, RuntimeError, OSError, ValueError, TypeError, EOFError) as error:
         raise TaskError(f"task.model.checkpoint={str(path)!r} does not fit {type(model).__name__}: {error}") from error

@@ -60,7 +60,7 @@ def train_classifier(
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
-                total_loss += float(loss) * len(rows)
+                total_loss += float(loss.detach()) * len(rows)
             on_epoch(epoch + 1, total_loss / len(train))
     model.eval()
     measured = accuracy(model, test)

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from coar_dist.ablation.calibration import PlanPins, choose_plan
+from coar_dist.ablation.engine import AblationEngine, EnginePlan, ablated_outputs
+from coar_dist.ablation.folding import fold_batch_norms
+from coar_dist.components.discovery import discover
+from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.errors import ConfigError, NonFiniteMarginError
+from coar_dist.tasks.outputs import margin
+from coar_dist.tasks.task import ExampleSet, Task
+from tests.models import random_masks, slow_margins, small_task
+
+TASK = small_task()
+FILTERS = discover(TASK.model, "conv_filters")
+MASKS = random_masks(9, FILTERS.num_components)
+TRUTH = slow_margins(TASK, FILTERS, MASKS)
+
+
+def engine(plan: EnginePlan | None = None, components: ComponentIndex = FILTERS, **changes: Any) -> AblationEngine:
+    return AblationEngine(copy.deepcopy(TASK), components, "cpu", changes.get("precision", "float32"), plan)
+
+
+@pytest.mark.parametrize("mode", ["weights", "rows"])
+@pytest.mark.parametrize("rows", [1, 3, 7, 50])
+def test_margins_are_the_slow_truth_however_they_are_batched(mode: str, rows: int) -> None:
+    margins = engine(EnginePlan(mode, rows, compiled=False)).margins(MASKS)
+    assert margins.dtype == np.float32
+    np.testing.assert_allclose(margins, TRUTH, rtol=1e-4, atol=2e-5)
+    assert TRUTH.std() > 0.1
+
+
+@pytest.mark.parametrize("mode", ["weights", "rows"])
+def test_the_compiled_model_gives_the_same(mode: str) -> None:
+    compiled = engine(EnginePlan(mode, 4, compiled=True))
+    assert compiled.plan.compiled
+    np.testing.assert_allclose(compiled.margins(MASKS), TRUTH, rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(compiled.margins(MASKS[::-1]), TRUTH[::-1], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("mode", ["weights", "rows"])
+def test_bfloat16_correlates(mode: str) -> None:
+    margins = engine(EnginePlan(mode, 7, compiled=False), precision="bfloat16").margins(MASKS)
+    correlations = [np.corrcoef(margins[:, i], TRUTH[:, i])[0, 1] for i in range(TRUTH.shape[1])]
+    assert min(correlations) > 0.99
+    assert np.median(correlations) > 0.999
+    assert not np.array_equal(margins, TRUTH)
+
+
+def test_linear_rows_and_input_columns() -> None:
+    components = ComponentIndex((ComponentGroup("linear.weight", 0, 3), ComponentGroup("conv2.weight", 1, 2, 2)))
+    masks = random_masks(12, 5, alpha=0.4)
+    truth = slow_margins(TASK, components, masks)
+    for mode in ("weights", "rows"):
+        margins = engine(EnginePlan(mode, 4, compiled=False), components).margins(masks)
+        np.testing.assert_allclose(margins, truth, rtol=1e-4, atol=2e-5)
+
+
+def test_out_of_memory_halves_the_rows_and_goes_on(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    small = engine(EnginePlan("rows", 8, compiled=False))
+    forward = small._call
+
+    def limited(model: Any, batch: ExampleSet) -> Any:
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("too many rows")
+        return forward(model, batch)
+
+    monkeypatch.setattr(small, "_call", limited)
+    np.testing.assert_allclose(small.margins(MASKS), TRUTH, rtol=1e-4, atol=2e-5)
+    assert small.plan.rows_per_forward == 2
+    assert "out of memory" in caplog.text
+
+
+def test_batch_norms_are_folded_where_they_may_be() -> None:
+    model = copy.deepcopy(TASK.model)
+    images = TASK.examples.inputs
+    expected = model(images)
+    assert fold_batch_norms(model, FILTERS) == 2
+    assert not [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    torch.testing.assert_close(model(images), expected)
+    with_components = ComponentIndex((ComponentGroup("bn1.weight", 0, 4), ComponentGroup("conv2.bias", 0, 4)))
+    assert fold_batch_norms(copy.deepcopy(TASK.model), with_components) == 0
+    training = copy.deepcopy(TASK.model).train()
+    assert fold_batch_norms(training, FILTERS) == 0
+
+
+class _Untraceable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = copy.deepcopy(TASK.model)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.inner(images) if images.sum() > -1e9 else images
+
+
+def test_models_that_cannot_be_traced_run_unfolded() -> None:
+    task = Task(_Untraceable().eval(), TASK.examples, TASK.output_function)
+    components = discover(task.model, "conv_filters")
+    unfolded = AblationEngine(task, components, "cpu", "float32", EnginePlan("rows", 5, compiled=False))
+    assert any(isinstance(module, nn.BatchNorm2d) for module in task.model.modules())
+    np.testing.assert_allclose(unfolded.margins(MASKS), TRUTH, rtol=1e-4, atol=2e-5)
+
+
+def test_the_unablated_model() -> None:
+    unablated = engine().unablated()
+    with torch.no_grad():
+        logits = TASK.model(TASK.examples.inputs)
+    np.testing.assert_allclose(unablated.margins, margin(logits, TASK.examples.targets), rtol=1e-4, atol=2e-5)
+    np.testing.assert_array_equal(unablated.predictions, logits.argmax(dim=1))
+    broken = ExampleSet(TASK.examples.inputs.clone(), TASK.examples.targets)
+    broken.inputs[3] = float("nan")
+    task = Task(copy.deepcopy(TASK.model), broken, TASK.output_function)
+    with pytest.raises(NonFiniteMarginError, match="margins of 1 examples are not finite: example 3 has nan"):
+        AblationEngine(task, FILTERS, "cpu", "float32").unablated()
+
+
+def test_the_plan_is_chosen_among_what_is_not_pinned() -> None:
+    free = engine()
+    chosen = choose_plan(free, PlanPins(), masks_per_actor=10)
+    assert free.plan == chosen
+    assert not chosen.compiled  # far too little work for it
+    np.testing.assert_allclose(free.margins(MASKS), TRUTH, rtol=1e-4, atol=2e-5)
+    pins = PlanPins("rows", 6, compiled=False)
+    assert choose_plan(engine(), pins, masks_per_actor=10) == EnginePlan("rows", 6, compiled=False)
+    assert pins.allow(EnginePlan("rows", 6, compiled=False))
+    assert not pins.allow(EnginePlan("rows", 7, compiled=False))
+
+
+def test_mode_rows_is_refused_without_a_gated_form() -> None:
+    norms = ComponentIndex((ComponentGroup("bn1.weight", 0, 4),))
+    with pytest.raises(ConfigError, match=r"mode='rows' cannot be used: bn1\.weight.*mode=weights"):
+        engine(EnginePlan("rows", 4, compiled=False), norms)
+    plain = engine(None, norms)
+    assert choose_plan(plain, PlanPins(), masks_per_actor=5).mode == "weights"
+    masks = random_masks(4, 4, alpha=0.5)
+    np.testing.assert_allclose(plain.margins(masks), slow_margins(TASK, norms, masks), rtol=1e-4, atol=2e-5)
+
+
+def test_ablated_outputs_leaves_the_model_alone() -> None:
+    model = copy.deepcopy(TASK.model).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    margins = ablated_outputs(model, "conv_filters", MASKS, TASK.examples.inputs, TASK.examples.targets)
+    np.testing.assert_allclose(margins, TRUTH, rtol=1e-4, atol=2e-5)
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())

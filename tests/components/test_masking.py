@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from coar_dist.components.discovery import discover
+from coar_dist.components.gates import gated, why_not_gated
+from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.masking import WeightMasker
+from coar_dist.components.masks import check_masks
+from coar_dist.errors import ComponentMismatchError
+from tests.models import SmallResNet, randomise
+
+
+def bits(model: nn.Module) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()}
+
+
+def test_masks_zero_their_slices_and_give_the_exact_bits_back() -> None:
+    model = randomise(SmallResNet())
+    components = ComponentIndex((*discover(model, "conv_filters").groups, ComponentGroup("linear.weight", 1, 2, 2)))
+    mask = np.ones(components.num_components, dtype=bool)
+    mask[[1, 12]] = False  # filter 1 of conv1, input features 0..1 of linear
+    before = bits(model)
+    with WeightMasker(model, components).ablated(mask):
+        assert not model.conv1.weight[1].any()
+        assert model.conv1.weight[0].all()
+        assert not model.linear.weight[:, :2].any()
+        assert model.linear.weight[:, 2:].all()
+    assert bits(model) == before
+
+
+def test_bits_come_back_when_the_forward_raises() -> None:
+    model = randomise(SmallResNet())
+    components = discover(model, "conv_filters")
+    before = bits(model)
+    with (
+        pytest.raises(RuntimeError, match="boom"),
+        WeightMasker(model, components).ablated(np.zeros(components.num_components, dtype=bool)),
+    ):
+        raise RuntimeError("boom")
+    assert bits(model) == before
+
+
+def test_gates_leave_nothing_behind() -> None:
+    model = randomise(SmallResNet())
+    components = discover(model, "conv_filters")
+    images = torch.randn(5, 1, 6, 6)
+    before, expected = bits(model), model(images)
+    with pytest.raises(RuntimeError, match="boom"), gated(model, components, 5, torch.device("cpu")) as gates:
+        torch.testing.assert_close(gates.model(images), expected)
+        gates.gates.zero_()
+        assert not torch.allclose(gates.model(images), expected)
+        raise RuntimeError("boom")
+    assert bits(model) == before
+    assert torch.equal(model(images), expected)
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
+    assert not [name for name, _ in model.named_buffers() if "component" in name]
+
+
+def test_models_without_a_gated_form_are_told_apart() -> None:
+    model = randomise(SmallResNet())
+    assert why_not_gated(model, discover(model, "conv_filters")) is None
+    norms = ComponentIndex((ComponentGroup("bn1.weight", 0, 4),))
+    assert "bn1.weight" in str(why_not_gated(model, norms))
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    tied[1].weight = tied[0].weight
+    first = ComponentIndex((ComponentGroup("0.weight", 0, 4),))
+    assert "tied" in str(why_not_gated(tied, first))
+
+
+@pytest.mark.parametrize("masks", [np.ones((2, 3)), np.ones(4, dtype=bool), np.ones((2, 5), dtype=bool), [[True] * 4]])
+def test_masks_of_another_shape_or_dtype_are_refused(masks: object) -> None:
+    with pytest.raises(ComponentMismatchError, match=r"must be a \(num_masks, 4\) bool array"):
+        check_masks(masks, 4)  # type: ignore[arg-type]

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from rich.console import Console
+
+import coar_dist
+from coar_dist.config import EvaluationConfig
+from coar_dist.store.run import Run
+from tests.models import small_task
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device answers"))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One Ray cluster for the whole session, larger than the machine so that scheduling can be tested."""
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+@pytest.fixture(scope="session")
+def small_run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A whole run of the small model: read it, do not change it."""
+    task = small_task()
+    return coar_dist.attribute(
+        task.model,
+        task.examples.inputs,
+        task.examples.targets,
+        run_dir=tmp_path_factory.mktemp("runs") / "small",
+        num_masks=150,
+        ablation_fraction=0.2,
+        stages=("ablate", "fit", "evaluate"),
+        baselines=["leave_one_out"],
+        evaluation=EvaluationConfig(num_masks=40, ablation_fractions=[0.2, 0.1], seed=7),
+        console=Console(file=io.StringIO()),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def repository() -> Path:
+    return Path(__file__).resolve().parent.parent

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from coar_dist.designs.design import RULES, MaskDesign, leave_one_out_design
+from coar_dist.errors import ConfigError
+
+
+def digest(kind: str) -> str:
+    design = MaskDesign(kind, num_components=101, num_masks=50, ablation_fraction=0.1, seed=12345)
+    return hashlib.sha256(np.packbits(design.masks(0, 50))).hexdigest()[:16]
+
+
+def test_masks_are_the_same_for_ever() -> None:
+    """These bits are a promise: stored shards rely on them."""
+    assert digest("bernoulli") == "2d21adab454ce97d"
+    assert digest("fixed_size") == "1cafd0a13e42215b"
+
+
+@pytest.mark.parametrize("kind", sorted(RULES))
+def test_a_mask_is_a_function_of_its_index(kind: str) -> None:
+    whole = MaskDesign(kind, 40, 40, 0.1, seed=3).masks(0, 40)
+    longer = MaskDesign(kind, 40, 1000, 0.1, seed=3)
+    for start, stop in [(7, 8), (20, 40), (0, 5)]:
+        np.testing.assert_array_equal(longer.masks(start, stop), whole[start:stop])
+
+
+def test_seeds_and_indices_give_different_masks() -> None:
+    first = MaskDesign("bernoulli", 64, 10, 0.5, seed=0).masks(0, 10)
+    second = MaskDesign("bernoulli", 64, 10, 0.5, seed=1).masks(0, 10)
+    assert len(np.unique(np.concatenate([first, second]), axis=0)) == 20
+
+
+def test_bernoulli_ablates_each_component_independently() -> None:
+    ablated = ~MaskDesign("bernoulli", 50, 20_000, 0.05, seed=1).masks(0, 20_000)
+    np.testing.assert_allclose(ablated.mean(axis=0), 0.05, atol=6 * np.sqrt(0.05 * 0.95 / 20_000))
+    sizes = ablated.sum(axis=1)
+    assert sizes.var() == pytest.approx(50 * 0.05 * 0.95, rel=0.05)
+    correlation = np.corrcoef(ablated.T) - np.eye(50)
+    assert np.abs(correlation).max() < 6 / np.sqrt(20_000)
+
+
+def test_fixed_size_ablates_exactly_so_many() -> None:
+    design = MaskDesign("fixed_size", 50, 5_000, 0.1, seed=1)
+    ablated = ~design.masks(0, 5_000)
+    assert set(ablated.sum(axis=1)) == {5}
+    np.testing.assert_allclose(ablated.mean(axis=0), 0.1, atol=6 * np.sqrt(0.09 / 5_000))
+
+
+def test_leave_one_out_ablates_one() -> None:
+    np.testing.assert_array_equal(leave_one_out_design(6).masks(0, 6), ~np.eye(6, dtype=bool))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
+def test_fractions_outside_are_refused(fraction: float) -> None:
+    with pytest.raises(ConfigError, match="strictly between 0 and 1"):
+        MaskDesign("bernoulli", 10, 5, fraction, 0)
+
+
+def test_designs_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ConfigError, match="rounds to 0 ablated"):
+        MaskDesign("fixed_size", 4, 5, 0.05, 0)
+    with pytest.raises(ConfigError, match=r"design\.kind='half'.*bernoulli"):
+        MaskDesign("half", 4, 5, 0.05, 0)
+    with pytest.raises(ConfigError, match="at least 2 components"):
+        leave_one_out_design(1)

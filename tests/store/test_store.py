@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.designs.design import MaskDesign
+from coar_dist.errors import (
+    DamagedFileError,
+    MissingWorkError,
+    NonFiniteMarginError,
+    RunMismatchError,
+    RunNotFoundError,
+)
+from coar_dist.store.margins import MarginStore
+from coar_dist.store.parquet import write_bytes_atomically
+from coar_dist.store.run_directory import RunDirectory
+from coar_dist.store.tables import AttributionTable, EvaluationTable
+from tests.models import random_masks
+
+COMPONENTS = ComponentIndex((ComponentGroup("a.weight", 0, 7), ComponentGroup("b.weight", 1, 4, 2)))
+IDENTITY = {"model.weights": "w", "ablation.examples_per_block": 3, "ablation.margins_dtype": "float32"}
+NUM_EXAMPLES = 8
+
+
+def new_run(root: Path, **changes: object) -> RunDirectory:
+    run = RunDirectory.create(root, {**IDENTITY, **changes}, COMPONENTS, NUM_EXAMPLES)
+    run.set_design("train", "train", MaskDesign("bernoulli", 11, 20, 0.2, seed=5))
+    return run
+
+
+def margins_of(num_masks: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(3.0, 2.0, (num_masks, NUM_EXAMPLES)).astype(np.float32)
+
+
+def fill(store: MarginStore, cuts: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    masks, margins = random_masks(20, 11), margins_of(20)
+    for start, stop in zip(cuts, cuts[1:], strict=False):
+        store.write(start, masks[start:stop], margins[start:stop], {})
+    return masks, margins
+
+
+def read_all(store: MarginStore, masks_per_batch: int = 100) -> tuple[np.ndarray, np.ndarray]:
+    columns = []
+    for block in store.blocks:
+        batches = list(store.read(block, masks_per_batch))
+        masks = np.concatenate([batch for batch, _ in batches])
+        columns.append(np.concatenate([batch for _, batch in batches]))
+    return masks, np.concatenate(columns, axis=1)
+
+
+def test_margins_come_back_however_shards_are_cut(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    store = run.margins("train")
+    masks, margins = fill(store, [0, 3, 10, 11, 20])
+    assert store.blocks == [(0, 3), (3, 6), (6, 8)]
+    for size in (1, 4, 7, 100):
+        batches = [len(batch) for batch, _ in store.read(None, size)]
+        assert batches == [size] * (20 // size) + ([20 % size] if 20 % size else [])
+        stored_masks, stored_margins = read_all(store, size)
+        np.testing.assert_array_equal(stored_masks, masks)
+        np.testing.assert_array_equal(stored_margins, margins)
+
+
+def test_the_schema_is_a_contract(tmp_path: Path) -> None:
+    store = new_run(tmp_path).margins("train")
+    fill(store, [0, 20])
+    schema = pq.read_schema(tmp_path / "margins" / "train" / "0000000000-0000000020.parquet")
+    assert {field.name: str(field.type) for field in schema} == {
+        "mask_id": "int64",
+        "mask": "fixed_size_binary[2]",
+        "margins_0": "fixed_size_list<element: float>[3]",
+        "margins_3": "fixed_size_list<element: float>[3]",
+        "margins_6": "fixed_size_list<element: float>[2]",
+    }
+
+
+def test_missing_ranges_are_named_and_more_masks_extend_the_run(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    store = run.margins("train")
+    fill(store, [0, 4, 8])
+    assert store.missing() == [(8, 20)]
+    store.write(12, random_masks(4, 11), margins_of(4), {})
+    assert store.missing() == [(8, 12), (16, 20)]
+    with pytest.raises(MissingWorkError, match=r"lacks 8 of 20 masks: 8\.\.11, 16\.\.19"):
+        next(store.read(None, 5))
+    run.set_design("train", "train", MaskDesign("bernoulli", 11, 30, 0.2, seed=5))
+    assert run.margins("train").missing() == [(8, 12), (16, 30)]
+    run.set_design("train", "train", MaskDesign("bernoulli", 11, 6, 0.2, seed=5))
+    shorter = RunDirectory.open(tmp_path).margins("train")
+    assert len(next(shorter.read(None, 100))[0]) == 6
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
+def test_margins_that_cannot_be_stored_are_refused(tmp_path: Path, value: float) -> None:
+    store = new_run(tmp_path, **{"ablation.margins_dtype": "float16"}).margins("train")
+    margins = margins_of(4)
+    margins[2, 5] = value
+    with pytest.raises(NonFiniteMarginError, match="margin of example 5 under mask 10"):
+        store.write(8, random_masks(4, 11), margins, {})
+    assert store.missing() == [(0, 20)]
+    margins[2, 5] = 1.0
+    store.write(8, random_masks(4, 11), margins, {})
+    assert store.ranges() == [(8, 12)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(position=st.floats(0, 1, exclude_max=True), damage=st.sampled_from(["flip", "truncate"]), bit=st.integers(0, 7))
+def test_a_damaged_shard_is_never_used(
+    tmp_path_factory: pytest.TempPathFactory, position: float, damage: str, bit: int
+) -> None:
+    store = new_run(tmp_path_factory.mktemp("run")).margins("train")
+    masks, margins = fill(store, [0, 10, 20])
+    path = store.path(10, 20)
+    content = bytearray(path.read_bytes())
+    offset = int(position * len(content))
+    content[offset] ^= 1 << bit
+    path.write_bytes(content if damage == "flip" else content[:offset])
+    reasons = store.set_aside_damaged()
+    if not reasons:
+        try:
+            stored = read_all(store)
+        except DamagedFileError as error:
+            assert "set aside as" in str(error)
+        else:  # the flipped bit means nothing to the reader
+            np.testing.assert_array_equal(stored[0], masks)
+            np.testing.assert_array_equal(stored[1], margins)
+            return
+    assert not path.exists()
+    assert path.with_name(f"{path.name}.damaged").exists()
+    assert store.missing() == [(10, 20)]
+    store.write(10, masks[10:], margins[10:], {})
+    np.testing.assert_array_equal(read_all(store)[1], margins)
+
+
+def test_shards_of_another_run_or_design_are_set_aside(tmp_path: Path) -> None:
+    store = new_run(tmp_path / "a").margins("train")
+    other = new_run(tmp_path / "b", **{"model.weights": "other"}).margins("train")
+    fill(store, [0, 10, 20])
+    fill(other, [0, 10, 20])
+    store.path(0, 10).write_bytes(other.path(0, 10).read_bytes())
+    store.path(10, 20).write_bytes(store.path(0, 10).read_bytes())
+    reasons = store.set_aside_damaged()
+    assert len(reasons) == 2
+    assert "belongs to something else: its design differ" in reasons[0]
+    assert store.missing() == [(0, 20)]
+
+
+def test_overlapping_shards_are_refused(tmp_path: Path) -> None:
+    store = new_run(tmp_path).margins("train")
+    fill(store, [0, 10, 20])
+    store.write(8, random_masks(4, 11), margins_of(4), {})
+    with pytest.raises(DamagedFileError, match=r"0000000000-0000000010.*and 0000000008-0000000012.*overlap"):
+        store.missing()
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        write_bytes_atomically(tmp_path / "file", b"content")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_identity_is_refused_with_both_values(tmp_path: Path) -> None:
+    new_run(tmp_path)
+    new_run(tmp_path)
+    with pytest.raises(RunMismatchError, match=r"model\.weights is 'x', but the run was made with 'w'.*run\.dir"):
+        new_run(tmp_path, **{"model.weights": "x"})
+    with pytest.raises(RunMismatchError, match=r"num_examples is 9.*with 8"):
+        RunDirectory.create(tmp_path, IDENTITY, COMPONENTS, 9)
+    with pytest.raises(RunMismatchError, match="components is"):
+        RunDirectory.create(tmp_path, IDENTITY, ComponentIndex(COMPONENTS.groups[:1]), NUM_EXAMPLES)
+    run = RunDirectory.open(tmp_path)
+    with pytest.raises(RunMismatchError, match=r"design\.seed is 6.*collected with 5.*design\.seed=5"):
+        run.set_design("train", "train", MaskDesign("bernoulli", 11, 20, 0.2, seed=6))
+
+
+def test_run_json_and_components_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(RunNotFoundError, match=r"no run\.json"):
+        RunDirectory.open(tmp_path / "nothing")
+    new_run(tmp_path)
+    assert RunDirectory.open(tmp_path).components == COMPONENTS
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert set(record) == {"format", "created", "versions", "identity", "designs"}
+    new_run(tmp_path.with_name("other"), **{"model.weights": "x"})
+    other = (tmp_path.with_name("other") / "components.parquet").read_bytes()
+    (tmp_path / "components.parquet").write_bytes(other)
+    with pytest.raises(DamagedFileError, match="does not belong here"):
+        _ = RunDirectory.open(tmp_path).components
+    (tmp_path / "run.json").write_text('{"format": 1')
+    with pytest.raises(DamagedFileError, match=r"run\.json is damaged"):
+        RunDirectory.open(tmp_path)
+
+
+def test_attribution_tables(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    table = AttributionTable(run, "coar")
+    blocks = run.margins("train").blocks
+    weights = np.random.default_rng(0).normal(size=(8, 11)).astype(np.float32)
+    for first, end in blocks:
+        assert not table.is_complete({"a": 1}, blocks)
+        rows = slice(first, end)
+        table.write((first, end), {"a": 1}, weights[rows], weights[rows, 0].astype(float), np.full(end - first, np.nan))
+    assert table.is_complete({"a": 1}, blocks)
+    assert not table.is_complete({"a": 2}, blocks)
+    np.testing.assert_array_equal(table.read((3, 6))[0], weights[3:6])
+    whole = pq.read_table(tmp_path / "attributions")
+    assert whole["example_id"].to_pylist() == list(range(8))
+    assert whole["regularisation"].null_count == 8
+    content = bytearray(table.path((3, 6)).read_bytes())
+    content[len(content) // 4] ^= 4
+    table.path((3, 6)).write_bytes(content)
+    with pytest.raises(DamagedFileError, match=r"set aside as .*fit stage"):
+        table.read((3, 6))
+    with pytest.raises(MissingWorkError, match="run the fit stage"):
+        table.read((3, 6))
+    with pytest.raises(MissingWorkError, match="lack coar.00000003-00000006"):
+        table.settings_fingerprint(blocks)
+
+
+def test_evaluation_tables_keep_undefined_as_null(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    run.set_design("evaluation_0.1", "evaluation", MaskDesign("bernoulli", 11, 5, 0.1, seed=1))
+    table = EvaluationTable(run, "coar", "evaluation_0.1")
+    with pytest.raises(MissingWorkError, match="run the evaluate stage"):
+        table.read()
+    values = np.array([0.5, np.nan, 1.0, 0, 0, 0, 0, -1.0])
+    table.write({"s": 1}, values)
+    np.testing.assert_array_equal(table.read(), values)
+    stored = pq.read_table(table.path)
+    assert stored["correlation"].null_count == 1
+    assert stored["ablation_fraction"].to_pylist() == [0.1] * 8

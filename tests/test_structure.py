@@ -1,0 +1,75 @@
+"""The tree keeps its shape: imports run one way, and each big dependency has one owner."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import coar_dist
+
+PACKAGE = Path(coar_dist.__file__).parent
+TIERS = [
+    {"errors", "config"},
+    {"components", "designs", "store"},
+    {"tasks", "regression"},
+    {"ablation", "baselines"},
+    {"evaluation", "editing"},
+    {"report"},
+    {"pipeline", "app", "__init__", "__main__"},
+]
+OWNERS = {
+    "ray": {"ablation/actor.py", "ablation/driver.py", "ablation/cluster.py"},
+    "hydra": {"app.py", "config.py"},
+    "omegaconf": {"app.py", "config.py"},
+    "pyarrow": {"store/*"},
+    "cuml": {"regression/backends.py"},
+    "cupy": {"regression/backends.py"},
+    "captum": {"baselines/*"},
+    "matplotlib": {"report/*"},
+    "sklearn": {"regression/backends.py", "tasks/examples.py"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names.add(node.module or "")
+    return names
+
+
+def tier_of(part: str) -> int:
+    return next(tier for tier, parts in enumerate(TIERS) if part in parts)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path: Path) -> None:
+    relative = path.relative_to(PACKAGE)
+    own_tier = tier_of(relative.parts[0].removesuffix(".py"))
+    for name in imported(path):
+        if name.startswith("coar_dist."):
+            part = name.split(".")[1]
+            assert tier_of(part) <= own_tier, f"{relative} imports {name}, which is above it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_big_dependencies_have_one_owner(path: Path) -> None:
+    relative = path.relative_to(PACKAGE)
+    for name in imported(path):
+        owners = OWNERS.get(name.split(".")[0])
+        if owners is not None:
+            allowed = {str(relative), f"{relative.parts[0]}/*"}
+            assert allowed & owners, f"{relative} imports {name}, which belongs to {sorted(owners)}"
+
+
+def test_every_package_is_installed(repository: Path) -> None:
+    declared = (repository / "pyproject.toml").read_text()
+    for folder in PACKAGE.iterdir():
+        if (folder / "__init__.py").is_file():
+            assert f'"coar_dist.{folder.name}"' in declared
