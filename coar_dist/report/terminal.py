@@ -47,7 +47,7 @@ def report(run: RunDirectory, console: Console) -> None:
     print_ = console.print
     print_(table)
     if num_undefined:
-        print_(f"{num_undefined} correlations are undefined (constant margins or predictions): not in the means.")
+        print_(f"{num_undefined} correlations are undefined (constant margins or predictions): not averaged.")
     known = np.isfinite(examples["label"].astype(np.float64))
     accuracy = f", accuracy {np.mean(examples['label'] == examples['prediction']):.3f}" if known.all() else ""
     print_(

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 from torch import Tensor, nn
 
@@ -77,7 +76,6 @@ def test_all_ranges_are_computed_and_the_plan_is_chosen_once(tmp_path: Path) -> 
     masks, margins = next(store.read((0, 7), 100))
     components = discover(task.model, "conv_filters")
     np.testing.assert_allclose(margins, slow_margins(task, components, masks), rtol=1e-4, atol=2e-5)
-    assert not [actor for actor in ray.util.list_named_actors()]
 
 
 def test_a_killed_actor_is_replaced_and_nothing_is_lost(tmp_path: Path) -> None:

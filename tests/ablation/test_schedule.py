@@ -69,5 +69,5 @@ def test_losses_without_progress_stop_the_run_and_progress_resets_them() -> None
     schedule.done(masks, "a")
     schedule.lost("a", "killed")
     schedule.lost("b", "killed")
-    with pytest.raises(ClusterError, match="3 actors died in a row.*out of memory"):
+    with pytest.raises(ClusterError, match=r"3 actors died in a row.*out of memory"):
         schedule.lost("c", "out of memory")
