@@ -45,7 +45,7 @@ def test_from_nothing_to_a_report_killed_half_way_and_again(tmp_path: Path) -> N
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors
     assert "Interrupted. What is finished is kept" in errors
     done = {path.name: path.stat().st_mtime_ns for path in shards.glob("0*.parquet")}

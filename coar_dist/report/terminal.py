@@ -56,7 +56,7 @@ def report(run: RunDirectory, console: Console) -> None:
     )
     print_(f"Run directory: {run.root}", soft_wrap=True)
     print_(
-        f"Next: python -c \"import coar_dist; run = coar_dist.open_run('{run.root}'); print(run.weights([0]).argmax())\""
+        f"Next: python -c \"import coar_dist; run = coar_dist.open_run('{run.root}'); print(run.weights([0]))\""
         f", or query {run.root}/attributions/*.parquet with DuckDB, pandas or Polars.",
         soft_wrap=True,
     )

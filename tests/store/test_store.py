@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def margins_of(num_masks: int, seed: int = 0) -> np.ndarray:
 
 def fill(store: MarginStore, cuts: list[int]) -> tuple[np.ndarray, np.ndarray]:
     masks, margins = random_masks(20, 11), margins_of(20)
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in pairwise(cuts):
         store.write(start, masks[start:stop], margins[start:stop], {})
     return masks, margins
 
@@ -53,6 +54,13 @@ def read_all(store: MarginStore, masks_per_batch: int = 100) -> tuple[np.ndarray
         masks = np.concatenate([batch for batch, _ in batches])
         columns.append(np.concatenate([batch for _, batch in batches]))
     return masks, np.concatenate(columns, axis=1)
+
+
+def read_or_none(store: MarginStore) -> tuple[np.ndarray, np.ndarray] | None:
+    try:
+        return read_all(store)
+    except DamagedFileError:
+        return None
 
 
 def test_margins_come_back_however_shards_are_cut(tmp_path: Path) -> None:
@@ -124,11 +132,8 @@ def test_a_damaged_shard_is_never_used(
     path.write_bytes(content if damage == "flip" else content[:offset])
     reasons = store.set_aside_damaged()
     if not reasons:
-        try:
-            stored = read_all(store)
-        except DamagedFileError as error:
-            assert "set aside as" in str(error)
-        else:  # the flipped bit means nothing to the reader
+        stored = read_or_none(store)
+        if stored is not None:  # the flipped bit means nothing to the reader
             np.testing.assert_array_equal(stored[0], masks)
             np.testing.assert_array_equal(stored[1], margins)
             return
@@ -223,7 +228,7 @@ def test_attribution_tables(tmp_path: Path) -> None:
         table.read((3, 6))
     with pytest.raises(MissingWorkError, match="run the fit stage"):
         table.read((3, 6))
-    with pytest.raises(MissingWorkError, match="lack coar.00000003-00000006"):
+    with pytest.raises(MissingWorkError, match=r"lack coar\.00000003-00000006"):
         table.settings_fingerprint(blocks)
 
 
