@@ -71,10 +71,23 @@ class TrainConfig:
 
 
 @dataclass
+class ComponentRule:
+    """Components of a user's own: slices of every parameter whose name matches."""
+
+    parameter: str = ""
+    """Shell pattern of parameter names, e.g. ``*.attn.qkv.weight``."""
+    axis: int = 0
+    block_size: int = 1
+    """Indices per component, e.g. the head size."""
+
+
+@dataclass
 class ComponentsConfig:
     """Which parts of the model are ablated."""
 
     selector: str = "conv_filters"
+    """A key of ``coar_dist.components.discovery.SELECTORS``, or ``rules``."""
+    rules: list[ComponentRule] = field(default_factory=list)
     include: list[str] = field(default_factory=lambda: ["*"])
     """Shell patterns of parameter names; a group is taken if any of them matches."""
     exclude: list[str] = field(default_factory=list)
@@ -215,6 +228,15 @@ def validate(config: Config) -> None:
             f"so the correlation would be in-sample. Use another evaluation.seed."
         )
 
+    components = config.components
+    if (components.selector == "rules") != bool(components.rules):
+        raise ConfigError(
+            f"components.rules={components.rules} and components.selector={components.selector!r}: rules are used by "
+            f"the selector 'rules', which needs at least one."
+        )
+    for rule in components.rules:
+        _require(rule.block_size >= 1, "components.rules.block_size", rule.block_size, "at least 1")
+        _require(rule.axis >= 0, "components.rules.axis", rule.axis, "at least 0")
     _require_choice("ablation.precision", ablation.precision, PRECISIONS)
     _require_choice("ablation.margins_dtype", ablation.margins_dtype, MARGIN_DTYPES)
     if ablation.mode is not None:

@@ -135,7 +135,7 @@ def _ablate(config: Config, root: Path, console: Console, task: Task | None, com
         task = build_task(config.task, trained)
     if components is None:
         chosen = config.components
-        components = discover(task.model, chosen.selector, chosen.include, chosen.exclude)
+        components = discover(task.model, chosen.selector, chosen.include, chosen.exclude, chosen.rules)
     check_components(task.model, components)
     designs = _designs(config, components.num_components)
     task.check()

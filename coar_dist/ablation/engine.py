@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coar_dist.ablation.folding import fold_batch_norms
+from coar_dist.ablation.prefix import Cut, PrefixCuts
 from coar_dist.components.discovery import check_components, discover
-from coar_dist.components.gates import GatedModel, why_not_gated
+from coar_dist.components.gates import GatedModel, gated, why_not_gated
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import WeightMasker
 from coar_dist.components.masks import check_masks
@@ -109,10 +110,11 @@ class AblationEngine:
             self._model = self._model.to(memory_format=self._layout)  # type: ignore[call-overload]
         self._examples = task.examples.map(lambda tensor: _with_layout(tensor.to(self._device), self._layout))
         self._output_function = task.output_function
-        self.why_not_gated = why_not_gated(self._model, components)
+        self._cuts = PrefixCuts(self._model, components, self._filled(self._examples, 2).inputs)
         self._masker: WeightMasker | None = None
         self._gated: GatedModel | None = None
         self._forward: Callable[..., Any] = self._model
+        self.why_not_gated = why_not_gated(self._model, components) or self._gates_differ()
         self.use(plan or EnginePlan("weights", min(512, self.num_examples), compiled=False))
 
     @property
@@ -145,11 +147,36 @@ class AblationEngine:
         self._gated = self._masker = None
         self._forward = self._model
 
+    def _gates_differ(self) -> str | None:
+        """Hold gates against zeroed weights on two rows: a model may read a weight without calling its module."""
+        batch = self._filled(self._examples, 2)
+        ids = np.arange(self.components.num_components)
+        masks = np.stack([ids % 3 != 0, ids % 3 != 1])
+        zeroed = []
+        masker = WeightMasker(self._model, self.components)
+        for row, mask in enumerate(masks):
+            with masker.ablated(mask):
+                zeroed.append(self._margins_of(self._model, batch)[row])
+        try:
+            with gated(self._model, self.components, len(masks), self._device) as gated_model:
+                gated_model.gates.copy_(torch.from_numpy(masks))
+                margins = self._margins_of(self._model, batch)
+        except (RuntimeError, TypeError, IndexError) as error:
+            return f"a forward pass with gates fails: {error}"
+        expected = torch.stack(zeroed)
+        tolerance = 1e-3 if self._precision == "float32" else 0.1
+        if torch.allclose(margins, expected, rtol=tolerance, atol=tolerance, equal_nan=True):
+            return None
+        return (
+            f"margins with gates ({margins.tolist()}) are not those of zeroed weights ({expected.tolist()}): the model "
+            f"reads a weight without calling its module"
+        )
+
     def _compiled(self) -> Callable[..., Any]:
         torch._dynamo.reset()
         compiled = torch.compile(self._model, dynamic=False)
         try:
-            self._call(compiled, self._trial_batch())
+            self._margins_of(compiled, self._trial_batch())
         except Exception as error:  # the compiler fails in its own ways: no C++ compiler, unsupported code
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             _log.warning("torch.compile failed, the model runs eagerly (ablation.compile=false says so): %s", reason)
@@ -197,19 +224,19 @@ class AblationEngine:
             if self._masker is not None:
                 with self._masker.ablated(mask):
                     masked = time.perf_counter()
-                    self._call(self._forward, batch)
+                    self._margins_of(self._forward, batch)
                     self._synchronise()
                     forward = time.perf_counter() - masked
                 masking = time.perf_counter() - started - forward
                 times.append(forward / len(batch.targets) + masking / self.num_examples)
             else:
-                self._call(self._forward, batch)
+                self._margins_of(self._forward, batch)
                 self._synchronise()
                 times.append((time.perf_counter() - started) / len(batch.targets))
         return min(times[1:])
 
     def _trial_batch(self) -> ExampleSet:
-        return self._examples.map(lambda tensor: _with_layout(_first_rows(tensor, self._row_count()), self._layout))
+        return self._filled(self._examples, self._row_count())
 
     def _synchronise(self) -> None:
         if self._device.type == "cuda":
@@ -218,35 +245,69 @@ class AblationEngine:
     def _margins_by_weights(self, masks: NDArray[np.bool_]) -> Tensor:
         assert self._masker is not None
         margins = torch.empty(len(masks), self.num_examples, device=self._device)
-        for row, mask in enumerate(masks):
-            with self._masker.ablated(mask):
+        alone, by_cut = self._split_by_cut(masks)
+        for row in alone:
+            with self._masker.ablated(masks[row]):
                 for start, batch in self._batches():
-                    margins[row, start : start + len(batch)] = self._padded_call(batch)
+                    margins[row, start : start + len(batch)] = self._padded_margins(batch)
+        for cut, rows in by_cut:
+            for start, batch in self._batches():
+                activations = self._outputs(cut.before, batch.inputs)
+                for row in rows:
+                    with self._masker.ablated(masks[row]):
+                        values = self._margins_of(cut.after, ExampleSet(activations, batch.targets))
+                    margins[row, start : start + len(batch)] = values
         return margins
 
-    def _padded_call(self, batch: ExampleSet) -> Tensor:
+    def _padded_margins(self, batch: ExampleSet) -> Tensor:
         """Margins of a batch; a compiled model gets a shorter last batch filled up: its shape is fixed."""
         num_rows = self._row_count()
         if not self.plan.compiled or len(batch) == num_rows:
-            return self._call(self._forward, batch)[1]
-        full = batch.map(lambda tensor: _with_layout(_first_rows(tensor, num_rows), self._layout))
-        return self._call(self._forward, full)[1][: len(batch)]
+            return self._margins_of(self._forward, batch)
+        return self._margins_of(self._forward, self._filled(batch, num_rows))[: len(batch)]
 
     def _margins_by_rows(self, masks: NDArray[np.bool_]) -> Tensor:
         assert self._gated is not None
-        num_rows, num_examples = self.plan.rows_per_forward, self.num_examples
         kept = torch.from_numpy(np.ascontiguousarray(masks)).to(self._device, self._gated.gates.dtype)
-        margins = torch.empty(len(masks) * num_examples, device=self._device)
+        margins = torch.empty(len(masks), self.num_examples, device=self._device)
+        alone, by_cut = self._split_by_cut(masks)
+        if alone:
+            margins[alone] = self._pairs(kept[alone], self._examples, self._forward)
+        for cut, rows in by_cut:
+            for start, batch in self._batches():
+                self._gated.gates.fill_(1.0)
+                activations = self._outputs(cut.before, self._filled(batch, self._row_count()).inputs)[: len(batch)]
+                values = self._pairs(kept[rows], ExampleSet(activations, batch.targets), cut.after)
+                margins[rows, start : start + len(batch)] = values
+        self._gated.gates.fill_(1.0)
+        return margins
+
+    def _pairs(self, kept: Tensor, examples: ExampleSet, forward: Callable[..., Any]) -> Tensor:
+        """Margins (num_masks, num_examples) of all pairs of a mask and an example, one pair a row."""
+        assert self._gated is not None
+        num_rows, num_examples = self.plan.rows_per_forward, len(examples)
+        margins = torch.empty(len(kept) * num_examples, device=self._device)
         for start in range(0, len(margins), num_rows):
             # The last forward pass is filled up with pairs that are computed twice: its shape stays the same.
             pairs = torch.arange(start, start + num_rows, device=self._device).clamp(max=len(margins) - 1)
             torch.index_select(kept, 0, pairs // num_examples, out=self._gated.gates)
-            examples = pairs % num_examples
-            batch = self._examples.map(lambda tensor, rows=examples: tensor.index_select(0, rows))  # type: ignore[misc]
-            values = self._call(self._forward, batch)[1]
-            margins[start : start + num_rows] = values[: len(margins) - start]
-        self._gated.gates.fill_(1.0)
-        return margins.reshape(len(masks), num_examples)
+            batch = self._selected(examples, pairs % num_examples)
+            margins[start : start + num_rows] = self._margins_of(forward, batch)[: len(margins) - start]
+        return margins.reshape(len(kept), num_examples)
+
+    def _split_by_cut(self, masks: NDArray[np.bool_]) -> tuple[list[int], list[tuple[Cut, list[int]]]]:
+        """Rows of ``masks`` that run the whole model, and per cut those that reuse what comes before it."""
+        # A compiled whole outruns parts that are not: it is left only where they save much.
+        least_saving = 0.3 if self.plan.compiled else 0.0
+        alone: list[int] = []
+        by_cut: dict[int, list[int]] = {}
+        for row, mask in enumerate(masks):
+            position = self._cuts.of_mask(mask)
+            if position is None or self._cuts.part(position).saved <= least_saving:
+                alone.append(row)
+            else:
+                by_cut.setdefault(position, []).append(row)
+        return alone, [(self._cuts.part(position), rows) for position, rows in by_cut.items()]
 
     def unablated(self) -> Unablated:
         """Margins and predictions of the model as it is, in mode ``weights``.
@@ -256,8 +317,8 @@ class AblationEngine:
         """
         margins, predictions = [], []
         for _, batch in self._batches():
-            outputs, batch_margins = self._call(self._model, batch)
-            margins.append(batch_margins)
+            outputs = self._outputs(self._model, batch.inputs)
+            margins.append(self._output_function(outputs, batch.targets).float())
             logits = logits_of(outputs) if _has_logits(outputs) else None
             if logits is not None and logits.ndim == 2 and batch.targets.ndim == 1:
                 predictions.append(logits.argmax(dim=1))
@@ -276,13 +337,23 @@ class AblationEngine:
         for start in range(0, self.num_examples, step):
             yield start, self._examples.rows(start, start + step)
 
-    def _call(self, model: Callable[..., Any], batch: ExampleSet) -> tuple[Any, Tensor]:
+    def _selected(self, examples: ExampleSet, rows: Tensor) -> ExampleSet:
+        return examples.map(lambda tensor: _with_layout(tensor.index_select(0, rows), self._layout))
+
+    def _filled(self, examples: ExampleSet, num_rows: int) -> ExampleSet:
+        """The first ``num_rows`` examples, repeated from the start where there are fewer."""
+        return self._selected(examples, torch.arange(num_rows, device=examples.targets.device) % len(examples))
+
+    def _outputs(self, model: Callable[..., Any], inputs: Inputs) -> Any:
         autocast: AbstractContextManager[Any] = nullcontext()
         if self._precision != "float32":
             autocast = torch.autocast(self._device.type, dtype=getattr(torch, self._precision))
         with torch.no_grad(), autocast:
-            outputs = call_model(model, batch.inputs)
-            return outputs, self._output_function(outputs, batch.targets).float()
+            return call_model(model, inputs)
+
+    def _margins_of(self, model: Callable[..., Any], batch: ExampleSet) -> Tensor:
+        with torch.no_grad():
+            return self._output_function(self._outputs(model, batch.inputs), batch.targets).float()
 
 
 def _layout_of(model: nn.Module) -> torch.memory_format:
@@ -293,11 +364,6 @@ def _layout_of(model: nn.Module) -> torch.memory_format:
 
 def _with_layout(tensor: Tensor, layout: torch.memory_format) -> Tensor:
     return tensor.contiguous(memory_format=layout) if tensor.ndim == 4 and layout != torch.preserve_format else tensor
-
-
-def _first_rows(tensor: Tensor, num_rows: int) -> Tensor:
-    """The first ``num_rows`` rows, repeated from the start where there are fewer."""
-    return tensor.index_select(0, torch.arange(num_rows, device=tensor.device) % len(tensor))
 
 
 def _has_logits(outputs: Any) -> bool:

@@ -1,12 +1,12 @@
-"""Finding components in a model by a selector.
+"""Finding components in a model by a selector, or by rules of the user's own.
 
 To add a selector, write a function from a model to its component groups and put it into ``SELECTORS``:
 
-    def embedding_rows(model):
+    def norm_scales(model):
         return [
-            ComponentGroup(f"{name}.weight", 0, module.num_embeddings)
+            ComponentGroup(f"{name}.weight", 0, module.num_features)
             for name, module in model.named_modules()
-            if isinstance(module, nn.Embedding)
+            if isinstance(module, nn.BatchNorm2d)
         ]
 """
 
@@ -19,50 +19,143 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.config import ComponentRule
 from coar_dist.errors import ComponentMismatchError, ConfigError, NoComponentsError
 
 Selector = Callable[[nn.Module], list[ComponentGroup]]
 
 
 def conv_filters(model: nn.Module) -> list[ComponentGroup]:
-    """Output filters (axis 0 of the weight) of every Conv1d, Conv2d and Conv3d."""
-    return _output_slices(model, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    """Output filters (axis 0 of the weight) of every Conv1d, Conv2d and Conv3d, grouped ones too."""
+    return _slices(model, "weight", 0, lambda module: isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)))
 
 
 def linear_rows(model: nn.Module) -> list[ComponentGroup]:
-    """Output neurons (axis 0 of the weight) of every Linear."""
-    return _output_slices(model, (nn.Linear,))
+    """Output neurons (axis 0) of every Linear, and the q, k, v rows of every MultiheadAttention's in_proj_weight."""
+    groups = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+            groups.append(_group(name, "in_proj_weight", module.in_proj_weight.shape, 0, 1))
+        elif isinstance(module, nn.Linear):
+            groups.append(_group(name, "weight", module.weight.shape, 0, 1))
+    return groups
 
 
-SELECTORS: dict[str, Selector] = {"conv_filters": conv_filters, "linear_rows": linear_rows}
+def transposed_linear_inputs(model: nn.Module) -> list[ComponentGroup]:
+    """Input features (axis 0) of every Hugging Face Conv1D, whose weight is [in, out]: the research code's rows."""
+    return _slices(model, "weight", 0, is_transposed_linear)
 
 
-def _output_slices(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[ComponentGroup]:
+def transposed_linear_outputs(model: nn.Module) -> list[ComponentGroup]:
+    """Output neurons (axis 1) of every Hugging Face Conv1D, whose weight is [in, out]."""
+    return _slices(model, "weight", 1, is_transposed_linear)
+
+
+def embedding_rows(model: nn.Module) -> list[ComponentGroup]:
+    """Rows (one per token, or per position) of every Embedding."""
+    return _slices(model, "weight", 0, lambda module: isinstance(module, nn.Embedding))
+
+
+def attention_heads(model: nn.Module) -> list[ComponentGroup]:
+    """Attention heads, as the blocks of the output projection that read them: zeroing one removes what the head says.
+
+    Found in ``nn.MultiheadAttention``, and in any module that has ``num_heads`` and ``head_dim`` and an output
+    projection named as in timm or Hugging Face transformers. Elsewhere a rule gives the block size:
+    ``components.rules=[{parameter: "*.o_proj.weight", axis: 1, block_size: 64}]``.
+    """
+    groups = []
+    for name, module in model.named_modules():
+        head_size = getattr(module, "head_dim", None)
+        if not isinstance(head_size, int) or not isinstance(getattr(module, "num_heads", None), int):
+            continue
+        for child in ("out_proj", "o_proj", "c_proj", "proj"):
+            projection = getattr(module, child, None)
+            if isinstance(projection, nn.Linear):
+                groups.append(_group(f"{name}.{child}", "weight", projection.weight.shape, 1, head_size))
+            elif isinstance(projection, nn.Module) and is_transposed_linear(projection):
+                shape = projection.get_parameter("weight").shape
+                groups.append(_group(f"{name}.{child}", "weight", shape, 0, head_size))
+    return groups
+
+
+SELECTORS: dict[str, Selector] = {
+    "conv_filters": conv_filters,
+    "linear_rows": linear_rows,
+    "transposed_linear_inputs": transposed_linear_inputs,
+    "transposed_linear_outputs": transposed_linear_outputs,
+    "embedding_rows": embedding_rows,
+    "attention_heads": attention_heads,
+}
+
+
+def by_rules(model: nn.Module, rules: Sequence[ComponentRule]) -> list[ComponentGroup]:
+    """Slices of every parameter whose name matches a rule's shell pattern, in the model's parameter order.
+
+    Raises:
+        NoComponentsError: a rule matches no parameter; the message lists some.
+        ComponentMismatchError: the axis does not exist, or its length is not a multiple of the block size.
+    """
+    groups: list[tuple[int, ComponentGroup]] = []
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    for rule in rules:
+        matches = [(i, name) for i, name in enumerate(shapes) if fnmatchcase(name, rule.parameter)]
+        if not matches:
+            raise NoComponentsError(
+                f"components.rules: {rule.parameter!r} matches no parameter; there are {', '.join(list(shapes)[:20])}"
+                f"{', ...' if len(shapes) > 20 else ''}."
+            )
+        for i, name in matches:
+            module, _, parameter = name.rpartition(".")
+            groups.append((i, _group(module, parameter, shapes[name], rule.axis, rule.block_size)))
+    return [group for _, group in sorted(groups, key=lambda entry: entry[0])]
+
+
+def is_transposed_linear(module: nn.Module) -> bool:
+    """Whether the module is Hugging Face's ``Conv1D``: a linear map whose weight is [in, out]."""
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+
+
+def _slices(model: nn.Module, parameter: str, axis: int, matches: Callable[[nn.Module], bool]) -> list[ComponentGroup]:
     return [
-        ComponentGroup(f"{name}.weight" if name else "weight", 0, module.get_parameter("weight").shape[0])
+        _group(name, parameter, module.get_parameter(parameter).shape, axis, 1)
         for name, module in model.named_modules()
-        if isinstance(module, kinds)
+        if matches(module)
     ]
 
 
+def _group(module: str, parameter: str, shape: Sequence[int], axis: int, block_size: int) -> ComponentGroup:
+    name = f"{module}.{parameter}" if module else parameter
+    if not 0 <= axis < len(shape) or shape[axis] % block_size:
+        raise ComponentMismatchError(
+            f"{name} of shape {tuple(shape)} cannot be cut along axis {axis} into blocks of {block_size}."
+        )
+    return ComponentGroup(name, axis, shape[axis] // block_size, block_size)
+
+
 def discover(
-    model: nn.Module, selector: str, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+    model: nn.Module,
+    selector: str,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    rules: Sequence[ComponentRule] = (),
 ) -> ComponentIndex:
     """The components of ``model`` that ``selector`` names, in ``named_modules`` order.
 
     Args:
         model: any module; on any device, "meta" included.
-        selector: a key of ``SELECTORS``.
+        selector: a key of ``SELECTORS``, or ``rules``.
         include: shell patterns; a group is taken if its parameter's name matches one of them.
         exclude: shell patterns; a group is left out if its parameter's name matches one of them.
+        rules: for the selector ``rules``: see ``by_rules``.
 
     Raises:
         ConfigError: the selector is unknown.
         NoComponentsError: nothing is left; the message lists what the model has.
     """
-    if selector not in SELECTORS:
-        raise ConfigError(f"components.selector={selector!r}: must be one of {', '.join(SELECTORS)}.")
-    found = SELECTORS[selector](model)
+    if selector != "rules" and selector not in SELECTORS:
+        raise ConfigError(f"components.selector={selector!r}: must be one of {', '.join(SELECTORS)}, rules.")
+    found = by_rules(model, rules) if selector == "rules" else SELECTORS[selector](model)
     groups = [
         group
         for group in found

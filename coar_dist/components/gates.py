@@ -9,16 +9,19 @@ follows the layer anyway. A gate need not be 0 or 1.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from coar_dist.components.attention import AttentionGates, can_be_gated, gated_attention
+from coar_dist.components.discovery import is_transposed_linear
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PLAIN_FORWARDS = (nn.Linear.forward, *(kind.forward for kind in _CONVOLUTIONS))
 
 
 def why_not_gated(model: nn.Module, components: ComponentIndex) -> str | None:
@@ -27,19 +30,27 @@ def why_not_gated(model: nn.Module, components: ComponentIndex) -> str | None:
     uses = Counter(id(parameter) for module in modules.values() for parameter in module.parameters(recurse=False))
     for group in components.groups:
         module = modules[group.module]
-        if _placement(module, group) is None:
+        if _placement(modules, group) is None:
             return f"{group.parameter} (axis {group.axis} of a {type(module).__name__}) has no gated form"
-        if uses[id(module.get_parameter("weight"))] > 1:
+        if uses[id(model.get_parameter(group.parameter))] > 1:
             return f"{group.parameter} is tied to another module's parameter"
     return None
 
 
-def _placement(module: nn.Module, group: ComponentGroup) -> str | None:
-    """Where the gate of a group stands: at the module's ``output``, its ``input``, or its embedding ``rows``."""
-    if not group.parameter.endswith("weight") or group.parameter.rpartition(".")[2] != "weight":
+def _placement(modules: dict[str, nn.Module], group: ComponentGroup) -> str | None:
+    """Where the gate of a group stands: ``output``, ``input``, embedding ``rows``, or within an attention module."""
+    module = modules[group.module]
+    name = group.parameter.rpartition(".")[2]
+    parent = modules.get(group.module.rpartition(".")[0]) if group.module else None
+    if isinstance(module, nn.MultiheadAttention):
+        fits = name == "in_proj_weight" and group.axis == 0 and module.embed_dim % group.block_size == 0
+        return "projections" if fits and can_be_gated(module) else None
+    if isinstance(parent, nn.MultiheadAttention):  # it reads its child's weight without calling the child
+        fits = name == "weight" and can_be_gated(parent)
+        return ("attention_output", "attention_input")[group.axis] if fits else None
+    if name != "weight":
         return None
-    is_plain = type(module).forward in (nn.Linear.forward, *(kind.forward for kind in _CONVOLUTIONS))
-    if is_plain and isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
+    if isinstance(module, (nn.Linear, *_CONVOLUTIONS)) and type(module).forward in _PLAIN_FORWARDS:
         grouped = getattr(module, "groups", 1) > 1
         return "output" if group.axis == 0 else "input" if group.axis == 1 and not grouped else None
     if is_transposed_linear(module):
@@ -47,12 +58,6 @@ def _placement(module: nn.Module, group: ComponentGroup) -> str | None:
     if type(module) is nn.Embedding and group.axis == 0 and module.max_norm is None:
         return "rows"
     return None
-
-
-def is_transposed_linear(module: nn.Module) -> bool:
-    """Whether the module is Hugging Face's ``Conv1D``: a linear map whose weight is [in, out]."""
-    kind = type(module)
-    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
 
 
 class GatedModel:
@@ -63,52 +68,80 @@ class GatedModel:
         components: the component index.
         num_rows: rows of every forward pass: the shape is fixed, for the compiler's sake.
         device: where the gates lie.
+
+    Attributes:
+        gates: (num_rows, num_components) float32; write it before a forward pass. 1 is kept, 0 is ablated.
     """
 
     def __init__(self, model: nn.Module, components: ComponentIndex, num_rows: int, device: torch.device) -> None:
         self.model = model
         self.gates = torch.ones(num_rows, components.num_components, device=device)
-        self._handles: list[Any] = []
-        self._biases: list[tuple[nn.Module, nn.Parameter]] = []
+        self._undo: list[Callable[[], None]] = []
+        self._attention: dict[str, AttentionGates] = {}
         modules = dict(model.named_modules())
-        for group, offset in zip(components.groups, components.offsets[:-1], strict=True):
+        for number, (group, offset) in enumerate(zip(components.groups, components.offsets[:-1], strict=True)):
             gate = self.gates[:, int(offset) : int(offset) + group.num_components]
-            self._attach(modules[group.module], group, gate)
+            placement = _placement(modules, group)
+            module = modules[group.module]
+            key = f"component_gate_{number}"
+            if placement in ("projections", "attention_output", "attention_input"):
+                name = group.module if placement == "projections" else group.module.rpartition(".")[0]
+                self._gate_attention(name, modules[name], placement, key, gate, group.block_size)
+                continue
+            self._register(module, key, gate)
+            channel_axis = 1 if isinstance(module, _CONVOLUTIONS) else -1
+            if placement == "rows":
+                self._hook(module.register_forward_hook(_embedding_hook(key, group.block_size)))
+            elif placement == "input":
+                self._hook(module.register_forward_pre_hook(_input_hook(key, group.block_size, channel_axis)))
+            else:
+                self._move_bias(module)
+                self._hook(module.register_forward_hook(_output_hook(key, group.block_size, channel_axis)))
 
-    def _attach(self, module: nn.Module, group: ComponentGroup, gate: Tensor) -> None:
-        placement = _placement(module, group)
-        module.register_buffer(f"component_gate_{placement}", gate, persistent=False)
-        width, channel_axis = group.block_size, 1 if isinstance(module, _CONVOLUTIONS) else -1
-        if placement == "rows":
-            self._handles.append(module.register_forward_hook(_embedding_hook(width)))
-        elif placement == "input":
-            self._handles.append(module.register_forward_pre_hook(_input_hook(width, channel_axis)))
+    def _hook(self, handle: Any) -> None:
+        self._undo.append(handle.remove)
+
+    def _register(self, module: nn.Module, key: str, tensor: Tensor | None) -> None:
+        module.register_buffer(key, tensor, persistent=False)
+        self._undo.append(lambda: delattr(module, key))
+
+    def _move_bias(self, module: nn.Module) -> None:
+        bias = module.bias
+        assert bias is None or isinstance(bias, nn.Parameter)
+        self._register(module, "component_bias", None if bias is None else bias.detach())
+        if bias is not None:
+            needs_one = is_transposed_linear(module)  # its forward reads a bias
+            unbiased = nn.Parameter(torch.zeros_like(bias), requires_grad=False) if needs_one else None
+            module.register_parameter("bias", unbiased)
+            self._undo.append(lambda: module.register_parameter("bias", bias))
+
+    def _gate_attention(
+        self, name: str, module: nn.Module, placement: str, key: str, gate: Tensor, block_size: int
+    ) -> None:
+        assert isinstance(module, nn.MultiheadAttention)
+        if name not in self._attention:
+            self._attention[name] = AttentionGates()
+            module.forward = gated_attention(module, self._attention[name])  # type: ignore[method-assign]
+            self._undo.append(lambda: delattr(module, "forward"))
+        gates = self._attention[name]
+        parts = gate.chunk(3, dim=1) if placement == "projections" else (gate,)
+        functions = []
+        for number, part in enumerate(parts):
+            part_key = f"{key}_{number}"
+            self._register(module, part_key, part)
+            functions.append(_feature_gate(module, part_key, block_size))
+        if placement == "projections":
+            gates.projections = functions
+        elif placement == "attention_output":
+            gates.output = functions[0]
         else:
-            bias = module.bias
-            if isinstance(bias, nn.Parameter):
-                self._biases.append((module, bias))
-                needs_bias = is_transposed_linear(module)  # its forward reads one
-                unbiased = nn.Parameter(torch.zeros_like(bias), requires_grad=False) if needs_bias else None
-                module.register_parameter("bias", unbiased)
-            shift = bias.detach() if isinstance(bias, nn.Parameter) else None
-            module.register_buffer("component_bias", shift, persistent=False)
-            self._handles.append(module.register_forward_hook(_output_hook(width, channel_axis)))
+            gates.output_inputs = functions[0]
 
     def remove(self) -> None:
         """Take hooks, gates and moved biases off the model again."""
-        for handle in self._handles:
-            handle.remove()
-        for module, bias in self._biases:
-            module.register_parameter("bias", bias)
-        for module in self.model.modules():
-            for name in (
-                "component_gate_output",
-                "component_gate_input",
-                "component_gate_rows",
-                "component_bias",
-            ):
-                if hasattr(module, name):
-                    delattr(module, name)
+        for undo in reversed(self._undo):
+            undo()
+        self._undo = []
 
 
 @contextmanager
@@ -121,10 +154,10 @@ def gated(model: nn.Module, components: ComponentIndex, num_rows: int, device: t
         gated_model.remove()
 
 
-def _spread(gate: Tensor, width: int, like: Tensor, channel_axis: int) -> Tensor:
+def _spread(gate: Tensor, block_size: int, like: Tensor, channel_axis: int) -> Tensor:
     """The gate (num_rows, num_components) shaped to multiply ``like`` (num_rows, ..., channels, ...)."""
-    if width > 1:
-        gate = gate.repeat_interleave(width, dim=1)
+    if block_size > 1:
+        gate = gate.repeat_interleave(block_size, dim=1)
     if like.shape[0] != gate.shape[0]:
         raise RuntimeError(
             f"a gated layer saw {like.shape[0]} rows in a forward pass of {gate.shape[0]}: its first axis is not the "
@@ -132,12 +165,19 @@ def _spread(gate: Tensor, width: int, like: Tensor, channel_axis: int) -> Tensor
         )
     shape = [gate.shape[0]] + [1] * (like.ndim - 1)
     shape[channel_axis] = gate.shape[1]
-    return gate.to(like.dtype).reshape(shape)
+    return gate.to(like.device, like.dtype).reshape(shape)
 
 
-def _output_hook(width: int, channel_axis: int) -> Any:
+def _feature_gate(module: Any, key: str, block_size: int) -> Callable[[Tensor], Tensor]:
+    def gate(features: Tensor) -> Tensor:
+        return features * _spread(getattr(module, key), block_size, features, -1)
+
+    return gate
+
+
+def _output_hook(key: str, block_size: int, channel_axis: int) -> Any:
     def hook(module: Any, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        result: Tensor = output * _spread(module.component_gate_output, width, output, channel_axis)
+        result: Tensor = output * _spread(getattr(module, key), block_size, output, channel_axis)
         if module.component_bias is None:
             return result
         shape = [1] * output.ndim
@@ -148,21 +188,24 @@ def _output_hook(width: int, channel_axis: int) -> Any:
     return hook
 
 
-def _input_hook(width: int, channel_axis: int) -> Any:
+def _input_hook(key: str, block_size: int, channel_axis: int) -> Any:
     def hook(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         features = inputs[0]
-        return (features * _spread(module.component_gate_input, width, features, channel_axis), *inputs[1:])
+        return (features * _spread(getattr(module, key), block_size, features, channel_axis), *inputs[1:])
 
     return hook
 
 
-def _embedding_hook(width: int) -> Any:
+def _embedding_hook(key: str, block_size: int) -> Any:
     def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        tokens = inputs[0]
-        if tokens.ndim < 2 or tokens.shape[0] != module.component_gate_rows.shape[0]:
-            raise RuntimeError("a gated embedding saw another number of rows than the forward pass has")
-        gate = module.component_gate_rows.gather(1, (tokens // width).reshape(len(tokens), -1)).reshape(tokens.shape)
-        gated: Tensor = output * gate.unsqueeze(-1).to(output.dtype)
-        return gated
+        tokens, gate = inputs[0], getattr(module, key)
+        if tokens.ndim < 2 or tokens.shape[0] != gate.shape[0]:
+            raise RuntimeError(
+                f"a gated embedding saw tokens of shape {tuple(tokens.shape)} in a forward pass of {gate.shape[0]} "
+                f"rows. Use ablation.mode=weights."
+            )
+        of_tokens = gate.gather(1, (tokens // block_size).reshape(len(tokens), -1)).reshape(tokens.shape)
+        gated_output: Tensor = output * of_tokens.unsqueeze(-1).to(output.dtype)
+        return gated_output
 
     return hook

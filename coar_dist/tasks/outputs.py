@@ -22,6 +22,8 @@ from coar_dist.errors import TaskError
 from coar_dist.tasks.registry import resolve
 
 Check = Callable[[Any, Tensor], None]
+IGNORED_TOKEN = -100
+"""Hugging Face's label of tokens that do not count."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,34 @@ def margin(outputs: Any, targets: Tensor) -> Tensor:
     Returns:
         (num_rows,) float32.
     """
-    logits = logits_of(outputs).float()
-    labels = targets.unsqueeze(1)
-    others = logits.scatter(1, labels, float("-inf"))
-    return logits.gather(1, labels).squeeze(1) - others.amax(dim=1)
+    return _class_margins(logits_of(outputs), targets)
+
+
+def next_token_margin(outputs: Any, targets: Tensor) -> Tensor:
+    """Mean over next tokens of the correct token's margin: the research code's output for language models.
+
+    Args:
+        outputs: logits (num_rows, length, vocabulary), or model outputs that hold them; position t predicts token t + 1.
+        targets: (num_rows, length) int64 token ids; -100 where a token is padding and does not count.
+
+    Returns:
+        (num_rows,) float32.
+    """
+    logits = logits_of(outputs)
+    next_tokens = targets[:, 1:]
+    counted = next_tokens != IGNORED_TOKEN
+    # Row by row: the float32 work space is one row's logits, not a second batch of them.
+    margins = torch.stack(
+        [_class_margins(row[:-1], tokens.clamp(min=0)) for row, tokens in zip(logits, next_tokens, strict=True)]
+    )
+    return (margins * counted).sum(dim=1) / counted.sum(dim=1)
+
+
+def _class_margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """Margins (num_rows,) float32 of logits (num_rows, num_classes)."""
+    best = logits.topk(2, dim=1)
+    largest_other = torch.where(best.indices[:, 0] == labels, best.values[:, 1], best.values[:, 0])
+    return logits.gather(1, labels.unsqueeze(1)).squeeze(1).float() - largest_other.float()
 
 
 def _check_class_labels(outputs: Any, targets: Tensor) -> None:
@@ -104,7 +130,28 @@ def _check_class_labels(outputs: Any, targets: Tensor) -> None:
         )
 
 
-OUTPUT_FUNCTIONS: dict[str, OutputFunction] = {"margin": OutputFunction("margin", margin, _check_class_labels)}
+def _check_next_tokens(outputs: Any, targets: Tensor) -> None:
+    logits = logits_of(outputs)
+    if logits.ndim != 3 or targets.ndim != 2 or logits.shape[1] != targets.shape[1] or targets.is_floating_point():
+        raise TaskError(
+            f"next_token_margin needs logits (num_examples, length, vocabulary) and integer targets (num_examples, "
+            f"length), but the model gives {tuple(logits.shape)} for one example and targets are {targets.dtype} of "
+            f"shape {tuple(targets.shape)}."
+        )
+    counted = targets[:, 1:] != IGNORED_TOKEN
+    outside = counted & ((targets[:, 1:] < 0) | (targets[:, 1:] >= logits.shape[2]))
+    wrong = torch.nonzero(outside.any(dim=1) | ~counted.any(dim=1)).reshape(-1)
+    if len(wrong):
+        raise TaskError(
+            f"targets of {len(wrong)} examples have no next token, or one outside the vocabulary 0..{logits.shape[2] - 1} "
+            f"({IGNORED_TOKEN} marks padding): examples {wrong[:10].tolist()}."
+        )
+
+
+OUTPUT_FUNCTIONS: dict[str, OutputFunction] = {
+    "margin": OutputFunction("margin", margin, _check_class_labels),
+    "next_token_margin": OutputFunction("next_token_margin", next_token_margin, _check_next_tokens),
+}
 
 
 def output_function(function: str | Callable[[Any, Tensor], Tensor]) -> OutputFunction:

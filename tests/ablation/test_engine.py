@@ -65,14 +65,14 @@ def test_linear_rows_and_input_columns() -> None:
 
 def test_out_of_memory_halves_the_rows_and_goes_on(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     small = engine(EnginePlan("rows", 8, compiled=False))
-    forward = small._call
+    forward = small._margins_of
 
     def limited(model: Any, batch: ExampleSet) -> Any:
         if len(batch) > 2:
             raise torch.OutOfMemoryError("too many rows")
         return forward(model, batch)
 
-    monkeypatch.setattr(small, "_call", limited)
+    monkeypatch.setattr(small, "_margins_of", limited)
     np.testing.assert_allclose(small.margins(MASKS), TRUTH, rtol=1e-4, atol=2e-5)
     assert small.plan.rows_per_forward == 2
     assert "out of memory" in caplog.text

@@ -1,0 +1,219 @@
+"""Every component kind and many random architectures, held to the slow truth in both modes."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from coar_dist.ablation.engine import AblationEngine, EnginePlan
+from coar_dist.components.discovery import discover
+from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.config import ComponentRule
+from coar_dist.designs.design import leave_one_out_design
+from coar_dist.tasks.outputs import output_function
+from coar_dist.tasks.task import ExampleSet, Task
+from tests.models import random_masks, randomise, slow_margins, small_task
+
+
+def assert_exact(task: Task, components: ComponentIndex, masks: np.ndarray, gated: bool = True, rows: int = 3) -> None:
+    truth = slow_margins(task, components, masks)
+    before = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
+    for mode in ("weights", "rows"):
+        if mode == "rows" and not gated:
+            continue
+        engine = AblationEngine(
+            Task(copy.deepcopy(task.model), task.examples, task.output_function), components, "cpu", "float32"
+        )
+        assert (engine.why_not_gated is None) == gated, engine.why_not_gated
+        engine.use(EnginePlan(mode, rows, compiled=False))
+        scale = 1 + np.abs(truth).max()
+        np.testing.assert_allclose(engine.margins(masks), truth, rtol=1e-4, atol=2e-5 * scale, err_msg=mode)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in task.model.state_dict().items())
+
+
+class TransformerClassifier(nn.Module):
+    """An embedding, nn.MultiheadAttention with masks, and a MLP."""
+
+    def __init__(self, batch_first: bool = True, bias: bool = True) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=batch_first, bias=bias)
+        self.norm = nn.LayerNorm(8)
+        self.mlp = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, tokens: Tensor, padding: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        causal = torch.triu(torch.ones(x.shape[1], x.shape[1], dtype=torch.bool), 1)
+        inputs = x if self.attention.batch_first else x.transpose(0, 1)
+        mixed, weights = self.attention(inputs, inputs, inputs, key_padding_mask=padding, attn_mask=causal)
+        x = x + (mixed if self.attention.batch_first else mixed.transpose(0, 1)) + weights[:, :, :1]
+        return self.head((x + self.mlp(self.norm(x))).mean(dim=1))
+
+
+def transformer_task(**options: bool) -> Task:
+    generator = torch.Generator().manual_seed(4)
+    tokens = torch.randint(0, 11, (5, 6), generator=generator)
+    padding = torch.zeros(5, 6, dtype=torch.bool)
+    padding[2, 4:] = True
+    model = randomise(TransformerClassifier(**options))
+    inputs = {"tokens": tokens, "padding": padding}
+    return Task(model, ExampleSet(inputs, torch.arange(5) % 4), output_function("margin"))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("selector", ["linear_rows", "attention_heads", "embedding_rows"])
+def test_attention_and_embeddings(selector: str, batch_first: bool, bias: bool) -> None:
+    task = transformer_task(batch_first=batch_first, bias=bias)
+    components = discover(task.model, selector)
+    counts = {"linear_rows": 24 + 8 + 12 + 8 + 4, "attention_heads": 2, "embedding_rows": 11}
+    assert components.num_components == counts[selector]
+    assert_exact(task, components, random_masks(6, components.num_components, 0.3))
+
+
+def test_heads_of_the_packed_projection_by_a_rule() -> None:
+    task = transformer_task()
+    rules = [ComponentRule("*in_proj_weight", 0, 4), ComponentRule("mlp.*.weight", 1, 2)]
+    components = discover(task.model, "rules", rules=rules)
+    assert [group.num_components for group in components.groups] == [6, 4, 6]
+    assert_exact(task, components, random_masks(6, 16, 0.3))
+
+
+def gpt2_task() -> Task:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=23, n_positions=12, n_embd=8, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    model = randomise(GPT2LMHeadModel(config))
+    tokens = torch.randint(0, 23, (4, 9), generator=torch.Generator().manual_seed(1))
+    attention = torch.ones(4, 9, dtype=torch.long)
+    attention[1, 5:] = 0
+    labels = tokens.masked_fill(attention == 0, -100)
+    inputs = {"input_ids": tokens, "attention_mask": attention}
+    return Task(model, ExampleSet(inputs, labels), output_function("next_token_margin"))
+
+
+@pytest.mark.parametrize(
+    ("selector", "count"),
+    [
+        ("transposed_linear_inputs", 2 * (8 + 8 + 8 + 32)),
+        ("transposed_linear_outputs", 2 * (24 + 8 + 32 + 8)),
+        ("attention_heads", 4),
+    ],
+)
+def test_gpt2(selector: str, count: int) -> None:
+    task = gpt2_task()
+    task.check()
+    components = discover(task.model, selector)
+    assert components.num_components == count
+    assert_exact(task, components, random_masks(5, count, 0.2))
+
+
+def test_tied_embeddings_run_by_weights_alone() -> None:
+    task = gpt2_task()
+    components = discover(task.model, "embedding_rows", include=["*wte*"])
+    assert_exact(task, components, random_masks(4, 23, 0.2), gated=False)
+
+
+def test_padding_does_not_change_a_margin() -> None:
+    task = gpt2_task()
+    engine = AblationEngine(task, discover(task.model, "attention_heads"), "cpu", "float32")
+    short = {"input_ids": task.examples.inputs["input_ids"][1:2, :5]}
+    with torch.no_grad():
+        logits = task.model(**short).logits[0]
+    labels = short["input_ids"][0, 1:]
+    expected = np.mean(
+        [float(logits[t, label] - logits[t].index_fill(0, label, -1e9).max()) for t, label in enumerate(labels)]
+    )
+    assert engine.unablated().margins[1] == pytest.approx(expected, abs=1e-4)
+
+
+class Reused(nn.Module):
+    """One module called twice, and one whose weight is read without calling it."""
+
+    def __init__(self, read: bool) -> None:
+        super().__init__()
+        self.shared, self.other, self.read = nn.Linear(6, 6), nn.Linear(6, 6), read
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.shared(torch.tanh(self.shared(x))))
+        x = functional.linear(x, self.other.weight, self.other.bias) if self.read else self.other(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_modules_called_twice_or_not_at_all(read: bool) -> None:
+    inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(2))
+    task = Task(randomise(Reused(read)), ExampleSet(inputs, torch.arange(5) % 3), output_function("margin"))
+    components = discover(task.model, "linear_rows")
+    assert_exact(task, components, random_masks(6, components.num_components, 0.3), gated=not read)
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
+    """Random chains of convolutions in one or two dimensions, with norms, groups, strides and shortcuts."""
+    dimensions = draw(st.sampled_from([1, 2]))
+    conv = nn.Conv1d if dimensions == 1 else nn.Conv2d
+    norm = nn.BatchNorm1d if dimensions == 1 else nn.BatchNorm2d
+    layers: list[nn.Module] = []
+    channels = draw(st.sampled_from([1, 2, 4]))
+    first = channels
+    for _ in range(draw(st.integers(1, 4))):
+        groups = draw(st.sampled_from([g for g in (1, 2, 4) if channels % g == 0]))
+        out = groups * draw(st.integers(1, 3))
+        stride, kernel = draw(st.integers(1, 2)), draw(st.sampled_from([1, 3]))
+        bias = draw(st.booleans())
+        layers.append(conv(channels, out, kernel, stride, padding=kernel // 2, groups=groups, bias=bias))
+        if draw(st.booleans()):
+            layers.append(norm(out, affine=draw(st.booleans())))
+        layers.append(draw(st.sampled_from([nn.ReLU(), nn.GELU(), nn.Identity()])))
+        channels = out
+    pool = nn.AdaptiveAvgPool1d(1) if dimensions == 1 else nn.AdaptiveAvgPool2d(1)
+    model = nn.Sequential(*layers, pool, nn.Flatten(), nn.Linear(channels, 3))
+    shape = (draw(st.integers(1, 5)), first, *[9] * dimensions)
+    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 99)))) + 0.5
+    return randomise(model, draw(st.integers(0, 99))), inputs
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(network=networks(), rows=st.integers(1, 6), alpha=st.sampled_from([0.0, 0.1, 0.5, 1.0]), data=st.data())
+def test_random_networks_selectors_and_masks(
+    network: tuple[nn.Module, Tensor], rows: int, alpha: float, data: st.DataObject
+) -> None:
+    model, inputs = network
+    components = data.draw(
+        st.sampled_from(
+            [
+                discover(model, "conv_filters"),
+                ComponentIndex((*discover(model, "conv_filters").groups, *discover(model, "linear_rows").groups)),
+                ComponentIndex((ComponentGroup(f"{len(model) - 1}.weight", 1, model[-1].in_features),)),
+            ]
+        )
+    )
+    task = Task(model, ExampleSet(inputs, torch.arange(len(inputs)) % 3), output_function("margin"))
+    assert_exact(task, components, random_masks(4, components.num_components, alpha), rows=rows)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 16])
+def test_leave_one_out_reuses_what_a_mask_leaves_untouched(rows: int) -> None:
+    task = small_task(num_examples=5)
+    components = discover(task.model, "conv_filters")
+    masks = leave_one_out_design(components.num_components).masks(0, components.num_components)
+    masks = np.concatenate([masks, np.ones((1, len(masks[0])), dtype=bool), random_masks(3, len(masks[0]))])
+    truth = slow_margins(task, components, masks)
+    for mode in ("weights", "rows"):
+        engine = AblationEngine(
+            copy.deepcopy(task), components, "cpu", "float32", EnginePlan(mode, rows, compiled=False)
+        )
+        _, by_cut = engine._split_by_cut(masks)
+        saved = {round(cut.saved, 2): len(rows_of_cut) for cut, rows_of_cut in by_cut}
+        assert sum(saved.values()) >= 9  # conv2, grouped, and the mask that ablates nothing
+        np.testing.assert_allclose(engine.margins(masks), truth, rtol=1e-4, atol=2e-5)
