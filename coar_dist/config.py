@@ -13,7 +13,7 @@ from coar_dist.errors import ConfigError
 
 STAGES = ("train", "ablate", "fit", "evaluate", "report")
 BASELINES = ("leave_one_out",)
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "auto")
 MODES = ("weights", "rows")
 MARGIN_DTYPES = ("float32", "float16")
 RANDOM_DESIGNS = ("bernoulli", "fixed_size")
@@ -119,6 +119,11 @@ class AblationConfig:
     """How the forward passes are run and stored."""
 
     precision: str = "float32"
+    """``float32``, ``bfloat16`` (autocast), or ``auto``: bfloat16 where the actors' device computes it natively. What
+    ``auto`` gave is part of the run's identity."""
+    device_map: str | None = None
+    """For Hugging Face models larger than one device: how accelerate spreads the model over an actor's GPUs, e.g.
+    ``auto``. Set cluster.gpus_per_actor to their number."""
     mode: str | None = None
     """``weights`` (one mask at a time, its weights zeroed) or ``rows`` (every row carries its own mask); None: the
     faster of the two in a short trial."""
@@ -263,6 +268,10 @@ def validate(config: Config) -> None:
         "[low, high] with 0 < low < high",
     )
 
+    if ablation.device_map is not None and ablation.compile:
+        raise ConfigError(
+            "ablation.compile=true has no effect on a model spread by ablation.device_map. Leave one out."
+        )
     cluster = config.cluster
     for name in ("num_actors", "cpus_per_actor", "ranges_in_flight", "max_attempts"):
         value = getattr(cluster, name)

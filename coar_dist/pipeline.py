@@ -122,6 +122,7 @@ def _ablate(config: Config, root: Path, console: Console, task: Task | None, com
 
     from coar_dist.ablation.actor import AblationJob, Start
     from coar_dist.ablation.calibration import PlanPins
+    from coar_dist.ablation.cluster import native_precision_of_actors
     from coar_dist.ablation.driver import DriverCallbacks, run_ranges
     from coar_dist.ablation.engine import EnginePlan
     from coar_dist.ablation.schedule import MaskRange, split_ranges
@@ -140,9 +141,17 @@ def _ablate(config: Config, root: Path, console: Console, task: Task | None, com
     designs = _designs(config, components.num_components)
     task.check()
     ablation = config.ablation
+    precision = ablation.precision
+    if precision == "auto":
+        exists = (root / "run.json").is_file()
+        precision = (
+            str(RunDirectory.open(root).identity["ablation.precision"])
+            if exists
+            else native_precision_of_actors(config.cluster)
+        )
     identity = {
         **task.identity(),
-        "ablation.precision": ablation.precision,
+        "ablation.precision": precision,
         "ablation.margins_dtype": ablation.margins_dtype,
         "ablation.examples_per_block": ablation.examples_per_block,
     }
@@ -186,7 +195,8 @@ def _ablate(config: Config, root: Path, console: Console, task: Task | None, com
             AblationJob(
                 components=components,
                 designs={name: (design, run.margins(name)) for name, (_, design) in designs.items()},
-                precision=ablation.precision,
+                precision=precision,
+                device_map=ablation.device_map,
                 num_threads=config.cluster.cpus_per_actor,
                 pins=pins,
             ),

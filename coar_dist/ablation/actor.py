@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from coar_dist.ablation.calibration import PlanPins, choose_plan
 from coar_dist.ablation.engine import AblationEngine, EnginePlan, Unablated
 from coar_dist.ablation.schedule import MaskRange
 from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.design import MaskDesign
+from coar_dist.errors import TaskError
 from coar_dist.store.margins import MarginStore
 from coar_dist.tasks.task import Task
 
@@ -26,6 +28,7 @@ class AblationJob:
         components: the component index.
         designs: per design name the masks and where their margins go.
         precision: of the engine.
+        device_map: how accelerate spreads the model over the actor's GPUs; None: one device.
         num_threads: torch threads of an actor.
         pins: what the user fixed of the engine plan.
     """
@@ -33,6 +36,7 @@ class AblationJob:
     components: ComponentIndex
     designs: Mapping[str, tuple[MaskDesign, MarginStore]]
     precision: str
+    device_map: str | None
     num_threads: int
     pins: PlanPins
 
@@ -75,6 +79,8 @@ class AblationActor:
         logger.setLevel(logging.INFO)
         logger.addHandler(self._log)
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        if job.device_map is not None:
+            _spread_over_devices(task.model, job.device_map)
         self._engine = AblationEngine(task, job.components, device, job.precision)
         self._job = job
 
@@ -99,6 +105,25 @@ class AblationActor:
         margins = self._engine.margins(rows)
         store.write(masks.start, rows, margins, {"engine": str(self._engine.plan)})
         return self._log.drain()
+
+
+def _spread_over_devices(model: nn.Module, device_map: str) -> None:
+    """Spread a Hugging Face model over all devices that this process sees."""
+    from accelerate import dispatch_model, infer_auto_device_map
+    from accelerate.utils import get_balanced_memory
+
+    unsplit = list(getattr(model, "_no_split_modules", None) or [])
+    memory = None
+    if device_map != "sequential":
+        low_zero = device_map == "balanced_low_0"
+        memory = get_balanced_memory(model, no_split_module_classes=unsplit, low_zero=low_zero)
+    places = infer_auto_device_map(model, max_memory=memory, no_split_module_classes=unsplit)
+    if "disk" in places.values():
+        raise TaskError(
+            f"ablation.device_map={device_map!r}: the model does not fit on this actor's devices. Raise "
+            f"cluster.gpus_per_actor."
+        )
+    dispatch_model(model, places)
 
 
 class _LogCollector(logging.Handler):

@@ -7,9 +7,12 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
 
+from coar_dist.ablation.engine import native_precision
 from coar_dist.config import ClusterConfig
 from coar_dist.errors import ClusterError
 
@@ -68,6 +71,29 @@ def connect(config: ClusterConfig) -> Iterator[ActorResources]:
     finally:
         if not was_connected:
             ray.shutdown()
+
+
+def native_precision_of_actors(config: ClusterConfig) -> str:
+    """``native_precision`` of a process with an actor's resources, somewhere on the cluster.
+
+    Raises:
+        ClusterError: no such process starts within ``config.start_timeout_s``.
+    """
+    with connect(config) as resources:
+        probe: Any = ray.remote(native_precision).options(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)
+        try:
+            return str(ray.get(probe.remote(), timeout=config.start_timeout_s))
+        except GetTimeoutError as error:
+            raise no_actor_started(config, resources) from error
+
+
+def no_actor_started(config: ClusterConfig, resources: ActorResources) -> ClusterError:
+    """The error that names what was asked for and what there is."""
+    return ClusterError(
+        f"no actor started within cluster.start_timeout_s={config.start_timeout_s:g} s: {resources} were asked for, "
+        f"and the cluster has {describe_resources()}. Lower cluster.cpus_per_actor or cluster.gpus_per_actor, free "
+        f"resources, or add nodes."
+    )
 
 
 def describe_resources() -> str:

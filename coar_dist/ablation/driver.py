@@ -11,11 +11,11 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from coar_dist.ablation.actor import AblationActor, AblationJob, LogLines, Start
-from coar_dist.ablation.cluster import ActorResources, connect, describe_resources
+from coar_dist.ablation.cluster import ActorResources, connect, no_actor_started
 from coar_dist.ablation.engine import EnginePlan
 from coar_dist.ablation.schedule import MaskRange, Schedule
 from coar_dist.config import ClusterConfig
-from coar_dist.errors import ClusterError, CoarDistError
+from coar_dist.errors import CoarDistError
 from coar_dist.tasks.task import Task
 
 # Errors of the user's code or input: trying again elsewhere cannot help.
@@ -189,8 +189,4 @@ class _Driver:
         if self._live or any(work in (_SETUP, _START, _USE) for _, work in self._in_flight.values()):
             self._last_sign_of_life = now
         elif now - self._last_sign_of_life > self._config.start_timeout_s:
-            raise ClusterError(
-                f"no actor started within cluster.start_timeout_s={self._config.start_timeout_s:g} s: "
-                f"{self._resources} were asked for, and the cluster has {describe_resources()}. Lower "
-                f"cluster.cpus_per_actor or cluster.gpus_per_actor, free resources, or add nodes."
-            )
+            raise no_actor_started(self._config, self._resources)

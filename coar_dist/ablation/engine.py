@@ -103,12 +103,21 @@ class AblationEngine:
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
         check_components(task.model, components)
-        self._model = task.model.to(self._device).eval().requires_grad_(False)
+        self._model = task.model.eval().requires_grad_(False)
+        if hasattr(task.model, "hf_device_map"):  # spread over several devices: inputs go to the first
+            self._device = next(task.model.parameters()).device
+        else:
+            self._model = self._model.to(self._device)
         fold_batch_norms(self._model, components)
         self._layout = _layout_of(self._model)
         if self._layout != torch.preserve_format:
             self._model = self._model.to(memory_format=self._layout)  # type: ignore[call-overload]
-        self._examples = task.examples.map(lambda tensor: _with_layout(tensor.to(self._device), self._layout))
+        self._examples = task.examples.map(lambda tensor: _with_layout(tensor, self._layout))
+        if fits_on(self._device, self._examples):
+            self._examples = self._on_device(self._examples)
+        elif self._device.type == "cuda":
+            _log.info("the examples do not fit on %s: they are streamed from pinned memory", self._device)
+            self._examples = self._examples.map(lambda tensor: tensor.pin_memory())
         self._output_function = task.output_function
         self._cuts = PrefixCuts(self._model, components, self._filled(self._examples, 2).inputs)
         self._masker: WeightMasker | None = None
@@ -289,9 +298,10 @@ class AblationEngine:
         margins = torch.empty(len(kept) * num_examples, device=self._device)
         for start in range(0, len(margins), num_rows):
             # The last forward pass is filled up with pairs that are computed twice: its shape stays the same.
-            pairs = torch.arange(start, start + num_rows, device=self._device).clamp(max=len(margins) - 1)
-            torch.index_select(kept, 0, pairs // num_examples, out=self._gated.gates)
-            batch = self._selected(examples, pairs % num_examples)
+            pairs = torch.arange(start, start + num_rows).clamp(max=len(margins) - 1)
+            masks, rows = (pairs // num_examples).to(self._device), (pairs % num_examples).to(examples.targets.device)
+            torch.index_select(kept, 0, masks, out=self._gated.gates)
+            batch = self._on_device(self._selected(examples, rows))
             margins[start : start + num_rows] = self._margins_of(forward, batch)[: len(margins) - start]
         return margins.reshape(len(kept), num_examples)
 
@@ -335,14 +345,18 @@ class AblationEngine:
     def _batches(self) -> Iterator[tuple[int, ExampleSet]]:
         step = self._row_count()
         for start in range(0, self.num_examples, step):
-            yield start, self._examples.rows(start, start + step)
+            yield start, self._on_device(self._examples.rows(start, start + step))
 
     def _selected(self, examples: ExampleSet, rows: Tensor) -> ExampleSet:
         return examples.map(lambda tensor: _with_layout(tensor.index_select(0, rows), self._layout))
 
     def _filled(self, examples: ExampleSet, num_rows: int) -> ExampleSet:
         """The first ``num_rows`` examples, repeated from the start where there are fewer."""
-        return self._selected(examples, torch.arange(num_rows, device=examples.targets.device) % len(examples))
+        rows = torch.arange(num_rows, device=examples.targets.device) % len(examples)
+        return self._on_device(self._selected(examples, rows))
+
+    def _on_device(self, examples: ExampleSet) -> ExampleSet:
+        return examples.map(lambda tensor: tensor.to(self._device, non_blocking=True))
 
     def _outputs(self, model: Callable[..., Any], inputs: Inputs) -> Any:
         autocast: AbstractContextManager[Any] = nullcontext()
@@ -354,6 +368,21 @@ class AblationEngine:
     def _margins_of(self, model: Callable[..., Any], batch: ExampleSet) -> Tensor:
         with torch.no_grad():
             return self._output_function(self._outputs(model, batch.inputs), batch.targets).float()
+
+
+def fits_on(device: torch.device, examples: ExampleSet) -> bool:
+    """Whether the examples take less than a third of the device's free memory, so that they may stay there."""
+    if device.type != "cuda":
+        return True
+    num_bytes = sum(tensor.numel() * tensor.element_size() for _, tensor in examples.tensors())
+    return num_bytes < torch.cuda.mem_get_info(device)[0] / 3
+
+
+def native_precision() -> str:
+    """``bfloat16`` where this process' device has instructions for it, else ``float32``."""
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float32"
+    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
 
 
 def _layout_of(model: nn.Module) -> torch.memory_format:

@@ -44,9 +44,10 @@ def _placement(modules: dict[str, nn.Module], group: ComponentGroup) -> str | No
     parent = modules.get(group.module.rpartition(".")[0]) if group.module else None
     if isinstance(module, nn.MultiheadAttention):
         fits = name == "in_proj_weight" and group.axis == 0 and module.embed_dim % group.block_size == 0
-        return "projections" if fits and can_be_gated(module) else None
+        # An instance's own forward is somebody's wrapper (accelerate's, say) that must not be replaced.
+        return "projections" if fits and can_be_gated(module) and "forward" not in vars(module) else None
     if isinstance(parent, nn.MultiheadAttention):  # it reads its child's weight without calling the child
-        fits = name == "weight" and can_be_gated(parent)
+        fits = name == "weight" and can_be_gated(parent) and "forward" not in vars(parent)
         return ("attention_output", "attention_input")[group.axis] if fits else None
     if name != "weight":
         return None

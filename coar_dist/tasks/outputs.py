@@ -86,7 +86,7 @@ def next_token_margin(outputs: Any, targets: Tensor) -> Tensor:
     """Mean over next tokens of the correct token's margin: the research code's output for language models.
 
     Args:
-        outputs: logits (num_rows, length, vocabulary), or model outputs that hold them; position t predicts token t + 1.
+        outputs: logits (num_rows, length, vocabulary), or model outputs that hold them; position t predicts t + 1.
         targets: (num_rows, length) int64 token ids; -100 where a token is padding and does not count.
 
     Returns:
@@ -143,8 +143,8 @@ def _check_next_tokens(outputs: Any, targets: Tensor) -> None:
     wrong = torch.nonzero(outside.any(dim=1) | ~counted.any(dim=1)).reshape(-1)
     if len(wrong):
         raise TaskError(
-            f"targets of {len(wrong)} examples have no next token, or one outside the vocabulary 0..{logits.shape[2] - 1} "
-            f"({IGNORED_TOKEN} marks padding): examples {wrong[:10].tolist()}."
+            f"targets of {len(wrong)} examples have no next token, or one outside the vocabulary "
+            f"0..{logits.shape[2] - 1} ({IGNORED_TOKEN} marks padding): examples {wrong[:10].tolist()}."
         )
 
 

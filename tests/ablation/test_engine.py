@@ -133,6 +133,13 @@ def test_the_plan_is_chosen_among_what_is_not_pinned() -> None:
     assert not pins.allow(EnginePlan("rows", 7, compiled=False))
 
 
+def test_examples_that_do_not_fit_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coar_dist.ablation.engine.fits_on", lambda device, examples: False)
+    for mode in ("weights", "rows"):
+        margins = engine(EnginePlan(mode, 4, compiled=False)).margins(MASKS)
+        np.testing.assert_allclose(margins, TRUTH, rtol=1e-4, atol=2e-5)
+
+
 def test_mode_rows_is_refused_without_a_gated_form() -> None:
     norms = ComponentIndex((ComponentGroup("bn1.weight", 0, 4),))
     with pytest.raises(ConfigError, match=r"mode='rows' cannot be used: bn1\.weight.*mode=weights"):

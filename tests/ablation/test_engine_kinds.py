@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from accelerate import dispatch_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -217,3 +218,20 @@ def test_leave_one_out_reuses_what_a_mask_leaves_untouched(rows: int) -> None:
         saved = {round(cut.saved, 2): len(rows_of_cut) for cut, rows_of_cut in by_cut}
         assert sum(saved.values()) >= 9  # conv2, grouped, and the mask that ablates nothing
         np.testing.assert_allclose(engine.margins(masks), truth, rtol=1e-4, atol=2e-5)
+
+
+def test_a_model_spread_by_accelerate() -> None:
+    """On one CPU; that several GPUs share a model is not shown here."""
+    task = gpt2_task()
+    components = discover(task.model, "transposed_linear_inputs")
+    masks = random_masks(4, components.num_components, 0.2)
+    truth = slow_margins(task, components, masks)
+    spread = copy.deepcopy(task.model)
+    dispatch_model(spread, {name: "cpu" for name, _ in spread.named_children()}, force_hooks=True)
+    assert spread.hf_device_map
+    for mode in ("weights", "rows"):
+        engine = AblationEngine(
+            Task(spread, task.examples, task.output_function), components, "cpu", "float32", EnginePlan(mode, 3, False)
+        )
+        np.testing.assert_allclose(engine.margins(masks), truth, rtol=1e-4, atol=2e-5 * (1 + np.abs(truth).max()))
+        engine.close()
