@@ -86,7 +86,12 @@ class AblationEngine:
         device: a torch device.
         precision: ``float32``, or ``bfloat16`` for autocast.
         plan: how to run; ``use`` changes it.
+
+    Attributes:
+        reuse_activations: whether masks that leave the first layers untouched reuse their activations.
     """
+
+    reuse_activations = True
 
     def __init__(
         self,
@@ -313,7 +318,7 @@ class AblationEngine:
         by_cut: dict[int, list[int]] = {}
         for row, mask in enumerate(masks):
             position = self._cuts.of_mask(mask)
-            if position is None or self._cuts.part(position).saved <= least_saving:
+            if not self.reuse_activations or position is None or self._cuts.part(position).saved <= least_saving:
                 alone.append(row)
             else:
                 by_cut.setdefault(position, []).append(row)

@@ -178,13 +178,13 @@ def _feature_gate(module: Any, key: str, block_size: int) -> Callable[[Tensor], 
 
 def _output_hook(key: str, block_size: int, channel_axis: int) -> Any:
     def hook(module: Any, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        result: Tensor = output * _spread(getattr(module, key), block_size, output, channel_axis)
+        gate = _spread(getattr(module, key), block_size, output, channel_axis)
         if module.component_bias is None:
-            return result
+            return output * gate
         shape = [1] * output.ndim
         shape[channel_axis] = -1
         bias: Tensor = module.component_bias.to(output.dtype).reshape(shape)
-        return result + bias
+        return torch.addcmul(bias, output, gate)
 
     return hook
 
