@@ -80,9 +80,11 @@ class GatedModel:
         self._undo: list[Callable[[], None]] = []
         self._attention: dict[str, AttentionGates] = {}
         modules = dict(model.named_modules())
-        for number, (group, offset) in enumerate(zip(components.groups, components.offsets[:-1], strict=True)):
-            gate = self.gates[:, int(offset) : int(offset) + group.num_components]
-            placement = _placement(modules, group)
+        placements = [_placement(modules, group) for group in components.groups]
+        starts = [int(offset) for offset in components.offsets[:-1]]
+        for number, (group, start, placement) in enumerate(zip(components.groups, starts, placements, strict=True)):
+            assert placement is not None
+            gate = self.gates[:, start : start + group.num_components]
             module = modules[group.module]
             key = f"component_gate_{number}"
             if placement in ("projections", "attention_output", "attention_input"):

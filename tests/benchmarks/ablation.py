@@ -235,7 +235,8 @@ def leave_one_out(task: Task, components: ComponentIndex, arguments: argparse.Na
     times = in_turns(work, max(arguments.rounds // 2, 1))
     rates = {name: len(masks) / seconds for name, seconds in times.items()}
     CONSOLE.print(
-        f"Leave-one-out, {len(masks)} of {components.num_components} masks, {len(task.examples)} examples: plain {rates['plain']:.2f} masks/s, "
+        f"Leave-one-out, {len(masks)} of {components.num_components} masks, {len(task.examples)} examples: "
+        f"plain {rates['plain']:.2f} masks/s, "
         f"reusing activations {rates['reused']:.2f} masks/s, ratio {rates['reused'] / rates['plain']:.2f}"
     )
 
