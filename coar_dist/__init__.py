@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from coar_dist.ablation.engine import ablated_outputs
+    from coar_dist.ablation.direct import ablated_outputs
     from coar_dist.components.index import ComponentGroup, ComponentIndex
     from coar_dist.pipeline import attribute
     from coar_dist.store.run import Run, open_run
@@ -20,7 +20,7 @@ _HOME = {
     "ComponentGroup": "coar_dist.components.index",
     "ComponentIndex": "coar_dist.components.index",
     "Run": "coar_dist.store.run",
-    "ablated_outputs": "coar_dist.ablation.engine",
+    "ablated_outputs": "coar_dist.ablation.direct",
     "attribute": "coar_dist.pipeline",
     "open_run": "coar_dist.store.run",
 }

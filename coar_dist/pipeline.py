@@ -121,10 +121,9 @@ def _ablate(config: Config, root: Path, console: Console, task: Task | None, com
     import numpy as np
 
     from coar_dist.ablation.actor import AblationJob, Start
-    from coar_dist.ablation.calibration import PlanPins
     from coar_dist.ablation.cluster import native_precision_of_actors
     from coar_dist.ablation.driver import DriverCallbacks, run_ranges
-    from coar_dist.ablation.engine import EnginePlan
+    from coar_dist.ablation.plan import EnginePlan, PlanPins
     from coar_dist.ablation.schedule import MaskRange, split_ranges
     from coar_dist.components.discovery import check_components, discover
     from coar_dist.tasks.build import build_task

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from coar_dist.ablation.calibration import PlanPins, choose_plan
-from coar_dist.ablation.engine import AblationEngine, EnginePlan, Unablated
+from coar_dist.ablation.calibration import choose_plan
+from coar_dist.ablation.engine import AblationEngine, Unablated
+from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.ablation.schedule import MaskRange
 from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.design import MaskDesign

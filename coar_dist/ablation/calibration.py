@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
-from coar_dist.ablation.engine import AblationEngine, EnginePlan
+from coar_dist.ablation.engine import AblationEngine
+from coar_dist.ablation.plan import EnginePlan, PlanPins
 
 _ROW_COUNTS = (32, 128, 512, 2048, 8192)
 _WORSE = 1.25
@@ -16,23 +17,6 @@ _LONGEST_FORWARD_S = 3.0
 COMPILE_PAYS_AFTER_S = 600.0
 """Compiling takes half a minute to minutes per actor: it is tried where an actor has more eager work than this."""
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PlanPins:
-    """What the user fixed of the plan; None is chosen by trial."""
-
-    mode: str | None = None
-    rows_per_forward: int | None = None
-    compiled: bool | None = None
-
-    def allow(self, plan: EnginePlan) -> bool:
-        """Whether ``plan`` has everything that is fixed."""
-        return (
-            self.mode in (None, plan.mode)
-            and self.rows_per_forward in (None, plan.rows_per_forward)
-            and self.compiled in (None, plan.compiled)
-        )
 
 
 def choose_plan(engine: AblationEngine, pins: PlanPins, masks_per_actor: int) -> EnginePlan:

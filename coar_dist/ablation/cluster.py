@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError
 
-from coar_dist.ablation.engine import native_precision
+from coar_dist.ablation.placement import native_precision
 from coar_dist.config import ClusterConfig
 from coar_dist.errors import ClusterError
 

@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from coar_dist.ablation.actor import AblationActor, AblationJob, LogLines, Start
 from coar_dist.ablation.cluster import ActorResources, connect, no_actor_started
-from coar_dist.ablation.engine import EnginePlan
+from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.schedule import MaskRange, Schedule
 from coar_dist.config import ClusterConfig
 from coar_dist.errors import CoarDistError

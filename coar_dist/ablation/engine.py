@@ -11,54 +11,33 @@ Both run on a prepared model: BatchNorm folded, channels last, optionally compil
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from coar_dist.ablation.folding import fold_batch_norms
+from coar_dist.ablation.placement import fits_on, layout_of, with_layout
+from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.prefix import Cut, PrefixCuts
-from coar_dist.components.discovery import check_components, discover
+from coar_dist.components.discovery import check_components
 from coar_dist.components.gates import GatedModel, gated, why_not_gated
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import WeightMasker
 from coar_dist.components.masks import check_masks
 from coar_dist.errors import ConfigError, NonFiniteMarginError
-from coar_dist.tasks.outputs import logits_of, output_function
+from coar_dist.tasks.outputs import logits_of
 from coar_dist.tasks.task import ExampleSet, Inputs, Task, call_model
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EnginePlan:
-    """How the forward passes are run; chosen once per run, so that results do not depend on who computes them.
-
-    Attributes:
-        mode: ``weights`` or ``rows``.
-        rows_per_forward: rows of one forward pass at most.
-        compiled: whether the model is compiled.
-    """
-
-    mode: str
-    rows_per_forward: int
-    compiled: bool
-
-    def __str__(self) -> str:
-        return f"mode={self.mode}, {self.rows_per_forward} rows per forward, {'compiled' if self.compiled else 'eager'}"
-
-    def to_json(self) -> dict[str, Any]:
-        """As in ``run.json``."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -114,10 +93,10 @@ class AblationEngine:
         else:
             self._model = self._model.to(self._device)
         fold_batch_norms(self._model, components)
-        self._layout = _layout_of(self._model)
+        self._layout = layout_of(self._model)
         if self._layout != torch.preserve_format:
             self._model = self._model.to(memory_format=self._layout)  # type: ignore[call-overload]
-        self._examples = task.examples.map(lambda tensor: _with_layout(tensor, self._layout))
+        self._examples = task.examples.map(lambda tensor: with_layout(tensor, self._layout))
         if fits_on(self._device, self._examples):
             self._examples = self._on_device(self._examples)
         elif self._device.type == "cuda":
@@ -353,7 +332,7 @@ class AblationEngine:
             yield start, self._on_device(self._examples.rows(start, start + step))
 
     def _selected(self, examples: ExampleSet, rows: Tensor) -> ExampleSet:
-        return examples.map(lambda tensor: _with_layout(tensor.index_select(0, rows), self._layout))
+        return examples.map(lambda tensor: with_layout(tensor.index_select(0, rows), self._layout))
 
     def _filled(self, examples: ExampleSet, num_rows: int) -> ExampleSet:
         """The first ``num_rows`` examples, repeated from the start where there are fewer."""
@@ -375,71 +354,5 @@ class AblationEngine:
             return self._output_function(self._outputs(model, batch.inputs), batch.targets).float()
 
 
-def fits_on(device: torch.device, examples: ExampleSet) -> bool:
-    """Whether the examples take less than a third of the device's free memory, so that they may stay there."""
-    if device.type != "cuda":
-        return True
-    num_bytes = sum(tensor.numel() * tensor.element_size() for _, tensor in examples.tensors())
-    return num_bytes < torch.cuda.mem_get_info(device)[0] / 3
-
-
-def native_precision() -> str:
-    """``bfloat16`` where this process' device has instructions for it, else ``float32``."""
-    if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float32"
-    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
-
-
-def _layout_of(model: nn.Module) -> torch.memory_format:
-    """Channels last where there are 2d convolutions: the layout in which they run fastest on CPUs and tensor cores."""
-    has_convolutions = any(isinstance(module, nn.Conv2d) for module in model.modules())
-    return torch.channels_last if has_convolutions else torch.preserve_format
-
-
-def _with_layout(tensor: Tensor, layout: torch.memory_format) -> Tensor:
-    return tensor.contiguous(memory_format=layout) if tensor.ndim == 4 and layout != torch.preserve_format else tensor
-
-
 def _has_logits(outputs: Any) -> bool:
     return isinstance(outputs, Tensor) or hasattr(outputs, "logits")
-
-
-def ablated_outputs(
-    model: nn.Module,
-    components: str | ComponentIndex,
-    masks: NDArray[np.bool_],
-    inputs: Inputs,
-    targets: Tensor,
-    output: str | Callable[[Any, Tensor], Tensor] = "margin",
-    precision: str = "float32",
-    plan: EnginePlan | None = None,
-) -> NDArray[np.float32]:
-    """Outputs of ``model`` under given masks, here and now: no Ray, no run directory. ``model`` is not touched.
-
-    Args:
-        model: any module, on the device where it is to run.
-        components: a selector name, or the component index that the masks are over.
-        masks: (num_masks, num_components) bool, True = kept.
-        inputs: (num_examples, ...) tensor, or a dict of tensors given by keyword.
-        targets: (num_examples, ...) what the output function compares with, e.g. int64 class labels.
-        output: a registered output function, ``module:function``, or a callable ``(outputs, targets) -> (num_rows,)``.
-        precision: ``float32``, or ``bfloat16`` for autocast.
-        plan: how to run; None zeroes weights, one mask at a time.
-
-    Returns:
-        (num_masks, num_examples) float32.
-
-    Raises:
-        NoComponentsError, ComponentMismatchError, TaskError: something does not fit; the message names it.
-
-    Example:
-        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(64, 3))
-        >>> images, labels = torch.randn(5, 1, 6, 6), torch.tensor([0, 1, 2, 0, 1])
-        >>> ablated_outputs(model, "conv_filters", np.eye(4) == 0, images, labels).shape
-        (4, 5)
-    """
-    index = components if isinstance(components, ComponentIndex) else discover(model, components)
-    task = Task(copy.deepcopy(model), ExampleSet(inputs, targets), output_function(output))
-    task.check()
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    return AblationEngine(task, index, str(device), precision, plan).margins(masks)

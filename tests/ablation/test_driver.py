@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from coar_dist.ablation.actor import AblationJob, Start
-from coar_dist.ablation.calibration import PlanPins
 from coar_dist.ablation.driver import DriverCallbacks, run_ranges
-from coar_dist.ablation.engine import EnginePlan
+from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.ablation.schedule import split_ranges
 from coar_dist.components.discovery import discover
 from coar_dist.config import ClusterConfig

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from coar_dist.ablation.calibration import PlanPins, choose_plan
-from coar_dist.ablation.engine import AblationEngine, EnginePlan, ablated_outputs
+from coar_dist.ablation.calibration import choose_plan
+from coar_dist.ablation.direct import ablated_outputs
+from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.folding import fold_batch_norms
+from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.components.discovery import discover
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 from coar_dist.errors import ConfigError, NonFiniteMarginError

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from coar_dist.ablation.engine import AblationEngine, EnginePlan
+from coar_dist.ablation.engine import AblationEngine
+from coar_dist.ablation.plan import EnginePlan
 from coar_dist.components.discovery import discover
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 from coar_dist.config import ComponentRule

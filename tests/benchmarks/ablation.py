@@ -26,9 +26,10 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from coar_dist.ablation.calibration import PlanPins, choose_plan
+from coar_dist.ablation.calibration import choose_plan
 from coar_dist.ablation.engine import AblationEngine, native_precision
 from coar_dist.ablation.folding import fold_batch_norms
+from coar_dist.ablation.plan import PlanPins
 from coar_dist.components.discovery import discover
 from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.design import MaskDesign, leave_one_out_design

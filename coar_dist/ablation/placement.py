@@ -1,0 +1,34 @@
+"""Where tensors lie and in which layout and precision a device runs fastest."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from coar_dist.tasks.task import ExampleSet
+
+
+def fits_on(device: torch.device, examples: ExampleSet) -> bool:
+    """Whether the examples take less than a third of the device's free memory, so that they may stay there."""
+    if device.type != "cuda":
+        return True
+    num_bytes = sum(tensor.numel() * tensor.element_size() for _, tensor in examples.tensors())
+    return num_bytes < torch.cuda.mem_get_info(device)[0] / 3
+
+
+def native_precision() -> str:
+    """``bfloat16`` where this process' device has instructions for it, else ``float32``."""
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float32"
+    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+
+
+def layout_of(model: nn.Module) -> torch.memory_format:
+    """Channels last where there are 2d convolutions: the layout in which they run fastest on CPUs and tensor cores."""
+    has_convolutions = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    return torch.channels_last if has_convolutions else torch.preserve_format
+
+
+def with_layout(tensor: Tensor, layout: torch.memory_format) -> Tensor:
+    """``tensor`` in ``layout`` if it is an image batch, as it is otherwise."""
+    return tensor.contiguous(memory_format=layout) if tensor.ndim == 4 and layout != torch.preserve_format else tensor
