@@ -29,7 +29,7 @@ def report(run: RunDirectory, console: Console) -> None:
     if not held_out:
         raise MissingWorkError(f"{run.root} has no held-out designs: run the ablate and evaluate stages.")
     trained_at = run.design("train")
-    table = Table(title="Mean correlation of predicted and true margins on held-out masks", title_justify="left")
+    table = Table()
     table.add_column("method")
     for design in held_out.values():
         same = design.ablation_fraction == trained_at.ablation_fraction
@@ -44,19 +44,18 @@ def report(run: RunDirectory, console: Console) -> None:
             cells.append(f"{defined.mean():.3f}" if defined.size else "undefined")
         table.add_row(_LABELS.get(method, method), *cells)
     examples = run.read_examples()
-    print_ = console.print
-    print_(table)
+    console.print("\nCorrelation of predicted and true margins on held-out masks, mean over examples:")
+    console.print(table)
     if num_undefined:
-        print_(f"{num_undefined} correlations are undefined (constant margins or predictions): not averaged.")
+        console.print(f"{num_undefined} correlations are undefined (constant margins or predictions): not averaged.")
     known = np.isfinite(examples["label"].astype(np.float64))
     accuracy = f", accuracy {np.mean(examples['label'] == examples['prediction']):.3f}" if known.all() else ""
-    print_(
-        f"{run.num_examples} examples{accuracy}, {run.components.num_components} components in "
-        f"{len(run.components.groups)} parameters, {trained_at.num_masks} masks for training."
-    )
-    print_(f"Run directory: {run.root}", soft_wrap=True)
-    print_(
-        f"Next: python -c \"import coar_dist; run = coar_dist.open_run('{run.root}'); print(run.weights([0]))\""
-        f", or query {run.root}/attributions/*.parquet with DuckDB, pandas or Polars.",
-        soft_wrap=True,
-    )
+    lines = [
+        f"{run.num_examples} examples{accuracy}; {run.components.num_components} components in "
+        f"{len(run.components.groups)} parameters; {trained_at.num_masks} training masks.",
+        f"Run directory: {run.root}",
+        f"Next, in Python: run = coar_dist.open_run({str(run.root)!r}); run.weights(example_ids=[0])",
+        f"Or query {run.root}/attributions/coar.*.parquet with DuckDB, pandas or Polars.",
+    ]
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False)

@@ -21,14 +21,16 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch._inductor.config as inductor_config
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from coar_dist.ablation.calibration import choose_plan
-from coar_dist.ablation.engine import AblationEngine, native_precision
+from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.folding import fold_batch_norms
+from coar_dist.ablation.placement import native_precision
 from coar_dist.ablation.plan import PlanPins
 from coar_dist.components.discovery import discover
 from coar_dist.components.index import ComponentIndex
@@ -99,7 +101,7 @@ def research_loop(task: Task, components: ComponentIndex, masks: np.ndarray, dev
 class BareForward:
     """The unablated model in one of its forms, over all examples."""
 
-    def __init__(self, task: Task, device: str, fastest: bool, precision: str, rows: int) -> None:
+    def __init__(self, task: Task, device: str, fastest: bool, precision: str, rows: int, frozen: bool = False) -> None:
         self.model: Callable[..., object] = copy.deepcopy(task.model).to(device).eval().requires_grad_(False)
         self.examples = task.examples.map(lambda tensor: tensor.to(device))
         self.device, self.precision, self.rows = device, precision, rows
@@ -111,6 +113,9 @@ class BareForward:
                 self.examples = self.examples.map(_channels_last)
             torch._dynamo.reset()
             self.model = torch.compile(self.model, dynamic=False)
+            # Frozen weights become constants, laid out for the kernels once: a form that no ablated model can take.
+            with inductor_config.patch(freezing=frozen):
+                self()
 
     def __call__(self) -> None:
         with torch.no_grad(), torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
@@ -177,6 +182,9 @@ def many_examples(task: Task, components: ComponentIndex, arguments: argparse.Na
     quick = in_turns(fastest, arguments.rounds)
     bare = min(quick, key=quick.__getitem__)
     work[bare], per[bare] = fastest[bare], 1
+    rows = fastest[bare].rows
+    work["the same with frozen weights"] = BareForward(task, device, True, precision, rows, frozen=True)
+    per["the same with frozen weights"] = 1
     plans = {}
     for mode in ("weights", "rows"):
         for compiled in (False, True):
