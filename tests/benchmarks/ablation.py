@@ -31,7 +31,7 @@ from coar_dist.ablation.calibration import choose_plan
 from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.folding import fold_batch_norms
 from coar_dist.ablation.placement import native_precision
-from coar_dist.ablation.plan import PlanPins
+from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.components.discovery import discover
 from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.design import MaskDesign, leave_one_out_design
@@ -39,6 +39,7 @@ from coar_dist.tasks.examples import npz_images
 from coar_dist.tasks.models import cifar_resnet20, load_checkpoint
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import ExampleSet, Task, call_model
+from tests.models import slow_margins
 
 CONSOLE = Console(width=140)
 
@@ -203,7 +204,7 @@ def few_examples(task: Task, components: ComponentIndex, arguments: argparse.Nam
     table = Table(title="Few examples: masks/s", title_justify="left")
     for column in ("examples", "weights", "rows", "rows / weights", "auto", "auto / best", "plan of auto"):
         table.add_column(column, justify="right")
-    for count in (1, 4, 16, 64):
+    for count in arguments.few:
         small = Task(task.model, task.examples.rows(0, count), task.output_function)
         num_masks = max(512 // count, 8)
         masks = MaskDesign("bernoulli", components.num_components, num_masks, 0.05, 0).masks(0, num_masks)
@@ -250,6 +251,29 @@ def leave_one_out(task: Task, components: ComponentIndex, arguments: argparse.Na
     )
 
 
+def exactness(task: Task, components: ComponentIndex, arguments: argparse.Namespace) -> None:
+    """Margins of 24 masks on 48 examples against the slow truth, which runs in float32 on the CPU."""
+    task = Task(task.model, task.examples.rows(0, 48), task.output_function)
+    masks = MaskDesign("bernoulli", components.num_components, 24, 0.05, 0).masks(0, 24)
+    truth = slow_margins(task, components, masks)
+    table = Table(title=f"Exactness: margins of standard deviation {truth.std():.2f}", title_justify="left")
+    for column in ("mode", "precision", "largest difference", "mean correlation", "smallest correlation"):
+        table.add_column(column, justify="right")
+    for precision in ("float32", "bfloat16"):
+        for mode in ("weights", "rows"):
+            engine = new_engine(task, components, arguments.device, precision)
+            if mode == "rows" and engine.why_not_gated:
+                continue
+            engine.use(EnginePlan(mode, 48, compiled=False))
+            margins = engine.margins(masks)
+            correlations = [np.corrcoef(a, b)[0, 1] for a, b in zip(margins.T, truth.T, strict=True)]
+            difference = np.abs(margins - truth).max()
+            table.add_row(
+                mode, precision, f"{difference:.2e}", f"{np.mean(correlations):.6f}", f"{min(correlations):.6f}"
+            )
+    CONSOLE.print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("resnet20", "resnet50", "gpt2"), default="resnet20")
@@ -261,7 +285,8 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default=native_precision())
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile-few", action="store_true", help="compile in the table of few examples too")
-    parser.add_argument("--sections", nargs="+", default=["many", "few", "leave_one_out"])
+    parser.add_argument("--few", type=int, nargs="+", default=[1, 4, 16, 64], help="example counts of that table")
+    parser.add_argument("--sections", nargs="+", default=["exact", "many", "few", "leave_one_out"])
     parser.add_argument("--checkpoint", help="ResNet-20 weights, .safetensors")
     parser.add_argument("--images", help="CIFAR-10 images, .npz")
     arguments = parser.parse_args()
@@ -278,7 +303,7 @@ def main() -> None:
         f"{arguments.model} on {arguments.device} ({name}), {arguments.threads} threads, torch {torch.__version__}, "
         f"{torch.backends.cpu.get_cpu_capability()}, {arguments.precision}"
     )
-    sections = {"many": many_examples, "few": few_examples, "leave_one_out": leave_one_out}
+    sections = {"exact": exactness, "many": many_examples, "few": few_examples, "leave_one_out": leave_one_out}
     for section in arguments.sections:
         sections[section](task, components, arguments)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
