@@ -142,6 +142,13 @@ class AblationEngine:
 
     def _gates_differ(self) -> str | None:
         """Hold gates against zeroed weights on two rows: a model may read a weight without calling its module."""
+        precision, self._precision = self._precision, "float32"
+        try:
+            return self._why_gates_differ()
+        finally:
+            self._precision = precision
+
+    def _why_gates_differ(self) -> str | None:
         batch = self._filled(self._examples, 2)
         ids = np.arange(self.components.num_components)
         masks = np.stack([ids % 3 != 0, ids % 3 != 1])
@@ -157,7 +164,8 @@ class AblationEngine:
         except (RuntimeError, TypeError, IndexError) as error:
             return f"a forward pass with gates fails: {error}"
         expected = torch.stack(zeroed)
-        tolerance = 1e-3 if self._precision == "float32" else 0.1
+        is_exact = all(parameter.dtype == torch.float32 for parameter in self._model.parameters())
+        tolerance = 1e-3 if is_exact else 0.1
         if torch.allclose(margins, expected, rtol=tolerance, atol=tolerance, equal_nan=True):
             return None
         return (
