@@ -22,7 +22,11 @@ from coar_dist.config import Config
 from coar_dist.errors import CoarDistError, CoarWarning, ConfigError
 
 _INTERRUPTED = 130
-_ABLATE_KEYS = ("task", "components", "design", "ablation", "cluster", "baselines", "evaluation")
+_KEYS_OF_STAGE = {
+    "train": ("train",),
+    "ablate": ("task", "components", "design", "ablation", "cluster", "baselines", "evaluation"),
+    "fit": ("regression",),
+}
 
 
 def main() -> None:
@@ -44,6 +48,7 @@ def _run(hydra_config: DictConfig) -> None:
     errors = Console(stderr=True)
     signal.signal(signal.SIGTERM, _interrupt)  # what `ray job stop` sends
     warnings.showwarning = _show_warning
+    sys.path.insert(0, os.getcwd())  # a user's own module:function
     try:
         config = typed_config(hydra_config)
         _check_overrides(config, list(HydraConfig.get().overrides.task))
@@ -87,16 +92,16 @@ def _check_keys(values: Any, schema: Any, prefix: str) -> None:
 
 
 def _check_overrides(config: Config, overrides: list[str]) -> None:
-    """Options of the ablate stage have no effect without it: what later stages read is what the run was made with."""
-    if "ablate" in config.stages:
-        return
+    """Options of a stage have no effect without it: what later stages read is what the run was made with."""
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0].partition("@")[0]
-        if key.partition(".")[0].partition("/")[0] in _ABLATE_KEYS:
-            raise ConfigError(
-                f"{override} has no effect: stages={config.stages} has no ablate stage, and the other stages read "
-                f"this from the run directory. Leave it out, or add the ablate stage."
-            )
+        part = key.partition(".")[0].partition("/")[0]
+        for stage, keys in _KEYS_OF_STAGE.items():
+            if part in keys and stage not in config.stages:
+                raise ConfigError(
+                    f"{override} has no effect: stages={config.stages} has no {stage} stage, and the other stages read "
+                    f"from the run directory what it made. Leave it out, or add the {stage} stage."
+                )
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -111,7 +111,7 @@ class EvaluationConfig:
     kind: str = "bernoulli"
     num_masks: int = 200
     ablation_fractions: list[float] = field(default_factory=lambda: [0.05])
-    seed: int = 1
+    seed: int = 1_000_000
 
 
 @dataclass
@@ -225,6 +225,11 @@ def validate(config: Config) -> None:
         fractions,
         "free of repetitions",
     )
+    if "ablate" in config.stages and {"evaluate", "report"} & set(config.stages) and not fractions:
+        raise ConfigError(
+            "evaluation.ablation_fractions=[]: the stages evaluate and report need at least one. Leave these stages "
+            "out, or name a fraction."
+        )
     for key, seed in [("design.seed", design.seed), ("evaluation.seed", evaluation.seed)]:
         _require(0 <= seed < 2**64, key, seed, "in 0..2**64-1")
     if (design.kind, design.seed) == (evaluation.kind, evaluation.seed):

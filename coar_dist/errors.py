@@ -45,6 +45,10 @@ class DamagedFileError(CoarDistError, RuntimeError):
     """A file of the run directory is damaged, truncated, or belongs to another run."""
 
 
+class StorageError(CoarDistError, OSError):
+    """The run directory cannot be written: no space, no permission, no such place."""
+
+
 class MissingWorkError(CoarDistError, RuntimeError):
     """A stage needs work that is not there; the message lists what is missing."""
 

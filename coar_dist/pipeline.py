@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from coar_dist.errors import MissingWorkError, RunMismatchError
 from coar_dist.report.progress import stage_progress
 from coar_dist.report.terminal import methods_of, report
 from coar_dist.store.run import Run
-from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
+from coar_dist.store.run_directory import TRAIN_DESIGN, RunDesign, RunDirectory
 
 if TYPE_CHECKING:  # stages import what they need when they run: the report needs neither torch nor Ray
     from torch import Tensor, nn
@@ -86,14 +87,16 @@ def _train(config: Config, train: TrainConfig, checkpoint: Path, console: Consol
     from coar_dist.tasks.build import build_examples, build_model
     from coar_dist.tasks.training import train_classifier
 
-    settings = {"model": config.task.model.source, **config.task.model.arguments, **asdict(train)}
+    model_settings = {f"task.model.arguments.{name}": value for name, value in config.task.model.arguments.items()}
+    settings = {"task.model.source": config.task.model.source, **model_settings}
+    settings |= {f"train.{name}": value for name, value in asdict(train).items()}
     if checkpoint.is_file():
         with safe_open(checkpoint, framework="pt") as file:
             stored = json.loads((file.metadata() or {}).get("train", "{}"))
         for key in settings:
             if stored.get(key) != settings[key]:
                 raise RunMismatchError(
-                    f"train.{key} is {settings[key]!r}, but {checkpoint} was trained with {stored.get(key)!r}. "
+                    f"{key} is {settings[key]!r}, but {checkpoint} was trained with {stored.get(key)!r}. "
                     f"Use another run.dir, or undo the change."
                 )
         _say(console, "train", f"{checkpoint} is there already.")
@@ -138,7 +141,7 @@ def _ablate(config: Config, root: Path, console: Console, task: Task | None, com
         components = discover(task.model, chosen.selector, chosen.include, chosen.exclude, chosen.rules)
     check_components(task.model, components)
     designs = _designs(config, components.num_components)
-    task.check()
+    probe_margins = task.check()
     ablation = config.ablation
     precision = ablation.precision
     if precision == "auto":
@@ -154,16 +157,16 @@ def _ablate(config: Config, root: Path, console: Console, task: Task | None, com
         "ablation.margins_dtype": ablation.margins_dtype,
         "ablation.examples_per_block": ablation.examples_per_block,
     }
-    run = RunDirectory.create(root, identity, components, len(task.examples))
+    run = RunDirectory.create(root, identity, components, len(task.examples), probe_margins)
     ranges: list[MaskRange] = []
-    for name, (role, design) in designs.items():
-        run.set_design(name, role, design)
+    run.set_designs(designs)
+    for name in designs:
         store = run.margins(name)
         for reason in store.set_aside_damaged():
             _say(console, "ablate", f"[yellow]{reason}[/yellow]")
         ranges += split_ranges(name, store.missing(), ablation.masks_per_shard)
 
-    total = sum(design.num_masks for _, design in designs.values())
+    total = sum(entry.design.num_masks for entry in designs.values())
     missing = sum(masks.num_masks for masks in ranges)
     if not ranges and run.has_examples():
         _say(console, "ablate", f"all {total:,} masks are there already.")
@@ -176,7 +179,8 @@ def _ablate(config: Config, root: Path, console: Console, task: Task | None, com
 
     def on_start(start: Start) -> None:
         unablated = start.unablated
-        labels = None if unablated.predictions is None else targets.cpu().numpy().astype(np.int64)
+        are_classes = unablated.predictions is not None and not targets.is_floating_point()
+        labels = targets.cpu().numpy().astype(np.int64) if are_classes else None
         run.write_examples(labels, unablated.predictions, unablated.margins)
         run.set_engine_plan(start.plan.to_json())
         _log.info("engine plan: %s", start.plan)
@@ -193,7 +197,7 @@ def _ablate(config: Config, root: Path, console: Console, task: Task | None, com
             task,
             AblationJob(
                 components=components,
-                designs={name: (design, run.margins(name)) for name, (_, design) in designs.items()},
+                designs={name: (entry.design, run.margins(name)) for name, entry in designs.items()},
                 precision=precision,
                 device_map=ablation.device_map,
                 num_threads=config.cluster.cpus_per_actor,
@@ -216,19 +220,19 @@ def _ablate(config: Config, root: Path, console: Console, task: Task | None, com
     )
 
 
-def _designs(config: Config, num_components: int) -> dict[str, tuple[str, MaskDesign]]:
+def _designs(config: Config, num_components: int) -> dict[str, RunDesign]:
     design, evaluation = config.design, config.evaluation
-    designs: dict[str, tuple[str, MaskDesign]] = {
-        TRAIN_DESIGN: (
+    designs = {
+        TRAIN_DESIGN: RunDesign(
             "train",
             MaskDesign(design.kind, num_components, design.num_masks, design.ablation_fraction, design.seed),
         )
     }
     if "leave_one_out" in config.baselines:
-        designs["leave_one_out"] = ("baseline", leave_one_out_design(num_components))
+        designs["leave_one_out"] = RunDesign("baseline", leave_one_out_design(num_components))
     for fraction in evaluation.ablation_fractions:
         held_out = MaskDesign(evaluation.kind, num_components, evaluation.num_masks, fraction, evaluation.seed)
-        designs[f"evaluation_{fraction:g}"] = ("evaluation", held_out)
+        designs[f"evaluation_{fraction!r}"] = RunDesign("evaluation", held_out)
     return designs
 
 
@@ -311,20 +315,20 @@ def attribute(
     from coar_dist.tasks.task import ExampleSet, Task
 
     if evaluation is None:
-        fractions = [ablation_fraction] if "evaluate" in stages else []
-        evaluation = EvaluationConfig(ablation_fractions=fractions, seed=seed + 1)
+        fractions = [float(ablation_fraction)] if "evaluate" in stages else []
+        evaluation = EvaluationConfig(ablation_fractions=fractions, seed=index(seed) + 1)
     is_index = isinstance(components, ComponentIndex)
     config = Config(
         stages=list(stages),
         run=RunConfig(str(run_dir)),
         components=ComponentsConfig() if is_index else ComponentsConfig(str(components)),
-        design=DesignConfig(num_masks=num_masks, ablation_fraction=ablation_fraction, seed=seed),
+        design=DesignConfig(num_masks=index(num_masks), ablation_fraction=float(ablation_fraction), seed=index(seed)),
         baselines=list(baselines),
         evaluation=evaluation,
         ablation=ablation or AblationConfig(),
         regression=regression or RegressionConfig(),
         cluster=cluster or ClusterConfig(),
     )
-    task = Task(model, ExampleSet(inputs, targets), named_output_function(output_function))
+    task = Task(model, ExampleSet.of(inputs, targets), named_output_function(output_function))
     run_stages(config, console or Console(), task, components if isinstance(components, ComponentIndex) else None)
     return Run(RunDirectory.open(run_dir))

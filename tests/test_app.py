@@ -69,7 +69,7 @@ def test_from_nothing_to_a_report_killed_half_way_and_again(tmp_path: Path) -> N
     assert "ablation.margins_dtype is 'float16', but the run was made with 'float32'" in mismatch.stderr
     retrained = run(tmp_path, *slow, "train.seed=1")
     assert retrained.returncode == 1
-    assert "train.seed is 1" in retrained.stderr
+    assert "train.seed is 1, but" in retrained.stderr
     no_effect = run(tmp_path, "stages=[fit,evaluate]", "design.num_masks=10")
     assert no_effect.returncode == 1
     assert "design.num_masks=10 has no effect" in no_effect.stderr

@@ -64,6 +64,7 @@ def test_the_run_directory_holds_what_it_promises(small_run: Run) -> None:
     assert set(pq.read_schema(next((root / "evaluation").iterdir())).names) == {
         "example_id",
         "method",
+        "design",
         "ablation_fraction",
         "correlation",
     }
@@ -108,6 +109,8 @@ def test_weights_of_chosen_examples(small_run: Run) -> None:
     assert small_run.intercepts([2]).shape == (1,)
     with pytest.raises(IndexError, match=r"\[7, -1\] are outside 0\.\.6"):
         small_run.weights([7, 1, -1])
+    with pytest.raises(IndexError, match="must be integers, not bool"):
+        small_run.weights(np.ones(7, dtype=bool))
     assert "7 examples, 12 components" in repr(coar_dist.open_run(small_run.directory.root))
 
 
@@ -212,6 +215,24 @@ def test_bad_input_is_named_before_any_work(
     with pytest.raises(error, match=message):
         coar_dist.attribute(task.model, **{**arguments, **changes})  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_whose_code_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, names and architecture are the same: only the outputs tell."""
+    task = small_task()
+    scale = 1.0
+
+    def scaled(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return outputs[:, 0] * scale
+
+    arguments = {"run_dir": tmp_path / "run", "num_masks": 4, "output_function": scaled}
+    arguments |= {"stages": ("ablate",), "console": Console(file=io.StringIO()), "ablation_fraction": 0.2}
+    # The engine is of no interest here: the identity is checked before it is asked for anything.
+    monkeypatch.setattr("coar_dist.ablation.driver.run_ranges", lambda *_: None)
+    coar_dist.attribute(task.model, task.examples.inputs, task.examples.targets, **arguments)  # type: ignore[arg-type]
+    scale = 3.0
+    with pytest.raises(RunMismatchError, match="unablated margins of the first examples are"):
+        coar_dist.attribute(task.model, task.examples.inputs, task.examples.targets, **arguments)  # type: ignore[arg-type]
 
 
 def test_another_model_in_the_same_run_directory_is_refused(small_run: Run) -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import ray
@@ -17,6 +21,40 @@ from coar_dist.config import ClusterConfig
 from coar_dist.errors import ClusterError
 
 
+class Interruption:
+    """SIGINT and SIGTERM as a flag: an exception raised by a handler can be swallowed in Ray's callbacks.
+
+    The second signal raises at once.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._is_main = threading.current_thread() is threading.main_thread()
+        self._previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def install(self) -> None:
+        """Take the signals over; again after ray.init, which installs handlers of its own."""
+        if self._is_main:
+            for number in self._previous:
+                signal.signal(number, self._handle)
+
+    def remove(self) -> None:
+        """Give the signals back."""
+        if self._is_main:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        if self._is_set:
+            raise KeyboardInterrupt
+        self._is_set = True
+
+    def raise_if_set(self) -> None:
+        """Raise KeyboardInterrupt if a signal has come."""
+        if self._is_set:
+            raise KeyboardInterrupt
+
+
 @dataclass(frozen=True)
 class ActorResources:
     """What is asked of the cluster.
@@ -25,11 +63,17 @@ class ActorResources:
         num_actors: actors wanted at a time.
         num_cpus: CPUs of one actor.
         num_gpus: GPUs of one actor, possibly a fraction.
+        interruption: whether the user wants to stop.
     """
 
     num_actors: int
     num_cpus: int
     num_gpus: float
+    interruption: Interruption
+
+    def raise_if_interrupted(self) -> None:
+        """Raise KeyboardInterrupt if SIGINT or SIGTERM has come, at a place where that is safe."""
+        self.interruption.raise_if_set()
 
     def __str__(self) -> str:
         gpus = f" and {self.num_gpus:g} GPU" if self.num_gpus else ""
@@ -50,7 +94,10 @@ def connect(config: ClusterConfig) -> Iterator[ActorResources]:
     """
     was_connected = ray.is_initialized()
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    interruption = Interruption()
+    interruption.install()
     if not was_connected:
+        _check_reachable(address)
         try:
             ray.init(
                 address=address,
@@ -63,12 +110,15 @@ def connect(config: ClusterConfig) -> Iterator[ActorResources]:
                 f"cluster.address={address!r} cannot be reached: {error}. Start it with 'ray start --head', or use "
                 f"cluster=local."
             ) from error
+        interruption.install()
     try:
-        resources = _actor_resources(config)
+        interruption.raise_if_set()
+        resources = _actor_resources(config, interruption)
         if address == "local" and not was_connected:
             _check_fixed_cluster(resources)
         yield resources
     finally:
+        interruption.remove()
         if not was_connected:
             ray.shutdown()
 
@@ -106,7 +156,21 @@ def _total_resources() -> dict[str, float]:
     return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
 
 
-def _actor_resources(config: ClusterConfig) -> ActorResources:
+def _check_reachable(address: str) -> None:
+    """Ray tries for minutes to reach a host that is not there."""
+    host, colon, port = address.rpartition(":")
+    if "://" in address or not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10.0).close()
+    except OSError as error:
+        raise ClusterError(
+            f"cluster.address={address!r} cannot be reached: {error}. Start it with 'ray start --head', or use "
+            f"cluster=local."
+        ) from error
+
+
+def _actor_resources(config: ClusterConfig, interruption: Interruption) -> ActorResources:
     total = _total_resources()
     gpus_per_actor = config.gpus_per_actor
     if gpus_per_actor is None:
@@ -116,7 +180,7 @@ def _actor_resources(config: ClusterConfig) -> ActorResources:
         by_cpu = int(total.get("CPU", 0.0) // config.cpus_per_actor)
         by_gpu = int(total.get("GPU", 0.0) / gpus_per_actor) if gpus_per_actor else by_cpu
         num_actors = max(1, min(by_cpu, by_gpu))
-    return ActorResources(num_actors, config.cpus_per_actor, gpus_per_actor)
+    return ActorResources(num_actors, config.cpus_per_actor, gpus_per_actor, interruption)
 
 
 def _check_fixed_cluster(wanted: ActorResources) -> None:

@@ -54,7 +54,7 @@ def ablated_outputs(
         (4, 5)
     """
     index = components if isinstance(components, ComponentIndex) else discover(model, components)
-    task = Task(copy.deepcopy(model), ExampleSet(inputs, targets), output_function(output))
+    task = Task(copy.deepcopy(model), ExampleSet.of(inputs, targets), output_function(output))
     task.check()
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     return AblationEngine(task, index, str(device), precision, plan).margins(masks)

@@ -15,11 +15,11 @@ from coar_dist.ablation.cluster import ActorResources, connect, no_actor_started
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.schedule import MaskRange, Schedule
 from coar_dist.config import ClusterConfig
-from coar_dist.errors import CoarDistError
+from coar_dist.errors import CoarDistError, TaskError
 from coar_dist.tasks.task import Task
 
 # Errors of the user's code or input: trying again elsewhere cannot help.
-_USER_ERRORS = (CoarDistError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
+_USER_ERRORS = (ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
 _WAIT_S = 0.5
 _ADDRESS, _SETUP, _START, _USE = "address", "setup", "start", "use"
 
@@ -63,7 +63,8 @@ def run_ranges(
     Raises:
         ClusterError: no actor starts within ``config.start_timeout_s``, or actors keep dying.
         RangeFailedError: one range failed ``config.max_attempts`` times.
-        CoarDistError, ValueError, ...: the user's model or input is at fault; raised at the first occurrence.
+        CoarDistError: the user's model or input is at fault; raised at the first occurrence.
+        KeyboardInterrupt: SIGINT or SIGTERM came.
     """
     with connect(config) as resources:
         _Driver(config, resources, task, job, ranges, plan, callbacks).run()
@@ -109,6 +110,7 @@ class _Driver:
                 for reference in finished:
                     self._handle(reference, *self._in_flight.pop(reference))
                 self._check_alive()
+                self._resources.raise_if_interrupted()
         finally:
             for actor in self._actors.values():
                 ray.kill(actor)
@@ -130,8 +132,10 @@ class _Driver:
             self._replace(name, f"{name}: {str(error).splitlines()[0]}")
             return
         except RayTaskError as error:
-            if isinstance(error.cause, _USER_ERRORS):
+            if isinstance(error.cause, CoarDistError):
                 raise error.cause from error
+            if isinstance(error.cause, _USER_ERRORS):
+                raise TaskError(f"{work}: {type(error.cause).__name__}: {error.cause}") from error
             if isinstance(work, MaskRange):
                 self._schedule.failed(work, name, error)
             self._replace(name, f"{name} failed in {work}: {error}")  # a CUDA error leaves a useless process

@@ -11,6 +11,7 @@ Both run on a prepared model: BatchNorm folded, channels last, optionally compil
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from coar_dist.ablation.folding import fold_batch_norms
 from coar_dist.ablation.placement import fits_on, layout_of, with_layout
@@ -33,7 +34,7 @@ from coar_dist.components.gates import GatedModel, gated, why_not_gated
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import WeightMasker
 from coar_dist.components.masks import check_masks
-from coar_dist.errors import ConfigError, NonFiniteMarginError
+from coar_dist.errors import ConfigError, NonFiniteMarginError, TaskError
 from coar_dist.tasks.outputs import logits_of
 from coar_dist.tasks.task import ExampleSet, Inputs, Task, call_model
 
@@ -81,6 +82,7 @@ class AblationEngine:
         plan: EnginePlan | None = None,
     ) -> None:
         self.components = components
+        self._output_function = task.output_function
         self._device = torch.device(device)
         self._precision = precision
         if precision == "float32" and self._device.type == "cuda":
@@ -92,7 +94,8 @@ class AblationEngine:
             self._device = next(task.model.parameters()).device
         else:
             self._model = self._model.to(self._device)
-        fold_batch_norms(self._model, components)
+        probe_masks, expected = self._truth(task)
+        self._fold(task, probe_masks, expected)
         self._layout = layout_of(self._model)
         if self._layout != torch.preserve_format:
             self._model = self._model.to(memory_format=self._layout)  # type: ignore[call-overload]
@@ -102,12 +105,11 @@ class AblationEngine:
         elif self._device.type == "cuda":
             _log.info("the examples do not fit on %s: they are streamed from pinned memory", self._device)
             self._examples = self._examples.map(lambda tensor: tensor.pin_memory())
-        self._output_function = task.output_function
         self._cuts = PrefixCuts(self._model, components, self._filled(self._examples, 2).inputs)
         self._masker: WeightMasker | None = None
         self._gated: GatedModel | None = None
         self._forward: Callable[..., Any] = self._model
-        self.why_not_gated = why_not_gated(self._model, components) or self._gates_differ()
+        self.why_not_gated = why_not_gated(self._model, components) or self._why_gates_fail(probe_masks, expected)
         self.use(plan or EnginePlan("weights", min(512, self.num_examples), compiled=False))
 
     @property
@@ -140,37 +142,66 @@ class AblationEngine:
         self._gated = self._masker = None
         self._forward = self._model
 
-    def _gates_differ(self) -> str | None:
-        """Hold gates against zeroed weights on two rows: a model may read a weight without calling its module."""
-        precision, self._precision = self._precision, "float32"
-        try:
-            return self._why_gates_differ()
-        finally:
-            self._precision = precision
+    def _truth(self, task: Task) -> tuple[NDArray[np.bool_], Tensor]:
+        """Two masks and the float32 margins (2,) of the untouched model, mask i on row i: what every form must give.
 
-    def _why_gates_differ(self) -> str | None:
-        batch = self._filled(self._examples, 2)
+        Raises:
+            TaskError: two equal forward passes differ, so that margins would be noise.
+        """
         ids = np.arange(self.components.num_components)
         masks = np.stack([ids % 3 != 0, ids % 3 != 1])
-        zeroed = []
-        masker = WeightMasker(self._model, self.components)
+        rows = torch.arange(2) % len(task.examples)
+        self._probe = self._on_device(task.examples.map(lambda tensor: tensor[rows]))
+        first, second = (self._zeroed_margins(task.model, masks) for _ in range(2))
+        if not self._agree(first, second):
+            raise TaskError(
+                f"{type(task.model).__name__} gives different margins in two equal forward passes ({first.tolist()}, "
+                f"{second.tolist()}): it is random in eval mode. Take the randomness (dropout, noise) out."
+            )
+        return masks, first
+
+    def _zeroed_margins(self, model: nn.Module, masks: NDArray[np.bool_]) -> Tensor:
+        masker = WeightMasker(model, self.components)
+        margins = []
         for row, mask in enumerate(masks):
             with masker.ablated(mask):
-                zeroed.append(self._margins_of(self._model, batch)[row])
+                margins.append(self._exact_margins(model)[row])
+        return torch.stack(margins)
+
+    def _exact_margins(self, model: nn.Module) -> Tensor:
+        with torch.no_grad():
+            return self._output_function(call_model(model, self._probe.inputs), self._probe.targets).float()
+
+    def _agree(self, margins: Tensor, expected: Tensor) -> bool:
+        is_float32 = all(parameter.dtype == torch.float32 for parameter in self._model.parameters())
+        tolerance = 1e-3 if is_float32 else 0.1
+        return torch.allclose(margins, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+    def _fold(self, task: Task, masks: NDArray[np.bool_], expected: Tensor) -> None:
+        """Fold a copy of the model, and take it if it gives the margins of the untouched one."""
+        if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in task.model.modules()):
+            return
+        folded = copy.deepcopy(task.model)
+        if fold_batch_norms(folded, self.components) == 0:
+            return
+        if self._agree(self._zeroed_margins(folded, masks), expected):
+            self._model = folded
+        else:
+            _log.warning("BatchNorm is not folded: the folded model does not give the margins of the original one")
+
+    def _why_gates_fail(self, masks: NDArray[np.bool_], expected: Tensor) -> str | None:
+        """Hold gates against zeroed weights: a model may read a weight without calling its module."""
         try:
             with gated(self._model, self.components, len(masks), self._device) as gated_model:
                 gated_model.gates.copy_(torch.from_numpy(masks))
-                margins = self._margins_of(self._model, batch)
-        except (RuntimeError, TypeError, IndexError) as error:
-            return f"a forward pass with gates fails: {error}"
-        expected = torch.stack(zeroed)
-        is_exact = all(parameter.dtype == torch.float32 for parameter in self._model.parameters())
-        tolerance = 1e-3 if is_exact else 0.1
-        if torch.allclose(margins, expected, rtol=tolerance, atol=tolerance, equal_nan=True):
+                margins = self._exact_margins(self._model)
+        except Exception as error:  # the user's own forward may raise anything when a layer is not what it was
+            return f"a forward pass with gates fails: {type(error).__name__}: {error}"
+        if self._agree(margins, expected):
             return None
         return (
             f"margins with gates ({margins.tolist()}) are not those of zeroed weights ({expected.tolist()}): the model "
-            f"reads a weight without calling its module"
+            f"reads a weight without calling its module, mixes rows of a batch, or has hooks of its own"
         )
 
     def _compiled(self) -> Callable[..., Any]:

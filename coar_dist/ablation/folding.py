@@ -64,7 +64,7 @@ def fold_batch_norms(model: nn.Module, components: ComponentIndex) -> int:
             and norm.running_mean is not None
             and not norm.training
             and not conv._forward_hooks
-            and not norm._forward_pre_hooks
+            and not (norm._forward_pre_hooks or norm._forward_hooks or conv._forward_pre_hooks)
         ):
             _fold(conv, norm)
             parent, _, name = str(node.target).rpartition(".")

@@ -69,13 +69,8 @@ def evaluate(run: RunDirectory, methods: Iterable[str], on_progress: Callable[[i
             if entry.role != "evaluation":
                 continue
             store = run.margins(name)
-            settings = {
-                "design": store.fingerprint,
-                "num_masks": store.num_masks,
-                "attributions": attributions.settings_fingerprint(store.blocks),
-            }
             table = EvaluationTable(run, method, name)
-            if not table.is_complete(settings):
+            if not table.is_complete():
                 correlations = []
                 for block in store.blocks:
                     weights, intercepts = attributions.read(block)
@@ -84,7 +79,7 @@ def evaluate(run: RunDirectory, methods: Iterable[str], on_progress: Callable[[i
                         for masks, margins in store.read(block, _MASKS_PER_BATCH)
                     )
                     correlations.append(pearson(batches))
-                table.write(settings, np.concatenate(correlations))
+                table.write(np.concatenate(correlations))
                 computed = True
             num_done += 1
             on_progress(num_done)

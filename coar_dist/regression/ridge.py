@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coar_dist.errors import CoarWarning
+from coar_dist.errors import CoarWarning, ConfigError
 from coar_dist.regression.statistics import DesignStatistics, MarginStatistics
 
 _RANK_TOLERANCE = 1e-10
@@ -58,11 +58,14 @@ def penalty_grid(factor: Factor, num_penalties: int, penalty_range: tuple[float,
     """Penalties spaced evenly in the logarithm, in units of the mean eigenvalue of G.
 
     Raises:
-        ValueError: the design is constant, so there is no such unit.
+        ConfigError: the design is constant, so there is no such unit.
     """
     unit = float(factor.values.mean())
     if unit == 0.0:
-        raise ValueError("all masks are equal: no component's effect can be estimated. Collect more masks.")
+        raise ConfigError(
+            "all masks of the train design are equal: no component's effect can be estimated. Raise design.num_masks "
+            "or design.ablation_fraction."
+        )
     return np.asarray(np.geomspace(*penalty_range, num_penalties) * unit)
 
 

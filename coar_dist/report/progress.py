@@ -30,8 +30,8 @@ class StageProgress:
             self._bar.update(self._task, completed=done, rate=rate, note=note)
         elif now - self._last_line >= _LINE_EVERY_S:
             self._last_line = now
-            left = (self._total - done) / self.rate if self.rate > 0 else float("inf")
-            text = f"{self._stage}: {done:,}/{self._total:,} {self._unit}, {rate}, {left:,.0f} s left"
+            left = f"{rate}, {(self._total - done) / self.rate:,.0f} s left" if done else "starting"
+            text = f"{self._stage}: {done:,}/{self._total:,} {self._unit}, {left}"
             self._console.print(f"{text}, {note}" if note else text, soft_wrap=True, highlight=False)
 
     @property

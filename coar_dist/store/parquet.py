@@ -6,6 +6,7 @@ that a reader of some columns verifies just what it reads.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,14 +20,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from coar_dist.errors import DamagedFileError
+from coar_dist.errors import DamagedFileError, StorageError
 
 _METADATA_KEY = b"coar_dist"
+_KEPT = "Mend that and run the same command again; what is finished is kept."
 
 
 def write_bytes_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write beside, flush to disk, rename: after a crash the file is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path.parent} cannot be made: {error}. {_KEPT}") from error
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -34,8 +39,11 @@ def write_bytes_atomically(path: Path, content: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the error that counts is the first one
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise StorageError(f"{path} cannot be written: {error}. {_KEPT}") from error
         raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:

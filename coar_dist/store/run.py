@@ -89,7 +89,10 @@ class Run:
         self, example_ids: Sequence[int] | None, method: str
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         num_examples = self.directory.num_examples
-        ids = np.arange(num_examples) if example_ids is None else np.asarray(example_ids, dtype=np.int64).reshape(-1)
+        ids = np.arange(num_examples) if example_ids is None else np.asarray(example_ids).reshape(-1)
+        if ids.size and ids.dtype.kind not in "iu":
+            raise IndexError(f"example ids must be integers, not {ids.dtype}; for a mask use np.flatnonzero(mask)")
+        ids = ids.astype(np.int64)
         outside = ids[(ids < 0) | (ids >= num_examples)]
         if outside.size:
             raise IndexError(f"example ids {outside[:10].tolist()} are outside 0..{num_examples - 1}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import metadata
@@ -21,7 +22,7 @@ from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.design import MaskDesign
 from coar_dist.errors import DamagedFileError, MissingWorkError, RunMismatchError, RunNotFoundError
 from coar_dist.store.margins import MarginStore
-from coar_dist.store.parquet import read_table, write_bytes_atomically, write_table
+from coar_dist.store.parquet import read_table, set_aside, write_bytes_atomically, write_table
 
 FORMAT = 1
 TRAIN_DESIGN = "train"
@@ -77,7 +78,12 @@ class RunDirectory:
 
     @classmethod
     def create(
-        cls, root: str | Path, identity: Mapping[str, Any], components: ComponentIndex, num_examples: int
+        cls,
+        root: str | Path,
+        identity: Mapping[str, Any],
+        components: ComponentIndex,
+        num_examples: int,
+        probe_margins: Sequence[float] = (),
     ) -> RunDirectory:
         """Create the run directory, or open it if it is of this identity.
 
@@ -86,6 +92,7 @@ class RunDirectory:
             identity: everything that margins depend on, flat: key -> JSON value. The component index is added here.
             components: the component index.
             num_examples: number of examples.
+            probe_margins: margins of the first examples, compared to a tolerance that covers other hardware.
 
         Raises:
             RunMismatchError: it belongs to another identity; the message names the first differing keys and values.
@@ -95,6 +102,8 @@ class RunDirectory:
         if (root / "run.json").is_file():
             run = cls.open(root)
             run._check_identity(identity)
+            run._check_probe(probe_margins)
+            run._mend_components(components)
             return run
         record: dict[str, Any] = {
             "format": FORMAT,
@@ -104,11 +113,11 @@ class RunDirectory:
                 **{name: metadata.version(name) for name in ("coar-dist", "torch", "ray", "numpy", "pyarrow")},
             },
             "identity": identity,
+            "probe_margins": list(probe_margins),
             "designs": {},
         }
         run = cls(root, record)
-        columns = {name: pa.array(values) for name, values in components.table().items()}
-        write_table(root / "components.parquet", columns, run._belongs_to("components"))
+        run._mend_components(components)
         run._save()  # last: run.json says that the rest is there
         return run
 
@@ -122,6 +131,27 @@ class RunDirectory:
             raise RunMismatchError(
                 f"{self.root} belongs to another run: {lines}. Use another run.dir, or undo the change."
             )
+
+    def _check_probe(self, probe_margins: Sequence[float]) -> None:
+        stored = self._record.get("probe_margins", [])
+        if not np.allclose(stored, probe_margins, rtol=1e-2, atol=1e-2, equal_nan=True):
+            raise RunMismatchError(
+                f"{self.root} belongs to another run: the unablated margins of the first examples are "
+                f"{list(probe_margins)}, but the run was made with {stored}, though weights and names are the same. "
+                f"The model's code or the output function has changed. Use another run.dir, or undo the change."
+            )
+
+    def _mend_components(self, components: ComponentIndex) -> None:
+        """Write ``components.parquet`` where it is missing or damaged: the identity says what belongs into it."""
+        path = self.root / "components.parquet"
+        try:
+            if path.is_file():
+                read_table(path, self._belongs_to("components"))
+                return
+        except DamagedFileError:
+            set_aside(path)
+        columns = {name: pa.array(values) for name, values in components.table().items()}
+        write_table(path, columns, self._belongs_to("components"))
 
     def _save(self) -> None:
         write_bytes_atomically(self.root / "run.json", json.dumps(self._record, indent=2).encode())
@@ -152,11 +182,29 @@ class RunDirectory:
 
     @property
     def designs(self) -> dict[str, RunDesign]:
-        """The mask designs by name."""
+        """The mask designs by name that the last ablate stage asked for."""
+        return {name: design for name, design in self._all_designs().items() if self._record["designs"][name]["active"]}
+
+    def _all_designs(self) -> dict[str, RunDesign]:
+        fields = [field.name for field in dataclasses.fields(MaskDesign)]
         return {
-            name: RunDesign(entry["role"], MaskDesign(**{key: entry[key] for key in entry if key != "role"}))
+            name: RunDesign(entry["role"], MaskDesign(**{key: entry[key] for key in fields}))
             for name, entry in self._record["designs"].items()
         }
+
+    def set_designs(self, designs: Mapping[str, RunDesign]) -> None:
+        """Make these the designs of the run: new ones are added, others are kept but set to rest.
+
+        Raises:
+            RunMismatchError: the run has another design of one of these names.
+        """
+        for name, entry in designs.items():
+            self._check_design(name, entry)
+        resting = {name: {**entry, "active": False} for name, entry in self._record["designs"].items()}
+        wanted = {name: {"role": entry.role, **asdict(entry.design), "active": True} for name, entry in designs.items()}
+        if self._record["designs"] != {**resting, **wanted}:
+            self._record["designs"] = {**resting, **wanted}
+            self._save()
 
     def design(self, name: str) -> MaskDesign:
         """The design of that name.
@@ -171,27 +219,19 @@ class RunDirectory:
             )
         return designs[name].design
 
-    def set_design(self, name: str, role: str, design: MaskDesign) -> None:
-        """Add a design, or change the number of masks of an existing one.
-
-        Raises:
-            RunMismatchError: the run has another design of that name.
-        """
-        assert role in ROLES
-        existing = self.designs.get(name)
-        if existing is not None:
-            old, new = existing.design.identity(), design.identity()
-            for key in old:
-                if old[key] != new[key]:
-                    option = "design" if role == "train" else role
-                    raise RunMismatchError(
-                        f"{option}.{key} is {new[key]!r}, but design {name!r} of {self.root} was collected with "
-                        f"{old[key]!r}. Use another run.dir, or {option}.{key}={old[key]}."
-                    )
-            if existing.design == design:
-                return
-        self._record["designs"][name] = {"role": role, **asdict(design)}
-        self._save()
+    def _check_design(self, name: str, entry: RunDesign) -> None:
+        assert entry.role in ROLES
+        existing = self._all_designs().get(name)
+        if existing is None:
+            return
+        old, new = existing.design.identity(), entry.design.identity()
+        for key in old:
+            if old[key] != new[key]:
+                option = "design" if entry.role == "train" else entry.role
+                raise RunMismatchError(
+                    f"{option}.{key} is {new[key]!r}, but design {name!r} of {self.root} was collected with "
+                    f"{old[key]!r}. Use another run.dir, or {option}.{key}={old[key]}."
+                )
 
     @property
     def engine_plan(self) -> dict[str, Any] | None:
@@ -221,8 +261,16 @@ class RunDirectory:
         return {"content": content, "run": self.fingerprint}
 
     def has_examples(self) -> bool:
-        """Whether ``examples.parquet`` has been written."""
-        return (self.root / "examples.parquet").is_file()
+        """Whether ``examples.parquet`` is there and whole; a damaged one is set aside."""
+        path = self.root / "examples.parquet"
+        if not path.is_file():
+            return False
+        try:
+            self.read_examples()
+        except DamagedFileError:
+            set_aside(path)
+            return False
+        return True
 
     def write_examples(
         self,

@@ -105,39 +105,46 @@ class EvaluationTable:
         self.design_name = design_name
         self.path = run.root / "evaluation" / f"{method}.{design_name}.parquet"
 
-    def _belongs_to(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        return {"content": "evaluation", "run": self._run.fingerprint, "settings": dict(settings)}
+    def _belongs_to(self) -> dict[str, Any]:
+        """The attributions and the masks that the correlations are of, as they are now."""
+        store = self._run.margins(self.design_name)
+        settings = {
+            "design": store.fingerprint,
+            "num_masks": store.num_masks,
+            "attributions": AttributionTable(self._run, self.method).settings_fingerprint(store.blocks),
+        }
+        return {"content": "evaluation", "run": self._run.fingerprint, "settings": settings}
 
-    def is_complete(self, settings: Mapping[str, Any]) -> bool:
-        """Whether the table is there, made with ``settings``; a damaged file is set aside."""
-        return _made_with(self.path, self._belongs_to(settings))
+    def is_complete(self) -> bool:
+        """Whether the table is there and of the attributions as they are now; a damaged file is set aside."""
+        return _made_with(self.path, self._belongs_to())
 
-    def write(self, settings: Mapping[str, Any], correlations: NDArray[np.float64]) -> None:
+    def write(self, correlations: NDArray[np.float64]) -> None:
         """Write the table; a NaN correlation (undefined) is stored as null.
 
         Args:
-            settings: what the correlations depend on besides the run's identity.
             correlations: (num_examples,) float64.
         """
         fraction = self._run.design(self.design_name).ablation_fraction
         columns = {
             "example_id": pa.array(np.arange(len(correlations))),
             "method": pa.array([self.method] * len(correlations)),
+            "design": pa.array([self.design_name] * len(correlations)),
             "ablation_fraction": pa.array(np.full(len(correlations), fraction)),
             "correlation": pa.array(correlations, from_pandas=True),
         }
-        write_table(self.path, columns, self._belongs_to(settings))
+        write_table(self.path, columns, self._belongs_to())
 
     def read(self) -> NDArray[np.float64]:
         """(num_examples,) correlations; NaN where undefined.
 
         Raises:
-            MissingWorkError: the table is not there.
-            DamagedFileError: it is damaged or of another run.
+            MissingWorkError: the table is not there, or is of attributions that have been fitted anew since.
+            DamagedFileError: it is damaged.
         """
-        if not self.path.is_file():
-            raise MissingWorkError(f"{self.path} is missing: run the evaluate stage.")
-        table = read_table(self.path, {"content": "evaluation", "run": self._run.fingerprint})
+        if not self.is_complete():
+            raise MissingWorkError(f"{self.path} is missing or of earlier attributions: run the evaluate stage.")
+        table = read_table(self.path, self._belongs_to())
         return np.asarray(table["correlation"].to_numpy())
 
 

@@ -106,7 +106,7 @@ def _class_margins(logits: Tensor, labels: Tensor) -> Tensor:
     """Margins (num_rows,) float32 of logits (num_rows, num_classes)."""
     best = logits.topk(2, dim=1)
     largest_other = torch.where(best.indices[:, 0] == labels, best.values[:, 1], best.values[:, 0])
-    return logits.gather(1, labels.unsqueeze(1)).squeeze(1).float() - largest_other.float()
+    return logits.gather(1, labels.long().unsqueeze(1)).squeeze(1).float() - largest_other.float()
 
 
 def _check_class_labels(outputs: Any, targets: Tensor) -> None:

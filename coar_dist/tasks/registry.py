@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from coar_dist.errors import ConfigError
+from coar_dist.errors import CoarDistError, ConfigError, TaskError
 
 
 def resolve(key: str, source: str, registry: Mapping[str, Any]) -> Callable[..., Any]:
@@ -57,7 +57,13 @@ def call(key: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -
     for name in names:
         if name not in arguments and signature.parameters[name].default is inspect.Parameter.empty:
             raise ConfigError(f"{key}.{name} is missing: set it, e.g. {key}.{name}=...")
-    return function(**arguments)
+    try:
+        return function(**arguments)
+    except CoarDistError:
+        raise
+    except Exception as error:  # the user's own code may raise anything
+        name = getattr(function, "__qualname__", repr(function))
+        raise TaskError(f"{key}: {name}(**{dict(arguments)}) raises {type(error).__name__}: {error}") from error
 
 
 def _plain_types(hint: Any) -> tuple[type, ...]:

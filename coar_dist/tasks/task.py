@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from coar_dist.errors import TaskError
+from coar_dist.errors import CoarDistError, TaskError
 from coar_dist.tasks.outputs import OutputFunction
 
 Inputs = Tensor | dict[str, Tensor]
@@ -34,6 +34,15 @@ class ExampleSet:
         lengths = {name: len(tensor) for name, tensor in self.tensors()}
         if len(set(lengths.values())) != 1 or len(self.targets) == 0:
             raise TaskError(f"inputs and targets must have the same, positive number of rows, but have {lengths}.")
+
+    @classmethod
+    def of(cls, inputs: Any, targets: Any) -> ExampleSet:
+        """The example set of tensors, NumPy arrays or lists."""
+        as_dict = isinstance(inputs, Mapping)
+        return cls(
+            {name: torch.as_tensor(value) for name, value in inputs.items()} if as_dict else torch.as_tensor(inputs),
+            torch.as_tensor(targets),
+        )
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -79,14 +88,17 @@ class Task:
             "output_function": self.output_function.identity(),
         }
 
-    def check(self) -> None:
-        """Run one example through the model and check that outputs and all targets fit.
+    def check(self) -> list[float]:
+        """Run the first two examples through the model and check that outputs and all targets fit.
+
+        Returns:
+            Their margins: a run keeps them, because a model can change without its weights or its name changing.
 
         Raises:
             TaskError: the model fails on the example, the output function does not give one value per example,
                 or a target is outside the classes.
         """
-        probe = self.examples.rows(0, 1)
+        probe = self.examples.rows(0, 2)
         device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
         was_training = self.model.training
         try:
@@ -96,19 +108,23 @@ class Task:
                 outputs = call_model(self.model, on_device.inputs)
                 self.output_function.check(outputs, self.examples.targets)
                 margins = self.output_function(outputs, on_device.targets)
-        except (RuntimeError, TypeError, IndexError) as error:
+        except CoarDistError:
+            raise
+        except Exception as error:  # the user's own code may raise anything
             shapes = {name: (tuple(tensor.shape), str(tensor.dtype)) for name, tensor in probe.tensors()}
             raise TaskError(
                 f"{type(self.model).__name__} with output function {self.output_function.name!r} fails on the "
-                f"first example, whose tensors are {shapes}: {type(error).__name__}: {error}"
+                f"first examples, whose tensors are {shapes}: {type(error).__name__}: {error}"
             ) from error
         finally:
             self.model.train(was_training)
-        if margins.shape != (1,) or not margins.is_floating_point():
+        if not isinstance(margins, Tensor) or margins.shape != (len(probe),) or not margins.is_floating_point():
+            found = f"{margins.dtype} of shape {tuple(margins.shape)}" if isinstance(margins, Tensor) else repr(margins)
             raise TaskError(
-                f"output function {self.output_function.name!r} must give one float per example, "
-                f"but gave {margins.dtype} of shape {tuple(margins.shape)} for 1 example."
+                f"output function {self.output_function.name!r} must give one float per example, but gave {found} for "
+                f"{len(probe)} examples."
             )
+        return [float(margin) for margin in margins]
 
 
 def call_model(model: Callable[..., Any], inputs: Inputs) -> Any:

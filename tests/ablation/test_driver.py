@@ -17,9 +17,9 @@ from coar_dist.ablation.schedule import split_ranges
 from coar_dist.components.discovery import discover
 from coar_dist.config import ClusterConfig
 from coar_dist.designs.design import MaskDesign
-from coar_dist.errors import ClusterError, NonFiniteMarginError, RangeFailedError
+from coar_dist.errors import ClusterError, NonFiniteMarginError, RangeFailedError, TaskError
 from coar_dist.store.margins import MarginStore
-from coar_dist.store.run_directory import RunDirectory
+from coar_dist.store.run_directory import RunDesign, RunDirectory
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import Task
 from tests.models import slow_margins, small_task
@@ -39,7 +39,7 @@ class Trouble(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         self.num_calls += 1
-        if self.num_calls > 4:  # those of the set-up: tracing, and gates against zeroed weights
+        if self.num_calls > 6:  # those of the set-up: tracing, and gates against zeroed weights
             self.act()
         return self.inner(images)
 
@@ -57,7 +57,7 @@ def drive(
     design = MaskDesign("bernoulli", components.num_components, 30, 0.2, seed=2)
     identity = {"ablation.examples_per_block": 100, "ablation.margins_dtype": "float32"}
     run = RunDirectory.create(folder / "run", identity, components, len(task.examples))
-    run.set_design("train", "train", design)
+    run.set_designs({"train": RunDesign("train", design)})
     store = run.margins("train")
     job = AblationJob(
         components, {"train": (design, store)}, "float32", None, 1, PlanPins(mode="weights", compiled=False)
@@ -124,7 +124,7 @@ def test_the_users_own_errors_fail_fast(tmp_path: Path) -> None:
     def fail() -> None:
         raise ValueError("this model needs 3 channels")
 
-    with pytest.raises(ValueError, match="this model needs 3 channels"):
+    with pytest.raises(TaskError, match=r"masks \d+.*ValueError: this model needs 3 channels"):
         drive(tmp_path, fail)
 
 

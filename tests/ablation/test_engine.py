@@ -15,7 +15,7 @@ from coar_dist.ablation.folding import fold_batch_norms
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.components.discovery import discover
 from coar_dist.components.index import ComponentGroup, ComponentIndex
-from coar_dist.errors import ConfigError, NonFiniteMarginError
+from coar_dist.errors import ConfigError, NonFiniteMarginError, TaskError
 from coar_dist.tasks.outputs import margin
 from coar_dist.tasks.task import ExampleSet, Task
 from tests.models import random_masks, slow_margins, small_task
@@ -160,3 +160,52 @@ def test_ablated_outputs_leaves_the_model_alone() -> None:
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+class _Trap(nn.Module):
+    """Models whose layers are not what they seem."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.inner = copy.deepcopy(TASK.model)
+        self.kind = kind
+        if kind == "hook on a norm":
+            self.inner.bn1.register_forward_hook(lambda module, inputs, output: output + inputs[0])
+        if kind == "hook on a convolution":
+            self.inner.conv1.register_forward_hook(lambda module, inputs, output: output.clamp(min=-0.2) ** 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.kind == "weight read directly":
+            images = images + nn.functional.conv2d(images, self.inner.conv1.weight, padding=1).mean(1, keepdim=True)
+        if self.kind == "forward called directly":
+            images = images + self.inner.conv1.forward(images).mean(1, keepdim=True)
+        if self.kind == "rows mixed":
+            images = images - images.mean(dim=0)
+        return self.inner(images)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["hook on a norm", "hook on a convolution", "weight read directly", "forward called directly"],
+)
+def test_models_that_are_not_what_they_seem_run_the_slow_way_and_right(kind: str) -> None:
+    task = Task(_Trap(kind).eval(), TASK.examples, TASK.output_function)
+    components = discover(task.model, "conv_filters")
+    truth = slow_margins(task, components, MASKS)
+    trapped = AblationEngine(copy.deepcopy(task), components, "cpu", "float32")
+    choose_plan(trapped, PlanPins(compiled=False), masks_per_actor=5)
+    np.testing.assert_allclose(trapped.margins(MASKS), truth, rtol=1e-4, atol=2e-5 * (1 + np.abs(truth).max()))
+
+
+def test_random_models_are_refused() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = copy.deepcopy(TASK.model)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return nn.functional.dropout(self.inner(images), 0.5)
+
+    task = Task(Noisy().eval(), TASK.examples, TASK.output_function)
+    with pytest.raises(TaskError, match="random in eval mode"):
+        AblationEngine(task, discover(task.model, "conv_filters"), "cpu", "float32")

@@ -138,7 +138,7 @@ def test_constant_margins_get_zero_weights_and_constant_masks_are_refused() -> N
     np.testing.assert_allclose(weights[:, 2], 0, atol=1e-12)
     assert intercepts(design, block, weights)[2] == pytest.approx(7.25)
     same = np.ones((10, 4), dtype=bool)
-    with pytest.raises(ValueError, match="all masks are equal"):
+    with pytest.raises(ValueError, match="all masks of the train design are equal"):
         penalty_grid(factorise(design_statistics([same]), "cpu"), 5, (1e-3, 1e3))
 
 

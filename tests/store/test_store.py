@@ -18,10 +18,11 @@ from coar_dist.errors import (
     NonFiniteMarginError,
     RunMismatchError,
     RunNotFoundError,
+    StorageError,
 )
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.parquet import write_bytes_atomically
-from coar_dist.store.run_directory import RunDirectory
+from coar_dist.store.run_directory import RunDesign, RunDirectory
 from coar_dist.store.tables import AttributionTable, EvaluationTable
 from tests.models import random_masks
 
@@ -32,8 +33,13 @@ NUM_EXAMPLES = 8
 
 def new_run(root: Path, **changes: object) -> RunDirectory:
     run = RunDirectory.create(root, {**IDENTITY, **changes}, COMPONENTS, NUM_EXAMPLES)
-    run.set_design("train", "train", MaskDesign("bernoulli", 11, 20, 0.2, seed=5))
+    set_train(run, 20)
     return run
+
+
+def set_train(run: RunDirectory, num_masks: int, seed: int = 5, **others: RunDesign) -> None:
+    train = RunDesign("train", MaskDesign("bernoulli", 11, num_masks, 0.2, seed))
+    run.set_designs({"train": train, **others})
 
 
 def margins_of(num_masks: int, seed: int = 0) -> np.ndarray:
@@ -98,9 +104,9 @@ def test_missing_ranges_are_named_and_more_masks_extend_the_run(tmp_path: Path) 
     assert store.missing() == [(8, 12), (16, 20)]
     with pytest.raises(MissingWorkError, match=r"lacks 8 of 20 masks: 8\.\.11, 16\.\.19"):
         next(store.read(None, 5))
-    run.set_design("train", "train", MaskDesign("bernoulli", 11, 30, 0.2, seed=5))
+    set_train(run, 30)
     assert run.margins("train").missing() == [(8, 12), (16, 30)]
-    run.set_design("train", "train", MaskDesign("bernoulli", 11, 6, 0.2, seed=5))
+    set_train(run, 6)
     shorter = RunDirectory.open(tmp_path).margins("train")
     assert len(next(shorter.read(None, 100))[0]) == 6
 
@@ -170,7 +176,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", no_space)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StorageError, match=r"file cannot be written: .*No space left.*what is finished is kept"):
         write_bytes_atomically(tmp_path / "file", b"content")
     assert list(tmp_path.iterdir()) == []
 
@@ -186,7 +192,7 @@ def test_another_identity_is_refused_with_both_values(tmp_path: Path) -> None:
         RunDirectory.create(tmp_path, IDENTITY, ComponentIndex(COMPONENTS.groups[:1]), NUM_EXAMPLES)
     run = RunDirectory.open(tmp_path)
     with pytest.raises(RunMismatchError, match=r"design\.seed is 6.*collected with 5.*design\.seed=5"):
-        run.set_design("train", "train", MaskDesign("bernoulli", 11, 20, 0.2, seed=6))
+        set_train(run, 20, seed=6)
 
 
 def test_run_json_and_components_are_checked(tmp_path: Path) -> None:
@@ -195,12 +201,15 @@ def test_run_json_and_components_are_checked(tmp_path: Path) -> None:
     new_run(tmp_path)
     assert RunDirectory.open(tmp_path).components == COMPONENTS
     record = json.loads((tmp_path / "run.json").read_text())
-    assert set(record) == {"format", "created", "versions", "identity", "designs"}
+    assert set(record) == {"format", "created", "versions", "identity", "probe_margins", "designs"}
     new_run(tmp_path.with_name("other"), **{"model.weights": "x"})
     other = (tmp_path.with_name("other") / "components.parquet").read_bytes()
     (tmp_path / "components.parquet").write_bytes(other)
     with pytest.raises(DamagedFileError, match="does not belong here"):
         _ = RunDirectory.open(tmp_path).components
+    new_run(tmp_path)  # the ablate stage has the index in hand
+    assert RunDirectory.open(tmp_path).components == COMPONENTS
+    assert (tmp_path / "components.parquet.damaged").exists()
     (tmp_path / "run.json").write_text('{"format": 1')
     with pytest.raises(DamagedFileError, match=r"run\.json is damaged"):
         RunDirectory.open(tmp_path)
@@ -234,13 +243,34 @@ def test_attribution_tables(tmp_path: Path) -> None:
 
 def test_evaluation_tables_keep_undefined_as_null(tmp_path: Path) -> None:
     run = new_run(tmp_path)
-    run.set_design("evaluation_0.1", "evaluation", MaskDesign("bernoulli", 11, 5, 0.1, seed=1))
-    table = EvaluationTable(run, "coar", "evaluation_0.1")
+    set_train(run, 20, evaluation=RunDesign("evaluation", MaskDesign("bernoulli", 11, 5, 0.1, seed=1)))
+    attributions = AttributionTable(run, "coar")
+    for first, end in run.margins("train").blocks:
+        size = end - first
+        attributions.write((first, end), {"a": 1}, np.zeros((size, 11), np.float32), np.zeros(size), np.zeros(size))
+    table = EvaluationTable(run, "coar", "evaluation")
     with pytest.raises(MissingWorkError, match="run the evaluate stage"):
         table.read()
     values = np.array([0.5, np.nan, 1.0, 0, 0, 0, 0, -1.0])
-    table.write({"s": 1}, values)
+    table.write(values)
     np.testing.assert_array_equal(table.read(), values)
     stored = pq.read_table(table.path)
     assert stored["correlation"].null_count == 1
     assert stored["ablation_fraction"].to_pylist() == [0.1] * 8
+    attributions.write((0, 3), {"a": 2}, np.ones((3, 11), np.float32), np.zeros(3), np.zeros(3))
+    with pytest.raises(MissingWorkError, match="of earlier attributions: run the evaluate stage"):
+        table.read()
+
+
+def test_designs_that_are_not_asked_for_rest_and_come_back(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    held_out = RunDesign("evaluation", MaskDesign("bernoulli", 11, 5, 0.1, seed=1))
+    set_train(run, 20, held_out=held_out)
+    assert set(RunDirectory.open(tmp_path).designs) == {"train", "held_out"}
+    set_train(run, 20)
+    assert set(RunDirectory.open(tmp_path).designs) == {"train"}
+    changed = RunDesign("evaluation", MaskDesign("bernoulli", 11, 5, 0.1, seed=2))
+    with pytest.raises(RunMismatchError, match=r"evaluation\.seed is 2"):
+        set_train(run, 20, held_out=changed)
+    set_train(run, 20, held_out=held_out)
+    assert set(RunDirectory.open(tmp_path).designs) == {"train", "held_out"}
