@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import os
 import signal
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from coar_dist.ablation.actor import AblationJob, Start
 from coar_dist.ablation.driver import DriverCallbacks, run_ranges
+from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.ablation.schedule import split_ranges
 from coar_dist.components.discovery import discover
@@ -35,11 +37,11 @@ class Trouble(nn.Module):
         super().__init__()
         self.inner = inner
         self.act = act
-        self.num_calls = 0
+        self.num_calls, self.num_setup_calls = 0, 10**9
 
     def forward(self, images: Tensor) -> Tensor:
         self.num_calls += 1
-        if self.num_calls > 6:  # those of the set-up: tracing, and gates against zeroed weights
+        if self.num_calls > self.num_setup_calls:
             self.act()
         return self.inner(images)
 
@@ -54,6 +56,9 @@ def drive(
     task = small_task()
     task = Task(Trouble(task.model, act), task.examples, output_function(output))
     components = discover(task.model, "conv_filters")
+    trial = AblationEngine(copy.deepcopy(task), components, "cpu", "float32")
+    assert isinstance(task.model, Trouble)
+    task.model.num_setup_calls = trial._model.num_calls
     design = MaskDesign("bernoulli", components.num_components, 30, 0.2, seed=2)
     identity = {"ablation.examples_per_block": 100, "ablation.margins_dtype": "float32"}
     run = RunDirectory.create(folder / "run", identity, components, len(task.examples))
