@@ -71,8 +71,6 @@ class AblationEngine:
         reuse_activations: whether masks that leave the first layers untouched reuse their activations.
     """
 
-    reuse_activations = True
-
     def __init__(
         self,
         task: Task,
@@ -106,6 +104,7 @@ class AblationEngine:
             _log.info("the examples do not fit on %s: they are streamed from pinned memory", self._device)
             self._examples = self._examples.map(lambda tensor: tensor.pin_memory())
         self._cuts = PrefixCuts(self._model, components, self._filled(self._examples, 2).inputs)
+        self.reuse_activations = self._parts_are_the_whole()
         self._masker: WeightMasker | None = None
         self._gated: GatedModel | None = None
         self._forward: Callable[..., Any] = self._model
@@ -188,6 +187,22 @@ class AblationEngine:
             self._model = folded
         else:
             _log.warning("BatchNorm is not folded: the folded model does not give the margins of the original one")
+
+    def _parts_are_the_whole(self) -> bool:
+        """Hold a model cut in two against the whole one, under a mask that ablates what comes last."""
+        singles = ~np.eye(self.components.num_components, dtype=np.bool_)[self.components.offsets[:-1]]
+        positions = {position: row for row, mask in enumerate(singles) if (position := self._cuts.of_mask(mask))}
+        if not positions:
+            return False
+        cut, mask = self._cuts.part(max(positions)), singles[positions[max(positions)]]
+        expected = self._zeroed_margins(self._model, np.stack([mask, mask]))
+        with WeightMasker(self._model, self.components).ablated(mask), torch.no_grad():
+            outputs = cut.after(call_model(cut.before, self._probe.inputs))
+            margins = self._output_function(outputs, self._probe.targets).float()
+        if self._agree(margins, expected):
+            return True
+        _log.warning("activations are not reused: the traced model does not give the margins of the original one")
+        return False
 
     def _why_gates_fail(self, masks: NDArray[np.bool_], expected: Tensor) -> str | None:
         """Hold gates against zeroed weights: a model may read a weight without calling its module."""
