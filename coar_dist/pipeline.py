@@ -168,11 +168,12 @@ def _ablate(config: Config, root: Path, console: Console, task: Task | None, com
 
     total = sum(entry.design.num_masks for entry in designs.values())
     missing = sum(masks.num_masks for masks in ranges)
-    if not ranges and run.has_examples():
+    has_examples = run.has_examples()
+    if not ranges and has_examples:
         _say(console, "ablate", f"all {total:,} masks are there already.")
         return
     pins = PlanPins(ablation.mode, ablation.rows_per_forward, ablation.compile)
-    plan = EnginePlan(**run.engine_plan) if run.engine_plan is not None and run.has_examples() else None
+    plan = EnginePlan(**run.engine_plan) if run.engine_plan is not None and has_examples else None
     if plan is not None and not pins.allow(plan):
         plan = None
     targets = task.examples.targets

@@ -97,6 +97,7 @@ class PrefixCuts:
 
     def _part(self, node_index: int) -> Cut:
         nodes = list(self._graph.nodes)
+        last_use = _last_uses(nodes)
         cut = nodes[node_index]
         before, copies = fx.Graph(), dict[fx.Node, fx.Node]()
         for node in nodes[: node_index + 1]:
@@ -105,7 +106,7 @@ class PrefixCuts:
         after, copies = fx.Graph(), dict[fx.Node, fx.Node]()
         copies[cut] = after.placeholder("activations")
         for position, node in enumerate(nodes):
-            if position > node_index or (node.op == "get_attr" and _used_after(node, nodes, node_index)):
+            if position > node_index or (node.op == "get_attr" and last_use[node] > node_index):
                 copies[node] = after.node_copy(node, copies.__getitem__)
         return Cut(
             node_index,
@@ -137,7 +138,7 @@ def _batched_nodes(model: nn.Module, graph: fx.Graph, probe: Tensor) -> set[fx.N
 
 def _cut_positions(nodes: list[fx.Node]) -> list[int]:
     """Indices of the nodes after which nothing but their own value is needed."""
-    last_use = {node: max((nodes.index(user) for user in node.users), default=-1) for node in nodes}
+    last_use = _last_uses(nodes)
     positions = []
     live: set[fx.Node] = set()
     for position, node in enumerate(nodes):
@@ -167,8 +168,10 @@ def _readers(module: str) -> list[str]:
     return [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
 
 
-def _used_after(node: fx.Node, nodes: list[fx.Node], node_index: int) -> bool:
-    return any(nodes.index(user) > node_index for user in node.users)
+def _last_uses(nodes: list[fx.Node]) -> dict[fx.Node, int]:
+    """Per node the index of the last node that reads it; -1 where none does."""
+    index = {node: position for position, node in enumerate(nodes)}
+    return {node: max((index[user] for user in node.users), default=-1) for node in nodes}
 
 
 def _has_parameters(model: nn.Module, node: fx.Node) -> bool:

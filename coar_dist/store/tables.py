@@ -142,9 +142,10 @@ class EvaluationTable:
             MissingWorkError: the table is not there, or is of attributions that have been fitted anew since.
             DamagedFileError: it is damaged.
         """
-        if not self.is_complete():
+        belongs_to = self._belongs_to()
+        if not _made_with(self.path, belongs_to):
             raise MissingWorkError(f"{self.path} is missing or of earlier attributions: run the evaluate stage.")
-        table = read_table(self.path, self._belongs_to())
+        table = read_table(self.path, belongs_to)
         return np.asarray(table["correlation"].to_numpy())
 
 
