@@ -131,8 +131,9 @@ class AblationConfig:
     """Rows of one forward pass at most; None: by the same trial. Halved where memory runs out."""
     compile: bool | None = None
     """Whether the model is compiled; None: where an actor has enough work for it to pay, and it is faster."""
-    masks_per_shard: int = 64
-    """Masks in one shard: the unit of work, of failure and of resume."""
+    masks_per_shard: int | None = None
+    """Masks in one shard: the unit of work, of failure and of resume. None: 64 to 1,024, about 8,192 margins, so that
+    few examples still fill the forward passes of a shard."""
     examples_per_block: int = 1024
     """Examples in one margin column of a shard, and in one block of the regression."""
     margins_dtype: str = "float32"

@@ -127,7 +127,7 @@ def _ablate(config: Config, root: Path, console: Console, task: Task | None, com
     from coar_dist.ablation.cluster import native_precision_of_actors
     from coar_dist.ablation.driver import DriverCallbacks, run_ranges
     from coar_dist.ablation.plan import EnginePlan, PlanPins
-    from coar_dist.ablation.schedule import MaskRange, split_ranges
+    from coar_dist.ablation.schedule import MaskRange, default_masks_per_shard, split_ranges
     from coar_dist.components.discovery import check_components, discover
     from coar_dist.tasks.build import build_task
 
@@ -159,12 +159,13 @@ def _ablate(config: Config, root: Path, console: Console, task: Task | None, com
     }
     run = RunDirectory.create(root, identity, components, len(task.examples), probe_margins)
     ranges: list[MaskRange] = []
+    masks_per_shard = ablation.masks_per_shard or default_masks_per_shard(len(task.examples))
     run.set_designs(designs)
     for name in designs:
         store = run.margins(name)
         for reason in store.set_aside_damaged():
             _say(console, "ablate", f"[yellow]{reason}[/yellow]")
-        ranges += split_ranges(name, store.missing(), ablation.masks_per_shard)
+        ranges += split_ranges(name, store.missing(), masks_per_shard)
 
     total = sum(entry.design.num_masks for entry in designs.values())
     missing = sum(masks.num_masks for masks in ranges)

@@ -26,19 +26,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coar_dist.ablation.folding import fold_batch_norms
-from coar_dist.ablation.placement import fits_on, layout_of, with_layout
+from coar_dist.ablation.placement import fits_on, layout_of, select_rows, with_layout
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.prefix import Cut, PrefixCuts
+from coar_dist.ablation.probe import Probe
 from coar_dist.components.discovery import check_components
-from coar_dist.components.gates import GatedModel, gated, why_not_gated
+from coar_dist.components.gates import GatedModel, why_not_gated
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import WeightMasker
 from coar_dist.components.masks import check_masks
-from coar_dist.errors import ConfigError, NonFiniteMarginError, TaskError
+from coar_dist.errors import ConfigError, NonFiniteMarginError
 from coar_dist.tasks.outputs import logits_of
 from coar_dist.tasks.task import ExampleSet, Inputs, Task, call_model
 
 _log = logging.getLogger(__name__)
+_EAGER_COST = 1.5
+"""What an eager forward pass costs in compiled ones, about: the parts of a model cut in two are not compiled."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +90,13 @@ class AblationEngine:
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
         check_components(task.model, components)
-        self._model = task.model.eval().requires_grad_(False)
-        if hasattr(task.model, "hf_device_map"):  # spread over several devices: inputs go to the first
-            self._device = next(task.model.parameters()).device
+        model = task.model.eval().requires_grad_(False)
+        if hasattr(model, "hf_device_map"):  # spread over several devices: inputs go to the first
+            self._device = next(model.parameters()).device
         else:
-            self._model = self._model.to(self._device)
-        probe_masks, expected = self._truth(task)
-        self._fold(task, probe_masks, expected)
+            model = model.to(self._device)
+        self._probe = Probe(task, components, self._device)
+        self._model = self._fold(model)
         self._layout = layout_of(self._model)
         if self._layout != torch.preserve_format:
             self._model = self._model.to(memory_format=self._layout)  # type: ignore[call-overload]
@@ -104,11 +107,11 @@ class AblationEngine:
             _log.info("the examples do not fit on %s: they are streamed from pinned memory", self._device)
             self._examples = self._examples.map(lambda tensor: tensor.pin_memory())
         self._cuts = PrefixCuts(self._model, components, self._filled(self._examples, 2).inputs)
-        self.reuse_activations = self._parts_are_the_whole()
+        self.reuse_activations = self._probe.parts_are_the_whole(self._model, self._cuts)
         self._masker: WeightMasker | None = None
         self._gated: GatedModel | None = None
         self._forward: Callable[..., Any] = self._model
-        self.why_not_gated = why_not_gated(self._model, components) or self._why_gates_fail(probe_masks, expected)
+        self.why_not_gated = why_not_gated(self._model, components) or self._probe.why_gates_fail(self._model)
         self.use(plan or EnginePlan("weights", min(512, self.num_examples), compiled=False))
 
     @property
@@ -141,83 +144,17 @@ class AblationEngine:
         self._gated = self._masker = None
         self._forward = self._model
 
-    def _truth(self, task: Task) -> tuple[NDArray[np.bool_], Tensor]:
-        """Two masks and the float32 margins (2,) of the untouched model, mask i on row i: what every form must give.
-
-        Raises:
-            TaskError: two equal forward passes differ, so that margins would be noise.
-        """
-        ids = np.arange(self.components.num_components)
-        masks = np.stack([ids % 3 != 0, ids % 3 != 1])
-        rows = torch.arange(2) % len(task.examples)
-        self._probe = self._on_device(task.examples.map(lambda tensor: tensor[rows]))
-        first, second = (self._zeroed_margins(task.model, masks) for _ in range(2))
-        if not self._agree(first, second):
-            raise TaskError(
-                f"{type(task.model).__name__} gives different margins in two equal forward passes ({first.tolist()}, "
-                f"{second.tolist()}): it is random in eval mode. Take the randomness (dropout, noise) out."
-            )
-        return masks, first
-
-    def _zeroed_margins(self, model: nn.Module, masks: NDArray[np.bool_]) -> Tensor:
-        masker = WeightMasker(model, self.components)
-        margins = []
-        for row, mask in enumerate(masks):
-            with masker.ablated(mask):
-                margins.append(self._exact_margins(model)[row])
-        return torch.stack(margins)
-
-    def _exact_margins(self, model: nn.Module) -> Tensor:
-        with torch.no_grad():
-            return self._output_function(call_model(model, self._probe.inputs), self._probe.targets).float()
-
-    def _agree(self, margins: Tensor, expected: Tensor) -> bool:
-        is_float32 = all(parameter.dtype == torch.float32 for parameter in self._model.parameters())
-        tolerance = 1e-3 if is_float32 else 0.1
-        return torch.allclose(margins, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
-
-    def _fold(self, task: Task, masks: NDArray[np.bool_], expected: Tensor) -> None:
-        """Fold a copy of the model, and take it if it gives the margins of the untouched one."""
-        if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in task.model.modules()):
-            return
-        folded = copy.deepcopy(task.model)
+    def _fold(self, model: nn.Module) -> nn.Module:
+        """A folded copy of ``model`` if it gives the margins of the untouched one, else ``model``."""
+        if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+            return model
+        folded = copy.deepcopy(model)
         if fold_batch_norms(folded, self.components) == 0:
-            return
-        if self._agree(self._zeroed_margins(folded, masks), expected):
-            self._model = folded
-        else:
-            _log.warning("BatchNorm is not folded: the folded model does not give the margins of the original one")
-
-    def _parts_are_the_whole(self) -> bool:
-        """Hold a model cut in two against the whole one, under a mask that ablates what comes last."""
-        singles = ~np.eye(self.components.num_components, dtype=np.bool_)[self.components.offsets[:-1]]
-        positions = {position: row for row, mask in enumerate(singles) if (position := self._cuts.of_mask(mask))}
-        if not positions:
-            return False
-        cut, mask = self._cuts.part(max(positions)), singles[positions[max(positions)]]
-        expected = self._zeroed_margins(self._model, np.stack([mask, mask]))
-        with WeightMasker(self._model, self.components).ablated(mask), torch.no_grad():
-            outputs = cut.after(call_model(cut.before, self._probe.inputs))
-            margins = self._output_function(outputs, self._probe.targets).float()
-        if self._agree(margins, expected):
-            return True
-        _log.warning("activations are not reused: the traced model does not give the margins of the original one")
-        return False
-
-    def _why_gates_fail(self, masks: NDArray[np.bool_], expected: Tensor) -> str | None:
-        """Hold gates against zeroed weights: a model may read a weight without calling its module."""
-        try:
-            with gated(self._model, self.components, len(masks), self._device) as gated_model:
-                gated_model.gates.copy_(torch.from_numpy(masks))
-                margins = self._exact_margins(self._model)
-        except Exception as error:  # the user's own forward may raise anything when a layer is not what it was
-            return f"a forward pass with gates fails: {type(error).__name__}: {error}"
-        if self._agree(margins, expected):
-            return None
-        return (
-            f"margins with gates ({margins.tolist()}) are not those of zeroed weights ({expected.tolist()}): the model "
-            f"reads a weight without calling its module, mixes rows of a batch, or has hooks of its own"
-        )
+            return model
+        if self._probe.holds_for(folded):
+            return folded
+        _log.warning("BatchNorm is not folded: the folded model does not give the margins of the original one")
+        return model
 
     def _compiled(self) -> Callable[..., Any]:
         torch._dynamo.reset()
@@ -345,17 +282,33 @@ class AblationEngine:
 
     def _split_by_cut(self, masks: NDArray[np.bool_]) -> tuple[list[int], list[tuple[Cut, list[int]]]]:
         """Rows of ``masks`` that run the whole model, and per cut those that reuse what comes before it."""
-        # A compiled whole outruns parts that are not: it is left only where they save much.
-        least_saving = 0.3 if self.plan.compiled else 0.0
         alone: list[int] = []
         by_cut: dict[int, list[int]] = {}
         for row, mask in enumerate(masks):
-            position = self._cuts.of_mask(mask)
-            if not self.reuse_activations or position is None or self._cuts.part(position).saved <= least_saving:
+            position = self._cuts.of_mask(mask) if self.reuse_activations else None
+            if position is None:
                 alone.append(row)
             else:
                 by_cut.setdefault(position, []).append(row)
-        return alone, [(self._cuts.part(position), rows) for position, rows in by_cut.items()]
+        worth = []
+        for position, rows in by_cut.items():
+            cut = self._cuts.part(position)
+            if self._reuse_pays(cut.saved, len(rows)):
+                worth.append((cut, rows))
+            else:
+                alone += rows
+        return sorted(alone), worth
+
+    def _reuse_pays(self, saved: float, num_masks: int) -> bool:
+        """Whether so many masks are cheaper behind a cut, in forward passes of the whole model."""
+        num_batches = math.ceil(self.num_examples / self._row_count())
+        if self.plan.mode == "weights":
+            plain = after = float(num_masks * num_batches)
+        else:  # alone, the masks fill up forward passes with others; behind a cut they are on their own
+            plain = num_masks * self.num_examples / self._row_count()
+            after = num_batches * math.ceil(num_masks * min(self.num_examples, self._row_count()) / self._row_count())
+        reused = saved * num_batches + (1 - saved) * after
+        return reused * (_EAGER_COST if self.plan.compiled else 1.0) < plain
 
     def unablated(self) -> Unablated:
         """Margins and predictions of the model as it is, in mode ``weights``.
@@ -386,7 +339,7 @@ class AblationEngine:
             yield start, self._on_device(self._examples.rows(start, start + step))
 
     def _selected(self, examples: ExampleSet, rows: Tensor) -> ExampleSet:
-        return examples.map(lambda tensor: with_layout(tensor.index_select(0, rows), self._layout))
+        return examples.map(lambda tensor: select_rows(tensor, rows, self._layout))
 
     def _filled(self, examples: ExampleSet, num_rows: int) -> ExampleSet:
         """The first ``num_rows`` examples, repeated from the start where there are fewer."""

@@ -32,3 +32,10 @@ def layout_of(model: nn.Module) -> torch.memory_format:
 def with_layout(tensor: Tensor, layout: torch.memory_format) -> Tensor:
     """``tensor`` in ``layout`` if it is an image batch, as it is otherwise."""
     return tensor.contiguous(memory_format=layout) if tensor.ndim == 4 and layout != torch.preserve_format else tensor
+
+
+def select_rows(tensor: Tensor, rows: Tensor, layout: torch.memory_format) -> Tensor:
+    """``tensor[rows]`` in ``layout``: an image batch that lies channels last is copied as it lies, once."""
+    if tensor.ndim == 4 and layout == torch.channels_last:
+        return with_layout(tensor.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2), layout)
+    return tensor.index_select(0, rows)

@@ -30,6 +30,11 @@ class MaskRange:
         return f"masks {self.start}..{self.stop - 1} of design {self.design_name!r}"
 
 
+def default_masks_per_shard(num_examples: int) -> int:
+    """Masks that make about 8,192 margins, 64 to 1,024: a function of the run alone, so that shards are the same."""
+    return min(max(8192 // num_examples, 64), 1024)
+
+
 def split_ranges(design_name: str, gaps: Iterable[tuple[int, int]], masks_per_shard: int) -> list[MaskRange]:
     """Cut missing ranges at the multiples of ``masks_per_shard``, so that the same shards arise in every run."""
     ranges = []

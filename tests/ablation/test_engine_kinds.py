@@ -215,10 +215,25 @@ def test_leave_one_out_reuses_what_a_mask_leaves_untouched(rows: int) -> None:
         engine = AblationEngine(
             copy.deepcopy(task), components, "cpu", "float32", EnginePlan(mode, rows, compiled=False)
         )
-        _, by_cut = engine._split_by_cut(masks)
-        saved = {round(cut.saved, 2): len(rows_of_cut) for cut, rows_of_cut in by_cut}
-        assert sum(saved.values()) >= 9  # conv2, grouped, and the mask that ablates nothing
-        np.testing.assert_allclose(engine.margins(masks), truth, rtol=1e-4, atol=2e-5)
+        many = np.tile(masks, (8, 1))
+        _, by_cut = engine._split_by_cut(many)
+        assert sum(len(rows_of_cut) for _, rows_of_cut in by_cut) >= 8 * 9  # conv2, grouped, and the one of all ones
+        np.testing.assert_allclose(engine.margins(many), np.tile(truth, (8, 1)), rtol=1e-4, atol=2e-5)
+
+
+def test_activations_are_reused_only_where_masks_are_enough_to_gain_by_it() -> None:
+    task = small_task(num_examples=5)
+    components = discover(task.model, "conv_filters")
+    one = leave_one_out_design(components.num_components).masks(
+        components.num_components - 1, components.num_components
+    )
+    for mode, rows in (("weights", 5), ("rows", 16)):
+        engine = AblationEngine(
+            copy.deepcopy(task), components, "cpu", "float32", EnginePlan(mode, rows, compiled=False)
+        )
+        assert engine._split_by_cut(one) == ([0], [])  # the first part and the rest cost what the whole costs
+        assert engine._split_by_cut(np.repeat(one, 12, axis=0))[0] == []
+        np.testing.assert_allclose(engine.margins(one), slow_margins(task, components, one), rtol=1e-4, atol=2e-5)
 
 
 def test_a_model_spread_by_accelerate() -> None:

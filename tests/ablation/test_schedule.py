@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from coar_dist.ablation.schedule import MaskRange, Schedule, split_ranges
+from coar_dist.ablation.schedule import MaskRange, Schedule, default_masks_per_shard, split_ranges
 from coar_dist.errors import ClusterError, RangeFailedError
 
 
@@ -71,3 +71,7 @@ def test_losses_without_progress_stop_the_run_and_progress_resets_them() -> None
     schedule.lost("b", "killed")
     with pytest.raises(ClusterError, match=r"3 actors died in a row.*out of memory"):
         schedule.lost("c", "out of memory")
+
+
+def test_few_examples_get_more_masks_in_a_shard() -> None:
+    assert [default_masks_per_shard(count) for count in (1, 8, 16, 128, 50_000)] == [1024, 1024, 512, 64, 64]

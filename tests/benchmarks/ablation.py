@@ -231,9 +231,10 @@ def few_examples(task: Task, components: ComponentIndex, arguments: argparse.Nam
 
 
 def leave_one_out(task: Task, components: ComponentIndex, arguments: argparse.Namespace) -> None:
-    """Every fourth stretch of 16 single ablations, with and without reuse of what lies before them."""
-    masks = leave_one_out_design(components.num_components).masks(0, components.num_components)
-    masks = masks[np.arange(len(masks)) // 16 % 4 == 2]
+    """Twelve stretches of 16 single ablations, evenly over the model, with and without reuse of what lies before."""
+    design, step = leave_one_out_design(components.num_components), max(components.num_components // 12, 16)
+    stretches = [design.masks(start, start + 16) for start in range(step // 2, components.num_components - 15, step)]
+    masks = np.concatenate(stretches)
     task = Task(task.model, task.examples.rows(0, 128), task.output_function)
     work: dict[str, Callable[[], object]] = {}
     for name in ("plain", "reused"):
@@ -252,9 +253,10 @@ def leave_one_out(task: Task, components: ComponentIndex, arguments: argparse.Na
 
 
 def exactness(task: Task, components: ComponentIndex, arguments: argparse.Namespace) -> None:
-    """Margins of 24 masks on 48 examples against the slow truth, which runs in float32 on the CPU."""
-    task = Task(task.model, task.examples.rows(0, 48), task.output_function)
-    masks = MaskDesign("bernoulli", components.num_components, 24, 0.05, 0).masks(0, 24)
+    """A few margins against the slow truth, which runs in float32 on the CPU."""
+    num_masks, num_examples = arguments.exact
+    task = Task(task.model, task.examples.rows(0, num_examples), task.output_function)
+    masks = MaskDesign("bernoulli", components.num_components, num_masks, 0.05, 0).masks(0, num_masks)
     truth = slow_margins(task, components, masks)
     table = Table(title=f"Exactness: margins of standard deviation {truth.std():.2f}", title_justify="left")
     for column in ("mode", "precision", "largest difference", "mean correlation", "smallest correlation"):
@@ -264,7 +266,7 @@ def exactness(task: Task, components: ComponentIndex, arguments: argparse.Namesp
             engine = new_engine(task, components, arguments.device, precision)
             if mode == "rows" and engine.why_not_gated:
                 continue
-            engine.use(EnginePlan(mode, 48, compiled=False))
+            engine.use(EnginePlan(mode, num_examples, compiled=False))
             margins = engine.margins(masks)
             correlations = [np.corrcoef(a, b)[0, 1] for a, b in zip(margins.T, truth.T, strict=True)]
             difference = np.abs(margins - truth).max()
@@ -286,6 +288,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile-few", action="store_true", help="compile in the table of few examples too")
     parser.add_argument("--few", type=int, nargs="+", default=[1, 4, 16, 64], help="example counts of that table")
+    parser.add_argument("--exact", type=int, nargs=2, default=[24, 48], help="masks and examples held to the truth")
     parser.add_argument("--sections", nargs="+", default=["exact", "many", "few", "leave_one_out"])
     parser.add_argument("--checkpoint", help="ResNet-20 weights, .safetensors")
     parser.add_argument("--images", help="CIFAR-10 images, .npz")

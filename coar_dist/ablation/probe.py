@@ -1,0 +1,100 @@
+"""The probe: two masks on two examples, whose margins every prepared form of a model is held to before it is used."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from coar_dist.ablation.prefix import PrefixCuts
+from coar_dist.components.gates import gated
+from coar_dist.components.index import ComponentIndex
+from coar_dist.components.masking import WeightMasker
+from coar_dist.errors import TaskError
+from coar_dist.tasks.task import Task, call_model
+
+_log = logging.getLogger(__name__)
+
+
+class Probe:
+    """Float32 margins (2,) of the untouched model with zeroed weights, mask i on row i.
+
+    Args:
+        task: model (in eval mode, on ``device``), examples, output function.
+        components: the component index.
+        device: where the model takes its inputs.
+
+    Raises:
+        TaskError: two equal forward passes differ, so that margins would be noise.
+    """
+
+    def __init__(self, task: Task, components: ComponentIndex, device: torch.device) -> None:
+        ids = np.arange(components.num_components)
+        self._masks = np.stack([ids % 3 != 0, ids % 3 != 1])
+        self._components = components
+        self._device = device
+        self._output_function = task.output_function
+        rows = torch.arange(2) % len(task.examples)
+        self._examples = task.examples.map(lambda tensor: tensor[rows].to(device))
+        is_float32 = all(parameter.dtype == torch.float32 for parameter in task.model.parameters())
+        self._tolerance = 1e-3 if is_float32 else 0.1
+        self._expected, again = (self._zeroed_margins(task.model) for _ in range(2))
+        if not self._agree(again, self._expected):
+            raise TaskError(
+                f"{type(task.model).__name__} gives different margins in two equal forward passes "
+                f"({self._expected.tolist()}, {again.tolist()}): it is random in eval mode. Take the randomness "
+                f"(dropout, noise) out."
+            )
+
+    def holds_for(self, model: nn.Module) -> bool:
+        """Whether ``model`` with zeroed weights gives the margins of the untouched one."""
+        return self._agree(self._zeroed_margins(model), self._expected)
+
+    def why_gates_fail(self, model: nn.Module) -> str | None:
+        """Hold gates against zeroed weights: a model may read a weight without calling its module."""
+        try:
+            with gated(model, self._components, len(self._masks), self._device) as gated_model:
+                gated_model.gates.copy_(torch.from_numpy(self._masks))
+                margins = self._margins(model)
+        except Exception as error:  # the user's own forward may raise anything when a layer is not what it was
+            return f"a forward pass with gates fails: {type(error).__name__}: {error}"
+        if self._agree(margins, self._expected):
+            return None
+        return (
+            f"margins with gates ({margins.tolist()}) are not those of zeroed weights ({self._expected.tolist()}): the "
+            f"model reads a weight without calling its module, mixes rows of a batch, or has hooks of its own"
+        )
+
+    def parts_are_the_whole(self, model: nn.Module, cuts: PrefixCuts) -> bool:
+        """Hold a model cut in two against the whole one, under a mask that ablates what comes last."""
+        singles = ~np.eye(self._components.num_components, dtype=np.bool_)[self._components.offsets[:-1]]
+        positions = {position: row for row, mask in enumerate(singles) if (position := cuts.of_mask(mask))}
+        if not positions:
+            return False
+        cut, mask = cuts.part(max(positions)), singles[positions[max(positions)]]
+        with WeightMasker(model, self._components).ablated(mask), torch.no_grad():
+            margins = self._margins(lambda inputs: cut.after(cut.before(inputs)))
+            expected = self._margins(model)
+        if self._agree(margins, expected):
+            return True
+        _log.warning("activations are not reused: the traced model does not give the margins of the original one")
+        return False
+
+    def _zeroed_margins(self, model: nn.Module) -> Tensor:
+        masker = WeightMasker(model, self._components)
+        margins = []
+        for row, mask in enumerate(self._masks):
+            with masker.ablated(mask):
+                margins.append(self._margins(model)[row])
+        return torch.stack(margins)
+
+    def _margins(self, model: Callable[..., Any]) -> Tensor:
+        with torch.no_grad():
+            return self._output_function(call_model(model, self._examples.inputs), self._examples.targets).float()
+
+    def _agree(self, margins: Tensor, expected: Tensor) -> bool:
+        return torch.allclose(margins, expected, rtol=self._tolerance, atol=self._tolerance, equal_nan=True)
