@@ -13,6 +13,7 @@ from coar_dist.ablation.plan import EnginePlan, PlanPins
 _ROW_COUNTS = (32, 128, 512, 2048, 8192)
 _WORSE = 1.25
 """A ladder of row counts is left where a step makes a margin so much dearer than the best one."""
+_CLOSE = 1.5
 _LONGEST_FORWARD_S = 3.0
 COMPILE_PAYS_AFTER_S = 600.0
 """Compiling takes half a minute to minutes per actor: it is tried where an actor has more eager work than this."""
@@ -38,9 +39,12 @@ def choose_plan(engine: AblationEngine, pins: PlanPins, masks_per_actor: int) ->
         modes = [pins.mode]
     elif engine.why_not_gated:
         _log.info("mode rows is not tried: %s", engine.why_not_gated)
-    eager = {}
+    eager: dict[EnginePlan, float] = {}
     for mode in modes:
-        eager.update(_ladder(engine, mode, pins))
+        eager.update(_ladder(engine, mode, pins, most_rows=max(masks_per_actor * engine.num_examples, _ROW_COUNTS[0])))
+    for candidate in [plan for plan in eager if eager[plan] < _CLOSE * min(eager.values())]:
+        engine.use(candidate)  # once more, in turns: a moment of other work on the machine must not decide
+        eager[candidate] = min(eager[candidate], engine.trial())
     plan = min(eager, key=eager.__getitem__)
     work_s = eager[plan] * masks_per_actor * engine.num_examples
     if pins.compiled or (pins.compiled is None and work_s > COMPILE_PAYS_AFTER_S):
@@ -58,10 +62,12 @@ def choose_plan(engine: AblationEngine, pins: PlanPins, masks_per_actor: int) ->
     return engine.plan
 
 
-def _ladder(engine: AblationEngine, mode: str, pins: PlanPins) -> dict[EnginePlan, float]:
+def _ladder(engine: AblationEngine, mode: str, pins: PlanPins, most_rows: int) -> dict[EnginePlan, float]:
     times: dict[EnginePlan, float] = {}
     for count in [pins.rows_per_forward] if pins.rows_per_forward else _ROW_COUNTS:
         rows = min(count, engine.num_examples) if mode == "weights" else count
+        if rows > most_rows and pins.rows_per_forward is None:
+            break
         plan = EnginePlan(mode, rows, compiled=False)
         if plan in times:
             break
