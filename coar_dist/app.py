@@ -25,7 +25,7 @@ _INTERRUPTED = 130
 _KEYS_OF_STAGE = {
     "train": ("train",),
     "ablate": ("task", "components", "design", "ablation", "cluster", "baselines", "evaluation"),
-    "fit": ("regression",),
+    "fit": ("regression", "cluster"),
 }
 
 
@@ -96,12 +96,12 @@ def _check_overrides(config: Config, overrides: list[str]) -> None:
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0].partition("@")[0]
         part = key.partition(".")[0].partition("/")[0]
-        for stage, keys in _KEYS_OF_STAGE.items():
-            if part in keys and stage not in config.stages:
-                raise ConfigError(
-                    f"{override} has no effect: stages={config.stages} has no {stage} stage, and the other stages read "
-                    f"from the run directory what it made. Leave it out, or add the {stage} stage."
-                )
+        owners = [stage for stage, keys in _KEYS_OF_STAGE.items() if part in keys]
+        if owners and not set(owners) & set(config.stages):
+            raise ConfigError(
+                f"{override} has no effect: stages={config.stages} has no {owners[0]} stage, and the other stages read "
+                f"from the run directory what it made. Leave it out, or add the {owners[0]} stage."
+            )
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -18,6 +18,7 @@ MODES = ("weights", "rows")
 MARGIN_DTYPES = ("float32", "float16")
 RANDOM_DESIGNS = ("bernoulli", "fixed_size")
 BACKENDS = ("auto", "cuml", "torch", "sklearn")
+SELECTIONS = {"ridge": ("gcv", "leave_one_out"), "lasso": ("held_out", "bic")}
 
 
 @dataclass
@@ -143,12 +144,36 @@ class AblationConfig:
 class RegressionConfig:
     """How margins become attributions."""
 
+    method: str = "ridge"
+    """``ridge`` (attributions ``coar``) or ``lasso`` (``coar_lasso``; the elastic net with an l1_ratio below 1)."""
     backend: str = "auto"
+    """``torch``, ``sklearn``, ``cuml`` or ``auto``; all solve the same problem."""
     regularisation: float | None = None
-    """Ridge penalty of every example; None: per example by generalised cross-validation; 0: least squares."""
+    """One penalty for every example; None: chosen from the data. Ridge: ``sum of squares + penalty * ||w||**2``, 0 is
+    least squares. Lasso: scikit-learn's alpha."""
+    selection: str | None = None
+    """What chooses the penalty of an example: for ridge ``gcv`` (the default) or ``leave_one_out``, the exact error on
+    masks left out one at a time, at the price of reading the margins twice; for lasso ``held_out`` (the default), the
+    error on the last ``held_out_fraction`` of the masks, or ``bic``."""
+    shared_penalty: bool = False
+    """Ridge: one penalty, chosen for all examples together."""
     num_penalties: int = 25
-    penalty_range: list[float] = field(default_factory=lambda: [1e-3, 1e3])
-    """The grid's ends, in units of the mean eigenvalue of the centred X'X."""
+    penalty_range: list[float] | None = None
+    """The grid's ends. Ridge: in units of the mean eigenvalue of the centred X'X, [0.001, 1000] by default. Lasso:
+    shares of the smallest penalty at which all weights are 0, [0.001, 1] by default."""
+    l1_ratio: float = 1.0
+    """Lasso: share of the penalty that is ``||w||_1``; the rest is ``||w||**2 / 2``."""
+    held_out_fraction: float = 0.1
+    tolerance: float = 1e-6
+    """Of iterative solvers: duality gap of the lasso relative to the margins' variance; relative residual of conjugate
+    gradients."""
+    standard_errors: bool = False
+    """Ridge: store standard errors of the weights beside them."""
+    memory_gb: float = 16.0
+    """Memory of a factorisation, on the device that computes it. It decides between the Gram matrix of the components,
+    that of the masks, and conjugate gradients."""
+    distributed: bool | None = None
+    """Whether the cluster's CPUs or GPUs share the work; None: where ``cluster.address`` or RAY_ADDRESS names one."""
 
 
 @dataclass
@@ -256,23 +281,7 @@ def validate(config: Config) -> None:
         value = getattr(ablation, name)
         _require(value is None or value >= 1, f"ablation.{name}", value, "at least 1")
 
-    regression = config.regression
-    _require_choice("regression.backend", regression.backend, BACKENDS)
-    penalty = regression.regularisation
-    _require(
-        penalty is None or 0.0 <= penalty < float("inf"),
-        "regression.regularisation",
-        penalty,
-        "null (per example, by generalised cross-validation) or a finite number >= 0",
-    )
-    _require(regression.num_penalties >= 2, "regression.num_penalties", regression.num_penalties, "at least 2")
-    bounds = regression.penalty_range
-    _require(
-        len(bounds) == 2 and 0.0 < bounds[0] < bounds[1] < float("inf"),
-        "regression.penalty_range",
-        bounds,
-        "[low, high] with 0 < low < high",
-    )
+    _validate_regression(config.regression)
 
     if ablation.device_map is not None and ablation.compile:
         raise ConfigError(
@@ -304,3 +313,60 @@ def validate(config: Config) -> None:
                 f"task.model.checkpoint={config.task.model.checkpoint!r} and train are both set: the checkpoint "
                 f"replaces the training. Set train=null, or task.model.checkpoint=null."
             )
+
+
+def _validate_regression(regression: RegressionConfig) -> None:
+    _require_choice("regression.method", regression.method, tuple(SELECTIONS))
+    _require_choice("regression.backend", regression.backend, BACKENDS)
+    is_ridge, penalty = regression.method == "ridge", regression.regularisation
+    _require(
+        penalty is None or (0.0 <= penalty < float("inf") and (is_ridge or penalty > 0.0)),
+        "regression.regularisation",
+        penalty,
+        f"null (chosen from the data) or a finite number {'>=' if is_ridge else '>'} 0",
+    )
+    if regression.selection is not None:
+        _require_choice("regression.selection", regression.selection, SELECTIONS[regression.method])
+    _require(regression.num_penalties >= 2, "regression.num_penalties", regression.num_penalties, "at least 2")
+    low, high = penalty_range(regression)
+    _require(
+        0.0 < low < high < float("inf") and (is_ridge or high <= 1.0),
+        "regression.penalty_range",
+        [low, high],
+        f"[low, high] with 0 < low < high{'' if is_ridge else ' <= 1'}",
+    )
+    _require(0.0 < regression.l1_ratio <= 1.0, "regression.l1_ratio", regression.l1_ratio, "above 0 and at most 1")
+    held_out = regression.held_out_fraction
+    _require(0.0 < held_out < 1.0, "regression.held_out_fraction", held_out, "strictly between 0 and 1")
+    _require(0.0 < regression.tolerance < 1.0, "regression.tolerance", regression.tolerance, "between 0 and 1")
+    _require(regression.memory_gb > 0.0, "regression.memory_gb", regression.memory_gb, "positive")
+    default = RegressionConfig()
+    without_effect = {
+        "l1_ratio": is_ridge,
+        "shared_penalty": not is_ridge or penalty is not None,
+        "standard_errors": not is_ridge,
+        "selection": penalty is not None and not is_ridge,
+        "num_penalties": penalty is not None,
+        "penalty_range": penalty is not None,
+        "held_out_fraction": is_ridge or penalty is not None or regression.selection == "bic",
+    }
+    for name, has_none in without_effect.items():
+        value = getattr(regression, name)
+        if has_none and value != getattr(default, name):
+            raise ConfigError(
+                f"regression.{name}={value!r} has no effect with regression.method={regression.method}, selection="
+                f"{regression.selection} and regularisation={penalty}. Leave it out."
+            )
+
+
+def penalty_range(regression: RegressionConfig) -> tuple[float, float]:
+    """The grid's ends, the method's own where none are set.
+
+    Raises:
+        ConfigError: there are not two.
+    """
+    if regression.penalty_range is None:
+        return (1e-3, 1e3) if regression.method == "ridge" else (1e-3, 1.0)
+    _require(len(regression.penalty_range) == 2, "regression.penalty_range", regression.penalty_range, "[low, high]")
+    low, high = regression.penalty_range
+    return low, high

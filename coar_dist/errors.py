@@ -61,5 +61,9 @@ class RangeFailedError(CoarDistError, RuntimeError):
     """One range of masks kept failing on different actors."""
 
 
+class ConvergenceError(CoarDistError, RuntimeError):
+    """A solver did not reach its tolerance."""
+
+
 class CoarWarning(UserWarning):
     """Something that the user should know and that does not make the result wrong."""

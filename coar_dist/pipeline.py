@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from operator import index
@@ -59,16 +61,16 @@ def run_stages(
     """
     validate(config)
     if "fit" in config.stages and config.regression.backend == "cuml":
-        from coar_dist.regression.backends import choose_backend
+        from coar_dist.regression.backends import check_backend
 
-        choose_backend(config.regression.backend)  # refused now, not after hours of ablation
+        check_backend(config.regression.backend)  # refused now, not after hours of ablation
     root = Path(config.run.dir)
     if "train" in config.stages and config.train is not None:
         _train(config, config.train, root / CHECKPOINT, console)
     if "ablate" in config.stages:
         _ablate(config, root, console, task, components)
     if "fit" in config.stages:
-        _fit(RunDirectory.open(root), config.regression, console)
+        _fit(RunDirectory.open(root), config, console)
     if "evaluate" in config.stages:
         _evaluate(RunDirectory.open(root), console)
     if "report" in config.stages:
@@ -238,17 +240,41 @@ def _designs(config: Config, num_components: int) -> dict[str, RunDesign]:
     return designs
 
 
-def _fit(run: RunDirectory, config: RegressionConfig, console: Console) -> None:
-    from coar_dist.baselines.leave_one_out import METHOD, fit_leave_one_out
-    from coar_dist.regression.fit import fit
+def _fit(run: RunDirectory, config: Config, console: Console) -> None:
+    import numpy as np
 
-    with stage_progress(console, "fit", run.num_examples, "examples") as progress:
-        computed = fit(run, config, progress.update)
-        if METHOD in methods_of(run):
-            computed |= fit_leave_one_out(run)
+    from coar_dist.baselines.leave_one_out import METHOD, fit_leave_one_out
+    from coar_dist.regression.fit import Execute, fit, in_this_process
+
+    distributed = config.regression.distributed
+    if distributed is None:
+        distributed = bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
+    with contextlib.ExitStack() as stack:
+        execute: Execute = in_this_process
+        if distributed:
+            from coar_dist.ablation.cluster import on_cluster
+
+            execute = stack.enter_context(on_cluster(config.cluster))
+        progress = stack.enter_context(stage_progress(console, "fit", run.num_examples, "examples"))
+        result = fit(run, config.regression, progress.update, execute)
+        baseline = METHOD in run.designs and fit_leave_one_out(run)
         seconds = progress.seconds
-    what = f"attributions of {run.num_examples:,} examples ({', '.join(methods_of(run))})"
-    _say(console, "fit", f"{what} in {seconds:.1f} s." if computed else f"{what} are there already.")
+    quality = Run(run).quality(method=result.method)
+    known = {name: values[np.isfinite(values)] for name, values in quality.items()}
+    numbers = [
+        f"{text} {function(known[name]):{form}}"
+        for name, text, function, form in (
+            ("r2", "mean R2", np.mean, ".3f"),
+            ("r2_new", "on new masks, estimated,", np.mean, ".3f"),
+            ("duality_gap", "largest duality gap", np.max, ".1e"),
+        )
+        if known[name].size
+    ]
+    what = f"{result.method} of {run.num_examples:,} examples{f' ({result.how})' if result.how else ''}"
+    if METHOD in run.designs:
+        what += f" and {METHOD}"
+    done = f" in {seconds:.1f} s" if result.is_new or baseline else " are there already"
+    _say(console, "fit", f"{what}{done}; {', '.join(numbers)}.")
 
 
 def _evaluate(run: RunDirectory, console: Console) -> None:

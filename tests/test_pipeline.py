@@ -76,7 +76,9 @@ def test_the_run_directory_holds_what_it_promises(small_run: Run) -> None:
     }
     schema = pq.read_schema(root / "attributions" / "coar.00000000-00000007.parquet")
     assert str(schema.field("weights").type) == "fixed_size_list<element: float>[12]"
-    assert schema.names == ["example_id", "method", "intercept", "regularisation", "weights"]
+    assert schema.names == [
+        *("example_id", "method", "intercept", "regularisation", "r2", "r2_new", "duality_gap", "weights")
+    ]
 
 
 def test_margins_are_the_truth_and_predictions_correlate(small_run: Run) -> None:

@@ -8,17 +8,21 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError
+import torch
+from ray.exceptions import GetTimeoutError, NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 from coar_dist.ablation.placement import native_precision
 from coar_dist.config import ClusterConfig
-from coar_dist.errors import ClusterError
+from coar_dist.errors import ClusterError, CoarDistError
+
+_MAX_RETRIES = 3
+RaySystemFailure = (WorkerCrashedError, NodeDiedError, OutOfMemoryError)
 
 
 class Interruption:
@@ -121,6 +125,53 @@ def connect(config: ClusterConfig) -> Iterator[ActorResources]:
         interruption.remove()
         if not was_connected:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def on_cluster(config: ClusterConfig) -> Iterator[Callable[[Callable[[Any, Any], Any], Any, Sequence[Any]], Any]]:
+    """Ray tasks as an ``Execute`` of the fit stage: ``shared`` goes to every node once, through the object store.
+
+    Raises:
+        ClusterError: no task starts within ``config.start_timeout_s``, or workers keep dying.
+    """
+    with connect(config) as resources:
+        options = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus, "max_retries": _MAX_RETRIES}
+        task: Any = ray.remote(_run_part).options(**options)
+        try:
+            ray.get(task.remote(_nothing, None, None, resources.num_cpus), timeout=config.start_timeout_s)
+        except GetTimeoutError as error:
+            raise no_actor_started(config, resources) from error
+
+        def execute(function: Callable[[Any, Any], Any], shared: Any, items: Sequence[Any]) -> Iterator[Any]:
+            reference = ray.put(shared)
+            waiting, running = list(reversed(items)), list[Any]()
+            while waiting or running:
+                while waiting and len(running) < resources.num_actors:
+                    running.append(task.remote(function, reference, waiting.pop(), resources.num_cpus))
+                done, running = ray.wait(running, num_returns=1, timeout=0.5)
+                resources.raise_if_interrupted()
+                try:
+                    yield from ray.get(done)
+                except RayTaskError as error:
+                    if isinstance(error.cause, CoarDistError):
+                        raise error.cause from None
+                    raise
+                except RaySystemFailure as error:
+                    raise ClusterError(
+                        f"a worker of the fit stage was lost {_MAX_RETRIES + 1} times: {error}. Lower "
+                        f"regression.memory_gb or ablation.examples_per_block, or give the workers more memory."
+                    ) from error
+
+        yield execute
+
+
+def _run_part(function: Callable[[Any, Any], Any], shared: Any, item: Any, num_threads: int) -> Any:
+    torch.set_num_threads(num_threads)
+    return function(shared, item)
+
+
+def _nothing(_shared: Any, _item: Any) -> None:
+    """What a first task does: it starts."""
 
 
 def native_precision_of_actors(config: ClusterConfig) -> str:

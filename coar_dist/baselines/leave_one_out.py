@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from coar_dist.store.run_directory import RunDirectory
-from coar_dist.store.tables import AttributionTable
+from coar_dist.store.tables import Attributions, AttributionTable
 
 METHOD = "leave_one_out"
 
@@ -31,5 +31,5 @@ def fit_leave_one_out(run: RunDirectory) -> bool:
         margins = np.concatenate([batch for _, batch in store.read(block, masks_per_batch=1024)])
         weights = unablated[slice(*block), None] - margins.T.astype(np.float64)
         intercepts = unablated[slice(*block)] - weights.sum(axis=1)
-        table.write(block, settings, weights.astype(np.float32), intercepts, np.full(len(weights), np.nan))
+        table.write(block, settings, Attributions.of_weights(weights.astype(np.float32), intercepts))
     return True

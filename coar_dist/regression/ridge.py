@@ -1,135 +1,166 @@
 """Ridge regression of every example on one shared design, from sufficient statistics alone.
 
 Objective, per example: ``sum over masks of (y - intercept - x'w)**2 + penalty * ||w||**2``; the intercept is not
-penalised. With the centred Gram matrix ``G = V diag(e) V'`` and the centred cross products ``c = X'y``:
+penalised. With the centred Gram matrix ``V diag(e) V'`` (r positive eigenvalues) and ``q = V'Xc'y``:
 
-    w(penalty)   = V q / (e + penalty),                     q = V'c
-    rss(penalty) = y'y - sum q**2 (e + 2 penalty) / (e + penalty)**2
+    w(penalty)   = V q / (e + penalty)
+    rss(penalty) = y'y - sum q**2 / e + sum (q**2 / e) (penalty / (e + penalty))**2
     df(penalty)  = 1 + sum e / (e + penalty)
     gcv(penalty) = (rss / m) / (1 - df / m)**2              (Golub, Heath & Wahba 1979, equation 1.4)
 
-so a whole grid of penalties costs two matrix products for all examples.
+so a whole grid of penalties costs two matrix products for all examples. The error on a mask left out follows from the
+residual of the fit on all of them, r_i / (1 - h_i), but needs the masks once more:
+
+    h_i(penalty) = 1 / m + sum (x_i'V)**2 / (e + penalty)   (Allen 1974; Golub et al., equation 1.3)
 """
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coar_dist.errors import CoarWarning, ConfigError
-from coar_dist.regression.statistics import DesignStatistics, MarginStatistics
-
-_RANK_TOLERANCE = 1e-10
-"""Eigenvalues below this share of the largest count as zero: G is exact, so they are rounding of eigh alone."""
+from coar_dist.errors import ConfigError
+from coar_dist.regression.factor import Factor
+from coar_dist.regression.statistics import DesignStatistics, MarginBatches, MarginStatistics
 
 
 @dataclass(frozen=True)
-class Factor:
-    """The eigendecomposition of the centred Gram matrix, computed once for all examples.
+class Projected:
+    """One block of examples in the factor's coordinates.
 
     Attributes:
-        vectors: V (d, d) float64.
-        values: e (d,) float64, ascending, at least 0; exactly 0 in the null space.
-        num_masks: m.
+        cross: q = V'Xc'y (r, n) float64.
+        squares: centred y'y (n,) float64.
     """
 
-    vectors: torch.Tensor
-    values: torch.Tensor
-    num_masks: int
-
-    @property
-    def rank(self) -> int:
-        """Rank of the centred design."""
-        return int((self.values > 0).sum())
+    cross: torch.Tensor
+    squares: torch.Tensor
 
 
-def factorise(design: DesignStatistics, device: str) -> Factor:
-    """Eigendecomposition of the centred Gram matrix on ``device``, in float64."""
-    values, vectors = torch.linalg.eigh(torch.from_numpy(design.centred_gram()).to(device))
-    negligible = values <= _RANK_TOLERANCE * values[-1].clamp(min=1.0)
-    return Factor(vectors, values.masked_fill(negligible, 0.0), design.num_masks)
+def project(factor: Factor, design: DesignStatistics, margins: MarginStatistics) -> Projected:
+    """Bring the statistics of a block into the factor's coordinates, on its device."""
+    device = factor.vectors.device
+    cross = factor.vectors.T @ torch.from_numpy(margins.centred_cross(design)).to(device)
+    return Projected(cross, torch.from_numpy(margins.centred_squares(design)).to(device))
 
 
-def penalty_grid(factor: Factor, num_penalties: int, penalty_range: tuple[float, float]) -> NDArray[np.float64]:
-    """Penalties spaced evenly in the logarithm, in units of the mean eigenvalue of G.
+def penalty_grid(mean_eigenvalue: float, num_penalties: int, penalty_range: tuple[float, float]) -> NDArray[np.float64]:
+    """Penalties spaced evenly in the logarithm, in units of the mean eigenvalue of Xc'Xc: its trace over d.
 
     Raises:
         ConfigError: the design is constant, so there is no such unit.
     """
-    unit = float(factor.values.mean())
-    if unit == 0.0:
+    if mean_eigenvalue <= 0.0:
         raise ConfigError(
             "all masks of the train design are equal: no component's effect can be estimated. Raise design.num_masks "
             "or design.ablation_fraction."
         )
-    return np.asarray(np.geomspace(*penalty_range, num_penalties) * unit)
+    return np.asarray(np.geomspace(*penalty_range, num_penalties) * mean_eigenvalue)
 
 
-def choose_penalties(
-    factor: Factor, design: DesignStatistics, margins: MarginStatistics, grid: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """The penalty of ``grid`` with the smallest generalised cross-validation score, for every example.
+def gcv_scores(factor: Factor, projected: Projected, penalties: NDArray[np.float64]) -> torch.Tensor:
+    """Estimated squared error on a new mask by generalised cross-validation.
+
+    Args:
+        factor: of the design.
+        projected: the block.
+        penalties: (num_penalties,), at least 0.
 
     Returns:
-        (n,) float64. Examples with constant margins get the largest penalty; their weights are 0 for any.
+        (num_penalties, n) float64.
     """
     num_masks = factor.num_masks
-    projected = _projected(factor, design, margins)
-    squares = torch.from_numpy(margins.centred_squares(design)).to(projected.device)
-    values = factor.values
-    scores = torch.empty(len(grid), projected.shape[1], dtype=torch.float64, device=projected.device)
-    energy = projected**2
-    for row, penalty in enumerate(grid):
-        explained = ((values + 2 * penalty) / (values + penalty) ** 2) @ energy
-        residual = (squares - explained).clamp(min=0.0)
-        degrees_of_freedom = 1.0 + float((values / (values + penalty)).sum())
-        scores[row] = (residual / num_masks) / (1.0 - degrees_of_freedom / num_masks) ** 2
-    # On a tie the larger penalty wins: the last minimum.
+    grid = torch.from_numpy(penalties).to(factor.values.device).unsqueeze(1)
+    explained, outside = _explained_and_outside(factor, projected)
+    residual = outside + (grid / (factor.values + grid)) ** 2 @ explained
+    df = 1.0 + (factor.values / (factor.values + grid)).sum(dim=1, keepdim=True)
+    return residual / num_masks / (1.0 - df / num_masks).clamp(min=1e-9) ** 2
+
+
+def residual_squares(factor: Factor, projected: Projected, penalties: NDArray[np.float64]) -> torch.Tensor:
+    """Sum over the training masks of squared residuals, for one penalty per example: (n,) float64."""
+    penalty = torch.from_numpy(penalties).to(factor.values.device)
+    explained, outside = _explained_and_outside(factor, projected)
+    return outside + (explained * (penalty / (factor.values.unsqueeze(1) + penalty)) ** 2).sum(dim=0)
+
+
+def _explained_and_outside(factor: Factor, projected: Projected) -> tuple[torch.Tensor, torch.Tensor]:
+    """What least squares explains along each eigenvector (r, n), and what no weights explain (n,)."""
+    explained = projected.cross**2 / factor.values.unsqueeze(1)
+    return explained, (projected.squares - explained.sum(dim=0)).clamp(min=0.0)
+
+
+def leave_one_out_scores(
+    factor: Factor,
+    design: DesignStatistics,
+    margins: MarginStatistics,
+    projected: Projected,
+    penalties: NDArray[np.float64],
+    batches: MarginBatches,
+) -> torch.Tensor:
+    """Mean squared error on masks that are left out one at a time, exact, with one pass over the margins.
+
+    Args:
+        factor: of the design.
+        design: its means.
+        margins: statistics of the block.
+        projected: the block in the factor's coordinates.
+        penalties: (num_penalties,).
+        batches: the masks and the block's margins, again.
+
+    Returns:
+        (num_penalties, n) float64.
+    """
+    device = factor.values.device
+    shift, mean = torch.from_numpy(margins.mean(design)).to(device), torch.from_numpy(design.mean).to(device)
+    inverses = 1.0 / (factor.values.unsqueeze(1) + torch.from_numpy(penalties).to(device))  # (r, num_penalties)
+    scores = torch.zeros(len(penalties), projected.cross.shape[1], dtype=torch.float64, device=device)
+    for masks, batch_margins in batches:
+        x = torch.from_numpy(masks.view(np.uint8)).to(device).double() - mean
+        y = torch.from_numpy(batch_margins).to(device).double() - shift
+        coordinates = x @ factor.vectors
+        left = (1.0 - 1.0 / factor.num_masks - coordinates**2 @ inverses).clamp(min=1e-9)
+        for row, inverse in enumerate(inverses.T):
+            residual = (y - (coordinates * inverse) @ projected.cross) / left[:, row : row + 1]
+            scores[row] += (residual**2).sum(dim=0)
+    return scores / factor.num_masks
+
+
+def best_penalties(scores: torch.Tensor, grid: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The penalty with the smallest score, per example; on a tie the larger: (n,) float64.
+
+    Args:
+        scores: (num_penalties, n).
+        grid: (num_penalties,) ascending.
+    """
     best = len(grid) - 1 - scores.flip(0).argmin(dim=0)
     return np.asarray(grid[best.cpu().numpy()])
 
 
-def solve(
-    factor: Factor, design: DesignStatistics, margins: MarginStatistics, penalties: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def solve(factor: Factor, projected: Projected, penalties: NDArray[np.float64]) -> NDArray[np.float64]:
     """Weights (d, n) float64 for one penalty per example; a penalty of 0 gives the minimum-norm least-squares solution.
 
     Args:
-        factor: of ``design``.
-        design: statistics of the masks.
-        margins: statistics of the examples.
+        factor: of the design.
+        projected: the block.
         penalties: (n,) float64, at least 0.
     """
-    projected = _projected(factor, design, margins)
-    denominator = factor.values.unsqueeze(1) + torch.from_numpy(penalties).to(projected.device)
-    coefficients = torch.where(factor.values.unsqueeze(1) > 0, projected / denominator, 0.0)
-    return np.asarray((factor.vectors @ coefficients).cpu().numpy())
+    denominator = factor.values.unsqueeze(1) + torch.from_numpy(penalties).to(factor.values.device)
+    return np.asarray((factor.vectors @ (projected.cross / denominator)).cpu().numpy())
 
 
-def intercepts(
-    design: DesignStatistics, margins: MarginStatistics, weights: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Intercepts (n,) that go with weights (d, n): mean margin minus the weights at the mean mask."""
-    return np.asarray((margins.margin_sums - design.kept @ weights) / design.num_masks)
+def standard_errors(factor: Factor, projected: Projected, penalties: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Standard errors of the weights over draws of noise: (d, n) float64.
 
-
-def warn_if_rank_deficient(factor: Factor) -> None:
-    """Warn that least squares has no unique solution on this design."""
-    num_components = len(factor.values)
-    if factor.rank < num_components:
-        warnings.warn(
-            f"the centred design of {factor.num_masks} masks has rank {factor.rank} < {num_components} components: "
-            f"regularisation=0 gives the minimum-norm least-squares solution. More masks, or a ridge penalty "
-            f"(regression.regularisation=null), predict better.",
-            CoarWarning,
-            stacklevel=2,
-        )
-
-
-def _projected(factor: Factor, design: DesignStatistics, margins: MarginStatistics) -> torch.Tensor:
-    cross = torch.from_numpy(margins.centred_cross(design)).to(factor.values.device)
-    return factor.vectors.T @ cross
+    The square root of the diagonal of s**2 V diag(e / (e + penalty)**2) V' with s**2 = rss / (m - df): the spread of
+    the ridge estimate, not its bias (Hoerl & Kennard 1970, equation 4.5).
+    """
+    penalty = torch.from_numpy(penalties).to(factor.values.device)
+    values = factor.values.unsqueeze(1)
+    df = 1.0 + (values / (values + penalty)).sum(dim=0)
+    variance = residual_squares(factor, projected, penalties) / (factor.num_masks - df).clamp(min=1e-9)
+    spread = factor.vectors**2 @ (values / (values + penalty) ** 2)
+    return np.asarray((spread * variance).sqrt().cpu().numpy())

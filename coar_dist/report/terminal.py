@@ -8,14 +8,20 @@ from rich.table import Table
 
 from coar_dist.errors import MissingWorkError
 from coar_dist.store.run_directory import RunDirectory
-from coar_dist.store.tables import EvaluationTable
+from coar_dist.store.tables import AttributionTable, EvaluationTable
 
-_LABELS = {"coar": "COAR", "leave_one_out": "Leave-one-out"}
+_LABELS = {
+    "coar": "COAR",
+    "coar_lasso": "COAR, lasso",
+    "coar_elastic_net": "COAR, elastic net",
+    "leave_one_out": "Leave-one-out",
+}
 
 
 def methods_of(run: RunDirectory) -> list[str]:
-    """The attribution methods of a run: COAR and the baselines whose designs it has."""
-    return ["coar", *(name for name, entry in run.designs.items() if entry.role == "baseline")]
+    """The attribution methods of a run: what was fitted, and the baselines whose designs it has."""
+    fitted = [method for method in ("coar", "coar_lasso", "coar_elastic_net") if AttributionTable(run, method).exists]
+    return [*(fitted or ["coar"]), *(name for name, entry in run.designs.items() if entry.role == "baseline")]
 
 
 def report(run: RunDirectory, console: Console) -> None:

@@ -167,13 +167,14 @@ class MarginStore:
             )
 
     def read(
-        self, block: tuple[int, int] | None, masks_per_batch: int
+        self, block: tuple[int, int] | None, masks_per_batch: int, masks: tuple[int, int] | None = None
     ) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.float32]]]:
-        """All masks of the design in mask order, in batches whose limits do not depend on the shards.
+        """Masks of the design in mask order, in batches whose limits do not depend on the shards.
 
         Args:
             block: one of ``blocks``, whose margins are read; None reads masks alone.
             masks_per_batch: masks per batch; the last batch may be shorter.
+            masks: (first mask, end); None is the whole design.
 
         Yields:
             masks (num_batch, num_components) bool and margins (num_batch, block length) float32; with
@@ -184,15 +185,18 @@ class MarginStore:
             DamagedFileError: a shard is damaged; it has been set aside, and the ablate stage recomputes it.
         """
         self.require_complete()
+        first, end = masks or (0, self.num_masks)
         waiting: list[tuple[NDArray[np.bool_], NDArray[np.float32]]] = []
         num_waiting = 0
         for start, stop in self.ranges():
-            if start >= self.num_masks:
+            if stop <= first:
+                continue
+            if start >= end:
                 break
-            rows = min(stop, self.num_masks) - start
-            masks, margins = self._read_shard(start, stop, block)
-            waiting.append((masks[:rows], margins[:rows]))
-            num_waiting += rows
+            rows = slice(max(first - start, 0), min(stop, end) - start)
+            shard_masks, margins = self._read_shard(start, stop, block)
+            waiting.append((shard_masks[rows], margins[rows]))
+            num_waiting += rows.stop - rows.start
             while num_waiting >= masks_per_batch:
                 joined = _join(waiting)
                 yield joined[0][:masks_per_batch], joined[1][:masks_per_batch]

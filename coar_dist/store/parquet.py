@@ -52,19 +52,23 @@ def write_bytes_atomically(path: Path, content: bytes | memoryview) -> None:
         os.close(directory)
 
 
-def write_table(path: Path, columns: Mapping[str, pa.Array], belongs_to: Mapping[str, Any]) -> None:
+def write_table(
+    path: Path, columns: Mapping[str, pa.Array], belongs_to: Mapping[str, Any], compress: bool = False
+) -> None:
     """Write one Parquet file atomically.
 
     Args:
         path: the file.
         columns: Arrow arrays of equal length.
         belongs_to: JSON-serialisable identity of the content; ``read_table`` compares it.
+        compress: whether the values have much to compress, as sparse weights do.
     """
     metadata = {**belongs_to, "sha256": {name: _checksum(column) for name, column in columns.items()}}
     table = pa.table(dict(columns)).replace_schema_metadata({_METADATA_KEY: json.dumps(metadata)})
     sink = pa.BufferOutputStream()
     # Margins, weights and random bits do not compress, and have no statistics worth asking for.
-    pq.write_table(table, sink, compression="NONE", use_dictionary=False, write_statistics=False)
+    compression = "ZSTD" if compress else "NONE"
+    pq.write_table(table, sink, compression=compression, use_dictionary=False, write_statistics=False)
     write_bytes_atomically(path, memoryview(sink.getvalue()))
 
 
@@ -79,6 +83,18 @@ def read_metadata(path: Path) -> dict[str, Any]:
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(f"{path} is damaged or not of this package: {_first_line(error)}") from error
     return dict(metadata)
+
+
+def column_names(path: Path) -> list[str]:
+    """The columns of a file.
+
+    Raises:
+        DamagedFileError: the footer cannot be read.
+    """
+    try:
+        return list(pq.read_schema(path).names)
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedFileError(f"{path} is damaged or not of this package: {_first_line(error)}") from error
 
 
 def read_table(path: Path, belongs_to: Mapping[str, Any], columns: Sequence[str] | None = None) -> pa.Table:

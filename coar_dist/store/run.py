@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +73,31 @@ class Run:
         weights, intercepts = self._attributions(example_ids, method)
         return np.asarray(masks.astype(np.float64) @ weights.T.astype(np.float64) + intercepts)
 
+    def quality(self, example_ids: Sequence[int] | None = None, method: str = "coar") -> dict[str, NDArray[np.float64]]:
+        """How good the attributions are, per example: (num_examples,) each, NaN where undefined.
+
+        Returns:
+            ``regularisation``, the penalty; ``r2``, in-sample; ``r2_new``, the estimate for new masks;
+            ``duality_gap`` of the lasso.
+        """
+        ids = self._example_ids(example_ids)
+        table = AttributionTable(self.directory, method)
+        blocks = [table.read_quality(block) for block in self.directory.margins(TRAIN_DESIGN).blocks]
+        return {name: np.concatenate([block[name] for block in blocks])[ids] for name in blocks[0]}
+
+    def standard_errors(self, example_ids: Sequence[int] | None = None, method: str = "coar") -> NDArray[np.float32]:
+        """Standard errors of the weights (num_examples, num_components), of a fit with them.
+
+        Raises:
+            MissingWorkError: they were not asked for when the attributions were fitted.
+        """
+        ids = self._example_ids(example_ids)
+        table = AttributionTable(self.directory, method)
+        errors = np.empty((len(ids), self.components.num_components), dtype=np.float32)
+        for block, rows in self._rows_by_block(ids):
+            errors[rows] = table.read_standard_errors(block)[ids[rows] - block[0]]
+        return errors
+
     def margins(self, design_name: str = TRAIN_DESIGN) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         """Masks (num_masks, num_components) bool and margins (num_masks, num_examples) float32 of a whole design.
 
@@ -88,6 +113,17 @@ class Run:
     def _attributions(
         self, example_ids: Sequence[int] | None, method: str
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        ids = self._example_ids(example_ids)
+        table = AttributionTable(self.directory, method)
+        weights = np.empty((len(ids), self.components.num_components), dtype=np.float32)
+        intercepts = np.empty(len(ids))
+        for block, rows in self._rows_by_block(ids):
+            block_weights, block_intercepts = table.read(block)
+            weights[rows] = block_weights[ids[rows] - block[0]]
+            intercepts[rows] = block_intercepts[ids[rows] - block[0]]
+        return weights, intercepts
+
+    def _example_ids(self, example_ids: Sequence[int] | None) -> NDArray[np.int64]:
         num_examples = self.directory.num_examples
         ids = np.arange(num_examples) if example_ids is None else np.asarray(example_ids).reshape(-1)
         if ids.size and ids.dtype.kind not in "iu":
@@ -96,16 +132,14 @@ class Run:
         outside = ids[(ids < 0) | (ids >= num_examples)]
         if outside.size:
             raise IndexError(f"example ids {outside[:10].tolist()} are outside 0..{num_examples - 1}")
-        table = AttributionTable(self.directory, method)
-        weights = np.empty((len(ids), self.components.num_components), dtype=np.float32)
-        intercepts = np.empty(len(ids))
+        return ids
+
+    def _rows_by_block(self, ids: NDArray[np.int64]) -> Iterator[tuple[tuple[int, int], NDArray[np.int64]]]:
+        """Per example block that holds any of ``ids``: the block, and where its ids stand."""
         for block in self.directory.margins(TRAIN_DESIGN).blocks:
             rows = np.flatnonzero((ids >= block[0]) & (ids < block[1]))
             if rows.size:
-                block_weights, block_intercepts = table.read(block)
-                weights[rows] = block_weights[ids[rows] - block[0]]
-                intercepts[rows] = block_intercepts[ids[rows] - block[0]]
-        return weights, intercepts
+                yield block, rows
 
 
 def open_run(run_dir: str | Path) -> Run:

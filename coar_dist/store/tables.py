@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from coar_dist.errors import DamagedFileError, MissingWorkError
 from coar_dist.store.parquet import (
+    column_names,
     matrix_column,
     matrix_of,
     read_metadata,
@@ -21,9 +23,40 @@ from coar_dist.store.parquet import (
 )
 from coar_dist.store.run_directory import RunDirectory, fingerprint_of
 
+QUALITY = ("r2", "r2_new", "duality_gap")
+
+
+@dataclass(frozen=True)
+class Attributions:
+    """One block of attributions and how good they are; NaN stands for "does not apply" and is stored as null.
+
+    Attributes:
+        weights: (n, num_components) float32.
+        intercepts: (n,) float64.
+        regularisation: (n,) float64, the chosen penalties.
+        r2: (n,) share of the margins' variance over the training masks that the linear model explains.
+        r2_new: (n,) the same on new masks, estimated without any.
+        duality_gap: (n,) of the lasso, relative to the margins' variance.
+        standard_errors: (n, num_components) float32 of the weights, where they were asked for.
+    """
+
+    weights: NDArray[np.float32]
+    intercepts: NDArray[np.float64]
+    regularisation: NDArray[np.float64]
+    r2: NDArray[np.float64]
+    r2_new: NDArray[np.float64]
+    duality_gap: NDArray[np.float64]
+    standard_errors: NDArray[np.float32] | None = None
+
+    @classmethod
+    def of_weights(cls, weights: NDArray[np.float32], intercepts: NDArray[np.float64]) -> Attributions:
+        """Attributions of a method that fits nothing."""
+        nothing = np.full(len(weights), np.nan)
+        return cls(weights, intercepts, nothing, nothing, nothing, nothing)
+
 
 class AttributionTable:
-    """The attributions of one method: per example one weight per component, an intercept and a penalty."""
+    """The attributions of one method: per example one weight per component, an intercept, a penalty, their quality."""
 
     def __init__(self, run: RunDirectory, method: str) -> None:
         self._run = run
@@ -40,31 +73,32 @@ class AttributionTable:
     def _belongs_to(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         return {"content": "attributions", "run": self._run.fingerprint, "settings": dict(settings)}
 
-    def write(
-        self,
-        block: tuple[int, int],
-        settings: Mapping[str, Any],
-        weights: NDArray[np.float32],
-        intercepts: NDArray[np.float64],
-        regularisation: NDArray[np.float64],
-    ) -> None:
+    @property
+    def exists(self) -> bool:
+        """Whether any block has been fitted."""
+        folder = self._run.root / "attributions"
+        return folder.is_dir() and any(folder.glob(f"{self.method}.*.parquet"))
+
+    def write(self, block: tuple[int, int], settings: Mapping[str, Any], attributions: Attributions) -> None:
         """Write the attributions of one example block.
 
         Args:
             block: (first example, end).
             settings: what the attributions depend on besides the run's identity.
-            weights: (block length, num_components) float32.
-            intercepts: (block length,) float64.
-            regularisation: (block length,) float64 penalties; NaN where the method has none.
+            attributions: of the block's examples.
         """
         columns = {
             "example_id": pa.array(np.arange(*block)),
-            "method": pa.array([self.method] * len(weights)),
-            "intercept": pa.array(intercepts),
-            "regularisation": pa.array(regularisation, from_pandas=True),  # NaN becomes null
-            "weights": matrix_column(weights),
+            "method": pa.array([self.method] * len(attributions.weights)),
+            "intercept": pa.array(attributions.intercepts),
         }
-        write_table(self.path(block), columns, self._belongs_to(settings))
+        for name in ("regularisation", *QUALITY):
+            columns[name] = pa.array(getattr(attributions, name), from_pandas=True)  # NaN becomes null
+        columns["weights"] = matrix_column(attributions.weights)
+        if attributions.standard_errors is not None:
+            columns["standard_errors"] = matrix_column(attributions.standard_errors)
+        is_sparse = int(np.count_nonzero(attributions.weights)) < attributions.weights.size / 2
+        write_table(self.path(block), columns, self._belongs_to(settings), compress=is_sparse)
 
     def read(self, block: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Weights (block length, num_components) and intercepts (block length,) of one example block.
@@ -73,16 +107,42 @@ class AttributionTable:
             MissingWorkError: the file is not there.
             DamagedFileError: it is damaged or of another run; it has been set aside.
         """
+        table = self._read(block, ["intercept", "weights"])
+        return matrix_of(table["weights"]), table["intercept"].to_numpy()
+
+    def read_quality(self, block: tuple[int, int]) -> dict[str, NDArray[np.float64]]:
+        """``regularisation`` and the quality numbers of one example block, (block length,) each; NaN for null.
+
+        Raises:
+            MissingWorkError, DamagedFileError: as ``read``.
+        """
+        names = ["regularisation", *QUALITY]
+        table = self._read(block, names)
+        return {name: np.asarray(table[name].to_numpy()) for name in names}
+
+    def read_standard_errors(self, block: tuple[int, int]) -> NDArray[np.float32]:
+        """Standard errors of the weights (block length, num_components).
+
+        Raises:
+            MissingWorkError: the file is not there, or was fitted without them.
+            DamagedFileError: as ``read``.
+        """
+        if self.path(block).is_file() and "standard_errors" not in column_names(self.path(block)):
+            raise MissingWorkError(
+                f"{self.path(block)} has no standard errors: run the fit stage with regression.standard_errors=true."
+            )
+        return matrix_of(self._read(block, ["standard_errors"])["standard_errors"])
+
+    def _read(self, block: tuple[int, int], columns: list[str]) -> pa.Table:
         path = self.path(block)
         if not path.is_file():
             raise MissingWorkError(f"{path} is missing: run the fit stage.")
         try:
-            table = read_table(path, {"content": "attributions", "run": self._run.fingerprint})
+            return read_table(path, {"content": "attributions", "run": self._run.fingerprint}, columns)
         except DamagedFileError as error:
             raise DamagedFileError(
                 f"{error} It was set aside as {set_aside(path).name}; the fit stage makes it anew."
             ) from error
-        return matrix_of(table["weights"]), table["intercept"].to_numpy()
 
     def settings_fingerprint(self, blocks: list[tuple[int, int]]) -> str:
         """SHA-256 over the settings of all blocks: changes whenever the attributions are made anew in another way.

@@ -5,146 +5,244 @@ import pytest
 import torch
 from sklearn.linear_model import LinearRegression, Ridge, RidgeCV
 
-from coar_dist.designs.design import MaskDesign
-from coar_dist.errors import CoarWarning, ConfigError, MissingWorkError, NonFiniteMarginError
-from coar_dist.regression.backends import RIDGE_BACKENDS, choose_backend
+from coar_dist.errors import CoarWarning, ConfigError
+from coar_dist.regression import factor as factor_module
+from coar_dist.regression.backends import RIDGE_BACKENDS, check_backend, choose_backend
+from coar_dist.regression.factor import choose_solver, factorise, factorise_dual, warn_if_rank_deficient
+from coar_dist.regression.iterative import IterativeRidge, NormalOperator, trace_quadrature
 from coar_dist.regression.ridge import (
-    choose_penalties,
-    factorise,
-    intercepts,
+    best_penalties,
+    gcv_scores,
+    leave_one_out_scores,
     penalty_grid,
+    project,
+    residual_squares,
     solve,
-    warn_if_rank_deficient,
+    standard_errors,
 )
-from coar_dist.regression.statistics import DesignStatistics, MarginStatistics, design_statistics, margin_statistics
+from coar_dist.regression.statistics import gram, margin_statistics
+from tests.regression.problems import batches, fitted, packed, problem, projected
 
 HERE = ["torch", "sklearn", pytest.param("cuml", marks=pytest.mark.gpu)]
 
 
-def problem(
-    num_masks: int = 90, num_components: int = 12, num_examples: int = 5, seed: int = 0, kind: str = "bernoulli"
-):
-    """Masks and noisy margins with large, different offsets."""
-    random = np.random.default_rng(seed)
-    masks = MaskDesign(kind, num_components, num_masks, 0.2, seed).masks(0, num_masks)
-    weights = random.normal(size=(num_components, num_examples)) * np.linspace(0.1, 3, num_examples)
-    margins = masks @ weights + random.normal(size=(num_masks, num_examples)) + np.linspace(-200, 300, num_examples)
-    return masks, margins.astype(np.float32)
-
-
-def statistics(masks: np.ndarray, margins: np.ndarray, batch: int = 32) -> tuple[DesignStatistics, MarginStatistics]:
-    starts = range(0, len(masks), batch)
-    return (
-        design_statistics(masks[s : s + batch] for s in starts),
-        margin_statistics((masks[s : s + batch], margins[s : s + batch]) for s in starts),
-    )
-
-
-def test_statistics_are_exact() -> None:
-    masks, margins = problem(num_masks=301)
-    design, block = statistics(masks, margins)
-    x, y = masks.astype(np.int64), margins.astype(np.float64)
-    np.testing.assert_array_equal(design.gram, x.T @ x)
-    np.testing.assert_array_equal(design.kept, x.sum(axis=0))
-    np.testing.assert_allclose(block.cross, x.T @ y, rtol=1e-13)
-    centred = y - y.mean(axis=0)
-    np.testing.assert_allclose(block.centred_cross(design), (x - x.mean(axis=0)).T @ centred, rtol=1e-9, atol=1e-8)
-    np.testing.assert_allclose(block.centred_squares(design), (centred**2).sum(axis=0), rtol=1e-9)
-
-
-def test_too_few_masks_and_nan_are_refused() -> None:
-    masks, margins = problem()
-    for few in ([], [masks[:1]]):
-        with pytest.raises(MissingWorkError, match="at least 2 masks"):
-            design_statistics(few)
-    margins[40, 3] = np.nan
-    with pytest.raises(NonFiniteMarginError, match="mask 40 and example 3"):
-        statistics(masks, margins)
+def grid_of(factor: factor_module.Factor, count: int = 15) -> np.ndarray:
+    return penalty_grid(float(factor.values.sum()) / factor.num_components, count, (1e-3, 1e3))
 
 
 @pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("kind", ["bernoulli", "fixed_size"])
 def test_backends_solve_the_same_ridge_as_scikit_learn_on_the_masks(backend: str, kind: str) -> None:
     masks, margins = problem(kind=kind)
-    design, block = statistics(masks, margins)
+    design, factor, block, part = projected(masks, margins)
     penalties = np.array([0.01, 0.3, 2.0, 30.0, 500.0])
-    weights = RIDGE_BACKENDS[backend](factorise(design, "cpu"), design, block, penalties)
+    weights = RIDGE_BACKENDS[backend](factor, part, penalties)
     reference = Ridge(alpha=penalties).fit(masks.astype(np.float64), margins.astype(np.float64))
     np.testing.assert_allclose(weights.T, reference.coef_, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(intercepts(design, block, weights), reference.intercept_, rtol=1e-6)
+    np.testing.assert_allclose(block.intercepts(design, weights), reference.intercept_, rtol=1e-6)
 
 
 @pytest.mark.parametrize("backend", HERE)
 def test_no_penalty_is_least_squares(backend: str) -> None:
     masks, margins = problem()
-    design, block = statistics(masks, margins)
-    weights = RIDGE_BACKENDS[backend](factorise(design, "cpu"), design, block, np.zeros(5))
+    _, factor, _, part = projected(masks, margins)
+    weights = RIDGE_BACKENDS[backend](factor, part, np.zeros(5))
     reference = LinearRegression().fit(masks.astype(np.float64), margins.astype(np.float64))
     np.testing.assert_allclose(weights.T, reference.coef_, rtol=1e-4, atol=1e-6)
 
 
 def test_rank_deficient_least_squares_is_the_minimum_norm_solution_and_warns() -> None:
     masks, margins = problem(num_masks=20, num_components=40)
-    design, block = statistics(masks, margins)
-    factor = factorise(design, "cpu")
+    _, factor, _, part = projected(masks, margins)
     assert factor.rank == 19
     x = masks - masks.mean(axis=0)
     reference = np.linalg.pinv(x) @ (margins.astype(np.float64) - margins.mean(axis=0, dtype=np.float64))
     for backend in ("torch", "sklearn"):
-        weights = RIDGE_BACKENDS[backend](factor, design, block, np.zeros(5))
+        weights = RIDGE_BACKENDS[backend](factor, part, np.zeros(5))
         np.testing.assert_allclose(weights, reference, rtol=1e-6, atol=1e-8)
     with pytest.warns(CoarWarning, match=r"rank 19 < 40 components.*minimum-norm"):
         warn_if_rank_deficient(factor)
 
 
+@pytest.mark.parametrize("num_components", [41, 203])
+def test_the_dual_is_the_primal(num_components: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factor_module, "_COLUMNS_PER_BLOCK", 64)
+    masks, margins = problem(num_masks=40, num_components=num_components)
+    design, primal, block, part = projected(masks, margins)
+    dual = factorise_dual(packed(masks), "cpu")
+    np.testing.assert_array_equal(packed(masks).design.kept, design.kept)
+    assert dual.rank == primal.rank == 39
+    np.testing.assert_allclose(dual.values, primal.values, rtol=1e-9)
+    np.testing.assert_allclose(dual.vectors.T @ dual.vectors, np.eye(39), atol=1e-9)
+    in_dual, penalties = project(dual, design, block), np.array([0.0, 0.3, 2.0, 30.0, 500.0])
+    np.testing.assert_allclose(solve(dual, in_dual, penalties), solve(primal, part, penalties), rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(
+        standard_errors(dual, in_dual, penalties + 1), standard_errors(primal, part, penalties + 1), rtol=1e-6
+    )
+
+
 @pytest.mark.parametrize("num_components", [12, 60])
-def test_penalties_are_those_of_exact_gcv(num_components: int) -> None:
+def test_scores_are_those_of_the_definitions(num_components: int) -> None:
     masks, margins = problem(num_components=num_components, num_masks=50)
-    design, block = statistics(masks, margins)
-    factor = factorise(design, "cpu")
-    grid = penalty_grid(factor, 15, (1e-3, 1e3))
+    design, factor, block, part = projected(masks, margins)
+    grid = grid_of(factor)
     x, y = masks.astype(np.float64), margins.astype(np.float64)
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
-    scores = []
+    gcv, left_out, residuals = [], [], []
     for penalty in grid:
         hat = x @ np.linalg.solve(x.T @ x + penalty * np.eye(num_components), x.T) + 1 / len(x)
         residual = y - hat @ y
-        scores.append((residual**2).mean(axis=0) / (1 - np.trace(hat) / len(x)) ** 2)
-    expected = grid[np.argmin(scores, axis=0)]
-    np.testing.assert_allclose(choose_penalties(factor, design, block, grid), expected)
+        residuals.append((residual**2).sum(axis=0))
+        gcv.append((residual**2).mean(axis=0) / (1 - np.trace(hat) / len(x)) ** 2)
+        left_out.append(((residual / (1 - np.diag(hat)[:, None])) ** 2).mean(axis=0))
+    scores = gcv_scores(factor, part, grid)
+    np.testing.assert_allclose(scores, gcv, rtol=1e-5)
+    np.testing.assert_allclose(residual_squares(factor, part, np.full(5, grid[4])), residuals[4], rtol=1e-6)
+    exact = leave_one_out_scores(factor, design, block, part, grid, batches(masks, 16, margins))
+    np.testing.assert_allclose(exact, left_out, rtol=1e-5)
+    expected = grid[np.argmin(gcv, axis=0)]
+    np.testing.assert_allclose(best_penalties(scores, grid), expected)
     assert len(np.unique(expected)) > 1
+
+
+def test_leave_one_out_scores_are_errors_of_fits_without_the_mask() -> None:
+    masks, margins = problem(num_masks=25)
+    design, factor, block, part = projected(masks, margins)
+    scores = leave_one_out_scores(factor, design, block, part, np.array([3.0]), batches(masks, 7, margins))
+    errors = []
+    for row in range(25):
+        rest = np.arange(25) != row
+        model = Ridge(alpha=3.0).fit(masks[rest].astype(float), margins[rest].astype(float))
+        errors.append((model.predict(masks[row : row + 1].astype(float))[0] - margins[row]) ** 2)
+    np.testing.assert_allclose(scores[0], np.mean(errors, axis=0), rtol=1e-7)
+
+
+def test_standard_errors_are_the_spread_over_draws_of_noise() -> None:
+    random = np.random.default_rng(0)
+    masks, _ = problem(num_masks=60, num_components=8)
+    truth, num_draws = random.normal(size=8) * 3, 4000
+    margins = (masks @ truth)[:, None] + random.normal(size=(60, num_draws)) * 1.7 + 40
+    _, factor, _, part = projected(masks, margins.astype(np.float32))
+    penalties = np.full(num_draws, 1e-9)
+    spread = solve(factor, part, penalties).std(axis=1)
+    np.testing.assert_allclose(standard_errors(factor, part, penalties).mean(axis=1), spread, rtol=0.04)
+    x = masks - masks.mean(axis=0)
+    penalised = solve(factor, part, np.full(num_draws, 5.0)).std(axis=1)
+    inverse = np.linalg.inv(x.T @ x + 5 * np.eye(8))
+    np.testing.assert_allclose(penalised, 1.7 * np.sqrt(np.diag(inverse @ x.T @ x @ inverse)), rtol=0.05)
 
 
 def test_chosen_penalties_predict_as_well_as_leave_one_out_cross_validation() -> None:
     masks, margins = problem(num_masks=150, num_components=60)
     train, test = slice(0, 100), slice(100, 150)
-    design, block = statistics(masks[train], margins[train])
-    factor = factorise(design, "cpu")
-    grid = penalty_grid(factor, 25, (1e-3, 1e3))
-    weights = solve(factor, design, block, choose_penalties(factor, design, block, grid))
+    design, factor, block, part = projected(masks[train], margins[train])
+    grid = grid_of(factor, 25)
+    weights = solve(factor, part, best_penalties(gcv_scores(factor, part, grid), grid))
     reference = RidgeCV(alphas=grid, alpha_per_target=True).fit(masks[train].astype(float), margins[train])
-    error = margins[test] - (masks[test] @ weights + intercepts(design, block, weights))
+    error = margins[test] - (masks[test] @ weights + block.intercepts(design, weights))
     reference_error = margins[test] - reference.predict(masks[test].astype(float))
     assert (error**2).mean() < 1.05 * (reference_error**2).mean()
 
 
+def test_designs_of_single_ablations_and_partitions_have_a_solution() -> None:
+    random = np.random.default_rng(0)
+    for masks in (~np.eye(9, dtype=bool), np.arange(9) // 3 != np.arange(3)[:, None]):
+        margins = random.normal(size=(len(masks), 4)).astype(np.float32) + 50
+        design, factor, block, part = projected(masks, margins)
+        assert factor.rank == len(masks) - 1
+        weights = solve(factor, part, np.zeros(4))
+        predicted = masks @ weights + block.intercepts(design, weights)
+        np.testing.assert_allclose(predicted, margins, rtol=1e-6)
+
+
 def test_constant_margins_get_zero_weights_and_constant_masks_are_refused() -> None:
     masks, margins = problem()
-    margins[:, 2] = 7.25
-    design, block = statistics(masks, margins)
-    factor = factorise(design, "cpu")
-    penalties = choose_penalties(factor, design, block, penalty_grid(factor, 5, (1e-3, 1e3)))
-    weights = solve(factor, design, block, penalties)
-    np.testing.assert_allclose(weights[:, 2], 0, atol=1e-12)
-    assert intercepts(design, block, weights)[2] == pytest.approx(7.25)
-    same = np.ones((10, 4), dtype=bool)
-    with pytest.raises(ValueError, match="all masks of the train design are equal"):
-        penalty_grid(factorise(design_statistics([same]), "cpu"), 5, (1e-3, 1e3))
+    margins[:, 2] = 7.3
+    design, factor, block, part = projected(masks, margins)
+    grid = grid_of(factor, 5)
+    weights = solve(factor, part, best_penalties(gcv_scores(factor, part, grid), grid))
+    np.testing.assert_array_equal(weights[:, 2], 0)
+    assert block.intercepts(design, weights)[2] == pytest.approx(7.3)
+    with pytest.raises(ConfigError, match="all masks of the train design are equal"):
+        penalty_grid(0.0, 5, (1e-3, 1e3))
+
+
+def test_the_solver_is_chosen_by_size() -> None:
+    assert choose_solver(50_000, 2304, 16e9)[0] == "primal"
+    assert choose_solver(100_000, 22_720, 16e9)[0] == "primal"
+    assert choose_solver(5000, 82_944, 16e9)[0] == "dual"  # the paper's setup C at a small number of masks
+    assert choose_solver(100_000, 82_944, 16e9)[0] == "iterative"
+    assert "primal 0.13 GB" in choose_solver(50_000, 2304, 16e9)[1]
+
+
+@pytest.mark.parametrize(("num_masks", "num_components"), [(300, 80), (60, 150)])
+def test_conjugate_gradients_are_the_factorised_ridge(
+    num_masks: int, num_components: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coar_dist.regression.iterative._BYTES_PER_BATCH", 8 * num_components * 37)
+    masks, margins = problem(num_masks, num_components)
+    design, factor, block, part = projected(masks, margins)
+    operator = NormalOperator(packed(masks), design, "cpu")
+    assert operator.mean_eigenvalue == pytest.approx(float(factor.values.sum()) / num_components)
+    solver = IterativeRidge(operator, trace_quadrature(operator, "cpu"), 1e-9)
+    cross = torch.from_numpy(block.centred_cross(design))
+    penalties = np.array([0.5, 1.0, 5.0, 50.0, 500.0])
+    np.testing.assert_allclose(solver.solve(cross, penalties), solve(factor, part, penalties), rtol=1e-6, atol=1e-8)
+    grid = penalty_grid(operator.mean_eigenvalue, 9, (1e-1, 1e2))
+    exact = gcv_scores(factor, part, grid)
+    df = 1 + np.array([float((factor.values / (factor.values + p)).sum()) for p in grid])
+    np.testing.assert_allclose(solver.degrees_of_freedom(torch.from_numpy(grid)), df, rtol=0.05)
+    scores = solver.gcv_scores(cross, part.squares, grid)
+    chosen = torch.from_numpy(scores.argmin(dim=0).numpy())
+    achieved = exact.gather(0, chosen[None])[0]
+    assert (achieved < 1.15 * exact.amin(dim=0)).all()  # near the best by the exact score; the trace is a sample
+
+
+def test_least_squares_by_conjugate_gradients_has_minimum_norm() -> None:
+    masks, margins = problem(num_masks=20, num_components=40)
+    design, factor, block, part = projected(masks, margins)
+    operator = NormalOperator(packed(masks), design, "cpu")
+    solver = IterativeRidge(operator, trace_quadrature(operator, "cpu"), 1e-10)
+    weights = solver.solve(torch.from_numpy(block.centred_cross(design)), np.zeros(5))
+    np.testing.assert_allclose(weights, solve(factor, part, np.zeros(5)), rtol=1e-5, atol=1e-7)
+
+
+def test_sums_have_the_same_bits_for_any_shards() -> None:
+    masks, margins = problem(num_masks=300)
+    _, _, block = fitted(masks, margins)
+    again = margin_statistics(batches(masks, 32, margins))
+    assert np.array_equal(block.cross, again.cross)
+    assert np.array_equal(factorise(gram(batches(masks, 7), "cpu"), "cpu").vectors, fitted(masks, margins)[1].vectors)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has a CUDA device")
 def test_cuml_is_refused_without_a_device() -> None:
-    assert choose_backend("auto") == "torch"
-    assert choose_backend("sklearn") == "sklearn"
+    assert choose_backend("auto", "ridge", "primal", 100) == ("torch", "no CUDA device")
+    assert choose_backend("sklearn", "lasso", "primal", 100)[0] == "sklearn"
     with pytest.raises(ConfigError, match=r"regression\.backend='cuml' cannot run here: (no CUDA|cuml is not)"):
-        choose_backend("cuml")
+        check_backend("cuml")
+    with pytest.raises(ConfigError, match=r"backend='sklearn' needs a factorisation"):
+        choose_backend("sklearn", "ridge", "iterative", 100)
+
+
+def test_auto_takes_cuml_where_it_suits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coar_dist.regression.backends._has_cuml", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_backend("auto", "ridge", "primal", 688)[0] == "cuml"
+    for method, solver, size in (("lasso", "primal", 688), ("ridge", "iterative", 688), ("ridge", "dual", 82_944)):
+        backend, why = choose_backend("auto", method, solver, size)
+        assert backend == "torch"
+        assert why
+
+
+def test_cuml_takes_the_arguments_that_it_is_given() -> None:
+    """Its call contract, which holds without a device."""
+    models = pytest.importorskip("cuml.linear_model", reason="cuml is not installed")
+    import inspect
+
+    models.Ridge(alpha=np.ones(3), fit_intercept=False, solver="svd", output_type="numpy")
+    settings = {"alpha": 0.1, "fit_intercept": False, "tol": 1e-6, "max_iter": 10, "output_type": "numpy"}
+    models.Lasso(**settings)
+    models.ElasticNet(l1_ratio=0.5, **settings)
+    for model in (models.Ridge, models.Lasso, models.ElasticNet):
+        assert {"X", "y"} <= set(inspect.signature(model.fit).parameters)

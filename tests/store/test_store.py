@@ -23,7 +23,7 @@ from coar_dist.errors import (
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.parquet import write_bytes_atomically
 from coar_dist.store.run_directory import RunDesign, RunDirectory
-from coar_dist.store.tables import AttributionTable, EvaluationTable
+from coar_dist.store.tables import Attributions, AttributionTable, EvaluationTable
 from tests.models import random_masks
 
 COMPONENTS = ComponentIndex((ComponentGroup("a.weight", 0, 7), ComponentGroup("b.weight", 1, 4, 2)))
@@ -223,7 +223,7 @@ def test_attribution_tables(tmp_path: Path) -> None:
     for first, end in blocks:
         assert not table.is_complete({"a": 1}, blocks)
         rows = slice(first, end)
-        table.write((first, end), {"a": 1}, weights[rows], weights[rows, 0].astype(float), np.full(end - first, np.nan))
+        table.write((first, end), {"a": 1}, Attributions.of_weights(weights[rows], weights[rows, 0].astype(float)))
     assert table.is_complete({"a": 1}, blocks)
     assert not table.is_complete({"a": 2}, blocks)
     np.testing.assert_array_equal(table.read((3, 6))[0], weights[3:6])
@@ -247,7 +247,8 @@ def test_evaluation_tables_keep_undefined_as_null(tmp_path: Path) -> None:
     attributions = AttributionTable(run, "coar")
     for first, end in run.margins("train").blocks:
         size = end - first
-        attributions.write((first, end), {"a": 1}, np.zeros((size, 11), np.float32), np.zeros(size), np.zeros(size))
+        nothing = Attributions.of_weights(np.zeros((size, 11), np.float32), np.zeros(size))
+        attributions.write((first, end), {"a": 1}, nothing)
     table = EvaluationTable(run, "coar", "evaluation")
     with pytest.raises(MissingWorkError, match="run the evaluate stage"):
         table.read()
@@ -257,7 +258,7 @@ def test_evaluation_tables_keep_undefined_as_null(tmp_path: Path) -> None:
     stored = pq.read_table(table.path)
     assert stored["correlation"].null_count == 1
     assert stored["ablation_fraction"].to_pylist() == [0.1] * 8
-    attributions.write((0, 3), {"a": 2}, np.ones((3, 11), np.float32), np.zeros(3), np.zeros(3))
+    attributions.write((0, 3), {"a": 2}, Attributions.of_weights(np.ones((3, 11), np.float32), np.zeros(3)))
     with pytest.raises(MissingWorkError, match="of earlier attributions: run the evaluate stage"):
         table.read()
 

@@ -1,0 +1,255 @@
+"""What is prepared once for all examples, and how one block of examples is fitted with it.
+
+A plan is made in one process and used in many: its parts travel as arrays.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from coar_dist.regression import lasso, ridge
+from coar_dist.regression.backends import LASSO_BACKENDS, RIDGE_BACKENDS, LassoTarget
+from coar_dist.regression.factor import Factor, PackedMasks
+from coar_dist.regression.iterative import IterativeRidge, NormalOperator, Quadrature
+from coar_dist.regression.lasso import HeldOut
+from coar_dist.regression.statistics import (
+    DesignStatistics,
+    Gram,
+    MarginBatches,
+    MarginStatistics,
+    margin_statistics,
+)
+from coar_dist.store.tables import Attributions
+
+Read = Callable[[int, int], MarginBatches]
+"""Masks start .. stop - 1 and a block's margins under them, in mask order, in batches of ``MASKS_PER_BATCH``."""
+
+
+@dataclass(frozen=True)
+class SharedFactor:
+    """A ``Factor`` as arrays."""
+
+    vectors: NDArray[np.float64]
+    values: NDArray[np.float64]
+    num_masks: int
+
+    @classmethod
+    def of(cls, factor: Factor) -> SharedFactor:
+        """From the tensors."""
+        return cls(factor.vectors.cpu().numpy(), factor.values.cpu().numpy(), factor.num_masks)
+
+    def on(self, device: str) -> Factor:
+        """As tensors on ``device``."""
+        return Factor(as_tensor(self.vectors, device), as_tensor(self.values, device), self.num_masks)
+
+
+def as_tensor(array: NDArray[np.float64], device: str) -> torch.Tensor:
+    """A tensor on the array's own memory, or on the device; arrays from an object store are read-only, and stay so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array).to(device)
+
+
+@dataclass(frozen=True)
+class RidgePlan:
+    """Ridge from a factorisation.
+
+    Attributes:
+        design: means of the masks.
+        factor: of the centred design.
+        backend: key of ``RIDGE_BACKENDS``.
+        grid: (num_penalties,) ascending; one value is a fixed penalty.
+        selection: ``gcv`` or ``leave_one_out``.
+        standard_errors: whether they are computed.
+    """
+
+    design: DesignStatistics
+    factor: SharedFactor
+    backend: str
+    grid: NDArray[np.float64]
+    selection: str
+    standard_errors: bool
+
+    def relative_scores(self, read: Read, device: str) -> NDArray[np.float64]:
+        """Scores over the margins' variance, summed over the block's examples: (num_penalties,) float64."""
+        factor, margins, projected = self._project(read, device)
+        scores = self._scores(factor, margins, projected, read)
+        varies = projected.squares > 0
+        return np.asarray((scores[:, varies] / projected.squares[varies]).sum(dim=1).cpu().numpy())
+
+    def fit(self, read: Read, device: str) -> Attributions:
+        """Attributions of one block."""
+        factor, margins, projected = self._project(read, device)
+        scores = self._scores(factor, margins, projected, read)
+        penalties = ridge.best_penalties(scores, self.grid)
+        weights = RIDGE_BACKENDS[self.backend](factor, projected, penalties)
+        residual = ridge.residual_squares(factor, projected, penalties)
+        errors = None
+        if self.standard_errors:
+            errors = np.ascontiguousarray(ridge.standard_errors(factor, projected, penalties).T, dtype=np.float32)
+        return _attributions(self.design, margins, weights, penalties, residual, scores.amin(dim=0), errors)
+
+    def _project(self, read: Read, device: str) -> tuple[Factor, MarginStatistics, ridge.Projected]:
+        factor = self.factor.on(device)
+        margins = margin_statistics(read(0, self.design.num_masks), device)
+        return factor, margins, ridge.project(factor, self.design, margins)
+
+    def _scores(
+        self, factor: Factor, margins: MarginStatistics, projected: ridge.Projected, read: Read
+    ) -> torch.Tensor:
+        if self.selection == "gcv":
+            return ridge.gcv_scores(factor, projected, self.grid)
+        batches = read(0, self.design.num_masks)
+        return ridge.leave_one_out_scores(factor, self.design, margins, projected, self.grid, batches)
+
+
+@dataclass(frozen=True)
+class IterativePlan:
+    """Ridge by conjugate gradients, with estimated generalised cross-validation.
+
+    Attributes:
+        design: means of the masks.
+        masks: all of them, one bit each.
+        trace: quadrature for traces, shared by all blocks.
+        grid: (num_penalties,) ascending; one value is a fixed penalty.
+        tolerance: of the solution.
+    """
+
+    design: DesignStatistics
+    masks: PackedMasks
+    trace: Quadrature
+    grid: NDArray[np.float64]
+    tolerance: float
+
+    def relative_scores(self, read: Read, device: str) -> NDArray[np.float64]:
+        """As ``RidgePlan.relative_scores``."""
+        _, solver, cross, squares = self._problem(read, device)
+        scores, varies = solver.gcv_scores(cross, squares, self.grid), squares > 0
+        return np.asarray((scores[:, varies] / squares[varies]).sum(dim=1).cpu().numpy())
+
+    def fit(self, read: Read, device: str) -> Attributions:
+        """Attributions of one block."""
+        margins, solver, cross, squares = self._problem(read, device)
+        scores = solver.gcv_scores(cross, squares, self.grid)
+        penalties = ridge.best_penalties(scores, self.grid)
+        weights = solver.solve(cross, penalties)
+        # rss = y'y - 2 c'w + w'Xc'Xc w, and Xc'Xc w = c - penalty w
+        penalty = torch.from_numpy(penalties).to(cross.device)
+        residual = (squares - (cross * weights).sum(dim=0) - penalty * (weights**2).sum(dim=0)).clamp(min=0.0)
+        best = scores.amin(dim=0)
+        return _attributions(self.design, margins, weights.cpu().numpy(), penalties, residual, best)
+
+    def _problem(self, read: Read, device: str) -> tuple[MarginStatistics, IterativeRidge, torch.Tensor, torch.Tensor]:
+        margins = margin_statistics(read(0, self.design.num_masks), device)
+        solver = IterativeRidge(NormalOperator(self.masks, self.design, device), self.trace, self.tolerance)
+        cross = torch.from_numpy(margins.centred_cross(self.design)).to(device)
+        return margins, solver, cross, torch.from_numpy(margins.centred_squares(self.design)).to(device)
+
+
+@dataclass(frozen=True)
+class LassoPlan:
+    """Lasso or elastic net.
+
+    Attributes:
+        gram: X'X of all masks.
+        extremes: smallest and largest eigenvalue of Xc'Xc / m.
+        held_out: X'X of the last masks, which choose the penalty; None where a criterion does, or it is fixed.
+        train_extremes: as ``extremes``, of the masks that are not held out.
+        factor: for backends that need the reduced problem.
+        backend: key of ``LASSO_BACKENDS``.
+        ratios: (num_penalties,) descending, relative to the largest penalty; None where alpha is fixed.
+        alpha: the fixed penalty.
+        l1_ratio: in (0, 1].
+        tolerance: duality gap of the solution.
+    """
+
+    gram: Gram
+    extremes: tuple[float, float]
+    held_out: Gram | None
+    train_extremes: tuple[float, float] | None
+    factor: SharedFactor | None
+    backend: str
+    ratios: NDArray[np.float64] | None
+    alpha: float
+    l1_ratio: float
+    tolerance: float
+
+    def fit(self, read: Read, device: str) -> Attributions:
+        """Attributions of one block."""
+        num_masks = self.gram.num_masks
+        new_error: torch.Tensor | None = None
+        if self.held_out is not None and self.ratios is not None:
+            num_train = num_masks - self.held_out.num_masks
+            train_margins = margin_statistics(read(0, num_train), device)
+            held_margins = margin_statistics(read(num_train, num_masks), device, train_margins.shift)
+            margins = train_margins + held_margins
+            assert self.train_extremes is not None
+            train = self.gram - self.held_out
+            train_problem = lasso.problem_of(train, self.train_extremes, train_margins, device)
+            mean = train_margins.mean(train.design)
+            held = HeldOut.of(self.held_out, held_margins, train.design, mean, device)
+            choice = lasso.choose_on_path(train_problem, self.ratios, self.l1_ratio, num_train, held)
+            null = held.errors(torch.zeros_like(choice.weights))
+            new_error = choice.scores / null.clamp(min=1e-300)
+        else:
+            margins = margin_statistics(read(0, num_masks), device)
+        problem = lasso.problem_of(self.gram, self.extremes, margins, device)
+        if self.ratios is None:
+            alphas, start = torch.full_like(problem.squares, self.alpha), torch.zeros_like(problem.cross)
+        elif self.held_out is None:
+            choice = lasso.choose_on_path(problem, self.ratios, self.l1_ratio, num_masks, None)
+            alphas, start = choice.alphas, choice.weights
+        else:
+            alphas, start = choice.alphas, choice.weights
+        factor = None if self.factor is None else self.factor.on(device)
+        target = LassoTarget(problem, alphas, self.l1_ratio, start, self.tolerance)
+        weights = LASSO_BACKENDS[self.backend](factor, target)
+        varies = problem.squares > 0
+        r2 = 1.0 - lasso.mean_squares(problem, weights) / problem.squares.clamp(min=1e-300)
+        dense = weights.cpu().numpy()
+        return Attributions(
+            np.ascontiguousarray(dense.T, dtype=np.float32),
+            margins.intercepts(self.gram.design, dense),
+            alphas.cpu().numpy(),
+            _where(varies, r2),
+            np.full(len(r2), np.nan) if new_error is None else _where(varies, 1.0 - new_error),
+            lasso.exact_gaps(problem, weights, alphas, self.l1_ratio).cpu().numpy(),
+        )
+
+
+Plan = RidgePlan | IterativePlan | LassoPlan
+
+
+def _attributions(
+    design: DesignStatistics,
+    margins: MarginStatistics,
+    weights: NDArray[np.float64],
+    penalties: NDArray[np.float64],
+    residual_squares: torch.Tensor,
+    new_errors: torch.Tensor,
+    errors: NDArray[np.float32] | None = None,
+) -> Attributions:
+    """Attributions of ridge; R2 on new masks is relative to the mean margin's own leave-one-out error."""
+    squares = torch.from_numpy(margins.centred_squares(design)).to(residual_squares.device)
+    varies, scale = squares > 0, squares.clamp(min=1e-300)
+    null = scale / design.num_masks / (1.0 - 1.0 / design.num_masks) ** 2
+    return Attributions(
+        np.ascontiguousarray(weights.T, dtype=np.float32),
+        margins.intercepts(design, weights),
+        penalties,
+        _where(varies, 1.0 - residual_squares / scale),
+        _where(varies, 1.0 - new_errors / null),
+        np.full(len(penalties), np.nan),
+        errors,
+    )
+
+
+def _where(varies: torch.Tensor, values: torch.Tensor) -> NDArray[np.float64]:
+    """``values``, NaN where the margins are constant."""
+    return np.asarray(torch.where(varies, values, torch.nan).cpu().numpy())

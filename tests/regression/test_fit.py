@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Lasso, Ridge
+
+from coar_dist.ablation.cluster import on_cluster
+from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.config import ClusterConfig, Config, RegressionConfig, RunConfig, validate
+from coar_dist.designs.design import MaskDesign
+from coar_dist.errors import CoarWarning, ConfigError, DamagedFileError, MissingWorkError
+from coar_dist.regression.fit import fit
+from coar_dist.store.run import Run
+from coar_dist.store.run_directory import RunDesign, RunDirectory
+from tests.regression.problems import problem
+
+EXAMPLES = 11
+
+
+def run_of(root: Path, masks: Any, margins: Any, cuts: list[int] | None = None, per_block: int = 4) -> RunDirectory:
+    """A run directory whose train design holds the given masks and margins, in shards with the given limits."""
+    num_masks, num_components = masks.shape
+    components = ComponentIndex((ComponentGroup("a.weight", 0, num_components),))
+    identity = {"ablation.examples_per_block": per_block, "ablation.margins_dtype": "float32"}
+    run = RunDirectory.create(root, identity, components, margins.shape[1])
+    run.set_designs({"train": RunDesign("train", MaskDesign("bernoulli", num_components, num_masks, 0.2, 0))})
+    store = run.margins("train")
+    for start, stop in pairwise(cuts or [0, num_masks]):
+        store.write(start, masks[start:stop], margins[start:stop], {})
+    return run
+
+
+def fitted(run: RunDirectory, **options: Any) -> Run:
+    fit(run, RegressionConfig(**options), lambda _: None)
+    return Run(run)
+
+
+def backwards(function: Any, shared: Any, items: Any) -> Iterator[Any]:
+    return (function(shared, item) for item in reversed(items))
+
+
+@pytest.fixture
+def data() -> tuple[Any, Any]:
+    return problem(num_masks=200, num_components=30, num_examples=EXAMPLES)
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "lasso"}, {"shared_penalty": True}])
+def test_the_same_bits_for_any_shards_any_order_and_on_a_cluster(
+    data: Any, options: dict[str, Any], tmp_path: Path, ray_cluster: None
+) -> None:
+    masks, margins = data
+    config = RegressionConfig(**options)
+    name = "coar_lasso" if options.get("method") else "coar"
+    whole, cut = run_of(tmp_path / "a", masks, margins), run_of(tmp_path / "b", masks, margins, [0, 3, 70, 71, 200])
+    third = run_of(tmp_path / "c", masks, margins, [0, 128, 200])
+    fit(whole, config, lambda _: None)
+    fit(cut, config, lambda _: None, backwards)
+    with on_cluster(ClusterConfig(num_actors=2, cpus_per_actor=2)) as execute:
+        progress: list[int] = []
+        fit(third, config, progress.append, execute)
+    assert progress[-1] == EXAMPLES
+    files = sorted(path.name for path in (tmp_path / "a" / "attributions").iterdir())
+    assert len(files) == 3
+    for other in ("b", "c"):
+        np.testing.assert_array_equal(Run(whole).weights(method=name), Run(cut).weights(method=name))
+        for file in files:
+            first, second = (tmp_path / root / "attributions" / file for root in ("a", other))
+            assert first.read_bytes() == second.read_bytes()
+
+
+def test_errors_of_workers_are_the_user_s_own(data: Any, tmp_path: Path, ray_cluster: None) -> None:
+    masks, margins = data
+    run = run_of(tmp_path, masks, margins, [0, 100, 200])
+    path = run.margins("train").path(100, 200)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with on_cluster(ClusterConfig(num_actors=1)) as execute, pytest.raises(DamagedFileError, match="set aside"):
+        fit(run, RegressionConfig(), lambda _: None, execute)
+    with pytest.raises(MissingWorkError, match=r"lacks 100 of 200 masks: 100\.\.199"):
+        fit(run, RegressionConfig(), lambda _: None)
+
+
+def test_solvers_of_every_size_agree(data: Any, tmp_path: Path) -> None:
+    masks, margins = data
+    primal = fitted(run_of(tmp_path / "primal", masks, margins), regularisation=5.0)
+    iterative = fitted(
+        run_of(tmp_path / "iterative", masks, margins), regularisation=5.0, memory_gb=1e-6, tolerance=1e-9
+    )
+    np.testing.assert_allclose(primal.weights(), iterative.weights(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(primal.quality()["r2"], iterative.quality()["r2"], rtol=1e-5)
+    np.testing.assert_allclose(primal.quality()["r2_new"], iterative.quality()["r2_new"], atol=0.05)
+    wide, wide_margins = problem(num_masks=40, num_components=100, num_examples=EXAMPLES)
+    dual = fitted(run_of(tmp_path / "dual", wide, wide_margins), regularisation=5.0)
+    reference = Ridge(alpha=5.0).fit(wide.astype(float), wide_margins.astype(float))
+    np.testing.assert_allclose(dual.weights(), reference.coef_, rtol=1e-4, atol=1e-5)
+    for options in ({"selection": "leave_one_out"}, {"standard_errors": True}):
+        with pytest.raises(ConfigError, match="needs a factorisation"):
+            fitted(run_of(tmp_path / "iterative", masks, margins), memory_gb=1e-6, **options)
+    with pytest.raises(ConfigError, match=r"the lasso needs the Gram matrix of 30 components"):
+        fitted(run_of(tmp_path / "iterative", masks, margins), memory_gb=1e-6, method="lasso")
+
+
+@pytest.mark.parametrize("selection", ["gcv", "leave_one_out"])
+def test_estimated_r2_is_that_of_new_masks(selection: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    masks, _ = problem(num_masks=1400, num_components=60)
+    truth = random.normal(size=(60, EXAMPLES)) * np.linspace(0.1, 2, EXAMPLES)
+    margins = (masks @ truth + random.normal(size=(1400, EXAMPLES)) * 2 + 90).astype(np.float32)
+    run = fitted(run_of(tmp_path, masks[:400], margins[:400]), selection=selection)
+    quality = run.quality()
+    predicted = run.predict(masks[400:])
+    new = 1 - ((predicted - margins[400:]) ** 2).mean(axis=0) / margins[400:].var(axis=0)
+    old = 1 - ((run.predict(masks[:400]) - margins[:400]) ** 2).mean(axis=0) / margins[:400].var(axis=0)
+    np.testing.assert_allclose(quality["r2"], old, atol=1e-4)
+    np.testing.assert_allclose(quality["r2_new"], new, atol=0.1)
+    assert abs((quality["r2_new"] - new).mean()) < 0.04
+    assert np.isnan(quality["duality_gap"]).all()
+    assert len(np.unique(quality["regularisation"])) > 3
+
+
+def test_lasso_stands_beside_ridge(data: Any, tmp_path: Path) -> None:
+    masks, margins = data
+    run = run_of(tmp_path, masks, margins)
+    ridge = fitted(run).weights().copy()
+    fitted(run, method="lasso", regularisation=0.05, tolerance=1e-10)
+    reference = Lasso(alpha=0.05, tol=1e-12).fit(masks.astype(float), margins.astype(float)).coef_
+    np.testing.assert_allclose(Run(run).weights(method="coar_lasso"), reference, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(Run(run).weights(), ridge)
+    assert (Run(run).weights(method="coar_lasso") == 0).mean() > 0.05
+    fitted(run, method="lasso", l1_ratio=0.5)
+    quality = Run(run).quality(method="coar_elastic_net")
+    assert quality["duality_gap"].max() <= 1e-6
+    assert np.isfinite(quality["r2_new"]).all()
+    fitted(run, method="lasso", selection="bic")
+    assert np.isnan(Run(run).quality(method="coar_lasso")["r2_new"]).all()
+    assert not fit(run, RegressionConfig(method="lasso", selection="bic"), lambda _: None).is_new
+
+
+def test_standard_errors_and_one_penalty_for_all(data: Any, tmp_path: Path) -> None:
+    masks, margins = data
+    run = run_of(tmp_path, masks, margins)
+    with pytest.raises(MissingWorkError, match=r"regression\.standard_errors=true"):
+        fitted(run).standard_errors()
+    with_errors = fitted(run, standard_errors=True)
+    errors = with_errors.standard_errors([3, 10, 0])
+    assert errors.shape == (3, 30)
+    np.testing.assert_array_equal(errors, with_errors.standard_errors()[[3, 10, 0]])
+    noise = 1.0 / np.sqrt(200 * 0.2 * 0.8)  # of a weight, for noise of standard deviation 1 and few components
+    assert 0.5 * noise < np.median(errors) < 1.5 * noise
+    shared = fitted(run, shared_penalty=True).quality()
+    assert len(np.unique(shared["regularisation"])) == 1
+
+
+def test_what_says_nothing_is_named(data: Any, tmp_path: Path) -> None:
+    masks, margins = data[0].copy(), data[1].copy()
+    masks[:, 7], masks[:, 9] = True, False
+    margins[:, 5] = 3.25
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = fitted(run_of(tmp_path / "a", masks, margins))
+    said = [str(warning.message) for warning in caught if warning.category is CoarWarning]
+    assert any(f"1 of {EXAMPLES} examples have the same margin under every mask" in text for text in said)
+    assert any("2 components" in text and "component ids 7, 9" in text for text in said)
+    assert (run.weights()[:, [7, 9]] == 0).all()
+    assert (run.weights([5]) == 0).all()
+    assert run.intercepts([5])[0] == 3.25
+    quality = run.quality()
+    assert np.isnan(quality["r2"][5])
+    assert np.isfinite(np.delete(quality["r2"], 5)).all()
+    with pytest.raises(ConfigError, match="all masks of the train design are equal"):
+        fitted(run_of(tmp_path / "b", np.ones_like(masks), margins))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "ols"}, r"regression\.method='ols': must be one of ridge, lasso"),
+        ({"selection": "bic"}, r"regression\.selection='bic': must be one of gcv, leave_one_out"),
+        ({"l1_ratio": 0.5}, r"regression\.l1_ratio=0\.5 has no effect"),
+        ({"method": "lasso", "l1_ratio": 0.0}, r"regression\.l1_ratio=0\.0: must be above 0"),
+        ({"method": "lasso", "standard_errors": True}, r"standard_errors=True has no effect"),
+        ({"method": "lasso", "regularisation": 0.0}, r"regularisation=0\.0: must be null .* > 0"),
+        ({"method": "lasso", "penalty_range": [0.1, 2.0]}, r"penalty_range=\[0\.1, 2\.0\].*<= 1"),
+        ({"regularisation": 1.0, "num_penalties": 4}, r"num_penalties=4 has no effect"),
+        ({"memory_gb": 0.0}, r"regression\.memory_gb=0\.0: must be positive"),
+        ({"tolerance": 0.0}, r"regression\.tolerance=0\.0"),
+    ],
+)
+def test_options_without_effect_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(Config(stages=["fit"], run=RunConfig("x"), regression=RegressionConfig(**options)))
+
+
+def test_threads_are_those_of_the_worker(data: Any, tmp_path: Path) -> None:
+    """One thread or two: the same attributions to rounding."""
+    masks, margins = data
+    two = fitted(run_of(tmp_path / "two", masks, margins)).weights()
+    torch.set_num_threads(1)
+    np.testing.assert_allclose(fitted(run_of(tmp_path / "one", masks, margins)).weights(), two, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import ElasticNet
+
+from coar_dist.errors import ConvergenceError
+from coar_dist.regression import lasso
+from coar_dist.regression.backends import LASSO_BACKENDS, LassoTarget
+from coar_dist.regression.factor import factorise
+from coar_dist.regression.lasso import HeldOut, LassoProblem, choose_on_path, extremes_of, largest_alphas, problem_of
+from coar_dist.regression.statistics import MarginStatistics, gram, margin_statistics
+from tests.regression.problems import batches, problem
+
+HERE = ["torch", "sklearn", pytest.param("cuml", marks=pytest.mark.gpu)]
+CASES = [("bernoulli", 200, 30), ("fixed_size", 200, 30), ("bernoulli", 40, 70)]
+
+
+def lasso_problem(masks: np.ndarray, margins: np.ndarray) -> tuple[LassoProblem, MarginStatistics]:
+    whole, block = gram(batches(masks), "cpu"), margin_statistics(batches(masks, 32, margins))
+    return problem_of(whole, extremes_of(whole, "cpu"), block, "cpu"), block
+
+
+def objective(
+    masks: np.ndarray, margins: np.ndarray, weights: np.ndarray, alphas: np.ndarray, l1_ratio: float
+) -> float:
+    x, y = masks - masks.mean(axis=0), margins.astype(float) - margins.astype(float).mean(axis=0)
+    squares = ((y - x @ weights) ** 2).sum(axis=0) / (2 * len(x))
+    return squares + alphas * (l1_ratio * abs(weights).sum(axis=0) + (1 - l1_ratio) / 2 * (weights**2).sum(axis=0))
+
+
+@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("l1_ratio", [1.0, 0.4])
+@pytest.mark.parametrize(("kind", "num_masks", "num_components"), CASES)
+def test_backends_reach_scikit_learn_s_minimum_on_the_masks(
+    backend: str, l1_ratio: float, kind: str, num_masks: int, num_components: int
+) -> None:
+    masks, margins = problem(num_masks, num_components, kind=kind)
+    part, _ = lasso_problem(masks, margins)
+    alphas = largest_alphas(part, l1_ratio) * torch.tensor([1.01, 0.5, 0.2, 0.05, 0.01])
+    target = LassoTarget(part, alphas, l1_ratio, torch.zeros_like(part.cross), 1e-11)
+    weights = LASSO_BACKENDS[backend](factorise(gram(batches(masks), "cpu"), "cpu"), target)
+    assert (weights[:, 0] == 0).all()
+    reference = np.stack(
+        [
+            ElasticNet(alpha=float(alpha), l1_ratio=l1_ratio, tol=1e-12, max_iter=200_000)
+            .fit(masks.astype(float), margins[:, column].astype(float))
+            .coef_
+            for column, alpha in enumerate(alphas)
+        ],
+        axis=1,
+    )
+    reached = objective(masks, margins, weights.numpy(), alphas.numpy(), l1_ratio)
+    np.testing.assert_allclose(reached, objective(masks, margins, reference, alphas.numpy(), l1_ratio), rtol=1e-7)
+    if num_masks > num_components and kind == "bernoulli":  # elsewhere the minimum has no unique place
+        np.testing.assert_allclose(weights, reference, rtol=1e-4, atol=1e-4)
+    assert (lasso.exact_gaps(part, weights, alphas, l1_ratio) < 1e-7).all()
+
+
+def test_the_gap_is_primal_minus_dual() -> None:
+    masks, margins = problem(60, 9)
+    part, _ = lasso_problem(masks, margins)
+    x, y = masks - masks.mean(axis=0), margins.astype(float) - margins.astype(float).mean(axis=0)
+    weights, alphas = np.random.default_rng(1).normal(size=(9, 5)), np.full(5, 0.07)
+    residual = y - x @ weights
+    dual_point = residual * np.minimum(1, alphas / (abs(x.T @ residual).max(axis=0) / 60))
+    dual = ((y**2).sum(axis=0) - ((y - dual_point) ** 2).sum(axis=0)) / 120
+    expected = (objective(masks, margins, weights, alphas, 1.0) - dual) / ((y**2).sum(axis=0) / 60)
+    gaps = lasso.exact_gaps(part, torch.from_numpy(weights), torch.from_numpy(alphas), 1.0)
+    np.testing.assert_allclose(gaps, expected, rtol=1e-9)
+    assert (expected > 0).all()
+
+
+def test_examples_converge_on_their_own_and_constant_ones_have_no_weights() -> None:
+    masks, margins = problem(200, 30, num_examples=90)
+    margins[:, 4] = 0.1
+    part, _ = lasso_problem(masks, margins)
+    alphas = largest_alphas(part, 1.0) * torch.logspace(0.1, -3, 90)
+    together = lasso.solve(part, alphas, 1.0, torch.zeros_like(part.cross), 1e-10)
+    assert (together.weights[:, 4] == 0).all()
+    assert together.gaps.max() <= 1e-10
+    for column in (0, 40, 89):
+        alone = lasso.solve(part.of(torch.tensor([column])), alphas[[column]], 1.0, torch.zeros(30, 1), 1e-10)
+        np.testing.assert_allclose(together.weights[:, [column]], alone.weights, atol=1e-4)
+
+
+def test_a_tolerance_that_cannot_be_reached_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lasso, "_MAX_STEPS", 6)
+    masks, margins = problem(40, 70)
+    part, _ = lasso_problem(masks, margins)
+    alphas = largest_alphas(part, 1.0) * 1e-3
+    with pytest.raises(ConvergenceError, match=r"after 6 steps, regression\.tolerance=1e-12"):
+        lasso.solve(part, alphas, 1.0, torch.zeros_like(part.cross), 1e-12)
+
+
+def test_held_out_errors_are_those_of_predictions() -> None:
+    masks, margins = problem(120, 9)
+    train, held = slice(0, 100), slice(100, 120)
+    train_block = margin_statistics(batches(masks[train], 32, margins[train]))
+    held_block = margin_statistics(batches(masks[held], 32, margins[held]), shift=train_block.shift)
+    design = gram(batches(masks[train]), "cpu").design
+    held_out = HeldOut.of(gram(batches(masks[held]), "cpu"), held_block, design, train_block.mean(design), "cpu")
+    weights = np.random.default_rng(1).normal(size=(9, 5))
+    predicted = masks[held] @ weights + train_block.intercepts(design, weights)
+    expected = ((predicted - margins[held]) ** 2).mean(axis=0)
+    np.testing.assert_allclose(held_out.errors(torch.from_numpy(weights)), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("by", ["held_out", "bic"])
+def test_the_path_finds_what_is_there(by: str) -> None:
+    """Few of many components matter: the chosen point keeps them, and predicts better than either end of the path."""
+    random = np.random.default_rng(0)
+    masks, _ = problem(400, 60)
+    truth = np.zeros((60, 20))
+    truth[:6] = random.normal(size=(6, 20)) + 4
+    margins = (masks @ truth + random.normal(size=(400, 20)) * 3 - 70).astype(np.float32)
+    part, block = lasso_problem(masks[:300], margins[:300])
+    design = gram(batches(masks[:300]), "cpu").design
+    held_block = margin_statistics(batches(masks[300:], 32, margins[300:]), shift=block.shift)
+    held = HeldOut.of(gram(batches(masks[300:]), "cpu"), held_block, design, block.mean(design), "cpu")
+    ratios = np.geomspace(1.0, 1e-3, 20)
+    choice = choose_on_path(part, ratios, 1.0, 300, held if by == "held_out" else None)
+    weights = choice.weights.numpy()
+    assert (weights[:6] != 0).mean() > 0.95
+    assert (weights[6:] != 0).mean() < 0.5
+    fresh = problem(500, 60, seed=5)[0]
+    error = ((fresh @ (weights - truth) + block.intercepts(design, weights) + 70) ** 2).mean()
+    for ratio in (1.0, 1e-3):
+        end = lasso.solve(
+            part, largest_alphas(part, 1.0) * ratio, 1.0, torch.zeros_like(part.cross), 1e-6
+        ).weights.numpy()
+        assert error < ((fresh @ (end - truth) + block.intercepts(design, end) + 70) ** 2).mean()

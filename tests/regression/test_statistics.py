@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from coar_dist.errors import MissingWorkError, NonFiniteMarginError
+from coar_dist.regression import statistics
+from coar_dist.regression.statistics import gram, margin_statistics
+from tests.regression.problems import batches, fitted, problem
+
+
+def test_statistics_are_exact() -> None:
+    masks, margins = problem(num_masks=301)
+    design, _, block = fitted(masks, margins)
+    x, y = masks.astype(np.int64), margins.astype(np.float64)
+    np.testing.assert_array_equal(gram(batches(masks), "cpu").products, x.T @ x)
+    np.testing.assert_array_equal(design.kept, x.sum(axis=0))
+    centred = y - y.mean(axis=0)
+    np.testing.assert_allclose(block.centred_cross(design), (x - x.mean(axis=0)).T @ centred, rtol=1e-11, atol=1e-10)
+    np.testing.assert_allclose(block.centred_squares(design), (centred**2).sum(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(block.mean(design), y.mean(axis=0), rtol=1e-14)
+
+
+def test_parts_add_up_exactly_whatever_their_order_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks, margins = problem(num_masks=301)
+    whole = gram(batches(masks), "cpu")
+    parts = [gram(batches(masks[rows]), "cpu") for rows in (slice(200, 301), slice(0, 77), slice(77, 200))]
+    total = parts[0] + parts[1] + parts[2]
+    assert total.num_masks == 301
+    np.testing.assert_array_equal(total.products, whole.products)
+    np.testing.assert_array_equal((total - parts[1]).products, (parts[0] + parts[2]).products)
+    monkeypatch.setattr(statistics, "_EXACT_IN_FLOAT32", 70)  # float32 sums are emptied into float64 in time
+    np.testing.assert_array_equal(gram(batches(masks, 32), "cpu").products, whole.products)
+    first = margin_statistics(batches(masks[:100], 32, margins[:100]))
+    rest = margin_statistics(batches(masks[100:], 32, margins[100:]), shift=first.shift)
+    np.testing.assert_allclose((first + rest).cross, margin_statistics(batches(masks, 32, margins)).cross, rtol=1e-12)
+
+
+def test_centring_about_other_means() -> None:
+    masks, _ = problem(num_masks=60)
+    mean = np.linspace(0.1, 0.9, masks.shape[1])
+    x = masks - mean
+    np.testing.assert_allclose(gram(batches(masks), "cpu").centred(mean), x.T @ x, rtol=1e-12)
+
+
+def test_constant_margins_are_seen_exactly() -> None:
+    masks, margins = problem(num_masks=500)
+    margins[:, 2] = np.float32(0.1)
+    margins[:, 3] = np.float32(1e6)
+    margins[7, 3] = np.nextafter(np.float32(1e6), np.float32(2e6))
+    block = margin_statistics(batches(masks, 64, margins))
+    assert block.is_constant.tolist() == [False, False, True, False, False]
+
+
+def test_no_masks_and_nan_are_refused() -> None:
+    masks, margins = problem()
+    with pytest.raises(MissingWorkError, match="at least 2 masks"):
+        gram([], "cpu")
+    with pytest.raises(MissingWorkError, match="at least 2 masks"):
+        margin_statistics([])
+    margins[40, 3] = np.nan
+    with pytest.raises(NonFiniteMarginError, match="mask 40 and example 3"):
+        margin_statistics(batches(masks, 32, margins))
