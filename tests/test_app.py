@@ -70,6 +70,10 @@ def test_from_nothing_to_a_report_killed_half_way_and_again(tmp_path: Path) -> N
     retrained = run(tmp_path, *slow, "train.seed=1")
     assert retrained.returncode == 1
     assert "train.seed is 1, but" in retrained.stderr
+    lasso = run(tmp_path, "stages=[fit,evaluate,report]", "regression=lasso")
+    assert lasso.returncode == 0, lasso.stderr
+    assert "coar_lasso of 20 examples (lasso, torch)" in lasso.stdout
+    assert "COAR, lasso" in lasso.stdout
     no_effect = run(tmp_path, "stages=[fit,evaluate]", "design.num_masks=10")
     assert no_effect.returncode == 1
     assert "design.num_masks=10 has no effect" in no_effect.stderr
@@ -82,6 +86,10 @@ def test_from_nothing_to_a_report_killed_half_way_and_again(tmp_path: Path) -> N
         (["+foo=1"], "foo: unknown key"),
         (["+design.foo=1"], "design.foo: unknown key"),
         (["design.num_masks=many"], "design.num_masks"),
+        (
+            ["regression=elastic_net", "regression.standard_errors=true"],
+            "regression.standard_errors=True has no effect",
+        ),
         (["design.num_masks=1"], "design.num_masks=1: must be at least 2"),
         (["experiment=digit"], "digits"),
         (["experiment=cifar10_resnet20"], "task.examples.arguments.path must be set"),

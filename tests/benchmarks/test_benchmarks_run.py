@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.benchmarks import ablation
+from tests.benchmarks import ablation, regression
 
 
 def test_ablation_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -12,3 +12,12 @@ def test_ablation_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.setattr("sys.argv", [*arguments, "--sections", "exact"])
     ablation.main()
     assert "Exactness: margins of standard deviation" in capsys.readouterr().out
+
+
+def test_regression_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--masks", "300", "--components", "20", "--examples", "9", "--penalties", "4", "--sample", "3"]
+    monkeypatch.setattr("sys.argv", ["regression", *sizes, "--setup-a", "200", "30", "110"])
+    regression.main()
+    printed = capsys.readouterr().out
+    for part in ("RidgeCV(alpha_per_target=True)", "lasso_path", "Parts of a ridge fit", "Setup A: 200 masks"):
+        assert part in printed
