@@ -24,8 +24,10 @@ from coar_dist.regression.statistics import DesignStatistics, Gram, MarginStatis
 _STEPS_BETWEEN_CHECKS = 3
 _MAX_STEPS = 20_000
 _WELL_CONDITIONED = 400.0
-_PATH_TOLERANCE = 1e-5
-"""Duality gap at which float32 still moves, and at which a point of the path is near enough to be compared."""
+_PATH_TOLERANCE = 1e-4
+"""Duality gap at which a point of the path is near enough to be compared."""
+_FLOAT32_STEPS = 300
+"""Steps after which float32, whose gap may have a floor, hands over to float64."""
 _log = logging.getLogger(__name__)
 
 
@@ -111,6 +113,20 @@ def solve(
     Raises:
         ConvergenceError: the tolerance was not reached.
     """
+    solution = _iterate(problem, alphas, l1_ratio, start, tolerance, _MAX_STEPS)
+    worst = float(solution.gaps.max()) if len(solution.gaps) else 0.0
+    if worst > tolerance:
+        raise ConvergenceError(
+            f"the lasso reached a duality gap of {worst:.1e} after {_MAX_STEPS} steps, regression.tolerance="
+            f"{tolerance:g} was asked for. Raise it, or the smallest penalty (regression.penalty_range)."
+        )
+    return solution
+
+
+def _iterate(
+    problem: LassoProblem, alphas: torch.Tensor, l1_ratio: float, start: torch.Tensor, tolerance: float, max_steps: int
+) -> Solution:
+    """Up to ``max_steps`` steps; the gaps tell which examples are done."""
     dtype = problem.cross.dtype
     weights, gaps = start.to(dtype).clone(), torch.zeros_like(problem.squares, dtype=torch.float64)
     running = torch.nonzero(problem.squares > 0).squeeze(1)
@@ -125,40 +141,36 @@ def solve(
     current = weights[:, running]
     ahead, gradient = current.clone(), part.cross - part.gram @ current
     age = torch.ones_like(alpha)
-    best = torch.full_like(alpha, torch.inf, dtype=torch.float64)
-    for num_steps in range(_MAX_STEPS + 1):
-        if num_steps % _STEPS_BETWEEN_CHECKS == 0:
+    num_steps = next_check = 0
+    while running.numel():
+        if num_steps == next_check:
+            next_check += max(_STEPS_BETWEEN_CHECKS, num_steps // 8)
             at_current = gradient if num_steps == 0 else part.cross - part.gram @ current
             gap = _relative_gaps(part, current, at_current, alpha, l1_ratio)
-            done = gap <= tolerance
-            if done.any():
-                weights[:, running[done]] = current[:, done]
-                gaps[running[done]] = gap[done]
-                left = ~done
-                if not left.any():
-                    return Solution(weights.double(), gaps, num_steps)
-                if left.float().mean() < 0.7 or len(left) < 64:
-                    running, alpha, age, best, gap = (v[left] for v in (running, alpha, age, best, gap))
-                    part = problem.of(running)
-                    current, ahead, gradient = current[:, left], ahead[:, left], gradient[:, left]
-            worse = gap > best
-            age = torch.where(worse, torch.ones_like(age), age)
-            best = torch.minimum(best, gap)
-        moved = ahead.add_(gradient, alpha=step_size)
+            weights[:, running], gaps[running] = current, gap
+            left = gap > tolerance
+            if not left.any() or num_steps >= max_steps:
+                break
+            if left.float().mean() < 0.7:
+                running, alpha, age = running[left], alpha[left], age[left]
+                part = problem.of(running)
+                current, ahead, gradient = current[:, left], ahead[:, left], gradient[:, left]
+        moved = torch.add(ahead, gradient, alpha=step_size)
         limit = (alpha * (l1_ratio * step_size)).expand_as(moved)
         following = (moved - moved.clamp(min=-limit, max=limit)) / (1 + alpha * ((1 - l1_ratio) * step_size))
+        step = following - current
         if momentum is None:
+            overshoots = ((ahead - following) * step).sum(dim=0) > 0
+            age = torch.where(overshoots, torch.ones_like(age), age)
             following_age = (1 + (1 + 4 * age**2).sqrt()) / 2
-            ahead = following + ((age - 1) / following_age) * (following - current)
+            ahead = torch.addcmul(following, (age - 1) / following_age, step)
             age = following_age
         else:
-            ahead = following + momentum * (following - current)
+            ahead = torch.add(following, step, alpha=momentum)
         current = following
         gradient = torch.addmm(part.cross, part.gram, ahead, alpha=-1.0)
-    raise ConvergenceError(
-        f"the lasso reached a duality gap of {float(gap.max()):.1e} after {_MAX_STEPS} steps, regression.tolerance="
-        f"{tolerance:g} was asked for. Raise it, or the smallest penalty (regression.penalty_range)."
-    )
+        num_steps += 1
+    return Solution(weights.double(), gaps, num_steps)
 
 
 def _relative_gaps(
@@ -267,9 +279,14 @@ def choose_on_path(
     steps = []
     for ratio in ratios:
         alphas = largest * float(ratio)
-        solution = solve(rough, alphas, l1_ratio, weights, _PATH_TOLERANCE)
+        solution = _iterate(rough, alphas, l1_ratio, weights, _PATH_TOLERANCE, _FLOAT32_STEPS)
         weights = solution.weights.float()
         steps.append(solution.num_steps)
+        slow = torch.nonzero(solution.gaps > _PATH_TOLERANCE).squeeze(1)
+        if slow.numel():
+            exact = solve(problem.of(slow), alphas[slow], l1_ratio, solution.weights[:, slow], _PATH_TOLERANCE)
+            weights[:, slow] = exact.weights.float()
+            steps[-1] += exact.num_steps
         scores = held_out.errors(weights) if held_out is not None else _information(problem, weights, num_masks)
         better = scores < choice.scores
         choice = PathChoice(

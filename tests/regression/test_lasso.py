@@ -131,3 +131,16 @@ def test_the_path_finds_what_is_there(by: str) -> None:
             part, largest_alphas(part, 1.0) * ratio, 1.0, torch.zeros_like(part.cross), 1e-6
         ).weights.numpy()
         assert error < ((fresh @ (end - truth) + block.intercepts(design, end) + 70) ** 2).mean()
+
+
+def test_fewer_masks_than_components_converge_too() -> None:
+    """Momentum that is restarted when it overshoots: some hundred steps, where plain steps take tens of thousands."""
+    masks, margins = problem(100, 150, num_examples=8)
+    part, _ = lasso_problem(masks, margins)
+    assert part.extremes[0] < 1e-12
+    alphas = largest_alphas(part, 1.0) * 1e-3
+    solution = lasso.solve(part, alphas, 1.0, torch.zeros_like(part.cross), 1e-6)
+    assert solution.num_steps < 5000
+    assert float(lasso.exact_gaps(part, solution.weights, alphas, 1.0).max()) <= 1e-6
+    choice = choose_on_path(part, np.geomspace(1.0, 1e-3, 8), 1.0, 100, None)  # its end is beyond float32
+    assert torch.isfinite(choice.scores).all()
