@@ -41,6 +41,10 @@ class RunMismatchError(CoarDistError, ValueError):
     """The run directory was made from something else than what is asked for now."""
 
 
+class RunInUseError(CoarDistError, RuntimeError):
+    """Another process writes to the run directory."""
+
+
 class DamagedFileError(CoarDistError, RuntimeError):
     """A file of the run directory is damaged, truncated, or belongs to another run."""
 

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cache
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from coar_dist.designs.design import MaskDesign, leave_one_out_design
 from coar_dist.errors import MissingWorkError, RunMismatchError
 from coar_dist.report.progress import stage_progress
 from coar_dist.report.terminal import methods_of, report
+from coar_dist.store.lock import only_writer
 from coar_dist.store.run import Run
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDesign, RunDirectory
 
@@ -65,14 +67,20 @@ def run_stages(
 
         check_backend(config.regression.backend)  # refused now, not after hours of ablation
     root = Path(config.run.dir)
-    if "train" in config.stages and config.train is not None:
-        _train(config, config.train, root / CHECKPOINT, console)
-    if "ablate" in config.stages:
-        _ablate(config, root, console, task, components)
-    if "fit" in config.stages:
-        _fit(RunDirectory.open(root), config, console)
-    if "evaluate" in config.stages:
-        _evaluate(RunDirectory.open(root), console)
+    with contextlib.ExitStack() as stack:
+        take = cache(lambda: stack.enter_context(only_writer(root)))
+        if "train" in config.stages and config.train is not None:
+            take()
+            _train(config, config.train, root / CHECKPOINT, console)
+        if "ablate" in config.stages:
+            _ablate(config, root, console, task, components, take)
+        if {"fit", "evaluate"} & set(config.stages):
+            run = RunDirectory.open(root)
+            take()
+            if "fit" in config.stages:
+                _fit(run, config, console)
+            if "evaluate" in config.stages:
+                _evaluate(run, console)
     if "report" in config.stages:
         report(RunDirectory.open(root), console)
 
@@ -122,7 +130,15 @@ def _train(config: Config, train: TrainConfig, checkpoint: Path, console: Consol
     )
 
 
-def _ablate(config: Config, root: Path, console: Console, task: Task | None, components: ComponentIndex | None) -> None:
+def _ablate(
+    config: Config,
+    root: Path,
+    console: Console,
+    task: Task | None,
+    components: ComponentIndex | None,
+    take: Callable[[], None],
+) -> None:
+    """Collect what is missing; ``take`` makes this process the run directory's writer, once all input is checked."""
     import numpy as np
 
     from coar_dist.ablation.actor import AblationJob, Start
@@ -159,6 +175,7 @@ def _ablate(config: Config, root: Path, console: Console, task: Task | None, com
         "ablation.margins_dtype": ablation.margins_dtype,
         "ablation.examples_per_block": ablation.examples_per_block,
     }
+    take()
     run = RunDirectory.create(root, identity, components, len(task.examples), probe_margins)
     ranges: list[MaskRange] = []
     masks_per_shard = ablation.masks_per_shard or default_masks_per_shard(len(task.examples))

@@ -46,6 +46,7 @@ def test_the_run_directory_holds_what_it_promises(small_run: Run) -> None:
     assert sorted(path.name for path in root.iterdir()) == [
         "attributions",
         "components.parquet",
+        "driver.lock",
         "evaluation",
         "examples.parquet",
         "margins",

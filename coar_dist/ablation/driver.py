@@ -15,7 +15,7 @@ from coar_dist.ablation.cluster import ActorResources, connect, no_actor_started
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.schedule import MaskRange, Schedule
 from coar_dist.config import ClusterConfig
-from coar_dist.errors import CoarDistError, TaskError
+from coar_dist.errors import CoarDistError, RangeFailedError, TaskError
 from coar_dist.tasks.task import Task
 
 # Errors of the user's code or input: trying again elsewhere cannot help.
@@ -62,7 +62,7 @@ def run_ranges(
 
     Raises:
         ClusterError: no actor starts within ``config.start_timeout_s``, or actors keep dying.
-        RangeFailedError: one range failed ``config.max_attempts`` times.
+        RangeFailedError: one range, or the set-up of actors, failed ``config.max_attempts`` times.
         CoarDistError: the user's model or input is at fault; raised at the first occurrence.
         KeyboardInterrupt: SIGINT or SIGTERM came.
     """
@@ -98,6 +98,7 @@ class _Driver:
         self._live: set[str] = set()
         self._in_flight: dict[Any, tuple[str, MaskRange | str]] = {}
         self._num_started = 0
+        self._setup_failures = 0  # in a row
         self._num_masks_done = 0
         self._last_sign_of_life = time.monotonic()
 
@@ -138,6 +139,12 @@ class _Driver:
                 raise TaskError(f"{work}: {type(error.cause).__name__}: {error.cause}") from error
             if isinstance(work, MaskRange):
                 self._schedule.failed(work, name, error)
+            else:
+                self._setup_failures += 1
+                if self._setup_failures >= self._config.max_attempts:
+                    raise RangeFailedError(
+                        f"{self._setup_failures} actors could not be set up; the last error was:\n{error}"
+                    ) from error
             self._replace(name, f"{name} failed in {work}: {error}")  # a CUDA error leaves a useless process
             return
         if work == _ADDRESS:
@@ -147,10 +154,12 @@ class _Driver:
         elif work == _START:
             self._plan = result.plan
             self._live.add(name)
+            self._setup_failures = 0
             self._callbacks.on_start(result)
             self._callbacks.on_log(result.log)
         elif work == _USE:
             self._live.add(name)
+            self._setup_failures = 0
         else:
             assert isinstance(work, MaskRange)
             self._schedule.done(work, name)

@@ -125,6 +125,18 @@ def test_a_lasting_fault_names_the_range_and_keeps_the_traceback(tmp_path: Path)
         drive(tmp_path, fail, max_attempts=2)
 
 
+def test_actors_that_cannot_be_set_up_stop_the_run(tmp_path: Path) -> None:
+    driver = os.getpid()
+
+    def fail_in_actors(outputs: Tensor, targets: Tensor) -> Tensor:
+        if os.getpid() != driver:
+            raise RuntimeError("no kernel for this device")
+        return outputs[:, 0]
+
+    with pytest.raises(RangeFailedError, match=r"(?s)2 actors could not be set up.*no kernel for this device"):
+        drive(tmp_path, output=fail_in_actors, max_attempts=2)
+
+
 def test_the_users_own_errors_fail_fast(tmp_path: Path) -> None:
     def fail() -> None:
         raise ValueError("this model needs 3 channels")

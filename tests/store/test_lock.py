@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from coar_dist.errors import RunInUseError, StorageError
+from coar_dist.store.lock import only_writer
+
+HOLD = """
+import pathlib, sys, time
+from coar_dist.store.lock import only_writer
+with only_writer(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_writer_is_refused_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(root)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    said = rf"in use by process {process.pid} on .* since 20.*Wait until it ends"
+    with pytest.raises(RunInUseError, match=said), only_writer(root):
+        raise AssertionError
+    process.kill()
+    process.wait()
+    with only_writer(root):
+        assert f'"process": {process.pid}' not in (root / "driver.lock").read_text()
+    with only_writer(root):
+        pass
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"file' cannot be written"), only_writer(tmp_path / "file"):
+        raise AssertionError
