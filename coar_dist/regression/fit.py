@@ -218,6 +218,11 @@ def _ridge_plan(
         _check_design(design)
         if config.regularisation == 0.0:
             warn_if_rank_deficient(factor)
+            if config.standard_errors and factor.rank + 1 >= store.num_masks:
+                raise ConfigError(
+                    f"regression.standard_errors=True: least squares of {store.num_masks} masks on a design of rank "
+                    f"{factor.rank} leaves no residual to estimate noise from. Use more masks, or a ridge penalty."
+                )
         unit = float(factor.values.sum()) / factor.num_components
         shared = SharedFactor.of(factor)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from coar_dist.errors import ConvergenceError
 from coar_dist.regression.factor import PackedMasks
+from coar_dist.regression.ridge import SATURATED
 from coar_dist.regression.statistics import DesignStatistics
 
 _BYTES_PER_BATCH = 2**28
@@ -141,13 +142,11 @@ class IterativeRidge:
         quadrature = Quadrature.of(self._operator, cross)
         num_masks = self._operator.num_masks
         grid = torch.from_numpy(penalties).to(cross.device)
-        df = self.degrees_of_freedom(grid)
-        scores = [
-            (squares - quadrature.explained(penalty.expand(len(squares)))).clamp(min=0.0)
-            / num_masks
-            / (1.0 - df[row] / num_masks).clamp(min=1e-9) ** 2
-            for row, penalty in enumerate(grid)
-        ]
+        left = 1.0 - self.degrees_of_freedom(grid) / num_masks
+        scores = []
+        for row, penalty in enumerate(grid):
+            residual = (squares - quadrature.explained(penalty.expand(len(squares)))).clamp(min=0.0)
+            scores.append(torch.where(left[row] > SATURATED, residual / num_masks / left[row] ** 2, torch.inf))
         return torch.stack(scores)
 
     def solve(self, cross: torch.Tensor, penalties: NDArray[np.float64]) -> torch.Tensor:

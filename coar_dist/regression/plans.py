@@ -244,7 +244,7 @@ def _attributions(
         margins.intercepts(design, weights),
         penalties,
         _where(varies, 1.0 - residual_squares / scale),
-        _where(varies, 1.0 - new_errors / null),
+        _where(varies & torch.isfinite(new_errors), 1.0 - new_errors / null),
         np.full(len(penalties), np.nan),
         errors,
     )

@@ -26,6 +26,9 @@ from coar_dist.errors import ConfigError
 from coar_dist.regression.factor import Factor
 from coar_dist.regression.statistics import DesignStatistics, MarginBatches, MarginStatistics
 
+SATURATED = 1e-9
+"""A share of freedom left to the residuals below which there is none."""
+
 
 @dataclass(frozen=True)
 class Projected:
@@ -70,14 +73,15 @@ def gcv_scores(factor: Factor, projected: Projected, penalties: NDArray[np.float
         penalties: (num_penalties,), at least 0.
 
     Returns:
-        (num_penalties, n) float64.
+        (num_penalties, n) float64; infinite where the fit passes through every margin.
     """
     num_masks = factor.num_masks
     grid = torch.from_numpy(penalties).to(factor.values.device).unsqueeze(1)
     explained, outside = _explained_and_outside(factor, projected)
     residual = outside + (grid / (factor.values + grid)) ** 2 @ explained
     df = 1.0 + (factor.values / (factor.values + grid)).sum(dim=1, keepdim=True)
-    return residual / num_masks / (1.0 - df / num_masks).clamp(min=1e-9) ** 2
+    left = 1.0 - df / num_masks
+    return torch.where(left > SATURATED, residual / num_masks / left**2, torch.inf)
 
 
 def residual_squares(factor: Factor, projected: Projected, penalties: NDArray[np.float64]) -> torch.Tensor:
@@ -112,7 +116,7 @@ def leave_one_out_scores(
         batches: the masks and the block's margins, again.
 
     Returns:
-        (num_penalties, n) float64.
+        (num_penalties, n) float64; infinite where a mask alone decides its own prediction.
     """
     device = factor.values.device
     shift, mean = torch.from_numpy(margins.mean(design)).to(device), torch.from_numpy(design.mean).to(device)
@@ -122,10 +126,12 @@ def leave_one_out_scores(
         x = torch.from_numpy(masks.view(np.uint8)).to(device).double() - mean
         y = torch.from_numpy(batch_margins).to(device).double() - shift
         coordinates = x @ factor.vectors
-        left = (1.0 - 1.0 / factor.num_masks - coordinates**2 @ inverses).clamp(min=1e-9)
+        left = 1.0 - 1.0 / factor.num_masks - coordinates**2 @ inverses
+        left = torch.where(left > SATURATED, left, 0.0)
         for row, inverse in enumerate(inverses.T):
-            residual = (y - (coordinates * inverse) @ projected.cross) / left[:, row : row + 1]
-            scores[row] += (residual**2).sum(dim=0)
+            residual = y - (coordinates * inverse) @ projected.cross
+            errors = torch.where(left[:, row : row + 1] > 0, residual / left[:, row : row + 1], torch.inf)
+            scores[row] += (errors**2).sum(dim=0)
     return scores / factor.num_masks
 
 
@@ -156,11 +162,11 @@ def standard_errors(factor: Factor, projected: Projected, penalties: NDArray[np.
     """Standard errors of the weights over draws of noise: (d, n) float64.
 
     The square root of the diagonal of s**2 V diag(e / (e + penalty)**2) V' with s**2 = rss / (m - df): the spread of
-    the ridge estimate, not its bias (Hoerl & Kennard 1970, equation 4.5).
+    the ridge estimate, not its bias (Hoerl & Kennard 1970, equation 4.5). There must be more masks than df.
     """
     penalty = torch.from_numpy(penalties).to(factor.values.device)
     values = factor.values.unsqueeze(1)
     df = 1.0 + (values / (values + penalty)).sum(dim=0)
-    variance = residual_squares(factor, projected, penalties) / (factor.num_masks - df).clamp(min=1e-9)
+    variance = residual_squares(factor, projected, penalties) / (factor.num_masks - df)
     spread = factor.vectors**2 @ (values / (values + penalty) ** 2)
     return np.asarray((spread * variance).sqrt().cpu().numpy())

@@ -87,6 +87,8 @@ class AttributionTable:
             settings: what the attributions depend on besides the run's identity.
             attributions: of the block's examples.
         """
+        assert np.isfinite(attributions.weights).all()
+        assert np.isfinite(attributions.intercepts).all()
         columns = {
             "example_id": pa.array(np.arange(*block)),
             "method": pa.array([self.method] * len(attributions.weights)),

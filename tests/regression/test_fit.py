@@ -179,6 +179,20 @@ def test_what_says_nothing_is_named(data: Any, tmp_path: Path) -> None:
         fitted(run_of(tmp_path / "b", np.ones_like(masks), margins))
 
 
+def test_least_squares_through_every_margin_has_no_estimate_of_its_error(tmp_path: Path) -> None:
+    masks, margins = problem(num_masks=30, num_components=60, num_examples=EXAMPLES)
+    run = run_of(tmp_path, masks, margins)
+    with pytest.warns(CoarWarning, match="minimum-norm"):
+        saturated = fitted(run, regularisation=0.0)
+    np.testing.assert_allclose(saturated.quality()["r2"], 1.0)
+    assert np.isnan(saturated.quality()["r2_new"]).all()
+    with pytest.warns(CoarWarning), pytest.raises(ConfigError, match=r"rank 29 leaves no residual"):
+        fitted(run, regularisation=0.0, standard_errors=True)
+    with pytest.warns(CoarWarning):
+        fitted(run, regularisation=0.0, selection="leave_one_out")
+    assert np.isnan(Run(run).quality()["r2_new"]).all()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
