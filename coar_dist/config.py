@@ -6,8 +6,10 @@ into them (``app.py``). ``validate`` is called by the pipeline for both, before 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields, is_dataclass
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from coar_dist.errors import ConfigError
 
@@ -221,12 +223,41 @@ def _require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
     _require(value in choices, key, value, f"one of {', '.join(choices)}")
 
 
+def _check_types(part: Any, prefix: str) -> None:
+    """Hydra checks types; a configuration built in Python may hold anything. NumPy's numbers become Python's."""
+    hints = get_type_hints(type(part))
+    for entry in fields(part):
+        value, key = getattr(part, entry.name), f"{prefix}{entry.name}"
+        if is_dataclass(value):
+            _check_types(value, f"{key}.")
+        else:
+            setattr(part, entry.name, _checked(value, hints[entry.name], key))
+
+
+def _checked(value: Any, hint: Any, key: str) -> Any:
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    for kind in kinds:
+        origin = get_origin(kind) or kind
+        if origin is list and isinstance(value, list | tuple):
+            (item_kind,) = get_args(kind)
+            return [_checked(item, item_kind, f"{key}[{i}]") for i, item in enumerate(value)]
+        if kind is float and isinstance(value, Real) and not isinstance(value, bool):
+            return float(value)
+        if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
+            return int(value)
+        if origin is Any or (origin not in (int, float, list) and isinstance(value, origin)):
+            return value
+    names = " or ".join("null" if kind is NoneType else getattr(kind, "__name__", str(kind)) for kind in kinds)
+    raise ConfigError(f"{key}={value!r}: must be of type {names}, not {type(value).__name__}.")
+
+
 def validate(config: Config) -> None:
     """Check every value that can be checked without loading a model.
 
     Raises:
-        ConfigError: naming the key, the value and the valid range.
+        ConfigError: naming the key, the value and the valid type or range.
     """
+    _check_types(config, "")
     for stage in config.stages:
         _require_choice("stages", stage, STAGES)
     _require(len(config.stages) > 0, "stages", config.stages, f"a non-empty subset of {list(STAGES)}")
@@ -326,7 +357,9 @@ def _validate_regression(regression: RegressionConfig) -> None:
         f"null (chosen from the data) or a finite number {'>=' if is_ridge else '>'} 0",
     )
     if regression.selection is not None:
-        _require_choice("regression.selection", regression.selection, SELECTIONS[regression.method])
+        choices = SELECTIONS[regression.method]
+        rule = f"one of {', '.join(choices)} for regression.method={regression.method}"
+        _require(regression.selection in choices, "regression.selection", regression.selection, rule)
     _require(regression.num_penalties >= 2, "regression.num_penalties", regression.num_penalties, "at least 2")
     low, high = penalty_range(regression)
     _require(
@@ -338,25 +371,24 @@ def _validate_regression(regression: RegressionConfig) -> None:
     _require(0.0 < regression.l1_ratio <= 1.0, "regression.l1_ratio", regression.l1_ratio, "above 0 and at most 1")
     held_out = regression.held_out_fraction
     _require(0.0 < held_out < 1.0, "regression.held_out_fraction", held_out, "strictly between 0 and 1")
-    _require(0.0 < regression.tolerance < 1.0, "regression.tolerance", regression.tolerance, "between 0 and 1")
+    _require(1e-12 <= regression.tolerance < 1.0, "regression.tolerance", regression.tolerance, "in [1e-12, 1)")
     _require(regression.memory_gb > 0.0, "regression.memory_gb", regression.memory_gb, "positive")
-    default = RegressionConfig()
-    without_effect = {
-        "l1_ratio": is_ridge,
-        "shared_penalty": not is_ridge or penalty is not None,
-        "standard_errors": not is_ridge,
-        "selection": penalty is not None and not is_ridge,
-        "num_penalties": penalty is not None,
-        "penalty_range": penalty is not None,
-        "held_out_fraction": is_ridge or penalty is not None or regression.selection == "bic",
-    }
-    for name, has_none in without_effect.items():
+    fixed = f"regression.regularisation={penalty}"
+    by_method = f"regression.method={regression.method}"
+    without_effect = [
+        ("l1_ratio", is_ridge, by_method),
+        ("held_out_fraction", is_ridge, by_method),
+        ("standard_errors", not is_ridge, by_method),
+        ("shared_penalty", not is_ridge, by_method),
+        ("selection", penalty is not None and not is_ridge, fixed),
+        *((name, penalty is not None, fixed) for name in ("shared_penalty", "num_penalties", "penalty_range")),
+        ("held_out_fraction", penalty is not None, fixed),
+        ("held_out_fraction", regression.selection == "bic", "regression.selection=bic"),
+    ]
+    for name, has_none, reason in without_effect:
         value = getattr(regression, name)
-        if has_none and value != getattr(default, name):
-            raise ConfigError(
-                f"regression.{name}={value!r} has no effect with regression.method={regression.method}, selection="
-                f"{regression.selection} and regularisation={penalty}. Leave it out."
-            )
+        if has_none and value != getattr(RegressionConfig(), name):
+            raise ConfigError(f"regression.{name}={value!r} has no effect with {reason}. Leave it out.")
 
 
 def penalty_range(regression: RegressionConfig) -> tuple[float, float]:

@@ -203,7 +203,11 @@ def test_the_paper_s_least_squares(small_run: Run, tmp_path: Path) -> None:
         ({"baselines": ["loo"]}, ConfigError, r"baselines='loo'"),
         ({"ablation": AblationConfig(precision="int8")}, ConfigError, r"ablation\.precision='int8'"),
         ({"regression": RegressionConfig(regularisation=-1.0)}, ConfigError, r"regression\.regularisation=-1\.0"),
-        ({"regression": RegressionConfig(penalty_range=[2, 1])}, ConfigError, r"regression\.penalty_range=\[2, 1\]"),
+        (
+            {"regression": RegressionConfig(penalty_range=[2, 1])},
+            ConfigError,
+            r"regression\.penalty_range=\[2\.0, 1\.0\]",
+        ),
         ({"cluster": ClusterConfig(num_actors=0)}, ConfigError, r"cluster\.num_actors=0"),
         ({"seed": 1, "evaluation": EvaluationConfig(seed=1)}, ConfigError, r"evaluation\.seed=1 is design\.seed too"),
         ({"targets": torch.tensor([0, 1, 2, 3, 0, 0, 0])}, TaskError, "example 3 has target 3"),

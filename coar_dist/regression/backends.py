@@ -153,7 +153,9 @@ def check_backend(requested: str) -> None:
         ConfigError: the message says why.
     """
     if requested == "cuml" and not (torch.cuda.is_available() and _has_cuml()):
-        missing = "no CUDA device answers" if _has_cuml() else "cuml is not installed (pip install 'coar-dist[gpu]')"
+        missing = "cuml is not installed (pip install 'coar-dist[gpu]')"
+        if not torch.cuda.is_available():
+            missing = "no CUDA device answers"
         raise ConfigError(f"regression.backend='cuml' cannot run here: {missing}. Use regression.backend=auto.")
 
 

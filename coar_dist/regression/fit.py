@@ -25,7 +25,7 @@ from coar_dist.regression.factor import (
     factorise_dual,
     warn_if_rank_deficient,
 )
-from coar_dist.regression.iterative import NormalOperator, trace_quadrature
+from coar_dist.regression.iterative import CentredMasks, trace_quadrature
 from coar_dist.regression.lasso import extremes_of
 from coar_dist.regression.plans import IterativePlan, LassoPlan, Plan, RidgePlan, SharedFactor
 from coar_dist.regression.ridge import penalty_grid
@@ -104,13 +104,20 @@ def fit(
     else:
         plan = _ridge_plan(store, config, solver, backend, execute)
     num_done = num_constant = num_at_edge = 0
-    for block, constant, at_edge in execute(_fit_block, (run, name, settings, plan), blocks):
+    largest_gap = 0.0
+    for block, constant, at_edge, gap in execute(_fit_block, (run, name, settings, plan), blocks):
         num_done += block[1] - block[0]
         num_constant += constant
         num_at_edge += at_edge
+        largest_gap = max(largest_gap, gap)
         on_progress(num_done)
+    if largest_gap > 2 * config.tolerance:
+        _warn(
+            f"{backend} left a duality gap of {largest_gap:.1e}, regression.tolerance={config.tolerance:g} was asked "
+            f"for. regression.backend=torch reaches it."
+        )
     if num_constant:
-        _warn(f"{num_constant} of {num_done} examples have the same margin under every mask: their weights are 0.")
+        _warn(f"examples with the same margin under every mask: {num_constant} of {num_done}. Their weights are 0.")
     if config.penalty_range is not None and num_at_edge > num_done / 10:
         _warn(
             f"{num_at_edge} of {num_done} examples chose a penalty at an end of regression.penalty_range="
@@ -162,18 +169,14 @@ def _gram(store: MarginStore, masks: tuple[int, int], execute: Execute) -> Gram:
 
 def _fit_block(
     shared: tuple[RunDirectory, str, dict[str, Any], Plan], block: tuple[int, int]
-) -> tuple[tuple[int, int], int, int]:
-    """Fit and write one block; how many of its examples are constant, and how many chose an end of the grid."""
+) -> tuple[tuple[int, int], int, int, float]:
+    """Fit and write one block; how many examples are constant, how many chose an end of the grid, the largest gap."""
     run, name, settings, plan = shared
     store = run.margins(TRAIN_DESIGN)
-    attributions = plan.fit(_reader(store, block), _device())
-    AttributionTable(run, name).write(block, settings, attributions)
-    is_constant = np.isnan(attributions.r2)
-    at_edge = 0
-    if not isinstance(plan, LassoPlan) and len(plan.grid) > 1:
-        penalties = attributions.regularisation[~is_constant]
-        at_edge = int(np.isin(penalties, plan.grid[[0, -1]]).sum())
-    return block, int(is_constant.sum()), at_edge
+    fitted = plan.fit(_reader(store, block), _device())
+    AttributionTable(run, name).write(block, settings, fitted.attributions)
+    gap = float(np.nanmax(fitted.attributions.duality_gap, initial=0.0))
+    return block, int(np.isnan(fitted.attributions.r2).sum()), fitted.num_at_edge, gap
 
 
 def _block_scores(shared: tuple[RunDirectory | MarginStore, Any], block: tuple[int, int]) -> NDArray[np.float64]:
@@ -202,9 +205,9 @@ def _ridge_plan(
         masks = _packed_masks(store)
         design = masks.design
         _check_design(design)
-        operator = NormalOperator(masks, design, _device())
-        unit = operator.mean_eigenvalue
-        trace = trace_quadrature(operator, _device())
+        products = CentredMasks(masks, design, _device())
+        unit = products.mean_eigenvalue
+        trace = trace_quadrature(products, _device())
 
         def make(grid: NDArray[np.float64]) -> RidgePlan | IterativePlan:
             return IterativePlan(design, masks, trace, grid, config.tolerance)
@@ -241,10 +244,15 @@ def _lasso_plan(store: MarginStore, config: RegressionConfig, backend: str, exec
     needed = 32.0 * store.num_components**2
     if needed > config.memory_gb * 1e9:
         raise ConfigError(
-            f"the lasso needs the Gram matrix of {store.num_components} components, {needed / 1e9:.1f} GB with its "
+            f"the lasso needs the Gram matrix of {store.num_components} components, {needed / 1e9:.2g} GB with its "
             f"copies, and regression.memory_gb is {config.memory_gb:g}. Raise it, or use regression.method=ridge."
         )
     num_masks = store.num_masks
+    if config.selection == "bic" and config.regularisation is None and num_masks <= store.num_components:
+        raise ConfigError(
+            f"regression.selection='bic' cannot judge {num_masks} masks of {store.num_components} components: with as "
+            f"many weights as masks every margin is fitted. Use regression.selection=held_out, or more masks."
+        )
     held: Gram | None = None
     train_extremes = None
     if config.regularisation is None and config.selection in (None, "held_out"):
@@ -252,7 +260,7 @@ def _lasso_plan(store: MarginStore, config: RegressionConfig, backend: str, exec
         if num_held < 2 or num_masks - num_held < 2:
             raise MissingWorkError(
                 f"regression.held_out_fraction={config.held_out_fraction:g} of {num_masks} masks leaves fewer than 2 "
-                f"on one side. Use more masks, or regression.selection=bic."
+                f"on one side. Use more masks."
             )
         held = _gram(store, (num_masks - num_held, num_masks), execute)
         train = _gram(store, (0, num_masks - num_held), execute)
@@ -294,9 +302,9 @@ def _check_design(design: DesignStatistics) -> None:
         penalty_grid(0.0, 2, (1.0, 2.0))
     if never.size:
         _warn(
-            f"{never.size} components are ablated by none or by all of the {design.num_masks} masks (component ids "
-            f"{', '.join(str(i) for i in never[:10])}{', ...' if never.size > 10 else ''}): nothing can be said about "
-            f"them, their weights are 0. Raise design.num_masks."
+            f"nothing can be said about components that none or all of the {design.num_masks} masks ablate: "
+            f"{never.size} of {len(design.kept)}, component ids {', '.join(str(i) for i in never[:10])}"
+            f"{', ...' if never.size > 10 else ''}. Their weights are 0. Raise design.num_masks."
         )
 
 

@@ -252,11 +252,13 @@ class PathChoice:
         alphas: (n,) float64.
         weights: (d, n) float64, near the solution there.
         scores: what was smallest there, (n,) float64.
+        at_edge: (n,) bool, whether it is an end of the path.
     """
 
     alphas: torch.Tensor
     weights: torch.Tensor
     scores: torch.Tensor
+    at_edge: torch.Tensor
 
 
 def choose_on_path(
@@ -275,7 +277,7 @@ def choose_on_path(
     largest = largest_alphas(problem, l1_ratio)
     rough = problem.to(torch.float32)
     weights = torch.zeros_like(rough.cross)
-    choice = PathChoice(largest, weights.clone(), torch.full_like(largest, torch.inf))
+    choice = PathChoice(largest, weights.clone(), torch.full_like(largest, torch.inf), largest > 0)
     steps = []
     for ratio in ratios:
         alphas = largest * float(ratio)
@@ -293,9 +295,10 @@ def choose_on_path(
             torch.where(better, alphas, choice.alphas),
             torch.where(better, weights, choice.weights),
             torch.where(better, scores, choice.scores),
+            torch.where(better, torch.full_like(better, ratio in (ratios[0], ratios[-1])), choice.at_edge),
         )
     _log.info("lasso path of %d examples: steps per penalty %s", len(largest), steps)
-    return PathChoice(choice.alphas, choice.weights.double(), choice.scores)
+    return PathChoice(choice.alphas, choice.weights.double(), choice.scores, choice.at_edge)
 
 
 def _information(problem: LassoProblem, weights: torch.Tensor, num_masks: int) -> torch.Tensor:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from coar_dist.regression import lasso, ridge
 from coar_dist.regression.backends import LASSO_BACKENDS, RIDGE_BACKENDS, LassoTarget
 from coar_dist.regression.factor import Factor, PackedMasks
-from coar_dist.regression.iterative import IterativeRidge, NormalOperator, Quadrature
+from coar_dist.regression.iterative import CentredMasks, IterativeRidge, Quadrature
 from coar_dist.regression.lasso import HeldOut
 from coar_dist.regression.statistics import (
     DesignStatistics,
@@ -29,6 +29,19 @@ from coar_dist.store.tables import Attributions
 
 Read = Callable[[int, int], MarginBatches]
 """Masks start .. stop - 1 and a block's margins under them, in mask order, in batches of ``MASKS_PER_BATCH``."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One block.
+
+    Attributes:
+        attributions: of its examples.
+        num_at_edge: examples whose penalty is an end of the grid.
+    """
+
+    attributions: Attributions
+    num_at_edge: int
 
 
 @dataclass(frozen=True)
@@ -83,7 +96,7 @@ class RidgePlan:
         varies = projected.squares > 0
         return np.asarray((scores[:, varies] / projected.squares[varies]).sum(dim=1).cpu().numpy())
 
-    def fit(self, read: Read, device: str) -> Attributions:
+    def fit(self, read: Read, device: str) -> Fitted:
         """Attributions of one block."""
         factor, margins, projected = self._project(read, device)
         scores = self._scores(factor, margins, projected, read)
@@ -93,7 +106,10 @@ class RidgePlan:
         errors = None
         if self.standard_errors:
             errors = np.ascontiguousarray(ridge.standard_errors(factor, projected, penalties).T, dtype=np.float32)
-        return _attributions(self.design, margins, weights, penalties, residual, scores.amin(dim=0), errors)
+            errors[:, self.design.says_nothing] = np.nan
+        best = scores.amin(dim=0)
+        attributions = _attributions(self.design, margins, weights, penalties, residual, best, errors)
+        return Fitted(attributions, _at_edge(attributions, self.grid))
 
     def _project(self, read: Read, device: str) -> tuple[Factor, MarginStatistics, ridge.Projected]:
         factor = self.factor.on(device)
@@ -129,27 +145,38 @@ class IterativePlan:
 
     def relative_scores(self, read: Read, device: str) -> NDArray[np.float64]:
         """As ``RidgePlan.relative_scores``."""
-        _, solver, cross, squares = self._problem(read, device)
-        scores, varies = solver.gcv_scores(cross, squares, self.grid), squares > 0
+        margins = margin_statistics(read(0, self.design.num_masks), device)
+        scores = self._scores(self._solver(device), margins, read, device)
+        squares = torch.from_numpy(margins.centred_squares(self.design)).to(device)
+        varies = squares > 0
         return np.asarray((scores[:, varies] / squares[varies]).sum(dim=1).cpu().numpy())
 
-    def fit(self, read: Read, device: str) -> Attributions:
+    def fit(self, read: Read, device: str) -> Fitted:
         """Attributions of one block."""
-        margins, solver, cross, squares = self._problem(read, device)
-        scores = solver.gcv_scores(cross, squares, self.grid)
+        margins, solver = margin_statistics(read(0, self.design.num_masks), device), self._solver(device)
+        scores = self._scores(solver, margins, read, device)
         penalties = ridge.best_penalties(scores, self.grid)
+        cross = torch.from_numpy(margins.centred_cross(self.design)).to(device)
+        squares = torch.from_numpy(margins.centred_squares(self.design)).to(device)
         weights = solver.solve(cross, penalties)
         # rss = y'y - 2 c'w + w'Xc'Xc w, and Xc'Xc w = c - penalty w
         penalty = torch.from_numpy(penalties).to(cross.device)
         residual = (squares - (cross * weights).sum(dim=0) - penalty * (weights**2).sum(dim=0)).clamp(min=0.0)
         best = scores.amin(dim=0)
-        return _attributions(self.design, margins, weights.cpu().numpy(), penalties, residual, best)
+        attributions = _attributions(self.design, margins, weights.cpu().numpy(), penalties, residual, best)
+        return Fitted(attributions, _at_edge(attributions, self.grid))
 
-    def _problem(self, read: Read, device: str) -> tuple[MarginStatistics, IterativeRidge, torch.Tensor, torch.Tensor]:
-        margins = margin_statistics(read(0, self.design.num_masks), device)
-        solver = IterativeRidge(NormalOperator(self.masks, self.design, device), self.trace, self.tolerance)
+    def _solver(self, device: str) -> IterativeRidge:
+        return IterativeRidge(CentredMasks(self.masks, self.design, device), self.trace, self.tolerance)
+
+    def _scores(self, solver: IterativeRidge, margins: MarginStatistics, read: Read, device: str) -> torch.Tensor:
         cross = torch.from_numpy(margins.centred_cross(self.design)).to(device)
-        return margins, solver, cross, torch.from_numpy(margins.centred_squares(self.design)).to(device)
+        squares = torch.from_numpy(margins.centred_squares(self.design)).to(device)
+        centred = None
+        if self.design.num_masks < len(self.design.kept):
+            whole = np.concatenate([batch for _, batch in read(0, self.design.num_masks)])
+            centred = torch.from_numpy(whole - margins.mean(self.design)).to(device)
+        return solver.gcv_scores(cross, centred, squares, self.grid)
 
 
 @dataclass(frozen=True)
@@ -180,7 +207,7 @@ class LassoPlan:
     l1_ratio: float
     tolerance: float
 
-    def fit(self, read: Read, device: str) -> Attributions:
+    def fit(self, read: Read, device: str) -> Fitted:
         """Attributions of one block."""
         num_masks = self.gram.num_masks
         new_error: torch.Tensor | None = None
@@ -204,16 +231,16 @@ class LassoPlan:
             alphas, start = torch.full_like(problem.squares, self.alpha), torch.zeros_like(problem.cross)
         elif self.held_out is None:
             choice = lasso.choose_on_path(problem, self.ratios, self.l1_ratio, num_masks, None)
-            alphas, start = choice.alphas, choice.weights
+            alphas, start, at_edge = choice.alphas, choice.weights, choice.at_edge
         else:
-            alphas, start = choice.alphas, choice.weights
+            alphas, start, at_edge = choice.alphas, choice.weights, choice.at_edge
         factor = None if self.factor is None else self.factor.on(device)
         target = LassoTarget(problem, alphas, self.l1_ratio, start, self.tolerance)
         weights = LASSO_BACKENDS[self.backend](factor, target)
         varies = problem.squares > 0
         r2 = 1.0 - lasso.mean_squares(problem, weights) / problem.squares.clamp(min=1e-300)
         dense = weights.cpu().numpy()
-        return Attributions(
+        attributions = Attributions(
             np.ascontiguousarray(dense.T, dtype=np.float32),
             margins.intercepts(self.gram.design, dense),
             alphas.cpu().numpy(),
@@ -221,6 +248,8 @@ class LassoPlan:
             np.full(len(r2), np.nan) if new_error is None else _where(varies, 1.0 - new_error),
             lasso.exact_gaps(problem, weights, alphas, self.l1_ratio).cpu().numpy(),
         )
+        num_at_edge = 0 if self.ratios is None else int((at_edge & varies).sum())
+        return Fitted(attributions, num_at_edge)
 
 
 Plan = RidgePlan | IterativePlan | LassoPlan
@@ -248,6 +277,12 @@ def _attributions(
         np.full(len(penalties), np.nan),
         errors,
     )
+
+
+def _at_edge(attributions: Attributions, grid: NDArray[np.float64]) -> int:
+    if len(grid) == 1:
+        return 0
+    return int(np.isin(attributions.regularisation[np.isfinite(attributions.r2)], grid[[0, -1]]).sum())
 
 
 def _where(varies: torch.Tensor, values: torch.Tensor) -> NDArray[np.float64]:

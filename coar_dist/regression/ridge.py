@@ -61,7 +61,14 @@ def penalty_grid(mean_eigenvalue: float, num_penalties: int, penalty_range: tupl
             "all masks of the train design are equal: no component's effect can be estimated. Raise design.num_masks "
             "or design.ablation_fraction."
         )
-    return np.asarray(np.geomspace(*penalty_range, num_penalties) * mean_eigenvalue)
+    with np.errstate(over="ignore"):
+        grid = np.geomspace(*penalty_range, num_penalties) * mean_eigenvalue
+    if not (np.isfinite(grid**2).all() and (grid > 0).all()):
+        raise ConfigError(
+            f"regression.penalty_range={list(penalty_range)} gives penalties that float64 cannot hold: {grid[0]:g} to "
+            f"{grid[-1]:g}. Its unit is the mean eigenvalue of the centred X'X, {mean_eigenvalue:g}."
+        )
+    return np.asarray(grid)
 
 
 def gcv_scores(factor: Factor, projected: Projected, penalties: NDArray[np.float64]) -> torch.Tensor:

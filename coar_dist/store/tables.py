@@ -138,7 +138,10 @@ class AttributionTable:
     def _read(self, block: tuple[int, int], columns: list[str]) -> pa.Table:
         path = self.path(block)
         if not path.is_file():
-            raise MissingWorkError(f"{path} is missing: run the fit stage.")
+            there = sorted({name.name.split(".")[0] for name in path.parent.glob("*.parquet")})
+            raise MissingWorkError(
+                f"{path} is missing: run the fit stage. There are attributions of {', '.join(there) or 'no method'}."
+            )
         try:
             return read_table(path, {"content": "attributions", "run": self._run.fingerprint}, columns)
         except DamagedFileError as error:
@@ -216,7 +219,10 @@ def _made_with(path: Path, belongs_to: Mapping[str, Any]) -> bool:
         return False
     try:
         metadata = read_metadata(path)
+        if any(metadata.get(key) != value for key, value in belongs_to.items()):
+            return False
+        read_table(path, belongs_to)  # every checksum: what is called done can be read
     except DamagedFileError:
         set_aside(path)
         return False
-    return all(metadata.get(key) == value for key, value in belongs_to.items())
+    return True

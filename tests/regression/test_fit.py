@@ -167,8 +167,8 @@ def test_what_says_nothing_is_named(data: Any, tmp_path: Path) -> None:
         warnings.simplefilter("always")
         run = fitted(run_of(tmp_path / "a", masks, margins))
     said = [str(warning.message) for warning in caught if warning.category is CoarWarning]
-    assert any(f"1 of {EXAMPLES} examples have the same margin under every mask" in text for text in said)
-    assert any("2 components" in text and "component ids 7, 9" in text for text in said)
+    assert any(f"examples with the same margin under every mask: 1 of {EXAMPLES}." in text for text in said)
+    assert any("2 of 30, component ids 7, 9." in text for text in said)
     assert (run.weights()[:, [7, 9]] == 0).all()
     assert (run.weights([5]) == 0).all()
     assert run.intercepts([5])[0] == 3.25
@@ -205,12 +205,59 @@ def test_least_squares_through_every_margin_has_no_estimate_of_its_error(tmp_pat
         ({"method": "lasso", "penalty_range": [0.1, 2.0]}, r"penalty_range=\[0\.1, 2\.0\].*<= 1"),
         ({"regularisation": 1.0, "num_penalties": 4}, r"num_penalties=4 has no effect"),
         ({"memory_gb": 0.0}, r"regression\.memory_gb=0\.0: must be positive"),
-        ({"tolerance": 0.0}, r"regression\.tolerance=0\.0"),
+        ({"tolerance": 1e-16}, r"regression\.tolerance=1e-16: must be in \[1e-12, 1\)"),
+        ({"method": "lasso", "selection": "gcv"}, r"selection='gcv': must be one of held_out, bic for .*method=lasso"),
+        ({"penalty_range": 5}, r"regression\.penalty_range=5: must be of type list.* or null, not int"),
+        ({"penalty_range": [1, "b"]}, r"regression\.penalty_range\[1\]='b': must be of type float, not str"),
+        ({"num_penalties": 2.5}, r"regression\.num_penalties=2\.5: must be of type int, not float"),
+        ({"standard_errors": "no"}, r"regression\.standard_errors='no': must be of type bool, not str"),
     ],
 )
 def test_options_without_effect_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         validate(Config(stages=["fit"], run=RunConfig("x"), regression=RegressionConfig(**options)))
+
+
+def test_numbers_of_numpy_are_numbers(data: Any, tmp_path: Path) -> None:
+    config = RegressionConfig(
+        num_penalties=np.int64(5), memory_gb=np.float32(2), penalty_range=(np.float64(1e-4), 10000)
+    )
+    whole = Config(stages=["fit"], run=RunConfig("x"), regression=config)
+    validate(whole)
+    assert (config.num_penalties, type(config.num_penalties)) == (5, int)
+    assert config.penalty_range == [1e-4, 10000.0]
+    config.penalty_range = None
+    fit(run_of(tmp_path, *data), config, lambda _: None)
+
+
+def test_what_cannot_be_judged_is_refused_or_said(data: Any, tmp_path: Path) -> None:
+    few, few_margins = problem(num_masks=40, num_components=60, num_examples=EXAMPLES)
+    with pytest.raises(ConfigError, match=r"selection='bic' cannot judge 40 masks of 60 components"):
+        fitted(run_of(tmp_path / "few", few, few_margins), method="lasso", selection="bic")
+    with pytest.raises(ConfigError, match="penalties that float64 cannot hold"):
+        fitted(run_of(tmp_path / "a", *data), penalty_range=[1e300, 1e307])
+    for options in ({"penalty_range": [100.0, 200.0]}, {"method": "lasso", "penalty_range": [0.7, 0.9]}):
+        with pytest.warns(CoarWarning, match=r"examples chose a penalty at an end of regression\.penalty_range"):
+            fitted(run_of(tmp_path / "a", *data), **options)
+    masks, margins = data[0].copy(), data[1]
+    masks[:, 7] = True
+    with pytest.warns(CoarWarning, match="component ids 7"):
+        errors = fitted(run_of(tmp_path / "b", masks, margins), standard_errors=True).standard_errors()
+    assert np.isnan(errors[:, 7]).all()
+    assert np.isfinite(np.delete(errors, 7, axis=1)).all()
+
+
+def test_damaged_attributions_are_made_anew(data: Any, tmp_path: Path) -> None:
+    run = run_of(tmp_path, *data)
+    weights = fitted(run).weights().copy()
+    path = tmp_path / "attributions" / "coar.00000000-00000004.parquet"
+    content = bytearray(path.read_bytes())
+    content[content.index(weights[2].tobytes())] ^= 1
+    path.write_bytes(content)
+    assert fit(run, RegressionConfig(), lambda _: None).is_new
+    np.testing.assert_array_equal(Run(run).weights(), weights)
+    with pytest.raises(MissingWorkError, match=r"coar_laso.* There are attributions of coar\."):
+        Run(run).quality(method="coar_laso")
 
 
 def test_threads_are_those_of_the_worker(data: Any, tmp_path: Path) -> None:

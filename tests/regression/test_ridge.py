@@ -9,7 +9,7 @@ from coar_dist.errors import CoarWarning, ConfigError
 from coar_dist.regression import factor as factor_module
 from coar_dist.regression.backends import RIDGE_BACKENDS, check_backend, choose_backend
 from coar_dist.regression.factor import choose_solver, factorise, factorise_dual, warn_if_rank_deficient
-from coar_dist.regression.iterative import IterativeRidge, NormalOperator, trace_quadrature
+from coar_dist.regression.iterative import CentredMasks, IterativeRidge, trace_quadrature
 from coar_dist.regression.ridge import (
     best_penalties,
     gcv_scores,
@@ -175,33 +175,37 @@ def test_the_solver_is_chosen_by_size() -> None:
     assert "primal 0.13 GB" in choose_solver(50_000, 2304, 16e9)[1]
 
 
-@pytest.mark.parametrize(("num_masks", "num_components"), [(300, 80), (60, 150)])
+@pytest.mark.parametrize(("num_masks", "num_components"), [(300, 80), (60, 150), (150, 240)])
 def test_conjugate_gradients_are_the_factorised_ridge(
     num_masks: int, num_components: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("coar_dist.regression.iterative._BYTES_PER_BATCH", 8 * num_components * 37)
     masks, margins = problem(num_masks, num_components)
     design, factor, block, part = projected(masks, margins)
-    operator = NormalOperator(packed(masks), design, "cpu")
-    assert operator.mean_eigenvalue == pytest.approx(float(factor.values.sum()) / num_components)
-    solver = IterativeRidge(operator, trace_quadrature(operator, "cpu"), 1e-9)
+    products = CentredMasks(packed(masks), design, "cpu")
+    assert products.mean_eigenvalue == pytest.approx(float(factor.values.sum()) / num_components)
+    x = masks - masks.mean(axis=0)
+    vectors = np.random.default_rng(0).normal(size=(num_masks, 3))
+    np.testing.assert_allclose(products.mask_products(torch.from_numpy(vectors)), x @ (x.T @ vectors), atol=1e-9)
+    solver = IterativeRidge(products, trace_quadrature(products, "cpu"), 1e-9)
     cross = torch.from_numpy(block.centred_cross(design))
     penalties = np.array([0.5, 1.0, 5.0, 50.0, 500.0])
     np.testing.assert_allclose(solver.solve(cross, penalties), solve(factor, part, penalties), rtol=1e-6, atol=1e-8)
-    grid = penalty_grid(operator.mean_eigenvalue, 9, (1e-1, 1e2))
-    exact = gcv_scores(factor, part, grid)
-    df = 1 + np.array([float((factor.values / (factor.values + p)).sum()) for p in grid])
-    np.testing.assert_allclose(solver.degrees_of_freedom(torch.from_numpy(grid)), df, rtol=0.05)
-    scores = solver.gcv_scores(cross, part.squares, grid)
-    chosen = torch.from_numpy(scores.argmin(dim=0).numpy())
-    achieved = exact.gather(0, chosen[None])[0]
-    assert (achieved < 1.15 * exact.amin(dim=0)).all()  # near the best by the exact score; the trace is a sample
+    grid = penalty_grid(products.mean_eigenvalue, 9, (1e-3, 1e3))
+    for penalty in grid:  # small where the masks are few and the penalty is, and estimated as well there
+        exact_df = 1 + float((factor.values / (factor.values + penalty)).sum())
+        assert solver.freedom_left(penalty) == pytest.approx(1 - exact_df / num_masks, rel=0.1)
+    centred = torch.from_numpy(margins - block.mean(design)) if num_masks < num_components else None
+    exact, scores = gcv_scores(factor, part, grid), solver.gcv_scores(cross, centred, part.squares, grid)
+    np.testing.assert_allclose(scores, exact, rtol=0.2)
+    achieved = exact.gather(0, scores.argmin(dim=0)[None])[0]
+    assert (achieved < 1.05 * exact.amin(dim=0)).all()  # near the best by the exact score; the trace is a sample
 
 
 def test_least_squares_by_conjugate_gradients_has_minimum_norm() -> None:
     masks, margins = problem(num_masks=20, num_components=40)
     design, factor, block, part = projected(masks, margins)
-    operator = NormalOperator(packed(masks), design, "cpu")
+    operator = CentredMasks(packed(masks), design, "cpu")
     solver = IterativeRidge(operator, trace_quadrature(operator, "cpu"), 1e-10)
     weights = solver.solve(torch.from_numpy(block.centred_cross(design)), np.zeros(5))
     np.testing.assert_allclose(weights, solve(factor, part, np.zeros(5)), rtol=1e-5, atol=1e-7)
