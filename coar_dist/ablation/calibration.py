@@ -14,6 +14,7 @@ _ROW_COUNTS = (32, 128, 512, 2048, 8192)
 _WORSE = 1.25
 """A ladder of row counts is left where a step makes a margin so much dearer than the best one."""
 _CLOSE = 1.5
+"""Plans within this factor of the best are timed twice."""
 _LONGEST_FORWARD_S = 3.0
 COMPILE_PAYS_AFTER_S = 240.0
 """Compiling takes ten seconds to minutes per actor, and saves a third or so: tried where eager work is longer."""
@@ -42,7 +43,8 @@ def choose_plan(engine: AblationEngine, pins: PlanPins, masks_per_actor: int) ->
     eager: dict[EnginePlan, float] = {}
     for mode in modes:
         eager.update(_ladder(engine, mode, pins, most_rows=max(masks_per_actor * engine.num_examples, _ROW_COUNTS[0])))
-    for candidate in [plan for plan in eager if eager[plan] < _CLOSE * min(eager.values())]:
+    close = [plan for plan in eager if eager[plan] < _CLOSE * min(eager.values())]
+    for candidate in close if len(close) > 1 else []:
         engine.use(candidate)  # once more, in turns: a moment of other work on the machine must not decide
         eager[candidate] = min(eager[candidate], engine.trial())
     plan = min(eager, key=eager.__getitem__)

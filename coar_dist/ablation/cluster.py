@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
@@ -21,8 +21,11 @@ from coar_dist.ablation.placement import native_precision
 from coar_dist.config import ClusterConfig
 from coar_dist.errors import ClusterError, CoarDistError
 
+if TYPE_CHECKING:  # actors start without the regression
+    from coar_dist.regression.fit import Execute
+
 _MAX_RETRIES = 3
-RaySystemFailure = (WorkerCrashedError, NodeDiedError, OutOfMemoryError)
+_SYSTEM_FAILURES = (WorkerCrashedError, NodeDiedError, OutOfMemoryError)
 
 
 class Interruption:
@@ -128,7 +131,7 @@ def connect(config: ClusterConfig) -> Iterator[ActorResources]:
 
 
 @contextlib.contextmanager
-def on_cluster(config: ClusterConfig) -> Iterator[Callable[[Callable[[Any, Any], Any], Any, Sequence[Any]], Any]]:
+def on_cluster(config: ClusterConfig) -> Iterator[Execute]:
     """Ray tasks as an ``Execute`` of the fit stage: ``shared`` goes to every node once, through the object store.
 
     Raises:
@@ -137,10 +140,7 @@ def on_cluster(config: ClusterConfig) -> Iterator[Callable[[Callable[[Any, Any],
     with connect(config) as resources:
         options = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus, "max_retries": _MAX_RETRIES}
         task: Any = ray.remote(_run_part).options(**options)
-        try:
-            ray.get(task.remote(_nothing, None, None, resources.num_cpus), timeout=config.start_timeout_s)
-        except GetTimeoutError as error:
-            raise no_actor_started(config, resources) from error
+        _get_in_time(config, resources, task.remote(_nothing, None, None, resources.num_cpus))
 
         def execute(function: Callable[[Any, Any], Any], shared: Any, items: Sequence[Any]) -> Iterator[Any]:
             reference = ray.put(shared)
@@ -156,7 +156,7 @@ def on_cluster(config: ClusterConfig) -> Iterator[Callable[[Callable[[Any, Any],
                     if isinstance(error.cause, CoarDistError):
                         raise error.cause from None
                     raise
-                except RaySystemFailure as error:
+                except _SYSTEM_FAILURES as error:
                     raise ClusterError(
                         f"a worker of the fit stage was lost {_MAX_RETRIES + 1} times: {error}. Lower "
                         f"regression.memory_gb or ablation.examples_per_block, or give the workers more memory."
@@ -182,10 +182,15 @@ def native_precision_of_actors(config: ClusterConfig) -> str:
     """
     with connect(config) as resources:
         probe: Any = ray.remote(native_precision).options(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)
-        try:
-            return str(ray.get(probe.remote(), timeout=config.start_timeout_s))
-        except GetTimeoutError as error:
-            raise no_actor_started(config, resources) from error
+        return str(_get_in_time(config, resources, probe.remote()))
+
+
+def _get_in_time(config: ClusterConfig, resources: ActorResources, reference: Any) -> Any:
+    """What the first task of a stage answers, which shows that such tasks can start at all."""
+    try:
+        return ray.get(reference, timeout=config.start_timeout_s)
+    except GetTimeoutError as error:
+        raise no_actor_started(config, resources) from error
 
 
 def no_actor_started(config: ClusterConfig, resources: ActorResources) -> ClusterError:

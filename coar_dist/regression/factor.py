@@ -45,10 +45,6 @@ class Factor:
         """r, the rank of the centred design."""
         return len(self.values)
 
-    def to(self, device: str) -> Factor:
-        """The same on another device."""
-        return Factor(self.vectors.to(device), self.values.to(device), self.num_masks)
-
 
 @dataclass(frozen=True)
 class PackedMasks:

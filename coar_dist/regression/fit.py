@@ -28,7 +28,7 @@ from coar_dist.regression.factor import (
 from coar_dist.regression.iterative import CentredMasks, trace_quadrature
 from coar_dist.regression.lasso import extremes_of
 from coar_dist.regression.plans import IterativePlan, LassoPlan, Plan, RidgePlan, SharedFactor
-from coar_dist.regression.ridge import penalty_grid
+from coar_dist.regression.ridge import constant_design_error, penalty_grid
 from coar_dist.regression.statistics import MASKS_PER_BATCH, DesignStatistics, Gram, gram
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
@@ -179,10 +179,9 @@ def _fit_block(
     return block, int(np.isnan(fitted.attributions.r2).sum()), fitted.num_at_edge, gap
 
 
-def _block_scores(shared: tuple[RunDirectory | MarginStore, Any], block: tuple[int, int]) -> NDArray[np.float64]:
+def _block_scores(shared: tuple[MarginStore, RidgePlan | IterativePlan], block: tuple[int, int]) -> NDArray[np.float64]:
     store, plan = shared
-    assert isinstance(store, MarginStore)
-    return np.asarray(plan.relative_scores(_reader(store, block), _device()))
+    return plan.relative_scores(_reader(store, block), _device())
 
 
 def _reader(store: MarginStore, block: tuple[int, int]) -> Callable[[int, int], Iterator[Any]]:
@@ -299,7 +298,7 @@ def _check_design(design: DesignStatistics) -> None:
         raise MissingWorkError(f"a regression needs at least 2 masks, but there are {design.num_masks}.")
     never = np.flatnonzero(design.says_nothing)
     if len(never) == len(design.kept):
-        penalty_grid(0.0, 2, (1.0, 2.0))
+        raise constant_design_error()
     if never.size:
         _warn(
             f"nothing can be said about components that none or all of the {design.num_masks} masks ablate: "

@@ -17,7 +17,7 @@ from coar_dist.regression import lasso, ridge
 from coar_dist.regression.backends import LASSO_BACKENDS, RIDGE_BACKENDS, LassoTarget
 from coar_dist.regression.factor import Factor, PackedMasks
 from coar_dist.regression.iterative import CentredMasks, IterativeRidge, Quadrature
-from coar_dist.regression.lasso import HeldOut
+from coar_dist.regression.lasso import HeldOut, PathChoice
 from coar_dist.regression.statistics import (
     DesignStatistics,
     Gram,
@@ -92,9 +92,7 @@ class RidgePlan:
     def relative_scores(self, read: Read, device: str) -> NDArray[np.float64]:
         """Scores over the margins' variance, summed over the block's examples: (num_penalties,) float64."""
         factor, margins, projected = self._project(read, device)
-        scores = self._scores(factor, margins, projected, read)
-        varies = projected.squares > 0
-        return np.asarray((scores[:, varies] / projected.squares[varies]).sum(dim=1).cpu().numpy())
+        return _relative_sums(self._scores(factor, margins, projected, read), projected.squares)
 
     def fit(self, read: Read, device: str) -> Fitted:
         """Attributions of one block."""
@@ -145,19 +143,13 @@ class IterativePlan:
 
     def relative_scores(self, read: Read, device: str) -> NDArray[np.float64]:
         """As ``RidgePlan.relative_scores``."""
-        margins = margin_statistics(read(0, self.design.num_masks), device)
-        scores = self._scores(self._solver(device), margins, read, device)
-        squares = torch.from_numpy(margins.centred_squares(self.design)).to(device)
-        varies = squares > 0
-        return np.asarray((scores[:, varies] / squares[varies]).sum(dim=1).cpu().numpy())
+        _, _, _, squares, scores = self._scored(read, device)
+        return _relative_sums(scores, squares)
 
     def fit(self, read: Read, device: str) -> Fitted:
         """Attributions of one block."""
-        margins, solver = margin_statistics(read(0, self.design.num_masks), device), self._solver(device)
-        scores = self._scores(solver, margins, read, device)
+        margins, solver, cross, squares, scores = self._scored(read, device)
         penalties = ridge.best_penalties(scores, self.grid)
-        cross = torch.from_numpy(margins.centred_cross(self.design)).to(device)
-        squares = torch.from_numpy(margins.centred_squares(self.design)).to(device)
         weights = solver.solve(cross, penalties)
         # rss = y'y - 2 c'w + w'Xc'Xc w, and Xc'Xc w = c - penalty w
         penalty = torch.from_numpy(penalties).to(cross.device)
@@ -166,17 +158,20 @@ class IterativePlan:
         attributions = _attributions(self.design, margins, weights.cpu().numpy(), penalties, residual, best)
         return Fitted(attributions, _at_edge(attributions, self.grid))
 
-    def _solver(self, device: str) -> IterativeRidge:
-        return IterativeRidge(CentredMasks(self.masks, self.design, device), self.trace, self.tolerance)
-
-    def _scores(self, solver: IterativeRidge, margins: MarginStatistics, read: Read, device: str) -> torch.Tensor:
+    def _scored(
+        self, read: Read, device: str
+    ) -> tuple[MarginStatistics, IterativeRidge, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Statistics, solver, Xc'y (d, n), y'y (n,) and the scores (num_penalties, n) of one block."""
+        margins = margin_statistics(read(0, self.design.num_masks), device)
+        masks = CentredMasks(self.masks, self.design, device)
+        solver = IterativeRidge(masks, self.trace, self.tolerance)
         cross = torch.from_numpy(margins.centred_cross(self.design)).to(device)
         squares = torch.from_numpy(margins.centred_squares(self.design)).to(device)
         centred = None
-        if self.design.num_masks < len(self.design.kept):
+        if masks.fewer_masks:
             whole = np.concatenate([batch for _, batch in read(0, self.design.num_masks)])
             centred = torch.from_numpy(whole - margins.mean(self.design)).to(device)
-        return solver.gcv_scores(cross, centred, squares, self.grid)
+        return margins, solver, cross, squares, solver.gcv_scores(cross, centred, squares, self.grid)
 
 
 @dataclass(frozen=True)
@@ -210,6 +205,7 @@ class LassoPlan:
     def fit(self, read: Read, device: str) -> Fitted:
         """Attributions of one block."""
         num_masks = self.gram.num_masks
+        choice: PathChoice | None = None
         new_error: torch.Tensor | None = None
         if self.held_out is not None and self.ratios is not None:
             num_train = num_masks - self.held_out.num_masks
@@ -227,13 +223,12 @@ class LassoPlan:
         else:
             margins = margin_statistics(read(0, num_masks), device)
         problem = lasso.problem_of(self.gram, self.extremes, margins, device)
-        if self.ratios is None:
-            alphas, start = torch.full_like(problem.squares, self.alpha), torch.zeros_like(problem.cross)
-        elif self.held_out is None:
+        if choice is None and self.ratios is not None:
             choice = lasso.choose_on_path(problem, self.ratios, self.l1_ratio, num_masks, None)
-            alphas, start, at_edge = choice.alphas, choice.weights, choice.at_edge
+        if choice is None:
+            alphas, start = torch.full_like(problem.squares, self.alpha), torch.zeros_like(problem.cross)
         else:
-            alphas, start, at_edge = choice.alphas, choice.weights, choice.at_edge
+            alphas, start = choice.alphas, choice.weights
         factor = None if self.factor is None else self.factor.on(device)
         target = LassoTarget(problem, alphas, self.l1_ratio, start, self.tolerance)
         weights = LASSO_BACKENDS[self.backend](factor, target)
@@ -248,8 +243,7 @@ class LassoPlan:
             np.full(len(r2), np.nan) if new_error is None else _where(varies, 1.0 - new_error),
             lasso.exact_gaps(problem, weights, alphas, self.l1_ratio).cpu().numpy(),
         )
-        num_at_edge = 0 if self.ratios is None else int((at_edge & varies).sum())
-        return Fitted(attributions, num_at_edge)
+        return Fitted(attributions, 0 if choice is None else int((choice.at_edge & varies).sum()))
 
 
 Plan = RidgePlan | IterativePlan | LassoPlan
@@ -277,6 +271,12 @@ def _attributions(
         np.full(len(penalties), np.nan),
         errors,
     )
+
+
+def _relative_sums(scores: torch.Tensor, squares: torch.Tensor) -> NDArray[np.float64]:
+    """Scores (num_penalties, n) over the margins' variance, summed over the examples: (num_penalties,) float64."""
+    varies = squares > 0
+    return np.asarray((scores[:, varies] / squares[varies]).sum(dim=1).cpu().numpy())
 
 
 def _at_edge(attributions: Attributions, grid: NDArray[np.float64]) -> int:

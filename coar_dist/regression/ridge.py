@@ -57,10 +57,7 @@ def penalty_grid(mean_eigenvalue: float, num_penalties: int, penalty_range: tupl
         ConfigError: the design is constant, so there is no such unit.
     """
     if mean_eigenvalue <= 0.0:
-        raise ConfigError(
-            "all masks of the train design are equal: no component's effect can be estimated. Raise design.num_masks "
-            "or design.ablation_fraction."
-        )
+        raise constant_design_error()
     with np.errstate(over="ignore"):
         grid = np.geomspace(*penalty_range, num_penalties) * mean_eigenvalue
     if not (np.isfinite(grid**2).all() and (grid > 0).all()):
@@ -69,6 +66,14 @@ def penalty_grid(mean_eigenvalue: float, num_penalties: int, penalty_range: tupl
             f"{grid[-1]:g}. Its unit is the mean eigenvalue of the centred X'X, {mean_eigenvalue:g}."
         )
     return np.asarray(grid)
+
+
+def constant_design_error() -> ConfigError:
+    """The error for a design of equal masks."""
+    return ConfigError(
+        "all masks of the train design are equal: no component's effect can be estimated. Raise design.num_masks "
+        "or design.ablation_fraction."
+    )
 
 
 def gcv_scores(factor: Factor, projected: Projected, penalties: NDArray[np.float64]) -> torch.Tensor:

@@ -124,7 +124,10 @@ def ridge_section(arguments: argparse.Namespace) -> None:
     whole, _ = statistics(arrays, arguments.device)
     grid = grid_of(factorise(whole, arguments.device), arguments.penalties)
     ours: list[Any] = []
-    work = lambda: ours.append(our_ridge(arrays, arguments.penalties, arguments.device))  # noqa: E731
+
+    def work() -> None:
+        ours.append(our_ridge(arrays, arguments.penalties, arguments.device))
+
     work()
     times = {"coar_dist": (seconds(work, 5), "best of 5")}
     reference = RidgeCV(alphas=grid, alpha_per_target=True)
@@ -164,7 +167,10 @@ def lasso_section(arguments: argparse.Namespace) -> None:
     products, cross = x.T @ x, x.T @ y
     ratios, tolerance = np.geomspace(1.0, 1e-3, arguments.penalties), 1e-4
     ours: list[Any] = []
-    work = lambda: ours.append(our_lasso_path(arrays, arguments.penalties, tolerance, arguments.device))  # noqa: E731
+
+    def work() -> None:
+        ours.append(our_lasso_path(arrays, arguments.penalties, tolerance, arguments.device))
+
     work()
     times = {"coar_dist": (seconds(work, 3), "best of 3, with the statistics")}
     sample = np.linspace(0, arguments.examples - 1, arguments.sample).astype(int)
