@@ -6,8 +6,12 @@ import dataclasses
 import importlib.util
 import os
 import signal
+import socket
 import sys
+import threading
+import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, get_args, get_type_hints
@@ -20,17 +24,24 @@ from rich.console import Console
 
 from coar_dist.config import Config
 from coar_dist.errors import CoarDistError, CoarWarning, ConfigError
+from coar_dist.secrets import without_secrets
 
 _INTERRUPTED = 130
+_INTERRUPTED_TEXT = "Interrupted. What is finished is kept; the same command continues."
+_STOP_WITHIN_S = 2.5
+_has_said_so = threading.Event()
 _KEYS_OF_STAGE = {
     "train": ("train",),
     "ablate": ("task", "components", "design", "ablation", "cluster", "baselines", "evaluation"),
     "fit": ("regression", "cluster"),
 }
+_CODE_KEYS = ("task.model.source", "task.examples.source", "task.output_function", "train.examples.source")
 
 
 def main() -> None:
     """The command ``coar-dist``."""
+    if sys.argv[1:2] == ["inspect"]:
+        sys.exit(_inspect(sys.argv[2:]))
     ConfigStore.instance().store(name="schema", node=Config)
     hydra.main(version_base="1.3", config_path=_config_path(), config_name="config")(_run)()
 
@@ -45,23 +56,49 @@ def _config_path() -> str:
 def _run(hydra_config: DictConfig) -> None:
     from coar_dist.pipeline import run_stages
 
-    errors = Console(stderr=True)
     signal.signal(signal.SIGTERM, _interrupt)  # what `ray job stop` sends
+    _stop_in_time()
     warnings.showwarning = _show_warning
     sys.path.insert(0, os.getcwd())  # a user's own module:function
     try:
         config = typed_config(hydra_config)
-        _check_overrides(config, list(HydraConfig.get().overrides.task))
+        overrides = list(HydraConfig.get().overrides.task)
+        _check_code(config, overrides)
+        _check_overrides(config, overrides)
         run_stages(config, Console())
     except KeyboardInterrupt:
-        errors.print("Interrupted. What is finished is kept; the same command continues.")
+        Console(stderr=True).print(_INTERRUPTED_TEXT)
+        _has_said_so.set()
         sys.exit(_INTERRUPTED)
     except CoarDistError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        errors.print(f"[bold red]{type(error).__name__}[/bold red]: ", end="")
-        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
+        sys.exit(_show_error(error))
+
+
+def _inspect(arguments: list[str]) -> int:
+    """``coar-dist inspect run.dir=... [verify=true]``: no model, no Ray, nothing is changed."""
+    from coar_dist.report.inspection import inspect_run
+    from coar_dist.store.storage import storage_at
+
+    usage = "usage: coar-dist inspect run.dir=... [verify=true]   (verify: read every byte of a large run, too)"
+    values = dict(argument.partition("=")[::2] for argument in arguments)
+    verify = values.pop("verify", "false").lower()
+    if set(values) != {"run.dir"} or verify not in ("true", "false"):
+        print(usage, file=sys.stderr)
+        return 2
+    try:
+        is_sound = inspect_run(storage_at(values["run.dir"]), verify == "true", Console())
+    except CoarDistError as error:
+        return _show_error(error)
+    return 0 if is_sound else 1
+
+
+def _show_error(error: CoarDistError) -> int:
+    errors = Console(stderr=True)
+    errors.print(f"[bold red]{type(error).__name__}[/bold red]: ", end="")
+    errors.print(without_secrets(str(error)), markup=False, highlight=False, soft_wrap=True)
+    return 1
 
 
 def typed_config(hydra_config: DictConfig) -> Config:
@@ -91,6 +128,41 @@ def _check_keys(values: Any, schema: Any, prefix: str) -> None:
         _check_keys(value, hints[key], f"{prefix}{key}.")
 
 
+def _check_code(config: Config, overrides: list[str]) -> None:
+    """A configuration file may come from anywhere: the code that it names runs only by the user's leave.
+
+    Raises:
+        ConfigError: a file names a function that neither is registered nor was allowed on the command line.
+    """
+    values = dict(override.lstrip("+").partition("=")[::2] for override in overrides)
+    if config.allow_code and "allow_code" not in values:
+        raise ConfigError(
+            f"allow_code={config.allow_code} stands in a configuration file: only the command line can allow code."
+        )
+    for key, value in _leaves(dataclasses.asdict(config), ""):
+        if key.rpartition(".")[2] == "_target_":
+            raise ConfigError(
+                f"{key}={value!r}: objects cannot be made by _target_ here. Name a function, as in "
+                f"task.model.source=module:function."
+            )
+        if key not in _CODE_KEYS or not isinstance(value, str) or ":" not in value:
+            continue
+        module = value.partition(":")[0]
+        if module not in config.allow_code and values.get(key, "").strip("'\"") != value:
+            raise ConfigError(
+                f"{key}={value!r} runs code of the module {module!r}, and stands in a configuration file. If you trust "
+                f"it, add 'allow_code=[{module}]' to the command line."
+            )
+
+
+def _leaves(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def _check_overrides(config: Config, overrides: list[str]) -> None:
     """Options of a stage have no effect without it: what later stages read is what the run was made with."""
     for override in overrides:
@@ -102,6 +174,27 @@ def _check_overrides(config: Config, overrides: list[str]) -> None:
                 f"{override} has no effect: stages={config.stages} has no {owners[0]} stage, and the other stages read "
                 f"from the run directory what it made. Leave it out, or add the {owners[0]} stage."
             )
+
+
+def _stop_in_time() -> None:
+    """End the process some seconds after SIGINT or SIGTERM, even where it is deep in a long computation.
+
+    Every file appears whole or not at all, so there is nothing that an orderly end would save. The operating system
+    wakes a thread through a socket, because Python's own handlers wait for the main thread.
+    """
+    sockets = socket.socketpair()
+    sockets[1].setblocking(False)
+    signal.set_wakeup_fd(sockets[1].fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_watch_signals, args=sockets, name="stop in time", daemon=True).start()
+
+
+def _watch_signals(numbers: socket.socket, _kept_open: socket.socket) -> None:
+    while numbers.recv(1) not in (bytes([signal.SIGINT]), bytes([signal.SIGTERM])):
+        pass
+    time.sleep(_STOP_WITHIN_S)
+    if not _has_said_so.is_set():
+        print(_INTERRUPTED_TEXT, file=sys.stderr, flush=True)
+    os._exit(_INTERRUPTED)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

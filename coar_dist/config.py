@@ -6,12 +6,13 @@ into them (``app.py``). ``validate`` is called by the pipeline for both, before 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from coar_dist.errors import ConfigError
+from coar_dist.secrets import check_no_secrets
 
 STAGES = ("train", "ablate", "fit", "evaluate", "report")
 BASELINES = ("leave_one_out",)
@@ -28,6 +29,7 @@ class RunConfig:
     """Where the run lives."""
 
     dir: str = "runs/default"
+    """A folder, or an object store's URL: ``s3://bucket/prefix``, ``gs://bucket/prefix``."""
 
 
 @dataclass
@@ -184,8 +186,11 @@ class ClusterConfig:
 
     address: str | None = None
     """Ray address to join; None: the cluster that RAY_ADDRESS names, else one started here."""
-    num_actors: int | None = None
-    """None: as many as the cluster's CPUs (or GPUs, where there are any) allow."""
+    min_actors: int = 1
+    """Fewer for longer than ``start_timeout_s`` are an error."""
+    max_actors: int | None = None
+    """Actors asked for: where a cluster has no room for so many, they wait for nodes that an autoscaler adds. None: as
+    many as the nodes' CPUs (or GPUs, where there are any) have room for, more when nodes join."""
     cpus_per_actor: int = 1
     """CPUs and torch threads of one actor. Thread counts can change the last bits of float32 sums."""
     gpus_per_actor: float | None = None
@@ -202,6 +207,9 @@ class Config:
     """One run."""
 
     stages: list[str] = field(default_factory=lambda: list(STAGES))
+    allow_code: list[str] = field(default_factory=list)
+    """Modules whose functions a configuration file may name as ``module:function``; only the command line can say so.
+    What the command line names itself needs no leave."""
     run: RunConfig = field(default_factory=RunConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     train: TrainConfig | None = None
@@ -258,6 +266,7 @@ def validate(config: Config) -> None:
         ConfigError: naming the key, the value and the valid type or range.
     """
     _check_types(config, "")
+    check_no_secrets(asdict(config))
     for stage in config.stages:
         _require_choice("stages", stage, STAGES)
     _require(len(config.stages) > 0, "stages", config.stages, f"a non-empty subset of {list(STAGES)}")
@@ -319,9 +328,14 @@ def validate(config: Config) -> None:
             "ablation.compile=true has no effect on a model spread by ablation.device_map. Leave one out."
         )
     cluster = config.cluster
-    for name in ("num_actors", "cpus_per_actor", "ranges_in_flight", "max_attempts"):
+    for name in ("min_actors", "max_actors", "cpus_per_actor", "ranges_in_flight", "max_attempts"):
         value = getattr(cluster, name)
         _require(value is None or value >= 1, f"cluster.{name}", value, "at least 1")
+    if cluster.max_actors is not None and cluster.max_actors < cluster.min_actors:
+        raise ConfigError(
+            f"cluster.max_actors={cluster.max_actors} is below cluster.min_actors={cluster.min_actors}. Raise one, or "
+            f"lower the other."
+        )
     gpus = cluster.gpus_per_actor
     _require(gpus is None or gpus >= 0.0, "cluster.gpus_per_actor", gpus, "null or at least 0")
     _require(cluster.start_timeout_s > 0.0, "cluster.start_timeout_s", cluster.start_timeout_s, "positive")

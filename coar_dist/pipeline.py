@@ -28,23 +28,25 @@ from coar_dist.config import (
     validate,
 )
 from coar_dist.designs.design import MaskDesign, leave_one_out_design
-from coar_dist.errors import MissingWorkError, RunMismatchError
-from coar_dist.report.progress import stage_progress
+from coar_dist.errors import DamagedFileError, MissingWorkError, RunMismatchError, RunNotFoundError
+from coar_dist.report.progress import StageProgress, stage_progress
 from coar_dist.report.terminal import methods_of, report
-from coar_dist.store.lock import only_writer
+from coar_dist.store.lock import Hold, only_writer
 from coar_dist.store.run import Run
-from coar_dist.store.run_directory import TRAIN_DESIGN, RunDesign, RunDirectory
+from coar_dist.store.run_directory import FOLDERS, TRAIN_DESIGN, RunDesign, RunDirectory
+from coar_dist.store.run_log import RunLog
+from coar_dist.store.storage import Storage, storage_at
 
 if TYPE_CHECKING:  # stages import what they need when they run: the report needs neither torch nor Ray
     from torch import Tensor, nn
 
     from coar_dist.ablation.actor import LogLines
+    from coar_dist.ablation.driver import DriverCallbacks
     from coar_dist.components.index import ComponentIndex
     from coar_dist.tasks.task import Inputs, Task
 
 
 _log = logging.getLogger(__name__)
-CHECKPOINT = "model.safetensors"
 
 
 def run_stages(
@@ -66,50 +68,72 @@ def run_stages(
         from coar_dist.regression.backends import check_backend
 
         check_backend(config.regression.backend)  # refused now, not after hours of ablation
-    root = Path(config.run.dir)
+    storage = storage_at(config.run.dir)
     with contextlib.ExitStack() as stack:
-        take = cache(lambda: stack.enter_context(only_writer(root)))
+
+        @cache
+        def take() -> Hold:
+            """Become the run directory's one writer, at the first call."""
+            hold = stack.enter_context(only_writer(storage))
+            for folder in FOLDERS:
+                storage.sweep(folder)
+            stack.enter_context(RunLog(storage))
+            _log.info("configuration: %s", json.dumps(asdict(config)))
+            return hold
+
         if "train" in config.stages and config.train is not None:
             take()
-            _train(config, config.train, root / CHECKPOINT, console)
+            _train(config, config.train, storage, console)
         if "ablate" in config.stages:
-            _ablate(config, root, console, task, components, take)
+            _ablate(config, storage, console, task, components, take)
         if {"fit", "evaluate"} & set(config.stages):
-            run = RunDirectory.open(root)
-            take()
+            run = RunDirectory.open(storage)
+            hold = take()
             if "fit" in config.stages:
-                _fit(run, config, console)
+                _fit(run, config, console, hold)
             if "evaluate" in config.stages:
-                _evaluate(run, console)
+                _evaluate(run, console, hold)
     if "report" in config.stages:
-        report(RunDirectory.open(root), console)
+        report(RunDirectory.open(storage), console)
 
 
 def _say(console: Console, stage: str, text: str) -> None:
     console.print(f"[bold]{stage:>9}[/bold]  {text}", soft_wrap=True, highlight=False)
+    _log.info("%s: %s", stage, text)
 
 
-def _train(config: Config, train: TrainConfig, checkpoint: Path, console: Console) -> None:
-    from safetensors import safe_open
-    from safetensors.torch import save
+def _while_held(hold: Hold, progress: StageProgress) -> Callable[[int], None]:
+    """Shows progress, and stops a process that is no longer the run directory's writer."""
 
-    from coar_dist.store.parquet import write_bytes_atomically
+    def on_progress(done: int) -> None:
+        hold.check()
+        progress.update(done)
+
+    return on_progress
+
+
+def _train(config: Config, train: TrainConfig, storage: Storage, console: Console) -> None:
     from coar_dist.tasks.build import build_examples, build_model
-    from coar_dist.tasks.training import train_classifier
+    from coar_dist.tasks.training import CHECKPOINT, read_checkpoint, train_classifier, write_checkpoint
 
+    where = storage.where(CHECKPOINT)
     model_settings = {f"task.model.arguments.{name}": value for name, value in config.task.model.arguments.items()}
     settings = {"task.model.source": config.task.model.source, **model_settings}
     settings |= {f"train.{name}": value for name, value in asdict(train).items()}
-    if checkpoint.is_file():
-        with safe_open(checkpoint, framework="pt") as file:
-            stored = json.loads((file.metadata() or {}).get("train", "{}"))
+    try:
+        found = read_checkpoint(storage)
+    except DamagedFileError as error:
+        _say(console, "train", f"[yellow]{error}[/yellow]")
+        found = None
+    if found is not None:
+        stored = found[1]
         for key in settings:
             if stored.get(key) != settings[key]:
                 raise RunMismatchError(
-                    f"{key} is {settings[key]!r}, but {checkpoint} was trained with {stored.get(key)!r}. "
+                    f"{key} is {settings[key]!r}, but {where} was trained with {stored.get(key)!r}. "
                     f"Use another run.dir, or undo the change."
                 )
-        _say(console, "train", f"{checkpoint} is there already.")
+        _say(console, "train", f"{where} is there already.")
         return
     train_examples = build_examples(train.examples, "train.examples")
     test_examples = build_examples(config.task.examples, "task.examples")
@@ -122,38 +146,31 @@ def _train(config: Config, train: TrainConfig, checkpoint: Path, console: Consol
             lambda epoch, loss: progress.update(epoch, f"loss {loss:.3f}"),
         )
         seconds = progress.seconds
-    write_bytes_atomically(checkpoint, save(model.state_dict(), metadata={"train": json.dumps(settings)}))
+    write_checkpoint(storage, model, settings)
     _say(
         console,
         "train",
-        f"accuracy {accuracy:.4f} after {train.epochs} epochs in {seconds:.1f} s; {checkpoint}",
+        f"accuracy {accuracy:.4f} after {train.epochs} epochs in {seconds:.1f} s; {where}",
     )
 
 
 def _ablate(
     config: Config,
-    root: Path,
+    storage: Storage,
     console: Console,
     task: Task | None,
     components: ComponentIndex | None,
-    take: Callable[[], None],
+    take: Callable[[], Hold],
 ) -> None:
     """Collect what is missing; ``take`` makes this process the run directory's writer, once all input is checked."""
-    import numpy as np
-
-    from coar_dist.ablation.actor import AblationJob, Start
-    from coar_dist.ablation.cluster import native_precision_of_actors
-    from coar_dist.ablation.driver import DriverCallbacks, run_ranges
+    from coar_dist.ablation.actor import AblationJob
+    from coar_dist.ablation.driver import AblationWork, run_ranges
     from coar_dist.ablation.plan import EnginePlan, PlanPins
-    from coar_dist.ablation.schedule import MaskRange, default_masks_per_shard, split_ranges
+    from coar_dist.ablation.schedule import RangesToDo, default_masks_per_shard
     from coar_dist.components.discovery import check_components, discover
-    from coar_dist.tasks.build import build_task
 
     if task is None:
-        trained = root / CHECKPOINT if config.train is not None else None
-        if trained is not None and not trained.is_file():
-            raise MissingWorkError(f"{trained} is missing: run the train stage, or set task.model.checkpoint.")
-        task = build_task(config.task, trained)
+        task = _build_task(config, storage)
     if components is None:
         chosen = config.components
         components = discover(task.model, chosen.selector, chosen.include, chosen.exclude, chosen.rules)
@@ -161,41 +178,82 @@ def _ablate(
     designs = _designs(config, components.num_components)
     probe_margins = task.check()
     ablation = config.ablation
-    precision = ablation.precision
-    if precision == "auto":
-        exists = (root / "run.json").is_file()
-        precision = (
-            str(RunDirectory.open(root).identity["ablation.precision"])
-            if exists
-            else native_precision_of_actors(config.cluster)
-        )
     identity = {
         **task.identity(),
-        "ablation.precision": precision,
+        "ablation.precision": _precision(config, storage),
         "ablation.margins_dtype": ablation.margins_dtype,
         "ablation.examples_per_block": ablation.examples_per_block,
     }
-    take()
-    run = RunDirectory.create(root, identity, components, len(task.examples), probe_margins)
-    ranges: list[MaskRange] = []
-    masks_per_shard = ablation.masks_per_shard or default_masks_per_shard(len(task.examples))
+    hold = take()
+    run = RunDirectory.create(storage, identity, components, len(task.examples), probe_margins)
     run.set_designs(designs)
-    for name in designs:
-        store = run.margins(name)
-        for reason in store.set_aside_damaged():
+    stores = {name: run.margins(name) for name in designs}
+    for store in stores.values():
+        for reason in store.set_aside_wrong(run.is_new):
             _say(console, "ablate", f"[yellow]{reason}[/yellow]")
-        ranges += split_ranges(name, store.missing(), masks_per_shard)
-
-    total = sum(entry.design.num_masks for entry in designs.values())
-    missing = sum(masks.num_masks for masks in ranges)
+    masks_per_shard = ablation.masks_per_shard or default_masks_per_shard(len(task.examples))
+    ranges = RangesToDo({name: store.missing() for name, store in stores.items()}, masks_per_shard)
+    total, missing = sum(store.num_masks for store in stores.values()), ranges.num_masks
     has_examples = run.has_examples()
     if not ranges and has_examples:
         _say(console, "ablate", f"all {total:,} masks are there already.")
         return
     pins = PlanPins(ablation.mode, ablation.rows_per_forward, ablation.compile)
-    plan = EnginePlan(**run.engine_plan) if run.engine_plan is not None and has_examples else None
+    recorded = run.engine_plan
+    plan = None if recorded is None else EnginePlan(**recorded)
     if plan is not None and not pins.allow(plan):
         plan = None
+    if plan is not None and run.is_new:  # the shards have told it
+        run.set_engine_plan(plan.to_json())
+    job = AblationJob(
+        components=components,
+        designs={name: (entry.design, stores[name]) for name, entry in designs.items()},
+        precision=str(identity["ablation.precision"]),
+        device_map=ablation.device_map,
+        num_threads=config.cluster.cpus_per_actor,
+        pins=pins,
+    )
+    with stage_progress(console, "ablate", missing, "masks") as progress:
+        work = AblationWork(task, job, ranges, plan, needs_unablated=not has_examples)
+        run_ranges(config.cluster, work, _callbacks(run, task, console, progress, hold))
+        rate, seconds = progress.rate, progress.seconds
+    _say(
+        console,
+        "ablate",
+        f"{missing:,} masks x {len(task.examples):,} examples in {seconds:.1f} s ({rate:,.1f} masks/s); "
+        f"{total - missing:,} masks were there already.",
+    )
+
+
+def _build_task(config: Config, storage: Storage) -> Task:
+    from coar_dist.tasks.build import build_task
+    from coar_dist.tasks.training import CHECKPOINT, read_checkpoint
+
+    trained = read_checkpoint(storage) if config.train is not None else None
+    if config.train is not None and trained is None:
+        where = storage.where(CHECKPOINT)
+        raise MissingWorkError(f"{where} is missing: run the train stage, or set task.model.checkpoint.")
+    return build_task(config.task, None if trained is None else trained[0])
+
+
+def _precision(config: Config, storage: Storage) -> str:
+    """The engine's precision; ``auto`` is what the run has, or else what the actors' device computes natively."""
+    from coar_dist.ablation.cluster import native_precision_of_actors
+
+    if config.ablation.precision != "auto":
+        return config.ablation.precision
+    try:
+        return str(RunDirectory.open(storage).identity["ablation.precision"])
+    except (RunNotFoundError, DamagedFileError):
+        return native_precision_of_actors(config.cluster)
+
+
+def _callbacks(run: RunDirectory, task: Task, console: Console, progress: StageProgress, hold: Hold) -> DriverCallbacks:
+    import numpy as np
+
+    from coar_dist.ablation.actor import Start
+    from coar_dist.ablation.driver import DriverCallbacks
+
     targets = task.examples.targets
 
     def on_start(start: Start) -> None:
@@ -212,32 +270,11 @@ def _ablate(
             if level >= logging.WARNING:
                 _say(console, "ablate", f"[yellow]{text}[/yellow]")
 
-    with stage_progress(console, "ablate", missing, "masks") as progress:
-        run_ranges(
-            config.cluster,
-            task,
-            AblationJob(
-                components=components,
-                designs={name: (entry.design, run.margins(name)) for name, entry in designs.items()},
-                precision=precision,
-                device_map=ablation.device_map,
-                num_threads=config.cluster.cpus_per_actor,
-                pins=pins,
-            ),
-            ranges,
-            plan,
-            DriverCallbacks(
-                on_progress=lambda done, actors: progress.update(done, f"{actors} actors"),
-                on_start=on_start,
-                on_log=on_log,
-            ),
-        )
-        rate, seconds = progress.rate, progress.seconds
-    _say(
-        console,
-        "ablate",
-        f"{missing:,} masks x {len(task.examples):,} examples in {seconds:.1f} s ({rate:,.1f} masks/s); "
-        f"{total - missing:,} masks were there already.",
+    return DriverCallbacks(
+        on_progress=lambda done, actors: progress.update(done, f"{actors} actors"),
+        on_start=on_start,
+        on_log=on_log,
+        on_wait=hold.check,
     )
 
 
@@ -257,7 +294,7 @@ def _designs(config: Config, num_components: int) -> dict[str, RunDesign]:
     return designs
 
 
-def _fit(run: RunDirectory, config: Config, console: Console) -> None:
+def _fit(run: RunDirectory, config: Config, console: Console, hold: Hold) -> None:
     import numpy as np
 
     from coar_dist.baselines.leave_one_out import METHOD, fit_leave_one_out
@@ -273,7 +310,7 @@ def _fit(run: RunDirectory, config: Config, console: Console) -> None:
 
             execute = stack.enter_context(on_cluster(config.cluster))
         progress = stack.enter_context(stage_progress(console, "fit", run.num_examples, "examples"))
-        result = fit(run, config.regression, progress.update, execute)
+        result = fit(run, config.regression, _while_held(hold, progress), execute)
         baseline = METHOD in run.designs and fit_leave_one_out(run)
         seconds = progress.seconds
     quality = Run(run).quality(method=result.method)
@@ -294,13 +331,13 @@ def _fit(run: RunDirectory, config: Config, console: Console) -> None:
     _say(console, "fit", f"{what}{done}; {', '.join(numbers)}.")
 
 
-def _evaluate(run: RunDirectory, console: Console) -> None:
+def _evaluate(run: RunDirectory, console: Console, hold: Hold) -> None:
     from coar_dist.evaluation.correlation import evaluate
 
     methods = methods_of(run)
     num_designs = sum(entry.role == "evaluation" for entry in run.designs.values())
     with stage_progress(console, "evaluate", len(methods) * num_designs, "tables") as progress:
-        computed = evaluate(run, methods, progress.update)
+        computed = evaluate(run, methods, _while_held(hold, progress))
         seconds = progress.seconds
     what = f"{len(methods)} methods on {num_designs} held-out designs"
     _say(console, "evaluate", f"{what} in {seconds:.1f} s." if computed else f"{what} are there already.")
@@ -334,7 +371,7 @@ def attribute(
         inputs: (num_examples, ...) tensor given to ``model`` as its first argument, or a dict of tensors given by
             keyword.
         targets: (num_examples, ...) what the output function compares with; int64 class labels for ``margin``.
-        run_dir: the run directory, created if it is not there.
+        run_dir: the run directory, a path or an ``s3://`` or ``gs://`` URL; created if it is not there.
         components: a selector name (``coar_dist.components.discovery.SELECTORS``), or a ``ComponentIndex``.
         num_masks: ablation masks; a later call with more extends the run.
         ablation_fraction: alpha, the share of components that a mask ablates.
@@ -376,4 +413,4 @@ def attribute(
     )
     task = Task(model, ExampleSet.of(inputs, targets), named_output_function(output_function))
     run_stages(config, console or Console(), task, components if isinstance(components, ComponentIndex) else None)
-    return Run(RunDirectory.open(run_dir))
+    return Run(RunDirectory.open(storage_at(run_dir)))

@@ -13,6 +13,7 @@ import coar_dist
 from coar_dist.config import EvaluationConfig
 from coar_dist.store.run import Run
 from tests.models import small_task
+from tests.object_store import BUCKET, ObjectStore
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,6 +30,23 @@ def ray_cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[ObjectStore]:
+    """An S3 server with one bucket."""
+    import s3fs
+
+    store = ObjectStore()
+    environment = store.environment
+    s3fs.S3FileSystem(
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        key=environment["AWS_ACCESS_KEY_ID"],
+        secret=environment["AWS_SECRET_ACCESS_KEY"],
+        skip_instance_cache=True,
+    ).mkdir(BUCKET)
+    yield store
+    store.stop()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from coar_dist.components.index import ComponentIndex
+from coar_dist.store.storage import LocalStorage
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import ExampleSet, Task, call_model
 
@@ -76,3 +78,10 @@ def slow_margins(task: Task, components: ComponentIndex, masks: NDArray[np.bool_
 
 def random_masks(num_masks: int, num_components: int, alpha: float = 0.2, seed: int = 0) -> NDArray[np.bool_]:
     return np.random.default_rng(seed).random((num_masks, num_components)) >= alpha
+
+
+def local_storage(root: Path) -> LocalStorage:
+    """A run directory's folder, made as the one writer makes it."""
+    storage = LocalStorage(str(root))
+    storage.create()
+    return storage

@@ -21,7 +21,7 @@ TINY = [
     "evaluation.num_masks=20",
     "ablation.masks_per_shard=8",
     "ablation.mode=weights",
-    "cluster.num_actors=1",
+    "cluster.max_actors=1",
 ]
 
 

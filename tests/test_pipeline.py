@@ -37,18 +37,23 @@ def attribute_small(run_dir: Path, **changes: object) -> Run:
     )
 
 
+def root_of(run: Run) -> Path:
+    return Path(run.directory.storage.location)
+
+
 def attributions(run_dir: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted((run_dir / "attributions").iterdir()))
 
 
 def test_the_run_directory_holds_what_it_promises(small_run: Run) -> None:
-    root = small_run.directory.root
+    root = root_of(small_run)
     assert sorted(path.name for path in root.iterdir()) == [
         "attributions",
         "components.parquet",
         "driver.lock",
         "evaluation",
         "examples.parquet",
+        "logs",
         "margins",
         "run.json",
     ]
@@ -92,7 +97,7 @@ def test_margins_are_the_truth_and_predictions_correlate(small_run: Run) -> None
     assert predicted.shape == truth.shape
     correlations = [np.corrcoef(predicted[:, i], truth[:, i])[0, 1] for i in range(7)]
     assert np.mean(correlations) > 0.6
-    stored = pq.read_table(small_run.directory.root / "evaluation" / "coar.evaluation_0.2.parquet")
+    stored = pq.read_table(root_of(small_run) / "evaluation" / "coar.evaluation_0.2.parquet")
     np.testing.assert_allclose(stored["correlation"].to_numpy(), correlations, atol=1e-5)
 
 
@@ -114,20 +119,20 @@ def test_weights_of_chosen_examples(small_run: Run) -> None:
         small_run.weights([7, 1, -1])
     with pytest.raises(IndexError, match="must be integers, not bool"):
         small_run.weights(np.ones(7, dtype=bool))
-    assert "7 examples, 12 components" in repr(coar_dist.open_run(small_run.directory.root))
+    assert "7 examples, 12 components" in repr(coar_dist.open_run(root_of(small_run)))
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_an_interrupted_run_continues_and_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    whole = attribute_small(tmp_path / "whole", cluster=ClusterConfig(num_actors=2)).directory.root
+    whole = root_of(attribute_small(tmp_path / "whole", cluster=ClusterConfig(max_actors=2)))
     broken = tmp_path / "broken"
-    attribute_small(broken, stages=("ablate",), cluster=ClusterConfig(num_actors=1))
+    attribute_small(broken, stages=("ablate",), cluster=ClusterConfig(max_actors=1))
     shards = sorted((broken / "margins" / "train").iterdir())
     kept = shards[0].stat().st_mtime_ns
     shards[1].unlink()
     shards[3].write_bytes(shards[3].read_bytes()[:-10])
     (broken / "examples.parquet").unlink()
-    attribute_small(broken, cluster=ClusterConfig(num_actors=3))
+    attribute_small(broken, cluster=ClusterConfig(max_actors=3))
     assert shards[0].stat().st_mtime_ns == kept
     assert (broken / "margins" / "train" / f"{shards[3].name}.damaged").exists()
     for shard in shards:
@@ -152,7 +157,7 @@ def test_damage_found_in_the_fit_is_named_and_mended_by_the_next_run(tmp_path: P
     content = bytearray(shard.read_bytes())
     content[300] ^= 16
     shard.write_bytes(content)
-    config = Config(stages=["fit"], run=RunConfig(str(run.directory.root)))
+    config = Config(stages=["fit"], run=RunConfig(str(root_of(run))))
     console = Console(file=io.StringIO())
     with pytest.raises(DamagedFileError, match=r"the ablate stage recomputes it"):
         run_stages(config, console)
@@ -164,7 +169,7 @@ def test_damage_found_in_the_fit_is_named_and_mended_by_the_next_run(tmp_path: P
 
 def test_later_stages_need_neither_model_nor_config_of_the_run(small_run: Run, tmp_path: Path) -> None:
     root = tmp_path / "elsewhere"
-    shutil.copytree(small_run.directory.root, root)
+    shutil.copytree(root_of(small_run), root)
     before = attributions(root)
     shutil.rmtree(root / "attributions")
     shutil.rmtree(root / "evaluation")
@@ -183,7 +188,7 @@ def test_later_stages_need_neither_model_nor_config_of_the_run(small_run: Run, t
 
 def test_the_paper_s_least_squares(small_run: Run, tmp_path: Path) -> None:
     root = tmp_path / "run"
-    shutil.copytree(small_run.directory.root, root)
+    shutil.copytree(root_of(small_run), root)
     config = Config(stages=["fit"], run=RunConfig(str(root)), regression=RegressionConfig(regularisation=0.0))
     run_stages(config, Console(file=io.StringIO()))
     masks, margins = small_run.margins("train")
@@ -208,7 +213,12 @@ def test_the_paper_s_least_squares(small_run: Run, tmp_path: Path) -> None:
             ConfigError,
             r"regression\.penalty_range=\[2\.0, 1\.0\]",
         ),
-        ({"cluster": ClusterConfig(num_actors=0)}, ConfigError, r"cluster\.num_actors=0"),
+        ({"cluster": ClusterConfig(max_actors=0)}, ConfigError, r"cluster\.max_actors=0"),
+        (
+            {"cluster": ClusterConfig(min_actors=3, max_actors=2)},
+            ConfigError,
+            r"cluster\.max_actors=2 is below cluster\.min_actors=3",
+        ),
         ({"seed": 1, "evaluation": EvaluationConfig(seed=1)}, ConfigError, r"evaluation\.seed=1 is design\.seed too"),
         ({"targets": torch.tensor([0, 1, 2, 3, 0, 0, 0])}, TaskError, "example 3 has target 3"),
         ({"output_function": "marginn"}, ConfigError, r"task\.output_function='marginn'.*margin"),
@@ -245,6 +255,4 @@ def test_a_model_whose_code_changed_is_refused(tmp_path: Path, monkeypatch: pyte
 def test_another_model_in_the_same_run_directory_is_refused(small_run: Run) -> None:
     other = small_task(seed=1)
     with pytest.raises(RunMismatchError, match=r"model\.weights is 'sha256:.*examples is"):
-        coar_dist.attribute(
-            other.model, other.examples.inputs, other.examples.targets, run_dir=small_run.directory.root
-        )
+        coar_dist.attribute(other.model, other.examples.inputs, other.examples.targets, run_dir=root_of(small_run))

@@ -11,7 +11,7 @@ import coar_dist
 
 PACKAGE = Path(coar_dist.__file__).parent
 TIERS = [
-    {"errors", "config"},
+    {"errors", "config", "secrets"},
     {"components", "designs", "store"},
     {"tasks", "regression"},
     {"ablation", "baselines"},
@@ -20,10 +20,11 @@ TIERS = [
     {"pipeline", "app", "__init__", "__main__"},
 ]
 OWNERS = {
-    "ray": {"ablation/actor.py", "ablation/driver.py", "ablation/cluster.py"},
+    "ray": {"ablation/actor.py", "ablation/driver.py", "ablation/pool.py", "ablation/cluster.py"},
     "hydra": {"app.py", "config.py"},
     "omegaconf": {"app.py", "config.py"},
     "pyarrow": {"store/*"},
+    "fsspec": {"store/storage.py"},
     "cuml": {"regression/backends.py"},
     "cupy": {"regression/backends.py"},
     "captum": {"baselines/*"},

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import ray
 import torch
 from torch import nn
 
@@ -47,6 +48,19 @@ LogLines = tuple[tuple[int, str], ...]
 
 
 @dataclass(frozen=True)
+class Address:
+    """Where an actor runs.
+
+    Attributes:
+        host: for people.
+        node_id: Ray's; empty without Ray.
+    """
+
+    host: str
+    node_id: str
+
+
+@dataclass(frozen=True)
 class Start:
     """What the first actor finds out for all.
 
@@ -64,13 +78,14 @@ class Start:
 class AblationActor:
     """Runs in a Ray actor process; a plain class, so that it can be tested without Ray.
 
-    The driver calls ``address``, ``setup``, on one actor ``start`` if the run has no engine plan yet, on all others
-    ``use``, and then ``run`` for every range.
+    The driver calls ``address``, ``setup``, on one actor ``start`` if the run has no engine plan or no unablated
+    outputs yet, on all others ``use``, and then ``run`` for every range.
     """
 
-    def address(self) -> str:
+    def address(self) -> Address:
         """Where the actor runs; answered as soon as it has started."""
-        return socket.gethostname()
+        node_id = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
+        return Address(socket.gethostname(), node_id)
 
     def setup(self, task: Task, job: AblationJob) -> None:
         """Build the engine."""
@@ -85,10 +100,13 @@ class AblationActor:
         self._engine = AblationEngine(task, job.components, device, job.precision)
         self._job = job
 
-    def start(self, masks_per_actor: int) -> Start:
-        """Run the unablated model and choose the engine plan for about so many masks."""
+    def start(self, masks_per_actor: int, plan: EnginePlan | None) -> Start:
+        """Run the unablated model, and choose the engine plan for about so many masks, or take over ``plan``."""
         unablated = self._engine.unablated()
-        plan = choose_plan(self._engine, self._job.pins, masks_per_actor)
+        if plan is None:
+            plan = choose_plan(self._engine, self._job.pins, masks_per_actor)
+        else:
+            self._engine.use(plan)
         return Start(unablated, plan, self._log.drain())
 
     def use(self, plan: EnginePlan) -> None:
@@ -104,7 +122,7 @@ class AblationActor:
         design, store = self._job.designs[masks.design_name]
         rows = design.masks(masks.start, masks.stop)
         margins = self._engine.margins(rows)
-        store.write(masks.start, rows, margins, {"engine": str(self._engine.plan)})
+        store.write(masks.start, rows, margins, {"engine": self._engine.plan.to_json()})
         return self._log.drain()
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import socket
-import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
+from math import floor
 from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
+from coar_dist.ablation.interruption import Interruption
 from coar_dist.ablation.placement import native_precision
 from coar_dist.config import ClusterConfig
 from coar_dist.errors import ClusterError, CoarDistError
@@ -25,76 +25,99 @@ if TYPE_CHECKING:  # actors start without the regression
     from coar_dist.regression.fit import Execute
 
 _MAX_RETRIES = 3
+_WAIT_S = 0.5
 _SYSTEM_FAILURES = (WorkerCrashedError, NodeDiedError, OutOfMemoryError)
 
 
-class Interruption:
-    """SIGINT and SIGTERM as a flag: an exception raised by a handler can be swallowed in Ray's callbacks.
-
-    The second signal raises at once.
-    """
-
-    def __init__(self) -> None:
-        self._is_set = False
-        self._is_main = threading.current_thread() is threading.main_thread()
-        self._previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def install(self) -> None:
-        """Take the signals over; again after ray.init, which installs handlers of its own."""
-        if self._is_main:
-            for number in self._previous:
-                signal.signal(number, self._handle)
-
-    def remove(self) -> None:
-        """Give the signals back."""
-        if self._is_main:
-            for number, handler in self._previous.items():
-                signal.signal(number, handler)
-
-    def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        if self._is_set:
-            raise KeyboardInterrupt
-        self._is_set = True
-
-    def raise_if_set(self) -> None:
-        """Raise KeyboardInterrupt if a signal has come."""
-        if self._is_set:
-            raise KeyboardInterrupt
-
-
 @dataclass(frozen=True)
-class ActorResources:
-    """What is asked of the cluster.
+class Cluster:
+    """The connected cluster.
 
     Attributes:
-        num_actors: actors wanted at a time.
-        num_cpus: CPUs of one actor.
+        config: how many actors are wanted, and their CPUs.
         num_gpus: GPUs of one actor, possibly a fraction.
+        is_fixed: whether this command started it, so that no node can join.
         interruption: whether the user wants to stop.
     """
 
-    num_actors: int
-    num_cpus: int
+    config: ClusterConfig
     num_gpus: float
+    is_fixed: bool
     interruption: Interruption
+
+    @property
+    def num_cpus(self) -> int:
+        """CPUs of one actor."""
+        return self.config.cpus_per_actor
 
     def raise_if_interrupted(self) -> None:
         """Raise KeyboardInterrupt if SIGINT or SIGTERM has come, at a place where that is safe."""
         self.interruption.raise_if_set()
 
-    def __str__(self) -> str:
+    def capacity(self) -> int:
+        """Actors that the nodes have room for, were they free; none spans two nodes."""
+        return sum(_room(resources, self.num_cpus, self.num_gpus) for resources in alive_nodes().values())
+
+    def num_wanted(self, capacity: int, num_left: int) -> int:
+        """Actors wanted for ``num_left`` units of work on nodes with room for ``capacity``: at least 1."""
+        wanted = self.config.max_actors
+        if wanted is None:
+            wanted = max(self.config.min_actors, capacity)
+        elif self.is_fixed:
+            wanted = min(wanted, capacity)
+        return max(1, min(wanted, num_left))
+
+    def too_few_actors(self, num_alive: int, num_wanted: int) -> ClusterError:
+        """The error that names what was asked for and what there is."""
+        who = "no actor" if num_alive == 0 else f"only {num_alive} actors"
+        return ClusterError(
+            f"{who} started within cluster.start_timeout_s={self.config.start_timeout_s:g} s, with "
+            f"cluster.min_actors={self.config.min_actors}: {self._describe(num_wanted)} were asked for, and the "
+            f"cluster has {_describe(_total_resources())}. Lower cluster.cpus_per_actor, cluster.gpus_per_actor or "
+            f"cluster.min_actors, free resources, or add nodes."
+        )
+
+    def check_room(self) -> None:
+        """Check that ``min_actors`` fit on a cluster that cannot grow.
+
+        Raises:
+            ClusterError: they do not.
+        """
+        least = self.config.min_actors
+        if self.capacity() < least:
+            raise ClusterError(
+                f"this machine has {_describe(_total_resources())}, but {self._describe(least)} need "
+                f"{least * self.num_cpus} CPU and {least * self.num_gpus:g} GPU. Lower cluster.min_actors, "
+                f"cluster.cpus_per_actor or cluster.gpus_per_actor, or join a larger cluster with "
+                f"cluster.address=..."
+            )
+
+    def _describe(self, num_actors: int) -> str:
         gpus = f" and {self.num_gpus:g} GPU" if self.num_gpus else ""
-        return f"{self.num_actors} actors with {self.num_cpus} CPU{gpus} each"
+        return f"{num_actors} actors with {self.num_cpus} CPU{gpus} each"
+
+
+def alive_nodes() -> dict[str, Mapping[str, float]]:
+    """The total resources of every node that is alive, by node id."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return {node["NodeID"]: node["Resources"] for node in nodes if node["Alive"]}
+
+
+def _room(resources: Mapping[str, float], num_cpus: int, num_gpus: float) -> int:
+    by_cpu = int(resources.get("CPU", 0.0) // num_cpus)
+    gpus = resources.get("GPU", 0.0)
+    if num_gpus == 0.0:
+        return by_cpu
+    if num_gpus < 1.0:  # a fraction lies on one GPU
+        return min(by_cpu, int(gpus) * floor(1.0 / num_gpus + 1e-9))
+    return min(by_cpu, int(gpus // num_gpus))
 
 
 @contextlib.contextmanager
-def connect(config: ClusterConfig) -> Iterator[ActorResources]:
+def connect(config: ClusterConfig) -> Iterator[Cluster]:
     """Join the cluster that the config or RAY_ADDRESS names, or start one on this machine for the ``with`` block.
 
     A connection that the calling process already has is used, and left open.
-
-    Yields:
-        what every actor may use.
 
     Raises:
         ClusterError: the cluster cannot be reached, or one started here lacks the resources.
@@ -120,10 +143,13 @@ def connect(config: ClusterConfig) -> Iterator[ActorResources]:
         interruption.install()
     try:
         interruption.raise_if_set()
-        resources = _actor_resources(config, interruption)
-        if address == "local" and not was_connected:
-            _check_fixed_cluster(resources)
-        yield resources
+        gpus_per_actor = config.gpus_per_actor
+        if gpus_per_actor is None:
+            gpus_per_actor = 1.0 if _total_resources().get("GPU", 0.0) > 0 else 0.0
+        cluster = Cluster(config, gpus_per_actor, address == "local" and not was_connected, interruption)
+        if cluster.is_fixed:
+            cluster.check_room()
+        yield cluster
     finally:
         interruption.remove()
         if not was_connected:
@@ -137,19 +163,20 @@ def on_cluster(config: ClusterConfig) -> Iterator[Execute]:
     Raises:
         ClusterError: no task starts within ``config.start_timeout_s``, or workers keep dying.
     """
-    with connect(config) as resources:
-        options = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus, "max_retries": _MAX_RETRIES}
+    with connect(config) as cluster:
+        options = {"num_cpus": cluster.num_cpus, "num_gpus": cluster.num_gpus, "max_retries": _MAX_RETRIES}
         task: Any = ray.remote(_run_part).options(**options)
-        _get_in_time(config, resources, task.remote(_nothing, None, None, resources.num_cpus))
+        _get_in_time(cluster, task.remote(_nothing, None, None, cluster.num_cpus))
 
         def execute(function: Callable[[Any, Any], Any], shared: Any, items: Sequence[Any]) -> Iterator[Any]:
             reference = ray.put(shared)
             waiting, running = list(reversed(items)), list[Any]()
             while waiting or running:
-                while waiting and len(running) < resources.num_actors:
-                    running.append(task.remote(function, reference, waiting.pop(), resources.num_cpus))
-                done, running = ray.wait(running, num_returns=1, timeout=0.5)
-                resources.raise_if_interrupted()
+                num_wanted = cluster.num_wanted(cluster.capacity(), len(waiting) + len(running))
+                while waiting and len(running) < num_wanted:
+                    running.append(task.remote(function, reference, waiting.pop(), cluster.num_cpus))
+                done, running = ray.wait(running, num_returns=1, timeout=_WAIT_S)
+                cluster.raise_if_interrupted()
                 try:
                     yield from ray.get(done)
                 except RayTaskError as error:
@@ -180,32 +207,23 @@ def native_precision_of_actors(config: ClusterConfig) -> str:
     Raises:
         ClusterError: no such process starts within ``config.start_timeout_s``.
     """
-    with connect(config) as resources:
-        probe: Any = ray.remote(native_precision).options(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)
-        return str(_get_in_time(config, resources, probe.remote()))
+    with connect(config) as cluster:
+        probe: Any = ray.remote(native_precision).options(num_cpus=cluster.num_cpus, num_gpus=cluster.num_gpus)
+        return str(_get_in_time(cluster, probe.remote()))
 
 
-def _get_in_time(config: ClusterConfig, resources: ActorResources, reference: Any) -> Any:
+def _get_in_time(cluster: Cluster, reference: Any) -> Any:
     """What the first task of a stage answers, which shows that such tasks can start at all."""
-    try:
-        return ray.get(reference, timeout=config.start_timeout_s)
-    except GetTimeoutError as error:
-        raise no_actor_started(config, resources) from error
+    deadline = time.monotonic() + cluster.config.start_timeout_s
+    while not ray.wait([reference], timeout=_WAIT_S)[0]:
+        cluster.raise_if_interrupted()
+        if time.monotonic() > deadline:
+            raise cluster.too_few_actors(0, 1)
+    return ray.get(reference)
 
 
-def no_actor_started(config: ClusterConfig, resources: ActorResources) -> ClusterError:
-    """The error that names what was asked for and what there is."""
-    return ClusterError(
-        f"no actor started within cluster.start_timeout_s={config.start_timeout_s:g} s: {resources} were asked for, "
-        f"and the cluster has {describe_resources()}. Lower cluster.cpus_per_actor or cluster.gpus_per_actor, free "
-        f"resources, or add nodes."
-    )
-
-
-def describe_resources() -> str:
-    """CPUs and GPUs of the connected cluster, in words."""
-    total = _total_resources()
-    return f"{total.get('CPU', 0):g} CPU and {total.get('GPU', 0):g} GPU"
+def _describe(resources: Mapping[str, float]) -> str:
+    return f"{resources.get('CPU', 0):g} CPU and {resources.get('GPU', 0):g} GPU"
 
 
 def _total_resources() -> dict[str, float]:
@@ -224,27 +242,3 @@ def _check_reachable(address: str) -> None:
             f"cluster.address={address!r} cannot be reached: {error}. Start it with 'ray start --head', or use "
             f"cluster=local."
         ) from error
-
-
-def _actor_resources(config: ClusterConfig, interruption: Interruption) -> ActorResources:
-    total = _total_resources()
-    gpus_per_actor = config.gpus_per_actor
-    if gpus_per_actor is None:
-        gpus_per_actor = 1.0 if total.get("GPU", 0.0) > 0 else 0.0
-    num_actors = config.num_actors
-    if num_actors is None:
-        by_cpu = int(total.get("CPU", 0.0) // config.cpus_per_actor)
-        by_gpu = int(total.get("GPU", 0.0) / gpus_per_actor) if gpus_per_actor else by_cpu
-        num_actors = max(1, min(by_cpu, by_gpu))
-    return ActorResources(num_actors, config.cpus_per_actor, gpus_per_actor, interruption)
-
-
-def _check_fixed_cluster(wanted: ActorResources) -> None:
-    total = _total_resources()
-    cpus, gpus = wanted.num_actors * wanted.num_cpus, wanted.num_actors * wanted.num_gpus
-    if cpus > total.get("CPU", 0.0) or gpus > total.get("GPU", 0.0):
-        raise ClusterError(
-            f"this machine has {describe_resources()}, but {wanted} need {cpus} CPU and {gpus:g} GPU. Lower "
-            f"cluster.num_actors, cluster.cpus_per_actor or cluster.gpus_per_actor, or join a larger cluster with "
-            f"cluster.address=..."
-        )

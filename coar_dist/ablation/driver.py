@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
-from coar_dist.ablation.actor import AblationActor, AblationJob, LogLines, Start
-from coar_dist.ablation.cluster import ActorResources, connect, no_actor_started
+from coar_dist.ablation.actor import AblationJob, LogLines, Start
+from coar_dist.ablation.cluster import Cluster, connect
 from coar_dist.ablation.plan import EnginePlan
-from coar_dist.ablation.schedule import MaskRange, Schedule
+from coar_dist.ablation.pool import ActorPool, Member, cause, node_died
+from coar_dist.ablation.schedule import MaskRange, RangesToDo, Schedule
 from coar_dist.config import ClusterConfig
-from coar_dist.errors import CoarDistError, RangeFailedError, TaskError
+from coar_dist.errors import CoarDistError, RangeFailedError, StorageError, TaskError
 from coar_dist.tasks.task import Task
 
 # Errors of the user's code or input: trying again elsewhere cannot help.
 _USER_ERRORS = (ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
 _WAIT_S = 0.5
+_NUM_LOOKS = 6  # for a node's first shard, half a second apart: network file systems may show it late
 _ADDRESS, _SETUP, _START, _USE = "address", "setup", "start", "use"
+
+
+@dataclass(frozen=True)
+class AblationWork:
+    """What is to be computed.
+
+    Attributes:
+        task: what is explained; sent once to every node.
+        job: the same for every actor.
+        ranges: what to compute, in order.
+        plan: the engine plan of the run; None lets the first actor choose one.
+        needs_unablated: whether the first actor runs the unablated model although there is a plan; without a plan it
+            does so anyhow.
+    """
+
+    task: Task
+    job: AblationJob
+    ranges: RangesToDo
+    plan: EnginePlan | None
+    needs_unablated: bool
 
 
 @dataclass(frozen=True)
@@ -30,176 +52,194 @@ class DriverCallbacks:
 
     Attributes:
         on_progress: called with (masks done in this call, live actors).
-        on_start: called once with what the first actor found out, unless a plan was given.
+        on_start: called once with what the first actor found out, where there was anything to find out.
         on_log: called with what an engine logged.
+        on_wait: called at least once a second; what it raises ends the run.
     """
 
     on_progress: Callable[[int, int], None]
     on_start: Callable[[Start], None]
     on_log: Callable[[LogLines], None]
+    on_wait: Callable[[], None]
 
 
-def run_ranges(
-    config: ClusterConfig,
-    task: Task,
-    job: AblationJob,
-    ranges: Sequence[MaskRange],
-    plan: EnginePlan | None,
-    callbacks: DriverCallbacks,
-) -> None:
+def run_ranges(config: ClusterConfig, work: AblationWork, callbacks: DriverCallbacks) -> None:
     """Compute all ranges on actors of the cluster; returns when every shard is written.
 
-    Actors are replaced when they die. On any error, Ctrl-C included, the actors are stopped and what they finished
-    stays.
+    Actors are replaced when they die, and added when nodes join. On any error, Ctrl-C included, the actors are stopped
+    and what they finished stays.
 
     Args:
         config: the cluster.
-        task: what is explained; sent once to every node.
-        job: the same for every actor.
-        ranges: what to compute, in order.
-        plan: the engine plan of the run; None lets the first actor choose one and run the unablated model.
+        work: what to compute.
         callbacks: who is told.
 
     Raises:
-        ClusterError: no actor starts within ``config.start_timeout_s``, or actors keep dying.
+        ClusterError: too few actors are alive for ``config.start_timeout_s``, or actors keep dying.
         RangeFailedError: one range, or the set-up of actors, failed ``config.max_attempts`` times.
+        StorageError: a node writes its shards where this process does not see them.
         CoarDistError: the user's model or input is at fault; raised at the first occurrence.
         KeyboardInterrupt: SIGINT or SIGTERM came.
     """
-    with connect(config) as resources:
-        _Driver(config, resources, task, job, ranges, plan, callbacks).run()
+    with connect(config) as cluster:
+        _Driver(cluster, work, callbacks).run()
 
 
 class _Driver:
-    def __init__(
-        self,
-        config: ClusterConfig,
-        resources: ActorResources,
-        task: Task,
-        job: AblationJob,
-        ranges: Sequence[MaskRange],
-        plan: EnginePlan | None,
-        callbacks: DriverCallbacks,
-    ) -> None:
-        self._config = config
-        self._resources = resources
-        self._task = ray.put(task)
-        self._job = ray.put(job)
-        self._masks_per_actor = -(-sum(masks.num_masks for masks in ranges) // resources.num_actors)
-        self._schedule = Schedule(ranges, config.max_attempts)
-        self._plan = plan
+    def __init__(self, cluster: Cluster, work: AblationWork, callbacks: DriverCallbacks) -> None:
+        self._cluster = cluster
+        self._job = work.job
         self._callbacks = callbacks
-        self._actor_class: Any = ray.remote(AblationActor).options(
-            num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_restarts=0
-        )
-        self._actors: dict[str, Any] = {}
-        self._starting: str | None = None  # the actor that chooses the plan
-        self._waiting_for_plan: list[str] = []
-        self._live: set[str] = set()
+        self._task_reference, self._job_reference = ray.put(work.task), ray.put(work.job)
+        self._schedule = Schedule(work.ranges, cluster.config.max_attempts)
+        self._num_masks, self._num_masks_done = work.ranges.num_masks, 0
+        self._pool = ActorPool(cluster)
         self._in_flight: dict[Any, tuple[str, MaskRange | str]] = {}
-        self._num_started = 0
+        self._plan = work.plan
+        self._needs_start = work.plan is None or work.needs_unablated
+        self._starting: str | None = None  # the actor that runs the unablated model
+        self._without_role: list[str] = []  # set up, and neither starting nor using the plan
+        self._live: set[str] = set()
+        self._hungry: dict[str, None] = {}  # live actors with room for a range, in order
         self._setup_failures = 0  # in a row
-        self._num_masks_done = 0
-        self._last_sign_of_life = time.monotonic()
+        self._seen_nodes: set[str] = set()  # whose shards this process sees
+        self._kept_house_at = float("-inf")
 
     def run(self) -> None:
         try:
-            for _ in range(self._resources.num_actors):
-                self._start_actor()
-            while self._plan is None or not self._schedule.is_done:
-                finished, _ = ray.wait(list(self._in_flight), num_returns=1, timeout=_WAIT_S)
+            while self._needs_start or not self._schedule.is_done:
+                self._keep_house()
+                for member in self._pool.resize(self._schedule.num_left):
+                    self._call(member, _ADDRESS)
+                finished = self._wait()
                 for reference in finished:
                     self._handle(reference, *self._in_flight.pop(reference))
-                self._check_alive()
-                self._resources.raise_if_interrupted()
+                self._hand_out_work()
+                if finished:
+                    self._callbacks.on_progress(self._num_masks_done, len(self._live))
         finally:
-            for actor in self._actors.values():
-                ray.kill(actor)
+            self._pool.kill_all()
 
-    def _start_actor(self) -> None:
-        name = f"actor-{self._num_started}"
-        self._num_started += 1
-        actor = self._actor_class.remote()
-        self._actors[name] = actor
-        self._in_flight[actor.address.remote()] = (name, _ADDRESS)
+    def _keep_house(self) -> None:
+        self._cluster.raise_if_interrupted()
+        now = time.monotonic()
+        if now - self._kept_house_at >= _WAIT_S:
+            self._kept_house_at = now
+            self._pool.check_alive()
+            self._callbacks.on_wait()
+
+    def _wait(self) -> list[Any]:
+        """All answers that are there, in the order of the calls; at least one, or none in half a second."""
+        references = list(self._in_flight)
+        finished, _ = ray.wait(references, timeout=_WAIT_S)
+        if finished:
+            finished, _ = ray.wait(references, num_returns=len(references), timeout=0)
+        return finished
+
+    def _call(self, member: Member, work: MaskRange | str, *arguments: Any) -> None:
+        method = getattr(member.handle, work if isinstance(work, str) else "run")
+        self._in_flight[method.remote(*arguments)] = (member.name, work)
 
     def _handle(self, reference: Any, name: str, work: MaskRange | str) -> None:
-        if name not in self._actors:
+        member = self._pool.members.get(name)
+        if member is None:
             return  # of an actor that is already known to be gone
-        actor = self._actors[name]
         try:
             result = ray.get(reference)
-        except RayActorError as error:
-            self._replace(name, f"{name}: {str(error).splitlines()[0]}")
-            return
         except RayTaskError as error:
+            self._handle_failure(member, work, error)
+        except RayError as error:
+            self._schedule.lost(name, cause(error), node_died(member, error))
+            self._drop(name)
+        else:
+            self._handle_result(member, work, result)
+
+    def _handle_result(self, member: Member, work: MaskRange | str, result: Any) -> None:
+        name = member.name
+        if work == _ADDRESS:
+            member.address = result
+            self._schedule.joined(name, result.host)
+            self._call(member, _SETUP, self._task_reference, self._job_reference)
+        elif work == _SETUP:
+            self._without_role.append(name)
+        elif isinstance(work, MaskRange):
+            self._hungry[name] = None
+            if self._schedule.done(work, name, time.monotonic()):
+                self._num_masks_done += work.num_masks
+                self._check_visible(member, work)
+            self._callbacks.on_log(result)
+        else:
+            self._live.add(name)
+            self._hungry[name] = None
+            self._setup_failures = 0
+            if work == _START:
+                self._plan = result.plan
+                self._needs_start = False
+                self._callbacks.on_start(result)
+                self._callbacks.on_log(result.log)
+
+    def _handle_failure(self, member: Member, work: MaskRange | str, error: RayTaskError) -> None:
+        if isinstance(work, str) or self._schedule.is_running(work):  # else another actor has done it meanwhile
             if isinstance(error.cause, CoarDistError):
                 raise error.cause from error
             if isinstance(error.cause, _USER_ERRORS):
                 raise TaskError(f"{work}: {type(error.cause).__name__}: {error.cause}") from error
-            if isinstance(work, MaskRange):
-                self._schedule.failed(work, name, error)
-            else:
-                self._setup_failures += 1
-                if self._setup_failures >= self._config.max_attempts:
-                    raise RangeFailedError(
-                        f"{self._setup_failures} actors could not be set up; the last error was:\n{error}"
-                    ) from error
-            self._replace(name, f"{name} failed in {work}: {error}")  # a CUDA error leaves a useless process
-            return
-        if work == _ADDRESS:
-            self._in_flight[actor.setup.remote(self._task, self._job)] = (name, _SETUP)
-        elif work == _SETUP:
-            self._waiting_for_plan.append(name)
-        elif work == _START:
-            self._plan = result.plan
-            self._live.add(name)
-            self._setup_failures = 0
-            self._callbacks.on_start(result)
-            self._callbacks.on_log(result.log)
-        elif work == _USE:
-            self._live.add(name)
-            self._setup_failures = 0
+        if isinstance(work, MaskRange):
+            self._schedule.failed(work, member.name, error)
         else:
-            assert isinstance(work, MaskRange)
-            self._schedule.done(work, name)
-            self._num_masks_done += work.num_masks
-            self._callbacks.on_log(result)
-        self._hand_out_work()
-        self._callbacks.on_progress(self._num_masks_done, len(self._live))
+            self._setup_failures += 1
+            if self._setup_failures >= self._cluster.config.max_attempts:
+                raise RangeFailedError(
+                    f"{self._setup_failures} actors could not be set up; the last error was:\n{error}"
+                ) from error
+        self._schedule.left(member.name)
+        self._drop(member.name)  # a CUDA error leaves a useless process
 
-    def _hand_out_work(self) -> None:
-        if self._plan is not None:
-            for name in self._waiting_for_plan:
-                self._in_flight[self._actors[name].use.remote(self._plan)] = (name, _USE)
-            self._waiting_for_plan = []
-        elif self._starting is None and self._waiting_for_plan:
-            self._starting = self._waiting_for_plan.pop(0)
-            self._in_flight[self._actors[self._starting].start.remote(self._masks_per_actor)] = (
-                self._starting,
-                _START,
-            )
-        for name in sorted(self._live):
-            while self._schedule.num_running(name) < self._config.ranges_in_flight:
-                masks = self._schedule.next_for(name, other_actors=len(self._actors) > 1)
-                if masks is None:
-                    break
-                self._in_flight[self._actors[name].run.remote(masks)] = (name, masks)
-
-    def _replace(self, name: str, reason: str) -> None:
-        ray.kill(self._actors.pop(name))
+    def _drop(self, name: str) -> None:
+        self._pool.remove(name)
         self._live.discard(name)
-        if name in self._waiting_for_plan:
-            self._waiting_for_plan.remove(name)
+        self._hungry.pop(name, None)
+        if name in self._without_role:
+            self._without_role.remove(name)
         if self._starting == name:
             self._starting = None
-        self._schedule.lost(name, reason)
-        self._start_actor()
-        self._hand_out_work()
 
-    def _check_alive(self) -> None:
+    def _hand_out_work(self) -> None:
+        if self._needs_start and self._starting is None and self._without_role:
+            self._starting = self._without_role.pop(0)
+            masks_per_actor = -(-self._num_masks // self._pool.num_wanted)
+            self._call(self._pool.members[self._starting], _START, masks_per_actor, self._plan)
+        if self._plan is not None:
+            for name in self._without_role:
+                self._call(self._pool.members[name], _USE, self._plan)
+            self._without_role = []
+        # A range that queues on one actor cannot move to an idle one, so at the end none queues.
+        most = self._cluster.config.ranges_in_flight
+        limit = most if self._schedule.num_pending > len(self._live) else 1
         now = time.monotonic()
-        if self._live or any(work in (_SETUP, _START, _USE) for _, work in self._in_flight.values()):
-            self._last_sign_of_life = now
-        elif now - self._last_sign_of_life > self._config.start_timeout_s:
-            raise no_actor_started(self._config, self._resources)
+        for name in list(self._hungry):
+            while self._schedule.num_in_flight(name) < limit:
+                masks = self._schedule.next_for(name, now)
+                if masks is None:
+                    break
+                self._call(self._pool.members[name], masks, masks)
+            if self._schedule.num_in_flight(name) >= most:
+                del self._hungry[name]
+
+    def _check_visible(self, member: Member, masks: MaskRange) -> None:
+        """A node's first shard shows whether it writes to the run directory that this process sees."""
+        assert member.address is not None
+        if member.address.node_id in self._seen_nodes:
+            return
+        store = self._job.designs[masks.design_name][1]
+        for _ in range(_NUM_LOOKS):
+            if store.has(masks.start, masks.stop):
+                self._seen_nodes.add(member.address.node_id)
+                return
+            self._keep_house()
+            time.sleep(_WAIT_S)
+        where = store.storage.where(store.file(masks.start, masks.stop))
+        raise StorageError(
+            f"node {member.address.host} computed {masks}, but {where} is not there for the driver: it wrote to a "
+            f"directory of its own. Set run.dir to a file system that all nodes share, or to an s3:// or gs:// address."
+        )

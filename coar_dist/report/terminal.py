@@ -8,7 +8,7 @@ from rich.table import Table
 
 from coar_dist.errors import MissingWorkError
 from coar_dist.store.run_directory import RunDirectory
-from coar_dist.store.tables import AttributionTable, EvaluationTable
+from coar_dist.store.tables import EvaluationTable, fitted_methods
 
 _LABELS = {
     "coar": "COAR",
@@ -20,7 +20,8 @@ _LABELS = {
 
 def methods_of(run: RunDirectory) -> list[str]:
     """The attribution methods of a run: what was fitted, and the baselines whose designs it has."""
-    fitted = [method for method in ("coar", "coar_lasso", "coar_elastic_net") if AttributionTable(run, method).exists]
+    there = fitted_methods(run.storage)
+    fitted = [method for method in ("coar", "coar_lasso", "coar_elastic_net") if method in there]
     return [*(fitted or ["coar"]), *(name for name, entry in run.designs.items() if entry.role == "baseline")]
 
 
@@ -33,7 +34,7 @@ def report(run: RunDirectory, console: Console) -> None:
     held_out = {name: entry.design for name, entry in run.designs.items() if entry.role == "evaluation"}
     held_out = dict(sorted(held_out.items(), key=lambda item: -item[1].ablation_fraction))
     if not held_out:
-        raise MissingWorkError(f"{run.root} has no held-out designs: run the ablate and evaluate stages.")
+        raise MissingWorkError(f"{run.storage} has no held-out designs: run the ablate and evaluate stages.")
     trained_at = run.design("train")
     table = Table()
     table.add_column("method")
@@ -59,9 +60,9 @@ def report(run: RunDirectory, console: Console) -> None:
     lines = [
         f"{run.num_examples} examples{accuracy}; {run.components.num_components} components in "
         f"{len(run.components.groups)} parameters; {trained_at.num_masks} training masks.",
-        f"Run directory: {run.root}",
-        f"Next, in Python: run = coar_dist.open_run({str(run.root)!r}); run.weights(example_ids=[0])",
-        f"Or query {run.root}/attributions/coar.*.parquet with DuckDB, pandas or Polars.",
+        f"Run directory: {run.storage}",
+        f"Next, in Python: run = coar_dist.open_run({run.storage.location!r}); run.weights(example_ids=[0])",
+        f"Or query {run.storage}/attributions/coar.*.parquet with DuckDB, pandas or Polars.",
     ]
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False)

@@ -8,17 +8,18 @@ record of what is done.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from coar_dist.errors import DamagedFileError, MissingWorkError, NonFiniteMarginError
+from coar_dist.errors import DamagedFileError, MissingWorkError, NonFiniteMarginError, RunMismatchError
 from coar_dist.store.parquet import (
     masks_of,
     matrix_column,
@@ -27,8 +28,10 @@ from coar_dist.store.parquet import (
     read_metadata,
     read_table,
     set_aside,
+    why_wrong,
     write_table,
 )
+from coar_dist.store.storage import Storage
 
 _NAME = re.compile(r"(\d{10})-(\d{10})\.parquet")
 
@@ -38,7 +41,8 @@ class MarginStore:
     """Reader and writer of the shards of one design.
 
     Attributes:
-        folder: where the shards lie.
+        storage: of the run directory.
+        folder: where the shards lie in it.
         fingerprint: of the run's identity and the design; every shard carries it.
         num_components: bits of a mask.
         num_masks: masks of the design; shards beyond it are left alone.
@@ -47,7 +51,8 @@ class MarginStore:
         dtype: ``float32`` or ``float16``.
     """
 
-    folder: Path
+    storage: Storage
+    folder: str
     fingerprint: str
     num_components: int
     num_masks: int
@@ -61,13 +66,17 @@ class MarginStore:
         step = self.examples_per_block
         return [(start, min(start + step, self.num_examples)) for start in range(0, self.num_examples, step)]
 
-    def path(self, start: int, stop: int) -> Path:
-        """The file of masks ``start .. stop - 1``."""
-        return self.folder / f"{start:010d}-{stop:010d}.parquet"
+    def file(self, start: int, stop: int) -> str:
+        """The name of the shard of masks ``start .. stop - 1``."""
+        return f"{self.folder}/{start:010d}-{stop:010d}.parquet"
+
+    def has(self, start: int, stop: int) -> bool:
+        """Whether the shard of masks ``start .. stop - 1`` is there."""
+        return self.storage.size(self.file(start, stop)) is not None
 
     def write(
-        self, start: int, masks: NDArray[np.bool_], margins: NDArray[np.float32], made_by: Mapping[str, str]
-    ) -> Path:
+        self, start: int, masks: NDArray[np.bool_], margins: NDArray[np.float32], made_by: Mapping[str, Any]
+    ) -> None:
         """Write the shard of masks ``start .. start + len(masks) - 1``, atomically.
 
         Args:
@@ -98,9 +107,8 @@ class MarginStore:
         }
         for first, end in self.blocks:
             columns[_column(first)] = matrix_column(stored[:, first:end])
-        path = self.path(start, start + len(masks))
-        write_table(path, columns, {**made_by, **self._belongs_to(start, start + len(masks))})
-        return path
+        stop = start + len(masks)
+        write_table(self.storage, self.file(start, stop), columns, {**made_by, **self._belongs_to(start, stop)})
 
     def _belongs_to(self, start: int, stop: int) -> dict[str, Any]:
         return {"content": "margins", "design": self.fingerprint, "start": start, "stop": stop}
@@ -111,38 +119,83 @@ class MarginStore:
         Raises:
             DamagedFileError: two shards overlap.
         """
-        if not self.folder.is_dir():
-            return []
-        names = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
-        found = sorted((int(name[1]), int(name[2])) for name in names if name)
+        found = sorted(self._listed())
         for (start, stop), following in pairwise(found):
             if following[0] < stop:
                 raise DamagedFileError(
-                    f"shards {self.path(start, stop).name} and {self.path(*following).name} of {self.folder} overlap. "
-                    f"Move one of them away; the ablate stage recomputes what is then missing."
+                    f"shards {self.file(start, stop)} and {self.file(*following)} of {self.storage} overlap. "
+                    f"The ablate stage sets one aside, and recomputes what is then missing."
                 )
         return found
 
-    def set_aside_damaged(self) -> list[str]:
-        """Check the footer of every shard; rename those that are damaged or foreign, and say why for each."""
-        reasons = []
-        for start, stop in self.ranges():
-            path = self.path(start, stop)
-            try:
-                metadata = read_metadata(path)
-                wrong = [key for key, value in self._belongs_to(start, stop).items() if metadata.get(key) != value]
-                reason = f"{path} belongs to something else: its {', '.join(wrong)} differ" if wrong else None
-            except DamagedFileError as error:
-                reason = str(error)
-            if reason is not None:
-                reasons.append(f"{reason}; set aside as {set_aside(path).name}")
-        return reasons
+    def _listed(self) -> dict[tuple[int, int], int]:
+        """Mask ranges and file sizes of what lies in the folder."""
+        files = self.storage.files(self.folder)
+        names = ((_NAME.fullmatch(name), size) for name, size in files.items())
+        return {(int(name[1]), int(name[2])): size for name, size in names if name}
 
-    def missing(self) -> list[tuple[int, int]]:
-        """The ranges of masks that no shard covers, in order."""
+    def wrong_shards(self, read_everything: bool) -> dict[tuple[int, int], str]:
+        """The shards that must not be used, and why: damaged, of another run or range, or overlapping another one.
+
+        Args:
+            read_everything: whether every column is verified; otherwise the footer, which each reader of a column
+                relies on.
+        """
+        listed = self._listed()
+        with ThreadPoolExecutor(self.storage.parallel_reads) as pool:
+            reasons = pool.map(
+                lambda masks: why_wrong(
+                    self.storage, self.file(*masks), listed[masks], self._belongs_to(*masks), read_everything
+                ),
+                listed,
+            )
+            wrong = {masks: reason for masks, reason in zip(listed, reasons, strict=True) if reason is not None}
+        covered = 0
+        for start, stop in sorted(listed.keys() - wrong.keys()):
+            if start < covered:
+                wrong[start, stop] = f"{self._where(start, stop)} overlaps the shard before it."
+            else:
+                covered = stop
+        return wrong
+
+    def _where(self, start: int, stop: int) -> str:
+        return self.storage.where(self.file(start, stop))
+
+    def set_aside_wrong(self, is_new_run: bool) -> list[str]:
+        """Rename the shards whose footer shows that they must not be used, and say why for each.
+
+        Args:
+            is_new_run: whether the identity has just been written, so that it may be the identity that is wrong.
+
+        Raises:
+            RunMismatchError: the identity is new, and there are more shards of another run than of this one.
+        """
+        self.storage.sweep(self.folder)
+        wrong = self.wrong_shards(read_everything=False)
+        foreign = sum("belongs to something else" in reason for reason in wrong.values())
+        if is_new_run and foreign > len(self._listed()) - len(wrong):
+            raise RunMismatchError(
+                f"{self.storage.where(self.folder)} holds {foreign} shards of another run, whose run.json is lost. "
+                f"Undo what you changed since, or use another run.dir. Nothing was touched."
+            )
+        return [
+            f"{reason} Set aside as {set_aside(self.storage, self.file(*masks))}" for masks, reason in wrong.items()
+        ]
+
+    def made_by(self) -> dict[str, Any]:
+        """The metadata of the first shard: how it was made; empty if there is none."""
+        for start, stop in self.ranges()[:1]:
+            return read_metadata(self.storage, self.file(start, stop))
+        return {}
+
+    def missing(self, without: Collection[tuple[int, int]] = ()) -> list[tuple[int, int]]:
+        """The ranges of masks that no shard covers, in order; the shards ``without`` do not count."""
+        return self._missing_of([masks for masks in self.ranges() if masks not in without])
+
+    def _missing_of(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         gaps = []
         position = 0
-        for start, stop in self.ranges():
+        for start, stop in ranges:
             if start >= self.num_masks:
                 break
             if start > position:
@@ -152,19 +205,25 @@ class MarginStore:
             gaps.append((position, self.num_masks))
         return gaps
 
-    def require_complete(self) -> None:
+    def require_complete(self) -> list[tuple[int, int]]:
         """Check that all masks are there.
+
+        Returns:
+            The ranges of the shards.
 
         Raises:
             MissingWorkError: listing the missing ranges.
         """
-        gaps = self.missing()
+        ranges = self.ranges()
+        gaps = self._missing_of(ranges)
         if gaps:
             listed = ", ".join(f"{start}..{stop - 1}" for start, stop in gaps[:10])
             raise MissingWorkError(
-                f"{self.folder} lacks {sum(stop - start for start, stop in gaps)} of {self.num_masks} masks: {listed}"
-                f"{', ...' if len(gaps) > 10 else ''}. Run the ablate stage again; it computes what is missing."
+                f"{self.storage.where(self.folder)} lacks {sum(stop - start for start, stop in gaps)} of "
+                f"{self.num_masks} masks: {listed}{', ...' if len(gaps) > 10 else ''}. Run the ablate stage again; it "
+                f"computes what is missing."
             )
+        return ranges
 
     def read(
         self, block: tuple[int, int] | None, masks_per_batch: int, masks: tuple[int, int] | None = None
@@ -184,17 +243,13 @@ class MarginStore:
             MissingWorkError: masks are missing.
             DamagedFileError: a shard is damaged; it has been set aside, and the ablate stage recomputes it.
         """
-        self.require_complete()
+        ranges = self.require_complete()
         first, end = masks or (0, self.num_masks)
+        wanted = [(start, stop) for start, stop in ranges if stop > first and start < end]
         waiting: list[tuple[NDArray[np.bool_], NDArray[np.float32]]] = []
         num_waiting = 0
-        for start, stop in self.ranges():
-            if stop <= first:
-                continue
-            if start >= end:
-                break
+        for (start, stop), (shard_masks, margins) in zip(wanted, self._read_ahead(wanted, block), strict=True):
             rows = slice(max(first - start, 0), min(stop, end) - start)
-            shard_masks, margins = self._read_shard(start, stop, block)
             waiting.append((shard_masks[rows], margins[rows]))
             num_waiting += rows.stop - rows.start
             while num_waiting >= masks_per_batch:
@@ -205,17 +260,38 @@ class MarginStore:
         if num_waiting:
             yield _join(waiting)
 
+    def _read_ahead(
+        self, ranges: Sequence[tuple[int, int]], block: tuple[int, int] | None
+    ) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.float32]]]:
+        """The shards in order; where the storage is far away, the next ones are on their way meanwhile."""
+        if self.storage.parallel_reads == 1:
+            yield from (self._read_shard(start, stop, block) for start, stop in ranges)
+            return
+        coming = deque[Future[tuple[NDArray[np.bool_], NDArray[np.float32]]]]()
+        with ThreadPoolExecutor(self.storage.parallel_reads) as pool:
+            try:
+                for start, stop in ranges:
+                    coming.append(pool.submit(self._read_shard, start, stop, block))
+                    if len(coming) == self.storage.parallel_reads:
+                        yield coming.popleft().result()
+                while coming:
+                    yield coming.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
     def _read_shard(
         self, start: int, stop: int, block: tuple[int, int] | None
     ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-        path = self.path(start, stop)
+        name = self.file(start, stop)
         names = ["mask_id", "mask"] + ([] if block is None else [_column(block[0])])
         try:
-            table = read_table(path, self._belongs_to(start, stop), names)
+            table = read_table(self.storage, name, self._belongs_to(start, stop), names)
             if not np.array_equal(table["mask_id"].to_numpy(), np.arange(start, stop)):
-                raise DamagedFileError(f"{path} is damaged: its mask ids are not {start}..{stop - 1} in order.")
+                raise DamagedFileError(
+                    f"{self._where(start, stop)} is damaged: its mask ids are not {start}..{stop - 1} in order."
+                )
         except DamagedFileError as error:
-            new_name = set_aside(path).name
+            new_name = set_aside(self.storage, name)
             raise DamagedFileError(
                 f"{error} It was set aside as {new_name}; the ablate stage recomputes it."
             ) from error

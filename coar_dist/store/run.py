@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masks import check_masks
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
+from coar_dist.store.storage import storage_at
 from coar_dist.store.tables import AttributionTable
 
 
@@ -27,7 +28,7 @@ class Run:
     def __repr__(self) -> str:
         designs = {name: entry.design.num_masks for name, entry in self.directory.designs.items()}
         return (
-            f"Run({str(self.directory.root)!r}: {self.directory.num_examples} examples, "
+            f"Run({str(self.directory.storage)!r}: {self.directory.num_examples} examples, "
             f"{self.components.num_components} components, masks {designs})"
         )
 
@@ -143,7 +144,7 @@ class Run:
 
 
 def open_run(run_dir: str | Path) -> Run:
-    """Open a run directory for reading.
+    """Open a run directory, a path or an ``s3://`` or ``gs://`` URL, for reading.
 
     Raises:
         RunNotFoundError: there is no run in it.
@@ -153,4 +154,4 @@ def open_run(run_dir: str | Path) -> Run:
         >>> run.weights(example_ids=[3, 5]).shape  # doctest: +SKIP
         (2, 288)
     """
-    return Run(RunDirectory.open(run_dir))
+    return Run(RunDirectory.open(storage_at(run_dir)))

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +21,15 @@ from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.design import MaskDesign
 from coar_dist.errors import DamagedFileError, MissingWorkError, RunMismatchError, RunNotFoundError
 from coar_dist.store.margins import MarginStore
-from coar_dist.store.parquet import read_table, set_aside, write_bytes_atomically, write_table
+from coar_dist.store.parquet import read_table, set_aside, write_table
+from coar_dist.store.storage import Storage
 
-FORMAT = 1
+FORMAT = 2
+RUN_FILE = "run.json"
+_COMPONENTS_FILE, _EXAMPLES_FILE = "components.parquet", "examples.parquet"
 TRAIN_DESIGN = "train"
+FOLDERS = ("", "attributions", "evaluation", "logs")
+"""Where files lie, besides the margins' folders."""
 ROLES = ("train", "baseline", "evaluation")
 
 
@@ -43,64 +47,78 @@ class RunDesign:
 
 
 class RunDirectory:
-    """An open run directory, whose identity has been read (``open``) or checked (``create``)."""
+    """An open run directory, whose identity has been read (``open``) or checked (``create``).
 
-    def __init__(self, root: Path, record: dict[str, Any]) -> None:
-        self.root = root
+    Attributes:
+        storage: where it lies.
+        is_new: whether ``create`` found no run.json that could be read.
+    """
+
+    def __init__(self, storage: Storage, record: dict[str, Any], is_new: bool) -> None:
+        self.storage = storage
+        self.is_new = is_new
         self._record = record
 
     @classmethod
-    def open(cls, root: str | Path) -> RunDirectory:
+    def open(cls, storage: Storage) -> RunDirectory:
         """Open an existing run directory.
 
         Raises:
             RunNotFoundError: there is no run.json.
-            DamagedFileError: run.json cannot be read.
+            DamagedFileError: run.json is damaged.
+            RunMismatchError: it is of another version's format.
         """
-        path = Path(root) / "run.json"
-        if not path.is_file():
+        if storage.size(RUN_FILE) is None:
             raise RunNotFoundError(
-                f"{root} is not a run directory (it has no run.json). Make one with the ablate stage, or correct "
+                f"{storage} is not a run directory (it has no {RUN_FILE}). Make one with the ablate stage, or correct "
                 f"run.dir."
             )
+        where = storage.where(RUN_FILE)
         try:
-            record = json.loads(path.read_text())
+            record = json.loads(storage.read(RUN_FILE))
             found = record["format"]
-            assert isinstance(record["identity"], dict)
-            assert isinstance(record["designs"], dict)
-        except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+            if found == FORMAT and record.pop("sha256") != fingerprint_of(record):
+                raise ValueError("it does not have the checksum that it was written with")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedFileError(
-                f"{path} is damaged: {error}. Restore it from a copy, or start a new run.dir."
+                f"{where} is damaged: {error}. Run the ablate stage: it makes the file anew and keeps every shard that "
+                f"is of the same run."
             ) from error
         if found != FORMAT:
-            raise RunMismatchError(f"{path} has format {found}, this version reads format {FORMAT}.")
-        return cls(Path(root), record)
+            raise RunMismatchError(
+                f"{where} has format {found}, this version reads format {FORMAT}. Use another run.dir."
+            )
+        return cls(storage, record, is_new=False)
 
     @classmethod
     def create(
         cls,
-        root: str | Path,
+        storage: Storage,
         identity: Mapping[str, Any],
         components: ComponentIndex,
         num_examples: int,
         probe_margins: Sequence[float] = (),
     ) -> RunDirectory:
-        """Create the run directory, or open it if it is of this identity.
+        """Create the run directory, or open it if it is of this identity. A damaged run.json is set aside.
 
         Args:
-            root: the folder.
+            storage: where.
             identity: everything that margins depend on, flat: key -> JSON value. The component index is added here.
             components: the component index.
             num_examples: number of examples.
             probe_margins: margins of the first examples, compared to a tolerance that covers other hardware.
 
         Raises:
-            RunMismatchError: it belongs to another identity; the message names the first differing keys and values.
+            RunMismatchError: it belongs to another identity; the message names the differing keys and values.
         """
-        root = Path(root)
         identity = {**identity, "components": components.fingerprint, "num_examples": num_examples}
-        if (root / "run.json").is_file():
-            run = cls.open(root)
+        try:
+            run = cls.open(storage)
+        except RunNotFoundError:
+            pass
+        except DamagedFileError:
+            set_aside(storage, RUN_FILE)
+        else:
             run._check_identity(identity)
             run._check_probe(probe_margins)
             run._mend_components(components)
@@ -116,7 +134,7 @@ class RunDirectory:
             "probe_margins": list(probe_margins),
             "designs": {},
         }
-        run = cls(root, record)
+        run = cls(storage, record, is_new=True)
         run._mend_components(components)
         run._save()  # last: run.json says that the rest is there
         return run
@@ -129,32 +147,44 @@ class RunDirectory:
                 f"{key} is {identity.get(key)!r}, but the run was made with {stored.get(key)!r}" for key in differing
             )
             raise RunMismatchError(
-                f"{self.root} belongs to another run: {lines}. Use another run.dir, or undo the change."
+                f"{self.storage} belongs to another run: {lines}. Use another run.dir, or undo the change."
             )
 
     def _check_probe(self, probe_margins: Sequence[float]) -> None:
         stored = self._record.get("probe_margins", [])
         if not np.allclose(stored, probe_margins, rtol=1e-2, atol=1e-2, equal_nan=True):
             raise RunMismatchError(
-                f"{self.root} belongs to another run: the unablated margins of the first examples are "
+                f"{self.storage} belongs to another run: the unablated margins of the first examples are "
                 f"{list(probe_margins)}, but the run was made with {stored}, though weights and names are the same. "
                 f"The model's code or the output function has changed. Use another run.dir, or undo the change."
             )
 
     def _mend_components(self, components: ComponentIndex) -> None:
         """Write ``components.parquet`` where it is missing or damaged: the identity says what belongs into it."""
-        path = self.root / "components.parquet"
-        try:
-            if path.is_file():
-                read_table(path, self._belongs_to("components"))
-                return
-        except DamagedFileError:
-            set_aside(path)
+        if self._is_whole(_COMPONENTS_FILE, "components"):
+            return
         columns = {name: pa.array(values) for name, values in components.table().items()}
-        write_table(path, columns, self._belongs_to("components"))
+        write_table(self.storage, _COMPONENTS_FILE, columns, self._belongs_to("components"))
+
+    def _is_whole(self, name: str, content: str) -> bool:
+        """Whether a file is there and can be used; a damaged one is set aside."""
+        if self.storage.size(name) is None:
+            return False
+        try:
+            read_table(self.storage, name, self._belongs_to(content))
+        except DamagedFileError:
+            set_aside(self.storage, name)
+            return False
+        return True
 
     def _save(self) -> None:
-        write_bytes_atomically(self.root / "run.json", json.dumps(self._record, indent=2).encode())
+        record = {**self._record, "sha256": fingerprint_of(self._record)}
+        self.storage.write(RUN_FILE, json.dumps(record, indent=2).encode())
+
+    @property
+    def created(self) -> str:
+        """When it was created: ISO 8601, UTC."""
+        return str(self._record["created"])
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -174,10 +204,10 @@ class RunDirectory:
     @cached_property
     def components(self) -> ComponentIndex:
         """The component index, from ``components.parquet``."""
-        table = read_table(self.root / "components.parquet", self._belongs_to("components"))
+        table = read_table(self.storage, _COMPONENTS_FILE, self._belongs_to("components"))
         index = ComponentIndex.from_table(table.to_pydict())
         if index.fingerprint != self.identity["components"]:
-            raise DamagedFileError(f"{self.root / 'components.parquet'} does not belong to this run.")
+            raise DamagedFileError(f"{self.storage.where(_COMPONENTS_FILE)} does not belong to this run.")
         return index
 
     @property
@@ -215,7 +245,7 @@ class RunDirectory:
         designs = self.designs
         if name not in designs:
             raise MissingWorkError(
-                f"{self.root} has no design {name!r}, only {sorted(designs)}. Run the ablate stage for it first."
+                f"{self.storage} has no design {name!r}, only {sorted(designs)}. Run the ablate stage for it first."
             )
         return designs[name].design
 
@@ -229,14 +259,18 @@ class RunDirectory:
             if old[key] != new[key]:
                 option = "design" if entry.role == "train" else entry.role
                 raise RunMismatchError(
-                    f"{option}.{key} is {new[key]!r}, but design {name!r} of {self.root} was collected with "
+                    f"{option}.{key} is {new[key]!r}, but design {name!r} of {self.storage} was collected with "
                     f"{old[key]!r}. Use another run.dir, or {option}.{key}={old[key]}."
                 )
 
     @property
     def engine_plan(self) -> dict[str, Any] | None:
-        """How the forward passes are run: chosen once, used by every later actor; not part of the identity."""
-        plan = self._record.get("engine_plan")
+        """How the forward passes are run: chosen once, used by every later actor; not part of the identity.
+
+        Where run.json was lost, the shards tell.
+        """
+        plans = (self.margins(name).made_by().get("engine") for name in self.designs)
+        plan = self._record.get("engine_plan") or next(filter(None, plans), None)
         return None if plan is None else dict(plan)
 
     def set_engine_plan(self, plan: Mapping[str, Any]) -> None:
@@ -248,7 +282,8 @@ class RunDirectory:
         """The margin shards of a design."""
         design = self.design(design_name)
         return MarginStore(
-            folder=self.root / "margins" / design_name,
+            storage=self.storage,
+            folder=f"margins/{design_name}",
             fingerprint=fingerprint_of({**self.identity, "design": design.identity()}),
             num_components=design.num_components,
             num_masks=design.num_masks,
@@ -262,15 +297,7 @@ class RunDirectory:
 
     def has_examples(self) -> bool:
         """Whether ``examples.parquet`` is there and whole; a damaged one is set aside."""
-        path = self.root / "examples.parquet"
-        if not path.is_file():
-            return False
-        try:
-            self.read_examples()
-        except DamagedFileError:
-            set_aside(path)
-            return False
-        return True
+        return self._is_whole(_EXAMPLES_FILE, "examples")
 
     def write_examples(
         self,
@@ -292,11 +319,11 @@ class RunDirectory:
             "prediction": nothing if predictions is None else pa.array(predictions),
             "margin": pa.array(margins),
         }
-        write_table(self.root / "examples.parquet", columns, self._belongs_to("examples"))
+        write_table(self.storage, _EXAMPLES_FILE, columns, self._belongs_to("examples"))
 
     def read_examples(self) -> dict[str, NDArray[Any]]:
         """The columns of ``examples.parquet``; labels and predictions are NaN where targets are not classes."""
-        table = read_table(self.root / "examples.parquet", self._belongs_to("examples"))
+        table = read_table(self.storage, _EXAMPLES_FILE, self._belongs_to("examples"))
         return {name: table[name].to_numpy() for name in table.column_names}
 
 

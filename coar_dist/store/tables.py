@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,10 @@ from coar_dist.store.parquet import (
     write_table,
 )
 from coar_dist.store.run_directory import RunDirectory, fingerprint_of
+from coar_dist.store.storage import Storage
 
 QUALITY = ("r2", "r2_new", "duality_gap")
+_FOLDER = "attributions"
 
 
 @dataclass(frozen=True)
@@ -55,29 +56,28 @@ class Attributions:
         return cls(weights, intercepts, nothing, nothing, nothing, nothing)
 
 
+def fitted_methods(storage: Storage) -> list[str]:
+    """The methods of which there are attributions of any example block."""
+    return sorted({name.split(".")[0] for name in storage.files(_FOLDER) if name.endswith(".parquet")})
+
+
 class AttributionTable:
     """The attributions of one method: per example one weight per component, an intercept, a penalty, their quality."""
 
     def __init__(self, run: RunDirectory, method: str) -> None:
-        self._run = run
+        self._run, self._storage = run, run.storage
         self.method = method
 
-    def path(self, block: tuple[int, int]) -> Path:
-        """The file of one example block."""
-        return self._run.root / "attributions" / f"{self.method}.{block[0]:08d}-{block[1]:08d}.parquet"
+    def file(self, block: tuple[int, int]) -> str:
+        """The name of the file of one example block."""
+        return f"{_FOLDER}/{self.method}.{block[0]:08d}-{block[1]:08d}.parquet"
 
     def is_complete(self, settings: Mapping[str, Any], blocks: list[tuple[int, int]]) -> bool:
         """Whether all example blocks are there, made with ``settings``; damaged files are set aside."""
-        return all(_made_with(self.path(block), self._belongs_to(settings)) for block in blocks)
+        return all(_made_with(self._storage, self.file(block), self._belongs_to(settings)) for block in blocks)
 
     def _belongs_to(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         return {"content": "attributions", "run": self._run.fingerprint, "settings": dict(settings)}
-
-    @property
-    def exists(self) -> bool:
-        """Whether any block has been fitted."""
-        folder = self._run.root / "attributions"
-        return folder.is_dir() and any(folder.glob(f"{self.method}.*.parquet"))
 
     def write(self, block: tuple[int, int], settings: Mapping[str, Any], attributions: Attributions) -> None:
         """Write the attributions of one example block.
@@ -100,7 +100,7 @@ class AttributionTable:
         if attributions.standard_errors is not None:
             columns["standard_errors"] = matrix_column(attributions.standard_errors)
         is_sparse = int(np.count_nonzero(attributions.weights)) < attributions.weights.size / 2
-        write_table(self.path(block), columns, self._belongs_to(settings), compress=is_sparse)
+        write_table(self._storage, self.file(block), columns, self._belongs_to(settings), compress=is_sparse)
 
     def read(self, block: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Weights (block length, num_components) and intercepts (block length,) of one example block.
@@ -129,24 +129,26 @@ class AttributionTable:
             MissingWorkError: the file is not there, or was fitted without them.
             DamagedFileError: as ``read``.
         """
-        if self.path(block).is_file() and "standard_errors" not in column_names(self.path(block)):
+        name = self.file(block)
+        if self._storage.size(name) is not None and "standard_errors" not in column_names(self._storage, name):
             raise MissingWorkError(
-                f"{self.path(block)} has no standard errors: run the fit stage with regression.standard_errors=true."
+                f"{self._storage.where(name)} has no standard errors: run the fit stage with "
+                f"regression.standard_errors=true."
             )
         return matrix_of(self._read(block, ["standard_errors"])["standard_errors"])
 
     def _read(self, block: tuple[int, int], columns: list[str]) -> pa.Table:
-        path = self.path(block)
-        if not path.is_file():
-            there = sorted({name.name.split(".")[0] for name in path.parent.glob("*.parquet")})
+        name = self.file(block)
+        if self._storage.size(name) is None:
+            there = ", ".join(fitted_methods(self._storage)) or "no method"
             raise MissingWorkError(
-                f"{path} is missing: run the fit stage. There are attributions of {', '.join(there) or 'no method'}."
+                f"{self._storage.where(name)} is missing: run the fit stage. There are attributions of {there}."
             )
         try:
-            return read_table(path, {"content": "attributions", "run": self._run.fingerprint}, columns)
+            return read_table(self._storage, name, {"content": "attributions", "run": self._run.fingerprint}, columns)
         except DamagedFileError as error:
             raise DamagedFileError(
-                f"{error} It was set aside as {set_aside(path).name}; the fit stage makes it anew."
+                f"{error} It was set aside as {set_aside(self._storage, name)}; the fit stage makes it anew."
             ) from error
 
     def settings_fingerprint(self, blocks: list[tuple[int, int]]) -> str:
@@ -155,20 +157,22 @@ class AttributionTable:
         Raises:
             MissingWorkError: a block is not there.
         """
-        missing = [self.path(block).name for block in blocks if not self.path(block).is_file()]
+        missing = [self.file(block) for block in blocks if self._storage.size(self.file(block)) is None]
         if missing:
             raise MissingWorkError(f"attributions of {self.method!r} lack {', '.join(missing)}: run the fit stage.")
-        return fingerprint_of({"settings": [read_metadata(self.path(block))["settings"] for block in blocks]})
+        return fingerprint_of(
+            {"settings": [read_metadata(self._storage, self.file(block))["settings"] for block in blocks]}
+        )
 
 
 class EvaluationTable:
     """Per-example correlations of one method on one held-out design."""
 
     def __init__(self, run: RunDirectory, method: str, design_name: str) -> None:
-        self._run = run
+        self._run, self._storage = run, run.storage
         self.method = method
         self.design_name = design_name
-        self.path = run.root / "evaluation" / f"{method}.{design_name}.parquet"
+        self.file = f"evaluation/{method}.{design_name}.parquet"
 
     def _belongs_to(self) -> dict[str, Any]:
         """The attributions and the masks that the correlations are of, as they are now."""
@@ -182,7 +186,7 @@ class EvaluationTable:
 
     def is_complete(self) -> bool:
         """Whether the table is there and of the attributions as they are now; a damaged file is set aside."""
-        return _made_with(self.path, self._belongs_to())
+        return _made_with(self._storage, self.file, self._belongs_to())
 
     def write(self, correlations: NDArray[np.float64]) -> None:
         """Write the table; a NaN correlation (undefined) is stored as null.
@@ -198,7 +202,7 @@ class EvaluationTable:
             "ablation_fraction": pa.array(np.full(len(correlations), fraction)),
             "correlation": pa.array(correlations, from_pandas=True),
         }
-        write_table(self.path, columns, self._belongs_to())
+        write_table(self._storage, self.file, columns, self._belongs_to())
 
     def read(self) -> NDArray[np.float64]:
         """(num_examples,) correlations; NaN where undefined.
@@ -208,21 +212,22 @@ class EvaluationTable:
             DamagedFileError: it is damaged.
         """
         belongs_to = self._belongs_to()
-        if not _made_with(self.path, belongs_to):
-            raise MissingWorkError(f"{self.path} is missing or of earlier attributions: run the evaluate stage.")
-        table = read_table(self.path, belongs_to)
+        if not _made_with(self._storage, self.file, belongs_to):
+            where = self._storage.where(self.file)
+            raise MissingWorkError(f"{where} is missing or of earlier attributions: run the evaluate stage.")
+        table = read_table(self._storage, self.file, belongs_to)
         return np.asarray(table["correlation"].to_numpy())
 
 
-def _made_with(path: Path, belongs_to: Mapping[str, Any]) -> bool:
-    if not path.is_file():
+def _made_with(storage: Storage, name: str, belongs_to: Mapping[str, Any]) -> bool:
+    if storage.size(name) is None:
         return False
     try:
-        metadata = read_metadata(path)
+        metadata = read_metadata(storage, name)
         if any(metadata.get(key) != value for key, value in belongs_to.items()):
             return False
-        read_table(path, belongs_to)  # every checksum: what is called done can be read
+        read_table(storage, name, belongs_to)  # every checksum: what is called done can be read
     except DamagedFileError:
-        set_aside(path)
+        set_aside(storage, name)
         return False
     return True

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from coar_dist.config import ExamplesConfig, ModelConfig, TaskConfig
 from coar_dist.errors import ConfigError, TaskError
@@ -32,26 +33,27 @@ def build_examples(config: ExamplesConfig, key: str) -> ExampleSet:
     return examples
 
 
-def build_task(config: TaskConfig, trained_checkpoint: Path | None) -> Task:
+def build_task(config: TaskConfig, trained: Mapping[str, Tensor] | None) -> Task:
     """The whole task, its model in eval mode with the checkpoint's weights.
 
     Args:
         config: what to load.
-        trained_checkpoint: what the train stage saved; used where ``config.model.checkpoint`` is None.
+        trained: weights from the train stage; used where ``config.model.checkpoint`` is None.
 
     Raises:
         ConfigError, TaskError: naming the key that is wrong.
     """
-    if config.model.checkpoint is None and trained_checkpoint is None and config.model.source in MODELS:
+    if config.model.checkpoint is None and trained is None and config.model.source in MODELS:
         raise ConfigError(
             f"task.model.checkpoint must be set: {config.model.source!r} alone has random weights. (Or let the train "
             f"stage make one: train=...)"
         )
-    checkpoint = Path(config.model.checkpoint) if config.model.checkpoint is not None else trained_checkpoint
     with torch.random.fork_rng():
         torch.manual_seed(0)  # a constructor's random weights are then the same in every run
         model = build_model(config.model)
-    if checkpoint is not None:
-        load_checkpoint(model, checkpoint)
+    if config.model.checkpoint is not None:
+        load_checkpoint(model, Path(config.model.checkpoint))
+    elif trained is not None:
+        model.load_state_dict(trained)
     examples = build_examples(config.examples, "task.examples")
     return Task(model.eval(), examples, output_function(config.output_function))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,7 @@ class ExampleSet:
 
     def fingerprint(self) -> str:
         """SHA-256 over names, dtypes, shapes and bytes of all tensors."""
-        return _fingerprint(self.tensors())
+        return fingerprint_of_tensors(self.tensors())
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Task:
         """What results depend on: weights, architecture, examples and output function."""
         architecture = re.sub(r" at 0x[0-9a-f]+", "", repr(self.model))
         return {
-            "model.weights": _fingerprint(sorted(self.model.state_dict().items())),
+            "model.weights": fingerprint_of_tensors(sorted(self.model.state_dict().items())),
             "model.architecture": "sha256:" + hashlib.sha256(architecture.encode()).hexdigest(),
             "examples": self.examples.fingerprint(),
             "output_function": self.output_function.identity(),
@@ -132,7 +132,8 @@ def call_model(model: Callable[..., Any], inputs: Inputs) -> Any:
     return model(**inputs) if isinstance(inputs, dict) else model(inputs)
 
 
-def _fingerprint(tensors: Any) -> str:
+def fingerprint_of_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes."""
     digest = hashlib.sha256()
     for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())

@@ -1,17 +1,26 @@
-"""Training of a preset's own small classifier: the stage that a real user's checkpoint replaces."""
+"""Training of a preset's own small classifier, and its checkpoint: what a real user's checkpoint replaces."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import safetensors.torch
 import torch
-from torch import nn
+from safetensors import SafetensorError
+from torch import Tensor, nn
 from torch.nn import functional
 
 from coar_dist.config import TrainConfig
-from coar_dist.errors import TrainingError
+from coar_dist.errors import DamagedFileError, TrainingError
+from coar_dist.store.parquet import set_aside
+from coar_dist.store.storage import Storage
 from coar_dist.tasks.outputs import logits_of
-from coar_dist.tasks.task import ExampleSet, call_model
+from coar_dist.tasks.task import ExampleSet, call_model, fingerprint_of_tensors
+
+CHECKPOINT = "model.safetensors"
 
 
 def train_classifier(
@@ -80,3 +89,38 @@ def accuracy(model: nn.Module, examples: ExampleSet, batch_size: int = 512) -> f
         batch = examples.rows(start, start + batch_size)
         correct += int((logits_of(call_model(model, batch.inputs)).argmax(dim=1) == batch.targets).sum())
     return correct / len(examples)
+
+
+def write_checkpoint(storage: Storage, model: nn.Module, settings: Mapping[str, Any]) -> None:
+    """Write the model's weights and what they were trained with into the run directory."""
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    trained_with = json.dumps(settings)
+    metadata = {"train": trained_with, "sha256": _checksum(state, trained_with)}
+    storage.write(CHECKPOINT, safetensors.torch.save(state, metadata))
+
+
+def read_checkpoint(storage: Storage) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The weights and settings that ``write_checkpoint`` wrote; None where there are none.
+
+    Raises:
+        DamagedFileError: the file is damaged; it has been set aside.
+    """
+    if storage.size(CHECKPOINT) is None:
+        return None
+    content = storage.read(CHECKPOINT)
+    try:
+        state = safetensors.torch.load(content)
+        # The header: eight bytes of length, then JSON.
+        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        if metadata["sha256"] != _checksum(state, metadata["train"]):
+            raise ValueError("it does not have the checksum that it was written with")
+        return state, dict(json.loads(metadata["train"]))
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise DamagedFileError(
+            f"{storage.where(CHECKPOINT)} is damaged: {type(error).__name__}: {error}. It was set aside as "
+            f"{set_aside(storage, CHECKPOINT)}; the train stage makes it anew."
+        ) from error
+
+
+def _checksum(state: Mapping[str, Tensor], trained_with: str) -> str:
+    return hashlib.sha256((fingerprint_of_tensors(sorted(state.items())) + trained_with).encode()).hexdigest()

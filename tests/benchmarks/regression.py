@@ -38,6 +38,7 @@ from coar_dist.regression.fit import fit
 from coar_dist.regression.statistics import MASKS_PER_BATCH, Gram, MarginStatistics, gram, margin_statistics
 from coar_dist.store.run import Run
 from coar_dist.store.run_directory import RunDesign, RunDirectory
+from tests.models import local_storage
 
 CONSOLE = Console(width=140)
 Arrays = tuple[NDArray[np.bool_], NDArray[np.float32]]
@@ -252,7 +253,7 @@ def write_run(root: Path, shards: Any, num_masks: int, num_examples: int) -> Run
         if run is None:
             identity = {"ablation.examples_per_block": 1024, "ablation.margins_dtype": "float32"}
             components = ComponentIndex((ComponentGroup("a.weight", 0, masks.shape[1]),))
-            run = RunDirectory.create(root, identity, components, num_examples)
+            run = RunDirectory.create(local_storage(root), identity, components, num_examples)
             design = MaskDesign("bernoulli", masks.shape[1], num_masks, 0.1, 0)
             run.set_designs({"train": RunDesign("train", design)})
             store = run.margins("train")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.benchmarks import ablation, regression
+from tests.benchmarks import ablation, regression, scale
 
 
 def test_ablation_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,3 +21,9 @@ def test_regression_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     printed = capsys.readouterr().out
     for part in ("RidgeCV(alpha_per_target=True)", "lasso_path", "Parts of a ridge fit", "Setup A: 200 masks"):
         assert part in printed
+
+
+def test_scale_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["scale", "--actors", "20", "--ranges", "5000"])
+    scale.main()
+    assert "Schedule: 20 actors, 5,000 ranges" in capsys.readouterr().out

@@ -19,6 +19,7 @@ from coar_dist.errors import CoarWarning, ConfigError, DamagedFileError, Missing
 from coar_dist.regression.fit import fit
 from coar_dist.store.run import Run
 from coar_dist.store.run_directory import RunDesign, RunDirectory
+from tests.models import local_storage
 from tests.regression.problems import problem
 
 EXAMPLES = 11
@@ -29,7 +30,7 @@ def run_of(root: Path, masks: Any, margins: Any, cuts: list[int] | None = None, 
     num_masks, num_components = masks.shape
     components = ComponentIndex((ComponentGroup("a.weight", 0, num_components),))
     identity = {"ablation.examples_per_block": per_block, "ablation.margins_dtype": "float32"}
-    run = RunDirectory.create(root, identity, components, margins.shape[1])
+    run = RunDirectory.create(local_storage(root), identity, components, margins.shape[1])
     run.set_designs({"train": RunDesign("train", MaskDesign("bernoulli", num_components, num_masks, 0.2, 0))})
     store = run.margins("train")
     for start, stop in pairwise(cuts or [0, num_masks]):
@@ -62,7 +63,7 @@ def test_the_same_bits_for_any_shards_any_order_and_on_a_cluster(
     third = run_of(tmp_path / "c", masks, margins, [0, 128, 200])
     fit(whole, config, lambda _: None)
     fit(cut, config, lambda _: None, backwards)
-    with on_cluster(ClusterConfig(num_actors=2, cpus_per_actor=2)) as execute:
+    with on_cluster(ClusterConfig(max_actors=2, cpus_per_actor=2)) as execute:
         progress: list[int] = []
         fit(third, config, progress.append, execute)
     assert progress[-1] == EXAMPLES
@@ -78,11 +79,11 @@ def test_the_same_bits_for_any_shards_any_order_and_on_a_cluster(
 def test_errors_of_workers_are_the_user_s_own(data: Any, tmp_path: Path, ray_cluster: None) -> None:
     masks, margins = data
     run = run_of(tmp_path, masks, margins, [0, 100, 200])
-    path = run.margins("train").path(100, 200)
+    path = tmp_path / run.margins("train").file(100, 200)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with on_cluster(ClusterConfig(num_actors=1)) as execute, pytest.raises(DamagedFileError, match="set aside"):
+    with on_cluster(ClusterConfig(max_actors=1)) as execute, pytest.raises(DamagedFileError, match="set aside"):
         fit(run, RegressionConfig(), lambda _: None, execute)
     with pytest.raises(MissingWorkError, match=r"lacks 100 of 200 masks: 100\.\.199"):
         fit(run, RegressionConfig(), lambda _: None)

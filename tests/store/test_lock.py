@@ -8,11 +8,13 @@ import pytest
 
 from coar_dist.errors import RunInUseError, StorageError
 from coar_dist.store.lock import only_writer
+from coar_dist.store.storage import LocalStorage
 
 HOLD = """
-import pathlib, sys, time
+import sys, time
 from coar_dist.store.lock import only_writer
-with only_writer(pathlib.Path(sys.argv[1])):
+from coar_dist.store.storage import storage_at
+with only_writer(storage_at(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -24,17 +26,17 @@ def test_a_second_writer_is_refused_and_a_dead_one_holds_nothing(tmp_path: Path)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     said = rf"in use by process {process.pid} on .* since 20.*Wait until it ends"
-    with pytest.raises(RunInUseError, match=said), only_writer(root):
+    with pytest.raises(RunInUseError, match=said), only_writer(LocalStorage(str(root))):
         raise AssertionError
     process.kill()
     process.wait()
-    with only_writer(root):
+    with only_writer(LocalStorage(str(root))):
         assert f'"process": {process.pid}' not in (root / "driver.lock").read_text()
-    with only_writer(root):
+    with only_writer(LocalStorage(str(root))):
         pass
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"file' cannot be written"), only_writer(tmp_path / "file"):
+    with pytest.raises(StorageError, match=r"file cannot be made"), only_writer(LocalStorage(str(tmp_path / "file"))):
         raise AssertionError

@@ -21,10 +21,10 @@ from coar_dist.errors import (
     StorageError,
 )
 from coar_dist.store.margins import MarginStore
-from coar_dist.store.parquet import write_bytes_atomically
 from coar_dist.store.run_directory import RunDesign, RunDirectory
+from coar_dist.store.storage import storage_at
 from coar_dist.store.tables import Attributions, AttributionTable, EvaluationTable
-from tests.models import random_masks
+from tests.models import local_storage, random_masks
 
 COMPONENTS = ComponentIndex((ComponentGroup("a.weight", 0, 7), ComponentGroup("b.weight", 1, 4, 2)))
 IDENTITY = {"model.weights": "w", "ablation.examples_per_block": 3, "ablation.margins_dtype": "float32"}
@@ -32,7 +32,7 @@ NUM_EXAMPLES = 8
 
 
 def new_run(root: Path, **changes: object) -> RunDirectory:
-    run = RunDirectory.create(root, {**IDENTITY, **changes}, COMPONENTS, NUM_EXAMPLES)
+    run = RunDirectory.create(local_storage(root), {**IDENTITY, **changes}, COMPONENTS, NUM_EXAMPLES)
     set_train(run, 20)
     return run
 
@@ -107,7 +107,7 @@ def test_missing_ranges_are_named_and_more_masks_extend_the_run(tmp_path: Path) 
     set_train(run, 30)
     assert run.margins("train").missing() == [(8, 12), (16, 30)]
     set_train(run, 6)
-    shorter = RunDirectory.open(tmp_path).margins("train")
+    shorter = RunDirectory.open(storage_at(tmp_path)).margins("train")
     assert len(next(shorter.read(None, 100))[0]) == 6
 
 
@@ -131,12 +131,12 @@ def test_a_damaged_shard_is_never_used(
 ) -> None:
     store = new_run(tmp_path_factory.mktemp("run")).margins("train")
     masks, margins = fill(store, [0, 10, 20])
-    path = store.path(10, 20)
+    path = Path(store.storage.where(store.file(10, 20)))
     content = bytearray(path.read_bytes())
     offset = int(position * len(content))
     content[offset] ^= 1 << bit
     path.write_bytes(content if damage == "flip" else content[:offset])
-    reasons = store.set_aside_damaged()
+    reasons = store.set_aside_wrong(is_new_run=False)
     if not reasons:
         stored = read_or_none(store)
         if stored is not None:  # the flipped bit means nothing to the reader
@@ -155,20 +155,26 @@ def test_shards_of_another_run_or_design_are_set_aside(tmp_path: Path) -> None:
     other = new_run(tmp_path / "b", **{"model.weights": "other"}).margins("train")
     fill(store, [0, 10, 20])
     fill(other, [0, 10, 20])
-    store.path(0, 10).write_bytes(other.path(0, 10).read_bytes())
-    store.path(10, 20).write_bytes(store.path(0, 10).read_bytes())
-    reasons = store.set_aside_damaged()
+    first, second = (tmp_path / "a" / store.file(start, start + 10) for start in (0, 10))
+    first.write_bytes((tmp_path / "b" / other.file(0, 10)).read_bytes())
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(RunMismatchError, match=r"holds 2 shards of another run, whose run\.json is lost.*Nothing was"):
+        store.set_aside_wrong(is_new_run=True)
+    reasons = store.set_aside_wrong(is_new_run=False)
     assert len(reasons) == 2
     assert "belongs to something else: its design differ" in reasons[0]
     assert store.missing() == [(0, 20)]
 
 
-def test_overlapping_shards_are_refused(tmp_path: Path) -> None:
+def test_overlapping_shards_are_refused_and_the_second_is_set_aside(tmp_path: Path) -> None:
     store = new_run(tmp_path).margins("train")
     fill(store, [0, 10, 20])
     store.write(8, random_masks(4, 11), margins_of(4), {})
-    with pytest.raises(DamagedFileError, match=r"0000000000-0000000010.*and 0000000008-0000000012.*overlap"):
+    with pytest.raises(DamagedFileError, match=r"0000000000-0000000010.*and .*0000000008-0000000012.*overlap"):
         store.missing()
+    (reason,) = store.set_aside_wrong(is_new_run=False)
+    assert "0000000008-0000000012.parquet overlaps the shard before it" in reason
+    assert store.missing() == []
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +183,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("os.fsync", no_space)
     with pytest.raises(StorageError, match=r"file cannot be written: .*No space left.*what is finished is kept"):
-        write_bytes_atomically(tmp_path / "file", b"content")
+        local_storage(tmp_path).write("file", b"content")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -187,32 +193,32 @@ def test_another_identity_is_refused_with_both_values(tmp_path: Path) -> None:
     with pytest.raises(RunMismatchError, match=r"model\.weights is 'x', but the run was made with 'w'.*run\.dir"):
         new_run(tmp_path, **{"model.weights": "x"})
     with pytest.raises(RunMismatchError, match=r"num_examples is 9.*with 8"):
-        RunDirectory.create(tmp_path, IDENTITY, COMPONENTS, 9)
+        RunDirectory.create(local_storage(tmp_path), IDENTITY, COMPONENTS, 9)
     with pytest.raises(RunMismatchError, match="components is"):
-        RunDirectory.create(tmp_path, IDENTITY, ComponentIndex(COMPONENTS.groups[:1]), NUM_EXAMPLES)
-    run = RunDirectory.open(tmp_path)
+        RunDirectory.create(local_storage(tmp_path), IDENTITY, ComponentIndex(COMPONENTS.groups[:1]), NUM_EXAMPLES)
+    run = RunDirectory.open(storage_at(tmp_path))
     with pytest.raises(RunMismatchError, match=r"design\.seed is 6.*collected with 5.*design\.seed=5"):
         set_train(run, 20, seed=6)
 
 
 def test_run_json_and_components_are_checked(tmp_path: Path) -> None:
     with pytest.raises(RunNotFoundError, match=r"no run\.json"):
-        RunDirectory.open(tmp_path / "nothing")
+        RunDirectory.open(storage_at(tmp_path / "nothing"))
     new_run(tmp_path)
-    assert RunDirectory.open(tmp_path).components == COMPONENTS
+    assert RunDirectory.open(storage_at(tmp_path)).components == COMPONENTS
     record = json.loads((tmp_path / "run.json").read_text())
-    assert set(record) == {"format", "created", "versions", "identity", "probe_margins", "designs"}
+    assert set(record) == {"format", "created", "versions", "identity", "probe_margins", "designs", "sha256"}
     new_run(tmp_path.with_name("other"), **{"model.weights": "x"})
     other = (tmp_path.with_name("other") / "components.parquet").read_bytes()
     (tmp_path / "components.parquet").write_bytes(other)
     with pytest.raises(DamagedFileError, match="does not belong here"):
-        _ = RunDirectory.open(tmp_path).components
+        _ = RunDirectory.open(storage_at(tmp_path)).components
     new_run(tmp_path)  # the ablate stage has the index in hand
-    assert RunDirectory.open(tmp_path).components == COMPONENTS
+    assert RunDirectory.open(storage_at(tmp_path)).components == COMPONENTS
     assert (tmp_path / "components.parquet.damaged").exists()
     (tmp_path / "run.json").write_text('{"format": 1')
     with pytest.raises(DamagedFileError, match=r"run\.json is damaged"):
-        RunDirectory.open(tmp_path)
+        RunDirectory.open(storage_at(tmp_path))
 
 
 def test_attribution_tables(tmp_path: Path) -> None:
@@ -230,14 +236,15 @@ def test_attribution_tables(tmp_path: Path) -> None:
     whole = pq.read_table(tmp_path / "attributions")
     assert whole["example_id"].to_pylist() == list(range(8))
     assert whole["regularisation"].null_count == 8
-    content = bytearray(table.path((3, 6)).read_bytes())
+    path = tmp_path / table.file((3, 6))
+    content = bytearray(path.read_bytes())
     content[len(content) // 4] ^= 4
-    table.path((3, 6)).write_bytes(content)
+    path.write_bytes(content)
     with pytest.raises(DamagedFileError, match=r"set aside as .*fit stage"):
         table.read((3, 6))
     with pytest.raises(MissingWorkError, match="run the fit stage"):
         table.read((3, 6))
-    with pytest.raises(MissingWorkError, match=r"lack coar\.00000003-00000006"):
+    with pytest.raises(MissingWorkError, match=r"lack attributions/coar\.00000003-00000006"):
         table.settings_fingerprint(blocks)
 
 
@@ -255,7 +262,7 @@ def test_evaluation_tables_keep_undefined_as_null(tmp_path: Path) -> None:
     values = np.array([0.5, np.nan, 1.0, 0, 0, 0, 0, -1.0])
     table.write(values)
     np.testing.assert_array_equal(table.read(), values)
-    stored = pq.read_table(table.path)
+    stored = pq.read_table(tmp_path / table.file)
     assert stored["correlation"].null_count == 1
     assert stored["ablation_fraction"].to_pylist() == [0.1] * 8
     attributions.write((0, 3), {"a": 2}, Attributions.of_weights(np.ones((3, 11), np.float32), np.zeros(3)))
@@ -267,11 +274,11 @@ def test_designs_that_are_not_asked_for_rest_and_come_back(tmp_path: Path) -> No
     run = new_run(tmp_path)
     held_out = RunDesign("evaluation", MaskDesign("bernoulli", 11, 5, 0.1, seed=1))
     set_train(run, 20, held_out=held_out)
-    assert set(RunDirectory.open(tmp_path).designs) == {"train", "held_out"}
+    assert set(RunDirectory.open(storage_at(tmp_path)).designs) == {"train", "held_out"}
     set_train(run, 20)
-    assert set(RunDirectory.open(tmp_path).designs) == {"train"}
+    assert set(RunDirectory.open(storage_at(tmp_path)).designs) == {"train"}
     changed = RunDesign("evaluation", MaskDesign("bernoulli", 11, 5, 0.1, seed=2))
     with pytest.raises(RunMismatchError, match=r"evaluation\.seed is 2"):
         set_train(run, 20, held_out=changed)
     set_train(run, 20, held_out=held_out)
-    assert set(RunDirectory.open(tmp_path).designs) == {"train", "held_out"}
+    assert set(RunDirectory.open(storage_at(tmp_path)).designs) == {"train", "held_out"}

@@ -1,0 +1,41 @@
+"""SIGINT and SIGTERM, noted where they come and raised where it is safe."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+
+class Interruption:
+    """SIGINT and SIGTERM as a flag: an exception raised by a handler can be swallowed in Ray's callbacks.
+
+    The second signal raises at once.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._is_main = threading.current_thread() is threading.main_thread()
+        self._previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def install(self) -> None:
+        """Take the signals over; again after ray.init, which installs handlers of its own."""
+        if self._is_main:
+            for number in self._previous:
+                signal.signal(number, self._handle)
+
+    def remove(self) -> None:
+        """Give the signals back."""
+        if self._is_main:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        if self._is_set:
+            raise KeyboardInterrupt
+        self._is_set = True
+
+    def raise_if_set(self) -> None:
+        """Raise KeyboardInterrupt if a signal has come."""
+        if self._is_set:
+            raise KeyboardInterrupt

@@ -1,0 +1,106 @@
+"""What a run directory is, how far its run is, and what in it is damaged: read from the files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from coar_dist.store.lock import holder_of
+from coar_dist.store.parquet import why_wrong
+from coar_dist.store.run_directory import RunDirectory
+from coar_dist.store.storage import Storage
+
+_READ_ALL_UP_TO_BYTES = 4 * 10**9
+_MAX_LISTED = 10
+
+
+def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bool:
+    """Print what the run is, how far it is, and what is damaged; nothing is changed.
+
+    Args:
+        storage: the run directory.
+        read_everything: whether every byte of a large run is verified, too; small ones always are.
+        console: where it is printed.
+
+    Returns:
+        Whether nothing is damaged.
+
+    Raises:
+        RunNotFoundError: there is no run.
+        DamagedFileError: its run.json is damaged.
+    """
+    run = RunDirectory.open(storage)
+    folders = {name: storage.files(name) for name in ("attributions", "evaluation")}
+    shards = {name: storage.files(run.margins(name).folder) for name in run.designs}
+    num_bytes = sum(sum(files.values()) for files in (*folders.values(), *shards.values()))
+    everything = read_everything or num_bytes <= _READ_ALL_UP_TO_BYTES
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    say(f"{storage}: run made at {run.created}, {num_bytes / 1e9:,.3f} GB, {run.fingerprint}")
+    for key, value in run.identity.items():
+        say(f"  {key}: {value}")
+    holder = holder_of(storage)
+    say(f"In use by {holder}." if holder else "No process writes to it.")
+
+    wrong: list[str] = []
+    table = Table()
+    for column in ("design", "role", "masks", "done", "shards", "wrong", "missing masks"):
+        is_text = column in ("design", "role")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=is_text)
+    for name, entry in run.designs.items():
+        store = run.margins(name)
+        bad = store.wrong_shards(everything)
+        wrong += bad.values()
+        gaps = store.missing(without=bad)
+        num_missing = sum(stop - start for start, stop in gaps)
+        listed = ", ".join(f"{start}..{stop - 1}" for start, stop in gaps[:3]) + (", ..." if len(gaps) > 3 else "")
+        done = f"{1 - num_missing / store.num_masks:.1%}"
+        num_shards = sum(file.endswith(".parquet") for file in shards[name])
+        table.add_row(name, entry.role, f"{store.num_masks:,}", done, f"{num_shards:,}", f"{len(bad):,}", listed)
+    console.print(table)
+
+    for file, content in (("components.parquet", "components"), ("examples.parquet", "examples")):
+        size = storage.size(file)
+        if size is None:
+            say(f"{file} is missing; the ablate stage makes it.")
+        else:
+            wrong += filter(None, [why_wrong(storage, file, size, _of(run, content), everything)])
+    for folder, files in folders.items():
+        tables = {file: size for file, size in files.items() if file.endswith(".parquet")}
+        for file, size in tables.items():
+            wrong += filter(None, [why_wrong(storage, f"{folder}/{file}", size, _of(run, folder), everything)])
+        methods = sorted({file.split(".")[0] for file in tables})
+        say(f"{folder}: {len(tables)} files of {', '.join(methods)}" if tables else f"{folder}: none yet")
+    _list(say, wrong, "to be made anew by the next run of their stage")
+    aside = [f"{folder}/{file}" for folder, file in _set_aside(run, {**folders, **_margins(shards)})]
+    _list(say, aside, "set aside earlier; they are not used, and may be deleted")
+    if not everything:
+        say("Only names, sizes and footers were checked; verify=true reads every byte.")
+    return not wrong
+
+
+def _of(run: RunDirectory, content: str) -> dict[str, Any]:
+    return {"content": content, "run": run.fingerprint}
+
+
+def _margins(shards: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    return {f"margins/{name}": files for name, files in shards.items()}
+
+
+def _set_aside(run: RunDirectory, folders: dict[str, dict[str, int]]) -> Iterator[tuple[str, str]]:
+    for folder, files in {".": run.storage.files(), **folders}.items():
+        yield from ((folder, file) for file in sorted(files) if file.endswith(".damaged"))
+
+
+def _list(say: Any, lines: list[str], what: str) -> None:
+    if lines:
+        say(f"{len(lines)} files {what}:")
+        for line in lines[:_MAX_LISTED]:
+            say(f"  {line}")
+        if len(lines) > _MAX_LISTED:
+            say(f"  and {len(lines) - _MAX_LISTED} more")

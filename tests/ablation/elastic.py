@@ -1,0 +1,54 @@
+"""A run on a Ray cluster of several nodes, one of which joins and is killed meanwhile; in a process of its own."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import ray
+from ray.cluster_utils import Cluster
+
+from coar_dist.ablation import driver
+from coar_dist.ablation.schedule import Schedule
+from tests.ablation.driving import drive
+
+
+def main(folder: Path) -> None:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    nodes = []
+    losses: list[bool] = []
+
+    class WatchedSchedule(Schedule):
+        def lost(self, actor: str, cause: str, node_died: bool) -> None:
+            losses.append(node_died)
+            super().lost(actor, cause, node_died)
+
+    driver.Schedule = WatchedSchedule  # type: ignore[misc]
+    killed = False
+
+    def on_progress(done: int, actors: int) -> None:
+        nonlocal killed
+        if done >= 8 and not nodes:
+            nodes.append(cluster.add_node(num_cpus=2))
+        if actors == 3 and not killed:
+            killed = True
+            cluster.remove_node(nodes[0], allow_graceful=False)
+
+    driven = drive(
+        folder, lambda start: time.sleep(0.1), num_masks=400, on_progress=on_progress, max_actors=None, max_attempts=1
+    )
+    counts = [actors for _, actors in driven.progress]
+    assert counts[0] <= 1
+    assert max(counts) == 3, counts
+    assert counts[-1] == 1, counts
+    assert losses == [True, True]
+    assert driven.store.missing() == []
+    ray.shutdown()
+    cluster.shutdown()
+    print("complete")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

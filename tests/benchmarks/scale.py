@@ -1,0 +1,141 @@
+"""What the state machines do at the size that is promised: 1,000 actors, 1,000,000 ranges.
+
+    python -m tests.benchmarks.scale [--actors 1000] [--ranges 1000000]
+
+The schedule alone, without Ray: ranges take 10 s of simulated time, some ten times as long; ranges fail, actors die,
+and whole nodes of 8 go at once. A decision is a range handed out, or an answer (done, failed, lost) taken in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import random
+import resource
+import time
+
+from rich.console import Console
+from rich.table import Table
+
+from coar_dist.ablation.schedule import MaskRange, RangesToDo, Schedule
+
+RANGES_IN_FLIGHT = 2
+ACTORS_PER_NODE = 8
+FAILURE, LOSS, NODE_LOSS, SLOW = 1e-3, 1e-3, 1e-4, 1e-3  # per answer
+NO_TROUBLE, TROUBLE = 0.0, 1.0
+
+
+def simulate(num_actors: int, num_ranges: int, trouble: float) -> dict[str, float]:
+    """Run a schedule to its end.
+
+    Args:
+        num_actors: alive at a time.
+        num_ranges: of 64 masks.
+        trouble: 1 for failures, losses and slow ranges, 0 for none.
+
+    Returns:
+        Counts of what happened, and the seconds that the schedule itself took.
+    """
+    dice = random.Random(0)
+    schedule = Schedule(RangesToDo({"train": [(0, 64 * num_ranges)]}, 64), max_attempts=10)
+    counts = {"handed out": 0, "done": 0, "failed": 0, "lost": 0, "late copies": 0, "seconds": 0.0}
+    answers: list[tuple[float, int, str, MaskRange]] = []  # a heap: when, tie-break, actor, range
+    busy_until: dict[str, float] = {}
+    num_joined = 0
+    clock = time.perf_counter
+
+    def join() -> str:
+        nonlocal num_joined
+        actor = f"actor-{num_joined}"
+        schedule.joined(actor, f"host-{num_joined % (num_actors // ACTORS_PER_NODE + 1)}")
+        busy_until[actor] = 0.0
+        num_joined += 1
+        return actor
+
+    def feed(actor: str, now: float) -> None:
+        while schedule.num_in_flight(actor) < RANGES_IN_FLIGHT:
+            begin = clock()
+            masks = schedule.next_for(actor, now)
+            counts["seconds"] += clock() - begin
+            if masks is None:
+                return
+            counts["handed out"] += 1
+            seconds = dice.uniform(8.0, 12.0) * (10.0 if dice.random() < trouble * SLOW else 1.0)
+            busy_until[actor] = max(busy_until[actor], now) + seconds
+            heapq.heappush(answers, (busy_until[actor], counts["handed out"], actor, masks))
+
+    def lose(actor: str, now: float, node_died: bool) -> None:
+        del busy_until[actor]
+        begin = clock()
+        schedule.lost(actor, "killed", node_died)
+        counts["seconds"] += clock() - begin
+        counts["lost"] += 1
+        feed(join(), now)
+
+    for _ in range(num_actors):
+        feed(join(), 0.0)
+    next_look = 0.0
+    while not schedule.is_done:
+        now, _, actor, masks = heapq.heappop(answers)
+        if actor not in busy_until:
+            continue
+        event = dice.random()
+        if event < trouble * NODE_LOSS:
+            for other in list(busy_until)[:ACTORS_PER_NODE]:
+                lose(other, now, node_died=True)
+        elif event < trouble * (NODE_LOSS + LOSS):
+            lose(actor, now, node_died=False)
+        elif event < trouble * (NODE_LOSS + LOSS + FAILURE):
+            begin = clock()
+            schedule.failed(masks, actor, RuntimeError("CUDA error"))
+            counts["seconds"] += clock() - begin
+            counts["failed"] += 1
+            feed(actor, now)
+        else:
+            begin = clock()
+            is_first = schedule.done(masks, actor, now)
+            counts["seconds"] += clock() - begin
+            counts["done" if is_first else "late copies"] += 1
+            feed(actor, now)
+        if schedule.num_pending == 0 and now >= next_look:  # the driver asks for its idle actors twice a second
+            next_look = now + 0.5
+            for other in list(busy_until):
+                feed(other, now)
+    assert counts["done"] == num_ranges
+    return counts
+
+
+def measure_schedule(console: Console, num_actors: int, num_ranges: int) -> None:
+    """Print decisions per second and peak memory of the state machine."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    table = Table(title=f"Schedule: {num_actors:,} actors, {num_ranges:,} ranges")
+    for column in ("case", "decisions", "failed", "lost", "copies", "decisions/s", "s", "peak memory"):
+        table.add_column(column, justify="left" if column == "case" else "right")
+    for case, trouble in (("nothing happens", NO_TROUBLE), ("failures, losses, slow ranges", TROUBLE)):
+        counts = simulate(num_actors, num_ranges, trouble)
+        answers = sum(counts[name] for name in ("done", "failed", "lost", "late copies"))
+        decisions, seconds = counts["handed out"] + answers, counts["seconds"]
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        table.add_row(
+            case,
+            f"{decisions:,.0f}",
+            f"{counts['failed']:,.0f}",
+            f"{counts['lost']:,.0f}",
+            f"{counts['late copies']:,.0f}",
+            f"{decisions / seconds:,.0f}",
+            f"{seconds:.1f}",
+            f"{peak / 1024:.0f} MB (before: {before / 1024:.0f})",
+        )
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--actors", type=int, default=1000)
+    parser.add_argument("--ranges", type=int, default=1_000_000)
+    arguments = parser.parse_args()
+    measure_schedule(Console(width=140), arguments.actors, arguments.ranges)
+
+
+if __name__ == "__main__":
+    main()

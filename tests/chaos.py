@@ -1,0 +1,244 @@
+"""One small, slow run, and the ways to break it. ``python -m tests.chaos <run_dir> <max_actors>`` runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import mock
+
+import psutil
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+import coar_dist
+from coar_dist.ablation.actor import AblationActor
+from coar_dist.ablation.driver import AblationWork, DriverCallbacks
+from coar_dist.ablation.plan import EnginePlan
+from coar_dist.config import AblationConfig, ClusterConfig, EvaluationConfig
+from coar_dist.errors import DamagedFileError, RunMismatchError
+from coar_dist.store.run import Run
+from tests.models import small_task
+
+PLAN = EnginePlan("weights", 7, compiled=False)
+
+
+class Slow(nn.Module):
+    """A model whose forward pass takes a while, so that there is time to kill it."""
+
+    def __init__(self, inner: nn.Module, seconds: float) -> None:
+        super().__init__()
+        self.inner = inner
+        self._seconds = seconds
+
+    def forward(self, images: Tensor) -> Tensor:
+        time.sleep(self._seconds)
+        output: Tensor = self.inner(images)
+        return output
+
+
+def run_small(run_dir: str | Path, max_actors: int = 1, seconds: float = 0.0, seed: int = 0) -> Run:
+    """All stages of a small run: 63 shards of train, held-out and leave-one-out masks."""
+    task = small_task(seed=seed)
+    return coar_dist.attribute(
+        Slow(task.model, seconds),
+        task.examples.inputs,
+        task.examples.targets,
+        run_dir=run_dir,
+        num_masks=200,
+        ablation_fraction=0.2,
+        stages=("ablate", "fit", "evaluate", "report"),
+        baselines=["leave_one_out"],
+        evaluation=EvaluationConfig(num_masks=40, ablation_fractions=[0.2], seed=7),
+        ablation=AblationConfig(
+            masks_per_shard=4,
+            mode=PLAN.mode,
+            rows_per_forward=PLAN.rows_per_forward,
+            compile=False,
+            examples_per_block=4,
+        ),
+        cluster=ClusterConfig(max_actors=max_actors),
+        console=Console(file=io.StringIO()),
+    )
+
+
+@contextlib.contextmanager
+def without_ray() -> Iterator[None]:
+    """Ranges are computed in this process, by the actor's own code."""
+
+    def run_here(config: ClusterConfig, work: AblationWork, callbacks: DriverCallbacks) -> None:
+        actor = AblationActor()
+        actor.setup(work.task, work.job)
+        if work.plan is None or work.needs_unablated:
+            callbacks.on_start(actor.start(1, work.plan))
+        else:
+            actor.use(work.plan)
+        for masks in work.ranges:
+            actor.run(masks)
+
+    with mock.patch("coar_dist.ablation.driver.run_ranges", run_here):
+        yield
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    """The files that must be the same in every run, by name, with their bytes."""
+    folders = ("margins", "attributions", "evaluation")
+    paths = [*root.glob("*.parquet"), *(path for folder in folders for path in (root / folder).rglob("*"))]
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(paths)
+        if path.is_file() and not path.name.endswith(".damaged")
+    }
+
+
+def kill_until_done(
+    run_dir: Path, max_actors: int, num_kills: int, rng: random.Random, seconds: float, victims: str
+) -> dict[str, int]:
+    """Run ``run_small`` in processes of their own, killing the driver or actors at random moments.
+
+    Args:
+        run_dir: the run directory.
+        max_actors: actors.
+        num_kills: kills, if the run lasts that long; then it is left to end.
+        rng: of the moments.
+        seconds: of one forward pass.
+        victims: ``driver`` or ``actor``.
+
+    Returns:
+        How many kills there were, and how many drivers were started.
+    """
+    num_killed = num_started = 0
+    while True:
+        num_started += 1
+        command = [sys.executable, "-m", "tests.chaos", str(run_dir), str(max_actors), str(seconds)]
+        driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        try:
+            while driver.poll() is None and num_killed < num_kills:
+                time.sleep(rng.uniform(0.1, 1.0) if victims == "actor" else rng.uniform(1.0, 9.0))
+                if victims == "driver":
+                    driver.kill()
+                    num_killed += 1
+                    break
+                actors = _actors_of(driver.pid)
+                if actors:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(rng.choice(actors), signal.SIGKILL)
+                        num_killed += 1
+            _, errors = driver.communicate(timeout=300)
+        finally:
+            if driver.poll() is None:
+                driver.kill()
+        if driver.returncode == 0:
+            return {"kills": num_killed, "drivers": num_started}
+        if driver.returncode != -signal.SIGKILL:
+            raise AssertionError(f"the run ended with {driver.returncode}: {errors}")
+
+
+def _actors_of(driver: int) -> list[int]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = psutil.Process(driver).children(recursive=True)
+        return [child.pid for child in children if _title(child).startswith("ray::AblationActor")]
+    return []
+
+
+def _title(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def damage(root: Path, other: Path, rng: random.Random) -> tuple[str, str]:
+    """Damage one file of a finished run in a random way.
+
+    Args:
+        root: the run directory.
+        other: a finished run of another model with the same files.
+        rng: which file and which way.
+
+    Returns:
+        The file's name, and what was done to it.
+    """
+    names = sorted([*files_of(root), "run.json"])
+    name = rng.choice(names)
+    path = root / name
+    content = bytearray(path.read_bytes())
+    kinds: dict[str, Callable[[], bytes]] = {
+        "truncated": lambda: bytes(content[: rng.randrange(len(content))]),
+        "emptied": lambda: b"",
+        "bits flipped": lambda: _flipped(content, rng),
+        "zeros written": lambda: _zeroed(content, rng),
+        "bytes inserted": lambda: (
+            bytes(content[: len(content) // 2]) + rng.randbytes(7) + bytes(content[len(content) // 2 :])
+        ),
+        "bytes appended": lambda: bytes(content) + rng.randbytes(rng.randrange(1, 20)),
+        "swapped with another run's": lambda: (other / name).read_bytes(),
+        "replaced by another file": lambda: (root / rng.choice([n for n in names if n != name])).read_bytes(),
+    }
+    if name.startswith("margins/"):
+        kinds["duplicated"] = lambda: bytes(content)
+    kind = rng.choice([*kinds, "deleted"])
+    if kind == "deleted":
+        path.unlink()
+    elif kind == "duplicated":
+        start, stop = (int(part) for part in path.stem.split("-"))
+        path.with_name(f"{start + 1:010d}-{stop + 1:010d}.parquet").write_bytes(content)
+    else:
+        path.write_bytes(kinds[kind]())
+    return name, kind
+
+
+def damage_and_mend(root: Path, whole: dict[str, bytes], other: Path, rng: random.Random) -> str:
+    """Damage a finished run, and run it again until it is done.
+
+    Every refusal on the way must name the damaged file, and the end must be the same bytes.
+
+    Returns:
+        What was done, and how many refusals there were.
+    """
+    name, kind = damage(root, other, rng)
+    what = f"{name} {kind}"
+    if name.startswith("margins/"):  # so that it is used again
+        shutil.rmtree(root / "attributions")
+        shutil.rmtree(root / "evaluation")
+    for refusals in range(3):
+        try:
+            run_small(root)
+        except RunMismatchError as error:  # a run.json of another run: which of the two is wrong, only the user knows
+            assert (name, kind) == ("run.json", "swapped with another run's"), what
+            assert "model.weights" in str(error)
+            (root / name).unlink()
+        except DamagedFileError as error:
+            assert Path(name).name in str(error), f"{what}: {error}"
+        else:
+            found = files_of(root)
+            differing = [file for file in {**found, **whole} if found.get(file) != whole.get(file)]
+            assert not differing, f"{what}: {differing} differ"
+            return f"{kind}, {refusals} refusals"
+    raise AssertionError(f"{what}: refused again and again")
+
+
+def _flipped(content: bytearray, rng: random.Random) -> bytes:
+    for _ in range(rng.choice([1, 1, 2, 9])):
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    return bytes(content)
+
+
+def _zeroed(content: bytearray, rng: random.Random) -> bytes:
+    start = rng.randrange(len(content))
+    stop = min(start + rng.randrange(1, 600), len(content))
+    content[start:stop] = bytes(stop - start)
+    return bytes(content)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run_small(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
