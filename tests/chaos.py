@@ -17,6 +17,7 @@ from unittest import mock
 
 import psutil
 import torch
+from ray.cluster_utils import Cluster
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -46,7 +47,9 @@ class Slow(nn.Module):
         return output
 
 
-def run_small(run_dir: str | Path, max_actors: int = 1, seconds: float = 0.0, seed: int = 0) -> Run:
+def run_small(
+    run_dir: str | Path, max_actors: int = 1, seconds: float = 0.0, address: str | None = None, seed: int = 0
+) -> Run:
     """All stages of a small run: 63 shards of train, held-out and leave-one-out masks."""
     task = small_task(seed=seed)
     return coar_dist.attribute(
@@ -66,7 +69,7 @@ def run_small(run_dir: str | Path, max_actors: int = 1, seconds: float = 0.0, se
             compile=False,
             examples_per_block=4,
         ),
-        cluster=ClusterConfig(max_actors=max_actors),
+        cluster=ClusterConfig(address=address, max_actors=max_actors),
         console=Console(file=io.StringIO()),
     )
 
@@ -103,44 +106,81 @@ def files_of(root: Path) -> dict[str, bytes]:
 def kill_until_done(
     run_dir: Path, max_actors: int, num_kills: int, rng: random.Random, seconds: float, victims: str
 ) -> dict[str, int]:
-    """Run ``run_small`` in processes of their own, killing the driver or actors at random moments.
+    """Run ``run_small`` in processes of their own, killing the driver, actors or nodes at random moments.
 
     Args:
         run_dir: the run directory.
-        max_actors: actors.
+        max_actors: actors, and for ``nodes`` also the nodes at a time.
         num_kills: kills, if the run lasts that long; then it is left to end.
         rng: of the moments.
         seconds: of one forward pass.
-        victims: ``driver`` or ``actor``.
+        victims: ``driver``, ``actor`` or ``node``.
 
     Returns:
         How many kills there were, and how many drivers were started.
     """
     num_killed = num_started = 0
-    while True:
-        num_started += 1
-        command = [sys.executable, "-m", "tests.chaos", str(run_dir), str(max_actors), str(seconds)]
-        driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        try:
-            while driver.poll() is None and num_killed < num_kills:
-                time.sleep(rng.uniform(0.1, 1.0) if victims == "actor" else rng.uniform(1.0, 9.0))
-                if victims == "driver":
-                    driver.kill()
-                    num_killed += 1
-                    break
-                actors = _actors_of(driver.pid)
-                if actors:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(rng.choice(actors), signal.SIGKILL)
+    with contextlib.ExitStack() as stack:
+        nodes = stack.enter_context(_Nodes.of(max_actors)) if victims == "node" else None
+        address = [] if nodes is None else [nodes.address]
+        while True:
+            num_started += 1
+            command = [sys.executable, "-m", "tests.chaos", str(run_dir), str(max_actors), str(seconds), *address]
+            driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+            try:
+                while driver.poll() is None and num_killed < num_kills:
+                    time.sleep(rng.uniform(1.0, 9.0) if victims == "driver" else rng.uniform(0.1, 1.5))
+                    if victims == "driver":
+                        driver.kill()
                         num_killed += 1
-            _, errors = driver.communicate(timeout=300)
+                        break
+                    if victims == "actor":
+                        num_killed += _kill_actor(driver.pid, rng)
+                    elif nodes is not None and any((run_dir / "margins").glob("*/0*.parquet")):
+                        nodes.replace_one(rng)
+                        num_killed += 1
+                _, errors = driver.communicate(timeout=300)
+            finally:
+                if driver.poll() is None:
+                    driver.kill()
+            if driver.returncode == 0:
+                return {"kills": num_killed, "drivers": num_started}
+            if driver.returncode != -signal.SIGKILL:
+                raise AssertionError(f"the run ended with {driver.returncode}: {errors}")
+
+
+class _Nodes:
+    """A Ray cluster whose head has no room for actors, with nodes that have room for one each."""
+
+    def __init__(self, num_nodes: int) -> None:
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        self._nodes = [self._cluster.add_node(num_cpus=1) for _ in range(num_nodes)]
+        self.address: str = self._cluster.address
+
+    @classmethod
+    @contextlib.contextmanager
+    def of(cls, num_nodes: int) -> Iterator[_Nodes]:
+        nodes = cls(num_nodes)
+        try:
+            yield nodes
         finally:
-            if driver.poll() is None:
-                driver.kill()
-        if driver.returncode == 0:
-            return {"kills": num_killed, "drivers": num_started}
-        if driver.returncode != -signal.SIGKILL:
-            raise AssertionError(f"the run ended with {driver.returncode}: {errors}")
+            nodes._cluster.shutdown()
+
+    def replace_one(self, rng: random.Random) -> None:
+        """SIGKILL a node's processes, and add another node."""
+        node = self._nodes.pop(rng.randrange(len(self._nodes)))
+        self._cluster.remove_node(node, allow_graceful=False)
+        self._nodes.append(self._cluster.add_node(num_cpus=1))
+
+
+def _kill_actor(driver: int, rng: random.Random) -> int:
+    """SIGKILL one of the driver's actors; the number of those killed, 0 where there is none yet."""
+    actors = _actors_of(driver)
+    with contextlib.suppress(ProcessLookupError):
+        if actors:
+            os.kill(rng.choice(actors), signal.SIGKILL)
+            return 1
+    return 0
 
 
 def _actors_of(driver: int) -> list[int]:
@@ -171,14 +211,13 @@ def damage(root: Path, other: Path, rng: random.Random) -> tuple[str, str]:
     name = rng.choice(names)
     path = root / name
     content = bytearray(path.read_bytes())
+    middle = len(content) // 2
     kinds: dict[str, Callable[[], bytes]] = {
         "truncated": lambda: bytes(content[: rng.randrange(len(content))]),
         "emptied": lambda: b"",
         "bits flipped": lambda: _flipped(content, rng),
         "zeros written": lambda: _zeroed(content, rng),
-        "bytes inserted": lambda: (
-            bytes(content[: len(content) // 2]) + rng.randbytes(7) + bytes(content[len(content) // 2 :])
-        ),
+        "bytes inserted": lambda: bytes(content[:middle]) + rng.randbytes(7) + bytes(content[middle:]),
         "bytes appended": lambda: bytes(content) + rng.randbytes(rng.randrange(1, 20)),
         "swapped with another run's": lambda: (other / name).read_bytes(),
         "replaced by another file": lambda: (root / rng.choice([n for n in names if n != name])).read_bytes(),
@@ -212,17 +251,19 @@ def damage_and_mend(root: Path, whole: dict[str, bytes], other: Path, rng: rando
     for refusals in range(3):
         try:
             run_small(root)
-        except RunMismatchError as error:  # a run.json of another run: which of the two is wrong, only the user knows
-            assert (name, kind) == ("run.json", "swapped with another run's"), what
-            assert "model.weights" in str(error)
-            (root / name).unlink()
-        except DamagedFileError as error:
-            assert Path(name).name in str(error), f"{what}: {error}"
+        except (RunMismatchError, DamagedFileError) as error:
+            refused = error
         else:
             found = files_of(root)
             differing = [file for file in {**found, **whole} if found.get(file) != whole.get(file)]
             assert not differing, f"{what}: {differing} differ"
             return f"{kind}, {refusals} refusals"
+        if isinstance(refused, DamagedFileError):
+            assert Path(name).name in str(refused), f"{what}: {refused}"
+        else:  # a run.json of another run: which of the two is wrong, only the user knows
+            assert (name, kind) == ("run.json", "swapped with another run's"), f"{what}: {refused}"
+            assert "model.weights" in str(refused)
+            (root / name).unlink()
     raise AssertionError(f"{what}: refused again and again")
 
 
@@ -241,4 +282,4 @@ def _zeroed(content: bytearray, rng: random.Random) -> bytes:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run_small(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
+    run_small(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), *sys.argv[4:])

@@ -19,7 +19,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return files_of(root)
 
 
-@pytest.mark.parametrize(("victims", "max_actors", "num_kills"), [("driver", 1, 2), ("driver", 3, 2), ("actor", 2, 4)])
+@pytest.mark.parametrize(
+    ("victims", "max_actors", "num_kills"), [("driver", 1, 2), ("driver", 3, 2), ("actor", 2, 4), ("node", 2, 1)]
+)
 def test_killed_at_random_moments_and_run_again(
     whole: dict[str, bytes], tmp_path: Path, victims: str, max_actors: int, num_kills: int
 ) -> None:

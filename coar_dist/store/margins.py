@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,7 @@ from coar_dist.store.parquet import (
 )
 from coar_dist.store.storage import Storage
 
+_T = TypeVar("_T")
 _NAME = re.compile(r"(\d{10})-(\d{10})\.parquet")
 
 
@@ -142,14 +143,13 @@ class MarginStore:
                 relies on.
         """
         listed = self._listed()
-        with ThreadPoolExecutor(self.storage.parallel_reads) as pool:
-            reasons = pool.map(
-                lambda masks: why_wrong(
-                    self.storage, self.file(*masks), listed[masks], self._belongs_to(*masks), read_everything
-                ),
-                listed,
-            )
-            wrong = {masks: reason for masks, reason in zip(listed, reasons, strict=True) if reason is not None}
+
+        def why(masks: tuple[int, int]) -> str | None:
+            name, belongs_to = self.file(*masks), self._belongs_to(*masks)
+            return why_wrong(self.storage, name, listed[masks], belongs_to, read_everything)
+
+        reasons = self._at_once(why, listed)
+        wrong = {masks: reason for masks, reason in zip(listed, reasons, strict=True) if reason is not None}
         covered = 0
         for start, stop in sorted(listed.keys() - wrong.keys()):
             if start < covered:
@@ -248,7 +248,8 @@ class MarginStore:
         wanted = [(start, stop) for start, stop in ranges if stop > first and start < end]
         waiting: list[tuple[NDArray[np.bool_], NDArray[np.float32]]] = []
         num_waiting = 0
-        for (start, stop), (shard_masks, margins) in zip(wanted, self._read_ahead(wanted, block), strict=True):
+        shards = self._at_once(lambda shard: self._read_shard(*shard, block), wanted)
+        for (start, stop), (shard_masks, margins) in zip(wanted, shards, strict=True):
             rows = slice(max(first - start, 0), min(stop, end) - start)
             waiting.append((shard_masks[rows], margins[rows]))
             num_waiting += rows.stop - rows.start
@@ -260,19 +261,17 @@ class MarginStore:
         if num_waiting:
             yield _join(waiting)
 
-    def _read_ahead(
-        self, ranges: Sequence[tuple[int, int]], block: tuple[int, int] | None
-    ) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.float32]]]:
-        """The shards in order; where the storage is far away, the next ones are on their way meanwhile."""
+    def _at_once(self, read: Callable[[tuple[int, int]], _T], ranges: Iterable[tuple[int, int]]) -> Iterator[_T]:
+        """``read`` of every shard, in order; where the storage is far away, the next ones are on their way."""
         if self.storage.parallel_reads == 1:
-            yield from (self._read_shard(start, stop, block) for start, stop in ranges)
+            yield from map(read, ranges)
             return
-        coming = deque[Future[tuple[NDArray[np.bool_], NDArray[np.float32]]]]()
+        coming = deque[Future[_T]]()
         with ThreadPoolExecutor(self.storage.parallel_reads) as pool:
             try:
-                for start, stop in ranges:
-                    coming.append(pool.submit(self._read_shard, start, stop, block))
-                    if len(coming) == self.storage.parallel_reads:
+                for masks in ranges:
+                    coming.append(pool.submit(read, masks))
+                    if len(coming) > self.storage.parallel_reads:
                         yield coming.popleft().result()
                 while coming:
                     yield coming.popleft().result()

@@ -112,16 +112,9 @@ class LocalStorage(Storage):
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
         """As in ``Storage``."""
-        with self._named(name, "read"), self.path(name).open("rb", buffering=0) as file:
+        with self._named(name, "read"), open(os.path.join(self.location, name), "rb") as file:
             file.seek(start)
-            parts, left = [], None if stop is None else stop - start
-            while left is None or left > 0:
-                part = file.read() if left is None else file.read(left)
-                if not part:
-                    break
-                parts.append(part)
-                left = None if left is None else left - len(part)
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+            return file.read() if stop is None else file.read(max(stop - start, 0))
 
     def write(self, name: str, content: bytes) -> None:
         """As in ``Storage``."""

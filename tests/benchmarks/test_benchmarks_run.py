@@ -24,6 +24,8 @@ def test_regression_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 
 def test_scale_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["scale", "--actors", "20", "--ranges", "5000"])
+    monkeypatch.setattr("sys.argv", ["scale", "--actors", "20", "--ranges", "5000", "--shards", "30"])
     scale.main()
-    assert "Schedule: 20 actors, 5,000 ranges" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Schedule: 20 actors, 5,000 ranges" in printed
+    assert "Resume from 29 shards" in printed
