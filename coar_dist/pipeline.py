@@ -216,6 +216,8 @@ def _ablate(
     with stage_progress(console, "ablate", missing, "masks") as progress:
         work = AblationWork(task, job, ranges, plan, needs_unablated=not has_examples)
         run_ranges(config.cluster, work, _callbacks(run, task, console, progress, hold))
+        for store in stores.values():  # of actors that were killed while they wrote
+            storage.sweep(store.folder)
         rate, seconds = progress.rate, progress.seconds
     _say(
         console,

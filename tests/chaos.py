@@ -99,7 +99,7 @@ def files_of(root: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in sorted(paths)
-        if path.is_file() and not path.name.endswith(".damaged")
+        if path.is_file() and not path.name.endswith((".damaged", ".tmp"))
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from coar_dist.store.run import Run
 
 TINY = [
     "task.examples.arguments.num_examples=20",
@@ -70,6 +73,9 @@ def test_from_nothing_to_a_report_killed_half_way_and_again(tmp_path: Path) -> N
     retrained = run(tmp_path, *slow, "train.seed=1")
     assert retrained.returncode == 1
     assert "train.seed is 1, but" in retrained.stderr
+    inspected = run(tmp_path, "inspect", "run.dir=runs/digits")
+    assert inspected.returncode == 0, inspected.stdout + inspected.stderr
+    assert "No process writes to it." in inspected.stdout
     lasso = run(tmp_path, "stages=[fit,evaluate,report]", "regression=lasso")
     assert lasso.returncode == 0, lasso.stderr
     assert "coar_lasso of 20 examples (lasso, torch)" in lasso.stdout
@@ -97,6 +103,10 @@ def test_from_nothing_to_a_report_killed_half_way_and_again(tmp_path: Path) -> N
         (["stages=[fit]", "run.dir=nothing"], "nothing is not a run directory"),
         (["cluster.cpus_per_actor=999", *TINY], "need 999 CPU"),
         (["regression.backend=cuml"], "regression.backend='cuml' cannot run here"),
+        (["run.dir=az://bucket/x"], "object stores are s3://, gs://"),
+        (["+task.model.arguments.hf_token=abc"], "task.model.arguments.hf_token looks like a credential"),
+        (["+task.model.arguments._target_=os.system"], "objects cannot be made by _target_"),
+        (["cluster.min_actors=3", "cluster.max_actors=2"], "cluster.max_actors=2 is below cluster.min_actors=3"),
     ],
 )
 def test_mistakes_are_one_message_and_exit_code_1(tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -122,3 +132,82 @@ def test_help_shows_groups_and_defaults_without_loading_torch(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
     code = "import sys, coar_dist.app, coar_dist; assert not {'torch', 'ray', 'pyarrow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ})
+
+
+FOREIGN = """
+# @package _global_
+task:
+  model: {source: "evil:model"}
+  examples: {source: digits}
+"""
+
+
+def test_code_from_a_configuration_file_runs_only_by_leave(tmp_path: Path) -> None:
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(FOREIGN)
+    (tmp_path / "evil.py").write_text("print('the code has run')\ndef model(): raise ValueError('no model')\n")
+    arguments = ["--config-dir", "conf", "experiment=mine", "run.dir=run"]
+    refused = run(tmp_path, *arguments)
+    assert refused.returncode == 1
+    assert "task.model.source='evil:model' runs code of the module 'evil'" in refused.stderr
+    assert "add 'allow_code=[evil]' to the command line" in refused.stderr
+    assert "the code has run" not in refused.stdout
+    for leave in ("allow_code=[evil]", "task.model.source=evil:model"):
+        allowed = run(tmp_path, *arguments, leave)
+        assert "the code has run" in allowed.stdout, allowed.stderr
+        assert "model(**{}) raises ValueError: no model" in allowed.stderr
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(FOREIGN + "allow_code: [evil]\n")
+    smuggled = run(tmp_path, *arguments)
+    assert "only the command line can allow code" in smuggled.stderr
+    assert "the code has run" not in smuggled.stdout
+
+
+SLEEPER = """
+import ctypes, sys
+from coar_dist import app, pipeline
+def stuck(*_):
+    print("working", flush=True)
+    ctypes.CDLL(None).sleep(60)  # in C, where Python's signal handlers do not run; SIGTERM ends only one sleep
+    ctypes.CDLL(None).sleep(60)
+pipeline.run_stages = stuck
+sys.argv = ["coar-dist", "run.dir=run"]
+app.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_deep_in_a_computation_ends_in_three_seconds(tmp_path: Path, number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLEEPER], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "working\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130, errors
+    assert errors.count("Interrupted. What is finished is kept") == 1
+
+
+def test_inspect_names_what_is_damaged_and_changes_nothing(small_run: Run, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(small_run.directory.storage.location, root)
+    names = sorted(path.relative_to(root) for path in (root / "margins").rglob("*.parquet"))
+    flipped, truncated, foreign, gone = names[:4]
+    content = bytearray((root / flipped).read_bytes())
+    content[len(content) // 3] ^= 1
+    (root / flipped).write_bytes(content)
+    (root / truncated).write_bytes((root / truncated).read_bytes()[:-5])
+    (root / foreign).write_bytes((root / gone).read_bytes())
+    (root / gone).unlink()
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    inspected = run(tmp_path, "inspect", "run.dir=run")
+    assert inspected.returncode == 1
+    for text in ("3 files to be made anew by the next run of their stage", str(flipped), str(truncated), str(foreign)):
+        assert text in inspected.stdout, inspected.stdout
+    assert "checksum" in inspected.stdout
+    assert "belongs to something else" in inspected.stdout
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+    assert run(tmp_path, "inspect").returncode == 2
+    nothing = run(tmp_path, "inspect", "run.dir=nothing")
+    assert nothing.returncode == 1
+    assert "nothing is not a run directory" in nothing.stderr

@@ -167,7 +167,7 @@ class LocalStorage(Storage):
         try:
             yield
         except OSError as error:
-            raise StorageError(f"{self.path(name)} cannot be {done}: {error}. {_KEPT}") from error
+            raise StorageError(f"{self.path(name)} cannot be {done}: {error.strerror or error}. {_KEPT}") from error
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,90 @@
+"""The command line with a run directory in an object store that fails now and then."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import s3fs
+
+import coar_dist
+from tests.chaos import files_of
+from tests.object_store import BUCKET, ObjectStore
+
+URL = f"s3://{BUCKET}/runs/digits"
+SMALL = [
+    "train.epochs=4",
+    "train.minimum_accuracy=0",
+    "task.examples.arguments.num_examples=40",
+    "design.num_masks=300",
+    "evaluation.num_masks=40",
+    "ablation.masks_per_shard=16",
+    "ablation.mode=weights",
+    "ablation.rows_per_forward=40",
+    "cluster.max_actors=2",
+]
+
+
+def start(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "coar_dist", *arguments],
+        cwd=folder,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_digits_in_an_object_store_killed_failing_and_again(
+    object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver is killed, requests fail with 500 and broken connections, and the files are a local run's."""
+    for name, value in object_store.environment.items():
+        monkeypatch.setenv(name, value)
+    files = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
+    first = start(tmp_path, object_store.environment, f"run.dir={URL}", *SMALL)
+    deadline = time.monotonic() + 120
+    while len(files.find(f"{URL}/margins")) < 3:
+        assert first.poll() is None, first.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    second = start(tmp_path, object_store.environment, f"run.dir={URL}", *SMALL)
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode == 1
+    assert f"{URL} is in use by process {first.pid} on " in errors
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+
+    object_store.fail_every, before = 7, object_store.num_failures
+    try:
+        third = start(tmp_path, object_store.environment, f"run.dir={URL}", *SMALL)
+        printed, errors = third.communicate(timeout=200)
+    finally:
+        object_store.fail_every = 0
+    assert third.returncode == 0, errors
+    assert object_store.num_failures > before + 10
+    assert "Run directory: " + URL in printed
+    assert " 0 masks were there already" not in printed
+
+    local = start(tmp_path, {}, "run.dir=local", *SMALL)
+    _, errors = local.communicate(timeout=200)
+    assert local.returncode == 0, errors
+    files.get(f"{URL}/", str(tmp_path / "copy"), recursive=True)
+    assert files_of(tmp_path / "copy") == files_of(tmp_path / "local")
+    stored = b"".join(path.read_bytes() for path in (tmp_path / "copy").rglob("*") if path.is_file())
+    assert object_store.environment["AWS_SECRET_ACCESS_KEY"].encode() not in stored
+
+    run = coar_dist.open_run(URL)
+    assert run.weights([0, 39]).shape == (2, run.components.num_components)
+    assert pq.read_schema(tmp_path / "copy" / "examples.parquet").names[0] == "example_id"
+    inspect = start(tmp_path, object_store.environment, "inspect", f"run.dir={URL}")
+    printed, errors = inspect.communicate(timeout=60)
+    assert inspect.returncode == 0, errors
+    assert "No process writes to it." in printed

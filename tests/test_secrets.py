@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+
+from coar_dist.errors import ConfigError
+from coar_dist.secrets import check_no_secrets, without_secrets
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"model": {"arguments": {"token": "x1y2"}}}, "model.arguments.token"),
+        ({"arguments": {"aws_secret_access_key": "abc"}}, "arguments.aws_secret_access_key"),
+        ({"path": "hf_" + "a" * 30}, "path"),
+        ({"urls": ["http://ok/", "https://me:pass@host/x"]}, "urls"),
+        ({"rules": [{"api_key": "k"}]}, r"rules\[0\]\.api_key"),
+    ],
+)
+def test_credentials_in_a_configuration_are_refused_and_never_shown(values: dict[str, object], key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{key} looks like a credential") as caught:
+        check_no_secrets(values)
+    assert "pass" not in str(caught.value)
+    assert "a" * 30 not in str(caught.value)
+
+
+def test_what_is_no_credential_is_let_through() -> None:
+    check_no_secrets(
+        {
+            "num_tokens": 5,
+            "pad_token": "<pad>",
+            "token": None,
+            "output_function": "next_token_margin",
+            "dir": "s3://b/p",
+        }
+    )
+
+
+def test_texts_lose_their_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
+    monkeypatch.setenv("HF_TOKEN", "short")
+    text = "wJalrXUtnFEMI at https://me:pass@host/a?X-Amz-Signature=12ab&x=1, short"
+    assert without_secrets(text) == "*** at https://***@host/a?X-Amz-Signature=***&x=1, short"
