@@ -28,7 +28,7 @@ from coar_dist.secrets import without_secrets
 
 _INTERRUPTED = 130
 _INTERRUPTED_TEXT = "Interrupted. What is finished is kept; the same command continues."
-_STOP_WITHIN_S = 2.5
+_STOP_WITHIN_S = 2.0
 _has_said_so = threading.Event()
 _KEYS_OF_STAGE = {
     "train": ("train",),
@@ -43,7 +43,10 @@ def main() -> None:
     if sys.argv[1:2] == ["inspect"]:
         sys.exit(_inspect(sys.argv[2:]))
     ConfigStore.instance().store(name="schema", node=Config)
-    hydra.main(version_base="1.3", config_path=_config_path(), config_name="config")(_run)()
+    try:
+        hydra.main(version_base="1.3", config_path=_config_path(), config_name="config")(_run)()
+    except KeyboardInterrupt:  # while the configuration is composed
+        sys.exit(_INTERRUPTED)
 
 
 def _config_path() -> str:

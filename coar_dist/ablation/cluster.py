@@ -135,6 +135,8 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
                 logging_level=logging.ERROR,
                 log_to_driver=False,
             )
+        except SystemExit as error:  # what Ray's own handler of SIGTERM raises
+            raise KeyboardInterrupt from error
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise ClusterError(
                 f"cluster.address={address!r} cannot be reached: {error}. Start it with 'ray start --head', or use "
