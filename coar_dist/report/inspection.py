@@ -54,7 +54,7 @@ def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bo
         table.add_column(column, justify="left" if is_text else "right", no_wrap=is_text)
     for name, entry in run.designs.items():
         store = run.margins(name)
-        bad = store.wrong_shards(everything)
+        bad = store.wrong_shards("everything" if everything else "footers")
         wrong += bad.values()
         gaps = store.missing(without=bad)
         num_missing = sum(stop - start for start, stop in gaps)

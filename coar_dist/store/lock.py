@@ -186,7 +186,9 @@ def _lease(storage: ObjectStorage) -> Iterator[Hold]:
     number = 0 if current is None else _number(current) + 1
     name = f"{_FILE}.{number:08d}"
     content = {**_this_process(), "held": True, "id": uuid.uuid4().hex}
-    if not storage.write_new(name, json.dumps(content).encode()):
+    written = json.dumps(content).encode()
+    # Read again: some stores take no notice of the condition.
+    if not storage.write_new(name, written) or storage.read(name) != written:
         raise RunInUseError(f"{storage} is in use by {_in_words(_read_json(storage.read(name)))}. {_WAY_OUT}")
     lease = _Lease(storage, name, content)
     try:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,8 @@ from coar_dist.store.parquet import (
 from coar_dist.store.storage import Storage
 
 _T = TypeVar("_T")
+_MOST_FOOTERS = 20_000
+Check = Literal["names", "footers", "everything"]
 _NAME = re.compile(r"(\d{10})-(\d{10})\.parquet")
 
 
@@ -135,21 +137,23 @@ class MarginStore:
         names = ((_NAME.fullmatch(name), size) for name, size in files.items())
         return {(int(name[1]), int(name[2])): size for name, size in names if name}
 
-    def wrong_shards(self, read_everything: bool) -> dict[tuple[int, int], str]:
+    def wrong_shards(self, check: Check) -> dict[tuple[int, int], str]:
         """The shards that must not be used, and why: damaged, of another run or range, or overlapping another one.
 
         Args:
-            read_everything: whether every column is verified; otherwise the footer, which each reader of a column
-                relies on.
+            check: ``names`` finds overlapping ones alone; ``footers`` also what is truncated or foreign;
+                ``everything`` reads every byte.
         """
         listed = self._listed()
 
         def why(masks: tuple[int, int]) -> str | None:
             name, belongs_to = self.file(*masks), self._belongs_to(*masks)
-            return why_wrong(self.storage, name, listed[masks], belongs_to, read_everything)
+            return why_wrong(self.storage, name, listed[masks], belongs_to, check == "everything")
 
-        reasons = self._at_once(why, listed)
-        wrong = {masks: reason for masks, reason in zip(listed, reasons, strict=True) if reason is not None}
+        wrong: dict[tuple[int, int], str] = {}
+        if check != "names":
+            reasons = self._at_once(why, listed)
+            wrong = {masks: reason for masks, reason in zip(listed, reasons, strict=True) if reason is not None}
         covered = 0
         for start, stop in sorted(listed.keys() - wrong.keys()):
             if start < covered:
@@ -164,6 +168,9 @@ class MarginStore:
     def set_aside_wrong(self, is_new_run: bool) -> list[str]:
         """Rename the shards whose footer shows that they must not be used, and say why for each.
 
+        Of very many shards only the names are looked at: opening each takes a while, and whoever reads one
+        verifies it.
+
         Args:
             is_new_run: whether the identity has just been written, so that it may be the identity that is wrong.
 
@@ -171,9 +178,10 @@ class MarginStore:
             RunMismatchError: the identity is new, and there are more shards of another run than of this one.
         """
         self.storage.sweep(self.folder)
-        wrong = self.wrong_shards(read_everything=False)
+        listed = self._listed()
+        wrong = self.wrong_shards("footers" if is_new_run or len(listed) <= _MOST_FOOTERS else "names")
         foreign = sum("belongs to something else" in reason for reason in wrong.values())
-        if is_new_run and foreign > len(self._listed()) - len(wrong):
+        if is_new_run and foreign > len(listed) - len(wrong):
             raise RunMismatchError(
                 f"{self.storage.where(self.folder)} holds {foreign} shards of another run, whose run.json is lost. "
                 f"Undo what you changed since, or use another run.dir. Nothing was touched."

@@ -25,8 +25,6 @@ from coar_dist.store.storage import Storage
 _METADATA_KEY = "coar_dist"
 _MAGIC = b"PAR1"
 _LENGTH_AND_MAGIC = 8
-_TAIL = 16384
-"""Bytes read first: more than most footers have."""
 _READ_ACROSS = 2**18
 """Columns that lie so near to each other are read together."""
 _FOOTER_CHECKSUM = re.compile(rb'\{"footer_sha256": "([0-9a-f]{64})"')
@@ -219,7 +217,7 @@ def _read_footer(storage: Storage, name: str, size: int | None) -> tuple[bytes, 
         size = storage.size(name)
         if size is None:
             raise StorageError(f"{where} is not there.")
-    tail = storage.read(name, max(size - _TAIL, 0), size)
+    tail = storage.read(name, max(size - storage.worth_reading, 0), size)
     length = _footer_length(tail)
     if length + _LENGTH_AND_MAGIC > len(tail) and length + _LENGTH_AND_MAGIC <= size:
         tail = storage.read(name, size - length - _LENGTH_AND_MAGIC, size)

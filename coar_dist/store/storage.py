@@ -36,10 +36,12 @@ class Storage(ABC):
     Attributes:
         location: path or URL, as the user wrote it.
         parallel_reads: reads that are worth having under way at a time.
+        worth_reading: bytes that take hardly longer to read than one.
     """
 
     location: str
     parallel_reads: int
+    worth_reading: int
 
     def __str__(self) -> str:
         return self.location
@@ -83,6 +85,7 @@ class LocalStorage(Storage):
 
     location: str
     parallel_reads = 1
+    worth_reading = 4096
 
     def path(self, name: str = "") -> Path:
         """The file as the operating system knows it."""
@@ -179,6 +182,7 @@ class ObjectStorage(Storage):
 
     location: str
     parallel_reads = 16
+    worth_reading = 65536
 
     @property
     def _protocol(self) -> str:

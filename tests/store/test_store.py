@@ -166,6 +166,19 @@ def test_shards_of_another_run_or_design_are_set_aside(tmp_path: Path) -> None:
     assert store.missing() == [(0, 20)]
 
 
+def test_of_very_many_shards_only_the_names_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coar_dist.store.margins._MOST_FOOTERS", 2)
+    store = new_run(tmp_path).margins("train")
+    fill(store, [0, 5, 10, 20])
+    path = tmp_path / store.file(5, 10)
+    path.write_bytes(path.read_bytes()[:-9])
+    assert store.set_aside_wrong(is_new_run=False) == []
+    assert list(store.wrong_shards("footers")) == [(5, 10)]
+    with pytest.raises(DamagedFileError, match=r"0000000005-0000000010\.parquet is damaged, truncated.*recomputes it"):
+        read_all(store)
+    assert store.missing() == [(5, 10)]
+
+
 def test_overlapping_shards_are_refused_and_the_second_is_set_aside(tmp_path: Path) -> None:
     store = new_run(tmp_path).margins("train")
     fill(store, [0, 10, 20])
