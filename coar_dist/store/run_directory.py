@@ -77,7 +77,8 @@ class RunDirectory:
         try:
             record = json.loads(storage.read(RUN_FILE))
             found = record["format"]
-            if found == FORMAT and record.pop("sha256") != fingerprint_of(record):
+            checksum = record.pop("sha256", None)
+            if (checksum is not None or found == FORMAT) and checksum != fingerprint_of(record):
                 raise ValueError("it does not have the checksum that it was written with")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedFileError(

@@ -96,11 +96,12 @@ def test_a_run_directory_that_has_gone_is_not_made_again(tmp_path: Path) -> None
     [
         ("az://bucket/run", r"object stores are s3://, gs://"),
         ("s3://bucket", r"run\.dir='s3://bucket': must be s3://bucket/prefix"),
+        (Path("s3://bucket/run"), r"has lost a slash"),
         ("s3:///run", r"must be s3://bucket/prefix"),
         ("s3://key:secret@bucket/run", r"run\.dir='s3://\*\*\*@bucket/run' holds credentials"),
     ],
 )
-def test_urls_that_cannot_be(url: str, message: str) -> None:
+def test_urls_that_cannot_be(url: str | Path, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         storage_at(url)
 
