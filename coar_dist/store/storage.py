@@ -285,9 +285,7 @@ def storage_at(location: str | os.PathLike[str]) -> Storage:
     url = _URL.fullmatch(text)
     if url is None:
         if text.partition(":")[0] in _PACKAGES and ":/" in text:
-            raise ConfigError(
-                f"run.dir={text!r} has lost a slash of its ://, as a pathlib.Path does. Give it as a str."
-            )
+            raise ConfigError(f"run.dir={text!r} has lost a slash of its ://, as in a pathlib.Path. Give a str.")
         return LocalStorage(text)
     protocol, rest = url[1], url[2]
     if protocol not in _PACKAGES:
