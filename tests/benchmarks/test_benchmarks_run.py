@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.benchmarks import ablation, regression, scale
+from tests.benchmarks import ablation, chaos, regression, scale
 
 
 def test_ablation_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,3 +29,9 @@ def test_scale_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     printed = capsys.readouterr().out
     assert "Schedule: 20 actors, 5,000 ranges" in printed
     assert "Resume from 29 shards" in printed
+
+
+def test_chaos_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["chaos", "--kills", "0", "--cases", "3"])
+    chaos.main()
+    assert "3 damaged files" in capsys.readouterr().out
