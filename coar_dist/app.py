@@ -24,14 +24,14 @@ from rich.console import Console
 
 from coar_dist.config import Config
 from coar_dist.errors import CoarDistError, CoarWarning, ConfigError
-from coar_dist.secrets import without_secrets
+from coar_dist.secrets import check_no_secrets, without_secrets
 
 _INTERRUPTED = 130
 _INTERRUPTED_TEXT = "Interrupted. What is finished is kept; the same command continues."
 _STOP_WITHIN_S = 2.0
 _has_said_so = threading.Event()
 _KEYS_OF_STAGE = {
-    "train": ("train",),
+    "train": ("train", "task"),
     "ablate": ("task", "components", "design", "ablation", "cluster", "baselines", "evaluation"),
     "fit": ("regression", "cluster"),
 }
@@ -40,12 +40,22 @@ _CODE_KEYS = ("task.model.source", "task.examples.source", "task.output_function
 
 def main() -> None:
     """The command ``coar-dist``."""
-    if sys.argv[1:2] == ["inspect"]:
-        sys.exit(_inspect(sys.argv[2:]))
+    try:
+        if sys.argv[1:2] == ["inspect"]:
+            sys.exit(_inspect(sys.argv[2:]))
+        for argument in sys.argv[1:]:  # before Hydra keeps them
+            key, _, value = argument.lstrip("+").partition("=")
+            parent, dot, name = key.rpartition(".")
+            check_no_secrets({name: value}, parent + dot)
+    except ConfigError as error:
+        sys.exit(_show_error(error))
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
     ConfigStore.instance().store(name="schema", node=Config)
     try:
         hydra.main(version_base="1.3", config_path=_config_path(), config_name="config")(_run)()
     except KeyboardInterrupt:  # while the configuration is composed
+        Console(stderr=True).print(_INTERRUPTED_TEXT)
         sys.exit(_INTERRUPTED)
 
 

@@ -28,7 +28,7 @@ from coar_dist.config import (
     validate,
 )
 from coar_dist.designs.design import MaskDesign, leave_one_out_design
-from coar_dist.errors import DamagedFileError, MissingWorkError, RunMismatchError, RunNotFoundError
+from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunMismatchError, RunNotFoundError
 from coar_dist.report.progress import StageProgress, stage_progress
 from coar_dist.report.terminal import methods_of, report
 from coar_dist.store.lock import Hold, only_writer
@@ -398,15 +398,18 @@ def attribute(
     from coar_dist.tasks.outputs import output_function as named_output_function
     from coar_dist.tasks.task import ExampleSet, Task
 
+    for key, names in (("stages", stages), ("baselines", baselines)):
+        if isinstance(names, str):
+            raise ConfigError(f"{key}={names!r}: must be a list, e.g. [{names!r}].")
     if evaluation is None:
-        fractions = [float(ablation_fraction)] if "evaluate" in stages else []
+        fractions = [ablation_fraction] if "evaluate" in stages else []
         evaluation = EvaluationConfig(ablation_fractions=fractions, seed=index(seed) + 1)
     is_index = isinstance(components, ComponentIndex)
     config = Config(
         stages=list(stages),
         run=RunConfig(str(run_dir)),
         components=ComponentsConfig() if is_index else ComponentsConfig(str(components)),
-        design=DesignConfig(num_masks=index(num_masks), ablation_fraction=float(ablation_fraction), seed=index(seed)),
+        design=DesignConfig(num_masks=num_masks, ablation_fraction=ablation_fraction, seed=seed),
         baselines=list(baselines),
         evaluation=evaluation,
         ablation=ablation or AblationConfig(),

@@ -17,7 +17,8 @@ _VALUES = re.compile(
     r"hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|(AKIA|ASIA)[0-9A-Z]{16}|sk-[A-Za-z0-9_-]{20,}|"
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
-_IN_URL = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")
+_IN_URL = re.compile(r"(?<=://)[^/\s'\"]+(?=@)")
+_VARIABLES = re.compile(r"(?i).*(token|secret|password|passwd|api_?key|access_key|private_key|credentials?)")
 _SIGNED = re.compile(
     r"(?i)((?:X-Amz-(?:Signature|Credential|Security-Token)|AWSAccessKeyId|Signature|token)=)[^&\s'\"]+"
 )
@@ -37,25 +38,27 @@ def check_no_secrets(values: Mapping[str, Any], prefix: str = "") -> None:
     """
     for key, value in values.items():
         where = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            check_no_secrets(value, f"{where}.")
-            continue
-        items = value if isinstance(value, list | tuple) else [value]
-        texts = [item for item in items if isinstance(item, str)]
-        is_named = bool(_NAMES.fullmatch(str(key))) and any(texts)
-        if is_named or any(_VALUES.search(text) or _IN_URL.search(text) for text in texts):
-            raise ConfigError(
-                f"{where} looks like a credential, and a configuration is kept in the run directory and in logs. "
-                f"Leave it out, put it into an environment variable, and read it there."
-            )
-        for i, item in enumerate(items):
-            if isinstance(item, Mapping):
-                check_no_secrets(item, f"{where}[{i}].")
+        is_named = bool(_NAMES.fullmatch(str(key))) and not isinstance(value, bool | Mapping) and bool(value)
+        _check_value(value, where, is_named)
+
+
+def _check_value(value: Any, where: str, is_named: bool) -> None:
+    if isinstance(value, Mapping):
+        check_no_secrets(value, f"{where}.")
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            _check_value(item, f"{where}[{i}]", is_named)
+    elif is_named or (isinstance(value, str) and (_VALUES.search(value) or _IN_URL.search(value))):
+        raise ConfigError(
+            f"{where} looks like a credential, and a configuration is kept in the run directory and in logs. "
+            f"Leave it out, put it into an environment variable, and read it there."
+        )
 
 
 def without_secrets(text: str) -> str:
     """``text`` with the values of secret environment variables, URLs' passwords and signatures blacked out."""
     for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and _NAMES.fullmatch(name):
+        if len(value) >= _SHORTEST and _VARIABLES.fullmatch(name):
             text = text.replace(value, _HIDDEN)
-    return _SIGNED.sub(rf"\g<1>{_HIDDEN}", _IN_URL.sub(_HIDDEN, text))
+    text = _VALUES.sub(_HIDDEN, _IN_URL.sub(_HIDDEN, text))
+    return _SIGNED.sub(rf"\g<1>{_HIDDEN}", text)

@@ -180,12 +180,19 @@ class _Driver:
 
     def _handle_failure(self, member: Member, work: MaskRange | str, error: RayTaskError) -> None:
         if isinstance(work, str) or self._schedule.is_running(work):  # else another actor has done it meanwhile
-            if isinstance(error.cause, CoarDistError):
+            if isinstance(error.cause, CoarDistError) and not isinstance(error.cause, StorageError):
                 raise error.cause from error
             if isinstance(error.cause, _USER_ERRORS):
                 raise TaskError(f"{work}: {type(error.cause).__name__}: {error.cause}") from error
         if isinstance(work, MaskRange):
-            self._schedule.failed(work, member.name, error)
+            try:
+                self._schedule.failed(work, member.name, error)
+            except RangeFailedError as final:
+                if isinstance(error.cause, StorageError):  # the disk of one node may be full, but not of all
+                    raise StorageError(
+                        f"{work} could not be written by {member.name} and others: {error.cause}"
+                    ) from final
+                raise
         else:
             self._setup_failures += 1
             if self._setup_failures >= self._cluster.config.max_attempts:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from coar_dist.errors import RunNotFoundError
 from coar_dist.store.lock import holder_of
 from coar_dist.store.parquet import why_wrong
 from coar_dist.store.run_directory import RunDirectory
@@ -32,7 +33,13 @@ def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bo
         RunNotFoundError: there is no run.
         DamagedFileError: its run.json is damaged.
     """
-    run = RunDirectory.open(storage)
+    holder = holder_of(storage)
+    try:
+        run = RunDirectory.open(storage)
+    except RunNotFoundError as error:
+        if holder is None:
+            raise
+        raise RunNotFoundError(f"{storage} has no run.json yet; {holder} is at work on it.") from error
     folders = {name: storage.files(name) for name in ("attributions", "evaluation")}
     shards = {name: storage.files(run.margins(name).folder) for name in run.designs}
     num_bytes = sum(sum(files.values()) for files in (*folders.values(), *shards.values()))
@@ -44,7 +51,6 @@ def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bo
     say(f"{storage}: run made at {run.created}, {num_bytes / 1e9:,.3f} GB, {run.fingerprint}")
     for key, value in run.identity.items():
         say(f"  {key}: {value}")
-    holder = holder_of(storage)
     say(f"In use by {holder}." if holder else "No process writes to it.")
 
     wrong: list[str] = []
@@ -70,6 +76,10 @@ def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bo
             say(f"{file} is missing; the ablate stage makes it.")
         else:
             wrong += filter(None, [why_wrong(storage, file, size, _of(run, content), everything)])
+    if storage.size("model.safetensors") is not None:
+        from coar_dist.tasks.training import why_checkpoint_wrong  # torch takes seconds to load
+
+        wrong += filter(None, [why_checkpoint_wrong(storage)])
     for folder, files in folders.items():
         tables = {file: size for file, size in files.items() if file.endswith(".parquet")}
         for file, size in tables.items():

@@ -77,7 +77,7 @@ def holder_of(storage: Storage) -> str | None:
         return None
     assert isinstance(storage, ObjectStorage)
     name = _newest_lease(storage)
-    found = {} if name is None else _read_json(storage.read(name))
+    found = {} if name is None else _read_json(_content(storage, name))
     return _in_words(found) if found.get("held") else None
 
 
@@ -141,6 +141,7 @@ class _Lease(Hold):
     def __init__(self, storage: ObjectStorage, name: str, content: dict[str, Any]) -> None:
         self._storage, self._name, self._content = storage, name, content
         self._taken_by: str | None = None
+        self._renewed_at = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
@@ -152,13 +153,13 @@ class _Lease(Hold):
             try:
                 newest = _newest_lease(self._storage)
                 if newest != self._name:
-                    self._taken_by = "another process"
-                    if newest is not None:
-                        self._taken_by = _in_words(_read_json(self._storage.read(newest)))
+                    self._taken_by = _in_words(_read_json(b"" if newest is None else _content(self._storage, newest)))
                     return
+                began = time.monotonic()
                 self._write(renewals=renewals)
+                self._renewed_at = began
             except StorageError:
-                continue  # the store does not answer now; the writes of shards will say so if it stays like that
+                continue  # the store does not answer now; ``check`` says so before another may take over
 
     def _write(self, **changes: Any) -> None:
         self._storage.write(self._name, json.dumps({**self._content, **changes}).encode())
@@ -168,6 +169,11 @@ class _Lease(Hold):
             raise RunInUseError(
                 f"{self._storage} has been taken over by {self._taken_by}: this process had not renewed its hold for "
                 f"{_LEASE_S:g} s. What it finished is kept."
+            )
+        if time.monotonic() - self._renewed_at > _LEASE_S:
+            raise StorageError(
+                f"{self._storage} could not be reached for {_LEASE_S:g} s, so another process may take it over. Run "
+                f"the same command again; what is finished is kept."
             )
 
     def release(self) -> None:
@@ -189,7 +195,7 @@ def _lease(storage: ObjectStorage) -> Iterator[Hold]:
     written = json.dumps(content).encode()
     # Read again: some stores take no notice of the condition.
     if not storage.write_new(name, written) or storage.read(name) != written:
-        raise RunInUseError(f"{storage} is in use by {_in_words(_read_json(storage.read(name)))}. {_WAY_OUT}")
+        raise RunInUseError(f"{storage} is in use by {_in_words(_read_json(_content(storage, name)))}. {_WAY_OUT}")
     lease = _Lease(storage, name, content)
     try:
         for old in _leases(storage):
@@ -206,18 +212,28 @@ def _wait_until_free(storage: ObjectStorage, name: str) -> None:
     Raises:
         RunInUseError: it is renewed.
     """
-    first = storage.read(name)
+    first = _content(storage, name)
     found = _read_json(first)
     if not found.get("held") or _is_dead(found):
         return
     deadline = time.monotonic() + _LEASE_S
     while time.monotonic() < deadline:
         time.sleep(1.0)
-        now = storage.read(name) if storage.size(name) is not None else b""
+        now = _content(storage, name)
         if now != first:
             if _read_json(now).get("held"):
                 raise RunInUseError(f"{storage} is in use by {_in_words(found)}. {_WAY_OUT}")
             return
+
+
+def _content(storage: ObjectStorage, name: str) -> bytes:
+    """What a lease says; nothing if it has just been removed."""
+    try:
+        return storage.read(name)
+    except StorageError:
+        if storage.size(name) is None:
+            return b""
+        raise
 
 
 def _leases(storage: ObjectStorage) -> list[str]:

@@ -14,14 +14,14 @@ from coar_dist.secrets import without_secrets
 from coar_dist.store.storage import Storage
 
 _LOGGER = logging.getLogger("coar_dist")
-_WRITE_EVERY_S = 10.0
+_WRITE_EVERY_S = 1.0
 
 
 class RunLog(logging.Handler):
     """Keeps what the package logs during a ``with`` block, and why the block ended.
 
-    An object store cannot append, so the file is written whole: some seconds after a line, at once after a warning,
-    and at the end.
+    An object store cannot append, so the file is written whole: with the first line, with a later one when a second has
+    passed, at once with a warning, and at the end.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -30,7 +30,7 @@ class RunLog(logging.Handler):
         self._storage = storage
         self._name = f"logs/{now:%Y-%m-%dT%H-%M-%S}-{os.getpid()}.log"
         self._lines: list[str] = []
-        self._written_at = time.monotonic()
+        self._written_at = float("-inf")
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -100,10 +100,15 @@ class LocalStorage(Storage):
         """As in ``Storage``."""
         with self._named(folder, "listed"):
             try:
-                with os.scandir(self.path(folder)) as entries:
-                    return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+                entries = list(os.scandir(self.path(folder)))
             except FileNotFoundError:
                 return {}
+            sizes = {}
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # renamed or removed since it was listed
+                    if entry.is_file():
+                        sizes[entry.name] = entry.stat().st_size
+            return sizes
 
     def size(self, name: str) -> int | None:
         """As in ``Storage``."""
@@ -282,6 +287,8 @@ def storage_at(location: str | os.PathLike[str]) -> Storage:
         ConfigError: the URL is of an unknown kind, has no bucket, or holds credentials.
     """
     text = os.fspath(location)
+    if not text:
+        raise ConfigError("run.dir is empty: name a folder, or s3://bucket/prefix.")
     url = _URL.fullmatch(text)
     if url is None:
         if text.partition(":")[0] in _PACKAGES and ":/" in text:

@@ -107,6 +107,25 @@ def read_checkpoint(storage: Storage) -> tuple[dict[str, Tensor], dict[str, Any]
     """
     if storage.size(CHECKPOINT) is None:
         return None
+    try:
+        return _parse(storage)
+    except DamagedFileError as error:
+        raise DamagedFileError(
+            f"{error} It was set aside as {set_aside(storage, CHECKPOINT)}; the train stage makes it anew."
+        ) from error
+
+
+def why_checkpoint_wrong(storage: Storage) -> str | None:
+    """Why the checkpoint must not be used; None if nothing is wrong with it, or there is none."""
+    try:
+        if storage.size(CHECKPOINT) is not None:
+            _parse(storage)
+    except DamagedFileError as error:
+        return str(error)
+    return None
+
+
+def _parse(storage: Storage) -> tuple[dict[str, Tensor], dict[str, Any]]:
     content = storage.read(CHECKPOINT)
     try:
         state = safetensors.torch.load(content)
@@ -116,10 +135,7 @@ def read_checkpoint(storage: Storage) -> tuple[dict[str, Tensor], dict[str, Any]
             raise ValueError("it does not have the checksum that it was written with")
         return state, dict(json.loads(metadata["train"]))
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise DamagedFileError(
-            f"{storage.where(CHECKPOINT)} is damaged: {type(error).__name__}: {error}. It was set aside as "
-            f"{set_aside(storage, CHECKPOINT)}; the train stage makes it anew."
-        ) from error
+        raise DamagedFileError(f"{storage.where(CHECKPOINT)} is damaged: {type(error).__name__}: {error}.") from error
 
 
 def _checksum(state: Mapping[str, Tensor], trained_with: str) -> str:

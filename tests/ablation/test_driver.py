@@ -100,6 +100,23 @@ def test_a_range_that_kills_every_actor_is_named_when_all_others_are_done(
     assert done[-1] == 26
 
 
+def test_a_disk_that_fails_for_a_moment_costs_nothing_and_one_that_fails_for_good_ends_the_run(tmp_path: Path) -> None:
+    for name in ("once", "always"):
+        (tmp_path / name).mkdir()
+
+    def full_once(start: int) -> None:
+        if start == 8 and only_once(tmp_path / "full"):
+            raise StorageError("a.parquet cannot be written: No space left on device.")
+
+    assert drive(tmp_path / "once", full_once).store.missing() == []
+
+    def full(start: int) -> None:
+        raise StorageError("a.parquet cannot be written: No space left on device.")
+
+    with pytest.raises(StorageError, match=r"masks \d+.* could not be written by actor-\d and others: .*No space left"):
+        drive(tmp_path / "always", full, max_attempts=2)
+
+
 def test_a_slow_range_is_computed_elsewhere(tmp_path: Path) -> None:
     flag = tmp_path / "slow"
 

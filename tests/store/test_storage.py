@@ -145,7 +145,8 @@ def test_a_stale_lease_is_taken_over_and_its_holder_is_told(
     monkeypatch.setattr(lock, "_RENEW_EVERY_S", 5.0)  # a holder that sleeps for longer than its lease
     with only_writer(in_bucket) as sleeper:
         with only_writer(in_bucket):
-            sleeper.check()  # it cannot know yet
+            with pytest.raises(StorageError, match=r"could not be reached for 3 s, so another"):
+                sleeper.check()
             threading.Event().wait(3.0)
             with pytest.raises(RunInUseError, match=r"has been taken over by process \d+"):
                 sleeper.check()
@@ -164,3 +165,25 @@ with only_writer(storage_at({in_bucket.location!r})):
     assert holder_of(in_bucket) is not None
     with only_writer(in_bucket):
         assert list(in_bucket.files()) == ["driver.lock.00000001"]
+
+
+def test_a_listing_does_not_mind_files_that_vanish_meanwhile(tmp_path: Path) -> None:
+    """Every write makes and renames a temporary file."""
+    storage = local_storage(tmp_path / "run")
+    names = {str(i) for i in range(50)}
+    for name in names:
+        storage.write(f"a/{name}", b"x")
+    stop = threading.Event()
+
+    def keep_writing() -> None:
+        while not stop.is_set():
+            storage.write("a/0", b"x")
+
+    writer = threading.Thread(target=keep_writing)
+    writer.start()
+    try:
+        for _ in range(300):
+            assert names <= storage.files("a").keys()
+    finally:
+        stop.set()
+        writer.join()
