@@ -12,6 +12,7 @@ from rich.console import Console
 import coar_dist
 from coar_dist.config import EvaluationConfig
 from coar_dist.store.run import Run
+from tests.chaos import files_of, run_small, without_ray
 from tests.models import small_task
 from tests.object_store import BUCKET, ObjectStore
 
@@ -30,6 +31,15 @@ def ray_cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of an unbroken ``run_small``."""
+    root = tmp_path_factory.mktemp("whole") / "run"
+    with without_ray():
+        run_small(root)
+    return files_of(root)
 
 
 @pytest.fixture(scope="session")

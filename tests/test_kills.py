@@ -7,16 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import files_of, kill_until_done, run_small, without_ray
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files of an unbroken run."""
-    root = tmp_path_factory.mktemp("whole") / "run"
-    with without_ray():
-        run_small(root)
-    return files_of(root)
+from tests.chaos import files_of, kill_until_done
 
 
 @pytest.mark.parametrize(

@@ -116,13 +116,13 @@ class MarginStore:
     def _belongs_to(self, start: int, stop: int) -> dict[str, Any]:
         return {"content": "margins", "design": self.fingerprint, "start": start, "stop": stop}
 
-    def ranges(self) -> list[tuple[int, int]]:
-        """The mask ranges of the shards that lie in the folder, by file name, in mask order.
+    def ranges(self, without: Collection[tuple[int, int]] = ()) -> list[tuple[int, int]]:
+        """The mask ranges of the shards that lie in the folder, by file name, in mask order, but those ``without``.
 
         Raises:
             DamagedFileError: two shards overlap.
         """
-        found = sorted(self._listed())
+        found = sorted(masks for masks in self._listed() if masks not in without)
         for (start, stop), following in pairwise(found):
             if following[0] < stop:
                 raise DamagedFileError(
@@ -144,8 +144,9 @@ class MarginStore:
             check: ``names`` finds overlapping ones alone; ``footers`` also what is truncated or foreign;
                 ``everything`` reads every byte.
         """
-        listed = self._listed()
+        return self._wrong_of(self._listed(), check)
 
+    def _wrong_of(self, listed: Mapping[tuple[int, int], int], check: Check) -> dict[tuple[int, int], str]:
         def why(masks: tuple[int, int]) -> str | None:
             name, belongs_to = self.file(*masks), self._belongs_to(*masks)
             return why_wrong(self.storage, name, listed[masks], belongs_to, check == "everything")
@@ -179,7 +180,7 @@ class MarginStore:
         """
         self.storage.sweep(self.folder)
         listed = self._listed()
-        wrong = self.wrong_shards("footers" if is_new_run or len(listed) <= _MOST_FOOTERS else "names")
+        wrong = self._wrong_of(listed, "footers" if is_new_run or len(listed) <= _MOST_FOOTERS else "names")
         foreign = sum("belongs to something else" in reason for reason in wrong.values())
         if is_new_run and foreign > len(listed) - len(wrong):
             raise RunMismatchError(
@@ -198,7 +199,7 @@ class MarginStore:
 
     def missing(self, without: Collection[tuple[int, int]] = ()) -> list[tuple[int, int]]:
         """The ranges of masks that no shard covers, in order; the shards ``without`` do not count."""
-        return self._missing_of([masks for masks in self.ranges() if masks not in without])
+        return self._missing_of(self.ranges(without))
 
     def _missing_of(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         gaps = []

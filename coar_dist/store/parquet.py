@@ -106,12 +106,38 @@ def read_table(
         StorageError: the file cannot be read.
     """
     tail, size, metadata = _read_footer(storage, name, None)
+    for key in _differing(metadata, belongs_to):
+        raise DamagedFileError(
+            f"{storage.where(name)} does not belong here: its {key} is {metadata.get(key)!r}, but "
+            f"{belongs_to[key]!r} is expected."
+        )
+    return _read_columns(storage, name, size, tail, metadata, columns)
+
+
+def is_made_with(storage: Storage, name: str, belongs_to: Mapping[str, Any]) -> bool:
+    """Whether a file is there, whole and of ``belongs_to``; a damaged one is set aside."""
+    try:
+        if storage.size(name) is None:
+            return False
+        tail, size, metadata = _read_footer(storage, name, None)
+        if _differing(metadata, belongs_to):
+            return False
+        _read_columns(storage, name, size, tail, metadata, None)  # every checksum: what is called done can be read
+    except DamagedFileError:
+        set_aside(storage, name)
+        return False
+    return True
+
+
+def _differing(metadata: Mapping[str, Any], belongs_to: Mapping[str, Any]) -> list[str]:
+    return [key for key, value in belongs_to.items() if metadata.get(key) != value]
+
+
+def _read_columns(
+    storage: Storage, name: str, size: int, tail: bytes, metadata: Mapping[str, Any], columns: Sequence[str] | None
+) -> pa.Table:
+    """The named columns of a file whose footer has been verified, verified in their turn."""
     where = storage.where(name)
-    for key, expected in belongs_to.items():
-        if metadata.get(key) != expected:
-            raise DamagedFileError(
-                f"{where} does not belong here: its {key} is {metadata.get(key)!r}, but {expected!r} is expected."
-            )
     checksums = metadata["sha256"]
     wanted = list(checksums if columns is None else columns)
     lacking = [column for column in wanted if column not in checksums]
@@ -142,12 +168,12 @@ def why_wrong(
         read_everything: whether every column is verified, or the footer alone.
     """
     try:
-        metadata = read_metadata(storage, name, size)
-        differing = [key for key, value in belongs_to.items() if metadata.get(key) != value]
+        tail, size, metadata = _read_footer(storage, name, size)
+        differing = _differing(metadata, belongs_to)
         if differing:
             return f"{storage.where(name)} belongs to something else: its {', '.join(differing)} differ."
         if read_everything:
-            read_table(storage, name, belongs_to)
+            _read_columns(storage, name, size, tail, metadata, None)
     except DamagedFileError as error:
         return str(error)
     return None

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from coar_dist.errors import DamagedFileError, MissingWorkError
 from coar_dist.store.parquet import (
     column_names,
+    is_made_with,
     matrix_column,
     matrix_of,
     read_metadata,
@@ -74,7 +75,7 @@ class AttributionTable:
 
     def is_complete(self, settings: Mapping[str, Any], blocks: list[tuple[int, int]]) -> bool:
         """Whether all example blocks are there, made with ``settings``; damaged files are set aside."""
-        return all(_made_with(self._storage, self.file(block), self._belongs_to(settings)) for block in blocks)
+        return all(is_made_with(self._storage, self.file(block), self._belongs_to(settings)) for block in blocks)
 
     def _belongs_to(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         return {"content": "attributions", "run": self._run.fingerprint, "settings": dict(settings)}
@@ -186,7 +187,7 @@ class EvaluationTable:
 
     def is_complete(self) -> bool:
         """Whether the table is there and of the attributions as they are now; a damaged file is set aside."""
-        return _made_with(self._storage, self.file, self._belongs_to())
+        return is_made_with(self._storage, self.file, self._belongs_to())
 
     def write(self, correlations: NDArray[np.float64]) -> None:
         """Write the table; a NaN correlation (undefined) is stored as null.
@@ -212,22 +213,8 @@ class EvaluationTable:
             DamagedFileError: it is damaged.
         """
         belongs_to = self._belongs_to()
-        if not _made_with(self._storage, self.file, belongs_to):
+        if not is_made_with(self._storage, self.file, belongs_to):
             where = self._storage.where(self.file)
             raise MissingWorkError(f"{where} is missing or of earlier attributions: run the evaluate stage.")
         table = read_table(self._storage, self.file, belongs_to)
         return np.asarray(table["correlation"].to_numpy())
-
-
-def _made_with(storage: Storage, name: str, belongs_to: Mapping[str, Any]) -> bool:
-    if storage.size(name) is None:
-        return False
-    try:
-        metadata = read_metadata(storage, name)
-        if any(metadata.get(key) != value for key, value in belongs_to.items()):
-            return False
-        read_table(storage, name, belongs_to)  # every checksum: what is called done can be read
-    except DamagedFileError:
-        set_aside(storage, name)
-        return False
-    return True

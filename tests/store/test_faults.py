@@ -22,14 +22,6 @@ from coar_dist.store.storage import LocalStorage
 from tests.chaos import files_of, run_small, without_ray
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    root = tmp_path_factory.mktemp("whole") / "run"
-    with without_ray():
-        run_small(root)
-    return files_of(root)
-
-
 @pytest.fixture
 def tmpfs(tmp_path: Path) -> Iterator[Path]:
     """A file system of 120 kB of its own."""
