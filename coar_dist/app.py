@@ -32,7 +32,17 @@ _STOP_WITHIN_S = 2.0
 _has_said_so = threading.Event()
 _KEYS_OF_STAGE = {
     "train": ("train", "task"),
-    "ablate": ("task", "components", "design", "ablation", "cluster", "baselines", "evaluation"),
+    "ablate": (
+        "task",
+        "components",
+        "design",
+        "estimator",
+        "gradients",
+        "ablation",
+        "cluster",
+        "baselines",
+        "evaluation",
+    ),
     "fit": ("regression", "cluster"),
 }
 _CODE_KEYS = ("task.model.source", "task.examples.source", "task.output_function", "train.examples.source")

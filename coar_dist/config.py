@@ -19,7 +19,7 @@ BASELINES = ("leave_one_out",)
 PRECISIONS = ("float32", "bfloat16", "auto")
 MODES = ("weights", "rows")
 MARGIN_DTYPES = ("float32", "float16")
-RANDOM_DESIGNS = ("bernoulli", "fixed_size")
+RANDOM_DESIGNS = ("bernoulli", "fixed_size", "balanced")
 BACKENDS = ("auto", "cuml", "torch", "sklearn")
 SELECTIONS = {"ridge": ("gcv", "leave_one_out"), "lasso": ("held_out", "bic")}
 
@@ -107,6 +107,20 @@ class DesignConfig:
     num_masks: int = 4000
     ablation_fraction: float = 0.05
     seed: int = 0
+
+
+@dataclass
+class GradientsConfig:
+    """Passes that also run backward: each gives, besides a margin, an estimate of every component's effect. They make
+    the attributions ``gradient_ridge``; their share of ablated components is ``design.ablation_fraction``."""
+
+    num_masks: int = 0
+    """Passes with gradients; 0 is COAR without them."""
+    kind: str = "balanced"
+    seed: int = 2_000_000
+    masks_per_shard: int | None = None
+    """Masks in one shard, whose gradients are stored as sums. None: about 16,384 margins, in whole rounds of a balanced
+    design."""
 
 
 @dataclass
@@ -215,6 +229,7 @@ class Config:
     train: TrainConfig | None = None
     components: ComponentsConfig = field(default_factory=ComponentsConfig)
     design: DesignConfig = field(default_factory=DesignConfig)
+    gradients: GradientsConfig = field(default_factory=GradientsConfig)
     baselines: list[str] = field(default_factory=lambda: list(BASELINES))
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     ablation: AblationConfig = field(default_factory=AblationConfig)
@@ -277,7 +292,7 @@ def validate(config: Config) -> None:
     design, evaluation, ablation = config.design, config.evaluation, config.ablation
     _require_choice("design.kind", design.kind, RANDOM_DESIGNS)
     _require_choice("evaluation.kind", evaluation.kind, RANDOM_DESIGNS)
-    _require(design.num_masks >= 2, "design.num_masks", design.num_masks, "at least 2")
+    _validate_gradients(config)
     _require(evaluation.num_masks >= 2, "evaluation.num_masks", evaluation.num_masks, "at least 2")
     for key, fraction in [
         ("design.ablation_fraction", design.ablation_fraction),
@@ -296,13 +311,22 @@ def validate(config: Config) -> None:
             "evaluation.ablation_fractions=[]: the stages evaluate and report need at least one. Leave these stages "
             "out, or name a fraction."
         )
-    for key, seed in [("design.seed", design.seed), ("evaluation.seed", evaluation.seed)]:
+    gradients = config.gradients
+    for key, seed in [
+        ("design.seed", design.seed),
+        ("evaluation.seed", evaluation.seed),
+        ("gradients.seed", gradients.seed),
+    ]:
         _require(0 <= seed < 2**64, key, seed, "in 0..2**64-1")
-    if (design.kind, design.seed) == (evaluation.kind, evaluation.seed):
-        raise ConfigError(
-            f"evaluation.seed={evaluation.seed} is design.seed too: masks of equal seeds are not held out, "
-            f"so the correlation would be in-sample. Use another evaluation.seed."
-        )
+    for name, kind, seed in [
+        ("design", design.kind, design.seed),
+        ("gradients", gradients.kind, gradients.seed),
+    ]:
+        if (kind, seed) == (evaluation.kind, evaluation.seed):
+            raise ConfigError(
+                f"evaluation.seed={evaluation.seed} is {name}.seed too: masks of equal seeds are not held out, "
+                f"so the correlation would be in-sample. Use another evaluation.seed."
+            )
 
     components = config.components
     if (components.selector == "rules") != bool(components.rules):
@@ -358,6 +382,30 @@ def validate(config: Config) -> None:
                 f"task.model.checkpoint={config.task.model.checkpoint!r} and train are both set: the checkpoint "
                 f"replaces the training. Set train=null, or task.model.checkpoint=null."
             )
+
+
+def _validate_gradients(config: Config) -> None:
+    design, gradients, regression = config.design, config.gradients, config.regression
+    _require_choice("gradients.kind", gradients.kind, RANDOM_DESIGNS)
+    _require(
+        gradients.num_masks == 0 or gradients.num_masks >= 2, "gradients.num_masks", gradients.num_masks, "0 or >= 2"
+    )
+    size = gradients.masks_per_shard
+    _require(size is None or size >= 1, "gradients.masks_per_shard", size, "null or at least 1")
+    if gradients.num_masks == 0:
+        _require(design.num_masks >= 2, "design.num_masks", design.num_masks, "at least 2")
+        return
+    _require(design.num_masks == 0 or design.num_masks >= 2, "design.num_masks", design.num_masks, "0 or at least 2")
+    if (design.kind, design.seed) == (gradients.kind, gradients.seed):
+        raise ConfigError(
+            f"gradients.seed={gradients.seed} is design.seed too, so the same masks would be run twice. Use another "
+            f"gradients.seed."
+        )
+    if regression.method != "ridge" and "ablate" in config.stages:
+        raise ConfigError(
+            f"regression.method={regression.method} does not use gradients, but gradients.num_masks="
+            f"{gradients.num_masks}. Use regression.method=ridge, or estimator=coar."
+        )
 
 
 def _validate_regression(regression: RegressionConfig) -> None:

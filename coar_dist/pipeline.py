@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from operator import index
@@ -22,6 +22,7 @@ from coar_dist.config import (
     Config,
     DesignConfig,
     EvaluationConfig,
+    GradientsConfig,
     RegressionConfig,
     RunConfig,
     TrainConfig,
@@ -33,16 +34,20 @@ from coar_dist.report.progress import StageProgress, stage_progress
 from coar_dist.report.terminal import methods_of, report
 from coar_dist.store.lock import Hold, only_writer
 from coar_dist.store.run import Run
-from coar_dist.store.run_directory import FOLDERS, TRAIN_DESIGN, RunDesign, RunDirectory
+from coar_dist.store.run_directory import FOLDERS, GRADIENT_DESIGN, TRAIN_DESIGN, RunDesign, RunDirectory
 from coar_dist.store.run_log import RunLog
 from coar_dist.store.storage import Storage, storage_at
+from coar_dist.store.tables import LEAVE_ONE_OUT
 
 if TYPE_CHECKING:  # stages import what they need when they run: the report needs neither torch nor Ray
     from torch import Tensor, nn
 
     from coar_dist.ablation.actor import LogLines
     from coar_dist.ablation.driver import DriverCallbacks
+    from coar_dist.ablation.schedule import RangesToDo
     from coar_dist.components.index import ComponentIndex
+    from coar_dist.store.gradients import GradientStore
+    from coar_dist.store.margins import MarginStore
     from coar_dist.tasks.task import Inputs, Task
 
 
@@ -166,7 +171,6 @@ def _ablate(
     from coar_dist.ablation.actor import AblationJob
     from coar_dist.ablation.driver import AblationWork, run_ranges
     from coar_dist.ablation.plan import EnginePlan, PlanPins
-    from coar_dist.ablation.schedule import RangesToDo, default_masks_per_shard
     from coar_dist.components.discovery import check_components, discover
 
     if task is None:
@@ -187,13 +191,12 @@ def _ablate(
     hold = take()
     run = RunDirectory.create(storage, identity, components, len(task.examples), probe_margins)
     run.set_designs(designs)
-    stores = {name: run.margins(name) for name in designs}
-    for store in stores.values():
+    stores = _stores(run)
+    for _, store in stores.values():
         for reason in store.set_aside_wrong(run.is_new):
             _say(console, "ablate", f"[yellow]{reason}[/yellow]")
-    masks_per_shard = ablation.masks_per_shard or default_masks_per_shard(len(task.examples))
-    ranges = RangesToDo({name: store.missing() for name, store in stores.items()}, masks_per_shard)
-    total, missing = sum(store.num_masks for store in stores.values()), ranges.num_masks
+    ranges, gradient_masks = _ranges(run, stores, config)
+    total, missing = sum(store.num_masks for _, store in stores.values()), ranges.num_masks
     has_examples = run.has_examples()
     if not ranges and has_examples:
         _say(console, "ablate", f"all {total:,} masks are there already.")
@@ -201,30 +204,66 @@ def _ablate(
     pins = PlanPins(ablation.mode, ablation.rows_per_forward, ablation.compile)
     recorded = run.engine_plan
     plan = None if recorded is None else EnginePlan(**recorded)
-    if plan is not None and not pins.allow(plan):
+    if plan is not None and (not pins.allow(plan) or (gradient_masks and plan.gradient_rows is None)):
         plan = None
     if plan is not None and run.is_new:  # the shards have told it
         run.set_engine_plan(plan.to_json())
     job = AblationJob(
         components=components,
-        designs={name: (entry.design, stores[name]) for name, entry in designs.items()},
+        designs=stores,
         precision=str(identity["ablation.precision"]),
         device_map=ablation.device_map,
         num_threads=config.cluster.cpus_per_actor,
         pins=pins,
     )
     with stage_progress(console, "ablate", missing, "masks") as progress:
-        work = AblationWork(task, job, ranges, plan, needs_unablated=not has_examples)
+        work = AblationWork(task, job, ranges, plan, gradient_masks, needs_unablated=not has_examples)
         run_ranges(config.cluster, work, _callbacks(run, task, console, progress, hold))
-        for store in stores.values():  # of actors that were killed while they wrote
+        for _, store in stores.values():  # of actors that were killed while they wrote
             storage.sweep(store.folder)
         rate, seconds = progress.rate, progress.seconds
     _say(
         console,
         "ablate",
-        f"{missing:,} masks x {len(task.examples):,} examples in {seconds:.1f} s ({rate:,.1f} masks/s); "
+        f"{missing:,} masks{f', {gradient_masks:,.0f} with gradients,' if gradient_masks else ''} x "
+        f"{len(task.examples):,} examples in {seconds:.1f} s ({rate:,.1f} masks/s); "
         f"{total - missing:,} masks were there already.",
     )
+
+
+def _stores(run: RunDirectory) -> dict[str, tuple[MaskDesign, MarginStore | GradientStore]]:
+    """What is to be computed, by the names of its ranges: the passes with gradients first, an example block each."""
+    stores: dict[str, tuple[MaskDesign, MarginStore | GradientStore]] = {}
+    if GRADIENT_DESIGN in run.designs:
+        design = run.design(GRADIENT_DESIGN)
+        for store in run.gradients(GRADIENT_DESIGN):
+            first, end = store.block
+            stores[f"{GRADIENT_DESIGN} of examples {first}..{end - 1}"] = design, store
+    for name, entry in run.designs.items():
+        if entry.role != "gradients":
+            stores[name] = entry.design, run.margins(name)
+    return stores
+
+
+def _ranges(
+    run: RunDirectory, stores: Mapping[str, tuple[MaskDesign, MarginStore | GradientStore]], config: Config
+) -> tuple[RangesToDo, float]:
+    """The missing ranges, and how many masks of all examples they run with gradients."""
+    from coar_dist.ablation.schedule import RangesToDo, default_gradient_masks_per_shard, default_masks_per_shard
+    from coar_dist.store.gradients import GradientStore
+
+    gaps = {name: store.missing() for name, (_, store) in stores.items()}
+    sizes: dict[str, int] = {}
+    gradient_masks = 0.0
+    for name, (design, store) in stores.items():
+        if isinstance(store, GradientStore):
+            num_examples = store.block[1] - store.block[0]
+            sizes[name] = config.gradients.masks_per_shard or default_gradient_masks_per_shard(
+                num_examples, design.masks_per_round
+            )
+            gradient_masks += sum(stop - start for start, stop in gaps[name]) * num_examples / run.num_examples
+    masks_per_shard = config.ablation.masks_per_shard or default_masks_per_shard(run.num_examples)
+    return RangesToDo(gaps, masks_per_shard, sizes), gradient_masks
 
 
 def _build_task(config: Config, storage: Storage) -> Task:
@@ -288,6 +327,10 @@ def _designs(config: Config, num_components: int) -> dict[str, RunDesign]:
             MaskDesign(design.kind, num_components, design.num_masks, design.ablation_fraction, design.seed),
         )
     }
+    if config.gradients.num_masks:
+        settings = config.gradients
+        masks = MaskDesign(settings.kind, num_components, settings.num_masks, design.ablation_fraction, settings.seed)
+        designs[GRADIENT_DESIGN] = RunDesign("gradients", masks)
     if "leave_one_out" in config.baselines:
         designs["leave_one_out"] = RunDesign("baseline", leave_one_out_design(num_components))
     for fraction in evaluation.ablation_fractions:
@@ -299,8 +342,9 @@ def _designs(config: Config, num_components: int) -> dict[str, RunDesign]:
 def _fit(run: RunDirectory, config: Config, console: Console, hold: Hold) -> None:
     import numpy as np
 
-    from coar_dist.baselines.leave_one_out import METHOD, fit_leave_one_out
-    from coar_dist.regression.fit import Execute, fit, in_this_process
+    from coar_dist.baselines.leave_one_out import fit_leave_one_out
+    from coar_dist.regression.fit import fit
+    from coar_dist.regression.planning import Execute, in_this_process
 
     distributed = config.regression.distributed
     if distributed is None:
@@ -312,25 +356,27 @@ def _fit(run: RunDirectory, config: Config, console: Console, hold: Hold) -> Non
 
             execute = stack.enter_context(on_cluster(config.cluster))
         progress = stack.enter_context(stage_progress(console, "fit", run.num_examples, "examples"))
-        result = fit(run, config.regression, _while_held(hold, progress), execute)
-        baseline = METHOD in run.designs and fit_leave_one_out(run)
+        baseline = LEAVE_ONE_OUT in run.designs and fit_leave_one_out(run)
+        results = fit(run, config.regression, _while_held(hold, progress), execute)
         seconds = progress.seconds
-    quality = Run(run).quality(method=result.method)
-    known = {name: values[np.isfinite(values)] for name, values in quality.items()}
-    numbers = [
-        f"{text} {function(known[name]):{form}}"
-        for name, text, function, form in (
-            ("r2", "mean R2", np.mean, ".3f"),
-            ("r2_new", "on new masks, estimated,", np.mean, ".3f"),
-            ("duality_gap", "largest duality gap", np.max, ".1e"),
-        )
-        if known[name].size
-    ]
-    what = f"{result.method} of {run.num_examples:,} examples{f' ({result.how})' if result.how else ''}"
-    if METHOD in run.designs:
-        what += f" and {METHOD}"
-    done = f" in {seconds:.1f} s" if result.is_new or baseline else " are there already"
-    _say(console, "fit", f"{what}{done}; {', '.join(numbers)}.")
+    for result in results:
+        quality = Run(run).quality(method=result.method)
+        known = {name: values[np.isfinite(values)] for name, values in quality.items()}
+        numbers = [
+            f"{text} {function(known[name]):{form}}"
+            for name, text, function, form in (
+                ("r2", "mean R2", np.mean, ".3f"),
+                ("r2_new", "on new masks, estimated,", np.mean, ".3f"),
+                ("duality_gap", "largest duality gap", np.max, ".1e"),
+            )
+            if known[name].size
+        ]
+        how = f" ({result.how})" if result.how else " is there already"
+        _say(console, "fit", f"{result.method} of {run.num_examples:,} examples{how}; {', '.join(numbers)}.")
+    if LEAVE_ONE_OUT in run.designs:
+        _say(console, "fit", f"{LEAVE_ONE_OUT}{'' if baseline else ' is there already'}.")
+    if baseline or any(result.is_new for result in results):
+        _say(console, "fit", f"in {seconds:.1f} s.")
 
 
 def _evaluate(run: RunDirectory, console: Console, hold: Hold) -> None:
@@ -353,6 +399,7 @@ def attribute(
     run_dir: str | Path,
     components: str | ComponentIndex = "conv_filters",
     num_masks: int = 4000,
+    num_gradient_masks: int = 0,
     ablation_fraction: float = 0.05,
     seed: int = 0,
     output_function: str | Callable[[Any, Tensor], Tensor] = "margin",
@@ -376,6 +423,8 @@ def attribute(
         run_dir: the run directory, a path or an ``s3://`` or ``gs://`` URL; created if it is not there.
         components: a selector name (``coar_dist.components.discovery.SELECTORS``), or a ``ComponentIndex``.
         num_masks: ablation masks; a later call with more extends the run.
+        num_gradient_masks: masks that are run with gradients, for the attributions ``gradient_ridge``: 100 of them and
+            500 others are worth thousands. ``num_masks`` may then be 0.
         ablation_fraction: alpha, the share of components that a mask ablates.
         seed: of the masks.
         output_function: a registered name, ``module:function``, or ``(outputs, targets) -> (num_rows,)``.
@@ -410,6 +459,7 @@ def attribute(
         run=RunConfig(str(run_dir)),
         components=ComponentsConfig() if is_index else ComponentsConfig(str(components)),
         design=DesignConfig(num_masks=num_masks, ablation_fraction=ablation_fraction, seed=seed),
+        gradients=GradientsConfig(num_masks=num_gradient_masks, seed=index(seed) + 2_000_000),
         baselines=list(baselines),
         evaluation=evaluation,
         ablation=ablation or AblationConfig(),

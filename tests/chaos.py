@@ -50,7 +50,7 @@ class Slow(nn.Module):
 def run_small(
     run_dir: str | Path, max_actors: int = 1, seconds: float = 0.0, address: str | None = None, seed: int = 0
 ) -> Run:
-    """All stages of a small run: 63 shards of train, held-out and leave-one-out masks."""
+    """All stages of a small run: 65 shards of train, held-out and leave-one-out masks and of gradients."""
     task = small_task(seed=seed)
     return coar_dist.attribute(
         Slow(task.model, seconds),
@@ -58,6 +58,7 @@ def run_small(
         task.examples.targets,
         run_dir=run_dir,
         num_masks=200,
+        num_gradient_masks=15,
         ablation_fraction=0.2,
         stages=("ablate", "fit", "evaluate", "report"),
         baselines=["leave_one_out"],
@@ -82,7 +83,7 @@ def without_ray() -> Iterator[None]:
         actor = AblationActor()
         actor.setup(work.task, work.job)
         if work.plan is None or work.needs_unablated:
-            callbacks.on_start(actor.start(1, work.plan))
+            callbacks.on_start(actor.start(1, 1, work.plan))
         else:
             actor.use(work.plan)
         for masks in work.ranges:
@@ -94,7 +95,7 @@ def without_ray() -> Iterator[None]:
 
 def files_of(root: Path) -> dict[str, bytes]:
     """The files that must be the same in every run, by name, with their bytes."""
-    folders = ("margins", "attributions", "evaluation")
+    folders = ("margins", "gradients", "attributions", "evaluation")
     paths = [*root.glob("*.parquet"), *(path for folder in folders for path in (root / folder).rglob("*"))]
     return {
         str(path.relative_to(root)): path.read_bytes()
@@ -222,7 +223,7 @@ def damage(root: Path, other: Path, rng: random.Random) -> tuple[str, str]:
         "swapped with another run's": lambda: (other / name).read_bytes(),
         "replaced by another file": lambda: (root / rng.choice([n for n in names if n != name])).read_bytes(),
     }
-    if name.startswith("margins/"):
+    if name.startswith(("margins/", "gradients/")):
         kinds["duplicated"] = lambda: bytes(content)
     kind = rng.choice([*kinds, "deleted"])
     if kind == "deleted":
@@ -245,7 +246,7 @@ def damage_and_mend(root: Path, whole: dict[str, bytes], other: Path, rng: rando
     """
     name, kind = damage(root, other, rng)
     what = f"{name} {kind}"
-    if name.startswith("margins/"):  # so that it is used again
+    if name.startswith(("margins/", "gradients/")):  # so that it is used again
         shutil.rmtree(root / "attributions")
         shutil.rmtree(root / "evaluation")
     for refusals in range(3):

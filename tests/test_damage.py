@@ -27,7 +27,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]
 def test_a_damaged_file_is_named_and_made_anew(runs: tuple[Path, Path], tmp_path: Path) -> None:
     run, other = runs
     whole = files_of(run)
-    assert len(whole) == 63 + 4 + 2 + 2
+    assert len(whole) == 65 + 6 + 3 + 2
     assert files_of(other).keys() == whole.keys()
     for seed in range(NUM_CASES):
         root = tmp_path / str(seed)
@@ -43,7 +43,7 @@ def test_a_lost_run_json_does_not_make_a_foreign_run_of_it(runs: tuple[Path, Pat
     root = tmp_path / "run"
     shutil.copytree(runs[0], root)
     (root / "run.json").unlink()
-    with pytest.raises(RunMismatchError, match=r"holds 50 shards of another run, whose run\.json is lost"):
+    with pytest.raises(RunMismatchError, match=r"holds 1 shards of another run, whose run\.json is lost"):
         run_small(root, seed=1)
     (root / "run.json").unlink()
     run_small(root)

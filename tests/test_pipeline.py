@@ -180,7 +180,7 @@ def test_later_stages_need_neither_model_nor_config_of_the_run(small_run: Run, t
         assert text in output.getvalue()
     again = io.StringIO()
     run_stages(Config(stages=["fit", "evaluate"], run=RunConfig(str(root))), Console(file=again))
-    assert again.getvalue().count("there already") == 2
+    assert again.getvalue().count("there already") == 3
     sklearn = Config(stages=["fit"], run=RunConfig(str(root)), regression=RegressionConfig(backend="sklearn"))
     run_stages(sklearn, Console(file=again))
     np.testing.assert_allclose(coar_dist.open_run(root).weights(), small_run.weights(), rtol=1e-4, atol=1e-6)

@@ -18,6 +18,7 @@ from coar_dist.ablation.schedule import MaskRange
 from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.design import MaskDesign
 from coar_dist.errors import TaskError
+from coar_dist.store.gradients import GradientStore
 from coar_dist.store.margins import MarginStore
 from coar_dist.tasks.task import Task
 
@@ -28,7 +29,7 @@ class AblationJob:
 
     Attributes:
         components: the component index.
-        designs: per design name the masks and where their margins go.
+        designs: per name of ``MaskRange`` the masks, and where their margins or gate gradients go.
         precision: of the engine.
         device_map: how accelerate spreads the model over the actor's GPUs; None: one device.
         num_threads: torch threads of an actor.
@@ -36,7 +37,7 @@ class AblationJob:
     """
 
     components: ComponentIndex
-    designs: Mapping[str, tuple[MaskDesign, MarginStore]]
+    designs: Mapping[str, tuple[MaskDesign, MarginStore | GradientStore]]
     precision: str
     device_map: str | None
     num_threads: int
@@ -100,11 +101,13 @@ class AblationActor:
         self._engine = AblationEngine(task, job.components, device, job.precision)
         self._job = job
 
-    def start(self, masks_per_actor: int, plan: EnginePlan | None) -> Start:
+    def start(self, masks_per_actor: int, gradient_masks_per_actor: int, plan: EnginePlan | None) -> Start:
         """Run the unablated model, and choose the engine plan for about so many masks, or take over ``plan``."""
         unablated = self._engine.unablated()
         if plan is None:
-            plan = choose_plan(self._engine, self._job.pins, masks_per_actor)
+            plan = choose_plan(
+                self._engine, self._job.pins, masks_per_actor, gradient_masks_per_actor=gradient_masks_per_actor
+            )
         else:
             self._engine.use(plan)
         return Start(unablated, plan, self._log.drain())
@@ -114,15 +117,18 @@ class AblationActor:
         self._engine.use(plan)
 
     def run(self, masks: MaskRange) -> LogLines:
-        """Compute the margins of a range of masks and write its shard.
+        """Compute the margins, or the gate gradients, of a range of masks and write its shard.
 
         Returns:
             What the engine logged meanwhile, e.g. that memory ran out.
         """
         design, store = self._job.designs[masks.design_name]
         rows = design.masks(masks.start, masks.stop)
-        margins = self._engine.margins(rows)
-        store.write(masks.start, rows, margins, {"engine": self._engine.plan.to_json()})
+        made_by = {"engine": self._engine.plan.to_json()}
+        if isinstance(store, GradientStore):
+            store.write(masks.start, rows, self._engine.gate_gradients(rows, store.block), made_by)
+        else:
+            store.write(masks.start, rows, self._engine.margins(rows), made_by)
         return self._log.drain()
 
 

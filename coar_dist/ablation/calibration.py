@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import torch
 
 from coar_dist.ablation.engine import AblationEngine
@@ -21,20 +25,30 @@ COMPILE_PAYS_AFTER_S = 240.0
 _log = logging.getLogger(__name__)
 
 
-def choose_plan(engine: AblationEngine, pins: PlanPins, masks_per_actor: int) -> EnginePlan:
+def choose_plan(
+    engine: AblationEngine, pins: PlanPins, masks_per_actor: int, *, gradient_masks_per_actor: int = 0
+) -> EnginePlan:
     """Time short trials and leave the engine on the fastest plan.
 
     Args:
         engine: its plan is changed.
         pins: what is fixed.
         masks_per_actor: masks that one actor will compute: whether compiling pays depends on it.
+        gradient_masks_per_actor: the same for gradient passes; 0 leaves them out of the plan.
 
     Returns:
         The plan; the log has the seconds per margin of every trial.
 
     Raises:
-        ConfigError: mode ``rows`` is fixed and the model has no gated form.
+        ConfigError: mode ``rows`` is fixed, or there are gradient passes, and the model has no gated form.
     """
+    _choose_margins(engine, pins, masks_per_actor)
+    if gradient_masks_per_actor > 0:
+        _choose_gradients(engine, pins, gradient_masks_per_actor)
+    return engine.plan
+
+
+def _choose_margins(engine: AblationEngine, pins: PlanPins, masks_per_actor: int) -> None:
     modes = ["weights"] if engine.why_not_gated else ["weights", "rows"]
     if pins.mode is not None:
         modes = [pins.mode]
@@ -42,7 +56,10 @@ def choose_plan(engine: AblationEngine, pins: PlanPins, masks_per_actor: int) ->
         _log.info("mode rows is not tried: %s", engine.why_not_gated)
     eager: dict[EnginePlan, float] = {}
     for mode in modes:
-        eager.update(_ladder(engine, mode, pins, most_rows=max(masks_per_actor * engine.num_examples, _ROW_COUNTS[0])))
+        counts = _row_counts(pins, masks_per_actor * engine.num_examples)
+        rows = [min(count, engine.num_examples) for count in counts] if mode == "weights" else counts
+        plans = {EnginePlan(mode, count, compiled=False): count for count in rows}
+        eager.update(_ladder(engine, plans, engine.trial))
     close = [plan for plan in eager if eager[plan] < _CLOSE * min(eager.values())]
     for candidate in close if len(close) > 1 else []:
         engine.use(candidate)  # once more, in turns: a moment of other work on the machine must not decide
@@ -59,28 +76,67 @@ def choose_plan(engine: AblationEngine, pins: PlanPins, masks_per_actor: int) ->
                 _log.info("trial %s: %.1f us per margin", engine.plan, compiled[engine.plan] * 1e6)
         if compiled and (pins.compiled or min(compiled.values()) < eager[plan]):
             plan = min(compiled, key=compiled.__getitem__)
-    if engine.plan != plan:
-        engine.use(plan)
-    return engine.plan
+    engine.use(plan)
 
 
-def _ladder(engine: AblationEngine, mode: str, pins: PlanPins, most_rows: int) -> dict[EnginePlan, float]:
+def _choose_gradients(engine: AblationEngine, pins: PlanPins, masks_per_actor: int) -> None:
+    counts = _row_counts(pins, masks_per_actor * engine.num_examples)
+    eager = _ladder(
+        engine, {replace(engine.plan, gradient_rows=count): count for count in counts}, partial(_gradient_trial, engine)
+    )
+    plan = min(eager, key=eager.__getitem__)
+    if pins.compiled or (
+        pins.compiled is None and eager[plan] * masks_per_actor * engine.num_examples > COMPILE_PAYS_AFTER_S
+    ):
+        engine.use(replace(plan, gradients_compiled=True))
+        seconds = _gradient_trial(engine)
+        _log.info("trial %s: %.1f us per margin", engine.plan, seconds * 1e6)
+        if engine.plan.gradients_compiled and (pins.compiled or seconds < eager[plan]):
+            plan = engine.plan
+    engine.use(plan)
+
+
+def _gradient_trial(engine: AblationEngine) -> float:
+    """Seconds per margin of gradient passes, as ``AblationEngine.trial``; the engine's plan has fewer rows after it
+    where memory ran out."""
+    assert engine.plan.gradient_rows is not None
+    num_examples = min(engine.plan.gradient_rows, engine.num_examples)
+    mask = np.arange(engine.components.num_components) % 20 != 0
+    masks = np.tile(mask, (engine.plan.gradient_rows // num_examples, 1))
+    times = []
+    for _ in range(4):
+        started = time.perf_counter()
+        engine.gate_gradients(masks, (0, num_examples))
+        times.append((time.perf_counter() - started) / (len(masks) * num_examples))
+    return min(times[1:])
+
+
+def _row_counts(pins: PlanPins, num_margins: int) -> list[int]:
+    """Rows to try: none that the margins to compute would not fill."""
+    if pins.rows_per_forward is not None:
+        return [pins.rows_per_forward]
+    return [count for count in _ROW_COUNTS if count <= max(num_margins, _ROW_COUNTS[0])]
+
+
+def _ladder(
+    engine: AblationEngine, plans: dict[EnginePlan, int], trial: Callable[[], float]
+) -> dict[EnginePlan, float]:
+    """Seconds per margin of plans with more and more rows (their values), as far as more rows may be better."""
     times: dict[EnginePlan, float] = {}
-    for count in [pins.rows_per_forward] if pins.rows_per_forward else _ROW_COUNTS:
-        rows = min(count, engine.num_examples) if mode == "weights" else count
-        if rows > most_rows and pins.rows_per_forward is None:
-            break
-        plan = EnginePlan(mode, rows, compiled=False)
-        if plan in times:
-            break
+    for plan, num_rows in plans.items():
         try:
             engine.use(plan)
-            times[plan] = engine.trial()
+            seconds = trial()
         except torch.OutOfMemoryError:
             if not times:
                 raise
             break
-        _log.info("trial %s: %.1f us per margin", plan, times[plan] * 1e6)
-        if times[plan] > _WORSE * min(times.values()) or times[plan] * rows > _LONGEST_FORWARD_S:
+        times[engine.plan] = seconds
+        _log.info("trial %s: %.1f us per margin", engine.plan, seconds * 1e6)
+        if (
+            engine.plan != plan  # memory ran out
+            or seconds > _WORSE * min(times.values())
+            or seconds * num_rows > _LONGEST_FORWARD_S
+        ):
             break
     return times

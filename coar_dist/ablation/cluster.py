@@ -22,7 +22,7 @@ from coar_dist.config import ClusterConfig
 from coar_dist.errors import ClusterError, CoarDistError
 
 if TYPE_CHECKING:  # actors start without the regression
-    from coar_dist.regression.fit import Execute
+    from coar_dist.regression.planning import Execute
 
 _MAX_RETRIES = 3
 _WAIT_S = 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class AblationWork:
         job: the same for every actor.
         ranges: what to compute, in order.
         plan: the engine plan of the run; None lets the first actor choose one.
+        gradient_masks: how many of the masks, of all examples, are run with gradients.
         needs_unablated: whether the first actor runs the unablated model although there is a plan; without a plan it
             does so anyhow.
     """
@@ -43,6 +45,7 @@ class AblationWork:
     job: AblationJob
     ranges: RangesToDo
     plan: EnginePlan | None
+    gradient_masks: float
     needs_unablated: bool
 
 
@@ -93,6 +96,7 @@ class _Driver:
         self._task_reference, self._job_reference = ray.put(work.task), ray.put(work.job)
         self._schedule = Schedule(work.ranges, cluster.config.max_attempts)
         self._num_masks, self._num_masks_done = work.ranges.num_masks, 0
+        self._gradient_masks = work.gradient_masks
         self._pool = ActorPool(cluster)
         self._in_flight: dict[Any, tuple[str, MaskRange | str]] = {}
         self._plan = work.plan
@@ -214,8 +218,10 @@ class _Driver:
     def _hand_out_work(self) -> None:
         if self._needs_start and self._starting is None and self._without_role:
             self._starting = self._without_role.pop(0)
-            masks_per_actor = -(-self._num_masks // self._pool.num_wanted)
-            self._call(self._pool.members[self._starting], _START, masks_per_actor, self._plan)
+            num_actors = self._pool.num_wanted
+            gradient_masks = math.ceil(self._gradient_masks / num_actors)
+            plain_masks = max(math.ceil((self._num_masks - self._gradient_masks) / num_actors), 1)
+            self._call(self._pool.members[self._starting], _START, plain_masks, gradient_masks, self._plan)
         if self._plan is not None:
             for name in self._without_role:
                 self._call(self._pool.members[name], _USE, self._plan)

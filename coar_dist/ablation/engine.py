@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coar_dist.ablation.folding import fold_batch_norms
+from coar_dist.ablation.gradients import WITHOUT_GRADIENTS, GradientPasses, sharing_tensors
 from coar_dist.ablation.placement import fits_on, layout_of, select_rows, with_layout
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.prefix import Cut, PrefixCuts
@@ -36,6 +37,7 @@ from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import WeightMasker
 from coar_dist.components.masks import check_masks
 from coar_dist.errors import ConfigError, NonFiniteMarginError
+from coar_dist.store.gradients import GateGradients
 from coar_dist.tasks.outputs import logits_of
 from coar_dist.tasks.task import ExampleSet, Inputs, Task, call_model
 
@@ -112,7 +114,10 @@ class AblationEngine:
         self._gated: GatedModel | None = None
         self._forward: Callable[..., Any] = self._model
         self.why_not_gated = why_not_gated(self._model, components) or self._probe.why_gates_fail(self._model)
-        self.use(plan or EnginePlan("weights", min(512, self.num_examples), compiled=False))
+        self.plan = EnginePlan("weights", min(512, self.num_examples), compiled=False)
+        self._twin = sharing_tensors(self._model)
+        self._gradients: GradientPasses | None = None
+        self.use(plan or self.plan)
 
     @property
     def num_examples(self) -> int:
@@ -125,6 +130,9 @@ class AblationEngine:
         Raises:
             ConfigError: mode ``rows`` is asked for and the model has components without a gated form.
         """
+        if (self._masker or self._gated) is not None and plan.margins_as(self.plan):
+            self.plan = plan
+            return
         self.close()
         self.plan = plan
         if plan.mode == "weights":
@@ -196,6 +204,27 @@ class AblationEngine:
                 _log.warning("out of memory with %s: going on with %d rows", self.plan, halved.rows_per_forward)
             torch.cuda.empty_cache()
             self.use(halved)
+
+    def gate_gradients(self, masks: NDArray[np.bool_], block: tuple[int, int]) -> GateGradients:
+        """Margins and sums of gate gradients under every mask, of the examples ``block[0] .. block[1] - 1``.
+
+        Args:
+            masks: (num_masks, num_components) bool, True = kept.
+            block: the first example, and the one after the last.
+
+        Raises:
+            ConfigError: the model has components without a gated form, or its margins have no gradient.
+        """
+        check_masks(masks, self.components.num_components)
+        assert 0 <= block[0] < block[1] <= self.num_examples
+        if self._gradients is None:
+            if self.why_not_gated is not None:
+                raise ConfigError(f"gate gradients cannot be had: {self.why_not_gated}. {WITHOUT_GRADIENTS}.")
+            self._gradients = GradientPasses(
+                self._twin, self.components, self._output_function, self._layout, self._autocast, self._probe
+            )
+        gradients, self.plan = self._gradients.compute(masks, self._examples.rows(*block), self.plan)
+        return gradients
 
     def trial(self) -> float:
         """Seconds per margin with the current plan: the smallest of a few short measurements after a warm-up."""
@@ -349,11 +378,13 @@ class AblationEngine:
     def _on_device(self, examples: ExampleSet) -> ExampleSet:
         return examples.map(lambda tensor: tensor.to(self._device, non_blocking=True))
 
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._precision == "float32":
+            return nullcontext()
+        return torch.autocast(self._device.type, dtype=getattr(torch, self._precision))
+
     def _outputs(self, model: Callable[..., Any], inputs: Inputs) -> Any:
-        autocast: AbstractContextManager[Any] = nullcontext()
-        if self._precision != "float32":
-            autocast = torch.autocast(self._device.type, dtype=getattr(torch, self._precision))
-        with torch.no_grad(), autocast:
+        with torch.no_grad(), self._autocast():
             return call_model(model, inputs)
 
     def _margins_of(self, model: Callable[..., Any], batch: ExampleSet) -> Tensor:

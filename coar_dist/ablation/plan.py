@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -14,18 +14,35 @@ class EnginePlan:
         mode: ``weights`` or ``rows``.
         rows_per_forward: rows of one forward pass at most.
         compiled: whether the model is compiled.
+        gradient_rows: rows of one gradient pass at most; None where none was planned.
+        gradients_compiled: whether gradient passes are compiled.
     """
 
     mode: str
     rows_per_forward: int
     compiled: bool
+    gradient_rows: int | None = None
+    gradients_compiled: bool = False
 
     def __str__(self) -> str:
-        return f"mode={self.mode}, {self.rows_per_forward} rows per forward, {'compiled' if self.compiled else 'eager'}"
+        text = f"mode={self.mode}, {self.rows_per_forward} rows per forward, {_how(self.compiled)}"
+        if self.gradient_rows is None:
+            return text
+        return f"{text}; {self.gradient_rows} rows per gradient pass, {_how(self.gradients_compiled)}"
+
+    def margins_as(self, other: EnginePlan) -> bool:
+        """Whether margins are computed as by ``other``, whatever gradient passes do."""
+        return replace(self, gradient_rows=None, gradients_compiled=False) == replace(
+            other, gradient_rows=None, gradients_compiled=False
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As in ``run.json``."""
         return asdict(self)
+
+
+def _how(compiled: bool) -> str:
+    return "compiled" if compiled else "eager"
 
 
 @dataclass(frozen=True)

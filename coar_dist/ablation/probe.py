@@ -14,8 +14,8 @@ from coar_dist.ablation.prefix import PrefixCuts
 from coar_dist.components.gates import gated
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import WeightMasker
-from coar_dist.errors import TaskError
-from coar_dist.tasks.task import Task, call_model
+from coar_dist.errors import ConfigError, TaskError
+from coar_dist.tasks.task import ExampleSet, Task, call_model
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +28,9 @@ class Probe:
         components: the component index.
         device: where the model takes its inputs.
 
+    Attributes:
+        device: the same.
+
     Raises:
         TaskError: two equal forward passes differ, so that margins would be noise.
     """
@@ -36,7 +39,7 @@ class Probe:
         ids = np.arange(components.num_components)
         self._masks = np.stack([ids % 3 != 0, ids % 3 != 1])
         self._components = components
-        self._device = device
+        self.device = device
         self._output_function = task.output_function
         rows = torch.arange(2) % len(task.examples)
         self._examples = task.examples.map(lambda tensor: tensor[rows].to(device))
@@ -56,16 +59,36 @@ class Probe:
 
     def why_gates_fail(self, model: nn.Module) -> str | None:
         """Hold gates against zeroed weights: a model may read a weight without calling its module."""
+
+        def gated_margins(gates: Tensor, _examples: ExampleSet) -> Tensor:
+            with gated(model, self._components, len(gates), self.device) as gated_model:
+                gated_model.gates.copy_(gates)
+                return self._margins(model)
+
+        return self.why_wrong(gated_margins, "a forward pass with gates")
+
+    def why_wrong(self, gated_margins: Callable[[Tensor, ExampleSet], Tensor], what: str) -> str | None:
+        """Hold a way to compute margins with gates against zeroed weights; None where they agree.
+
+        Args:
+            gated_margins: from gates (2, num_components) float32 and two examples, gates i on example i, to their
+                float32 margins (2,).
+            what: its name, for the reason.
+
+        Raises:
+            ConfigError: by ``gated_margins``.
+        """
         try:
-            with gated(model, self._components, len(self._masks), self._device) as gated_model:
-                gated_model.gates.copy_(torch.from_numpy(self._masks))
-                margins = self._margins(model)
+            gates = torch.from_numpy(self._masks).to(self.device, torch.float32)
+            margins = gated_margins(gates, self._examples)
+        except ConfigError:
+            raise
         except Exception as error:  # the user's own forward may raise anything when a layer is not what it was
-            return f"a forward pass with gates fails: {type(error).__name__}: {error}"
+            return f"{what} fails: {type(error).__name__}: {error}"
         if self._agree(margins, self._expected):
             return None
         return (
-            f"margins with gates ({margins.tolist()}) are not those of zeroed weights ({self._expected.tolist()}): the "
+            f"margins of {what} ({margins.tolist()}) are not those of zeroed weights ({self._expected.tolist()}): the "
             f"model reads a weight without calling its module, mixes rows of a batch, or has hooks of its own"
         )
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from coar_dist.errors import ClusterError, RangeFailedError
 
@@ -53,6 +53,14 @@ def default_masks_per_shard(num_examples: int) -> int:
     return min(max(8192 // num_examples, 64), 1024)
 
 
+def default_gradient_masks_per_shard(num_examples: int, masks_per_round: int) -> int:
+    """Masks, in whole rounds of the design, that make about 16,384 margins of a block of so many examples.
+
+    A gradient shard takes as much room as two attributions of its examples, however many masks it sums.
+    """
+    return max(16384 // num_examples // masks_per_round, 1) * masks_per_round
+
+
 @dataclass(frozen=True)
 class RangesToDo:
     """What is missing, cut at the multiples of ``masks_per_shard``, so that the same shards arise in every run.
@@ -62,20 +70,26 @@ class RangesToDo:
     Attributes:
         gaps: per design name the missing ranges (start, stop) of masks, in order.
         masks_per_shard: masks of a whole shard.
+        masks_per_shard_of: the same for designs where it differs.
     """
 
     gaps: Mapping[str, Sequence[tuple[int, int]]]
     masks_per_shard: int
+    masks_per_shard_of: Mapping[str, int] = field(default_factory=dict)
+
+    def _size(self, design_name: str) -> int:
+        return self.masks_per_shard_of.get(design_name, self.masks_per_shard)
 
     def __len__(self) -> int:
-        size = self.masks_per_shard
-        return sum((stop - 1) // size - start // size + 1 for gaps in self.gaps.values() for start, stop in gaps)
+        sized = ((self._size(name), start, stop) for name, gaps in self.gaps.items() for start, stop in gaps)
+        return sum((stop - 1) // size - start // size + 1 for size, start, stop in sized)
 
     def __iter__(self) -> Iterator[MaskRange]:
         for design_name, gaps in self.gaps.items():
+            size = self._size(design_name)
             for start, gap_stop in gaps:
                 while start < gap_stop:
-                    stop = min((start // self.masks_per_shard + 1) * self.masks_per_shard, gap_stop)
+                    stop = min((start // size + 1) * size, gap_stop)
                     yield MaskRange(design_name, start, stop)
                     start = stop
 

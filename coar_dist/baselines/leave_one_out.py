@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 
 from coar_dist.store.run_directory import RunDirectory
-from coar_dist.store.tables import Attributions, AttributionTable
-
-METHOD = "leave_one_out"
+from coar_dist.store.tables import LEAVE_ONE_OUT, Attributions, AttributionTable
 
 
 def fit_leave_one_out(run: RunDirectory) -> bool:
@@ -21,9 +19,9 @@ def fit_leave_one_out(run: RunDirectory) -> bool:
     Raises:
         MissingWorkError: margins are missing; the message lists the ranges.
     """
-    store = run.margins(METHOD)
+    store = run.margins(LEAVE_ONE_OUT)
     settings: dict[str, Any] = {"design": store.fingerprint}
-    table = AttributionTable(run, METHOD)
+    table = AttributionTable(run, LEAVE_ONE_OUT)
     if table.is_complete(settings, store.blocks):
         return False
     unablated = run.read_examples()["margin"].astype(np.float64)

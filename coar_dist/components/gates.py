@@ -22,6 +22,14 @@ from coar_dist.components.index import ComponentGroup, ComponentIndex
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _PLAIN_FORWARDS = (nn.Linear.forward, *(kind.forward for kind in _CONVOLUTIONS))
+GateOutput = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""From a linear map's output without bias, its gate and its bias (or None) to the gated output."""
+
+
+def plain_gate_output(linear: Tensor, gate: Tensor, bias: Tensor | None) -> Tensor:
+    """``bias + gate * linear``; gate and bias broadcast to ``linear``, whose shape and dtype the result has."""
+    gate = gate.to(linear.dtype)
+    return linear * gate if bias is None else torch.addcmul(bias, linear, gate)
 
 
 def why_not_gated(model: nn.Module, components: ComponentIndex) -> str | None:
@@ -69,15 +77,24 @@ class GatedModel:
         components: the component index.
         num_rows: rows of every forward pass: the shape is fixed, for the compiler's sake.
         device: where the gates lie.
+        gate_output: how a linear map's output, its gate and its bias are put together.
 
     Attributes:
         gates: (num_rows, num_components) float32; write it before a forward pass. 1 is kept, 0 is ablated.
     """
 
-    def __init__(self, model: nn.Module, components: ComponentIndex, num_rows: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        components: ComponentIndex,
+        num_rows: int,
+        device: torch.device,
+        gate_output: GateOutput = plain_gate_output,
+    ) -> None:
         self.model = model
         self.gates = torch.ones(num_rows, components.num_components, device=device)
         self._undo: list[Callable[[], None]] = []
+        self._gate_names: list[str] = []
         self._attention: dict[str, AttentionGates] = {}
         modules = dict(model.named_modules())
         placements = [_placement(modules, group) for group in components.groups]
@@ -91,7 +108,7 @@ class GatedModel:
                 name = group.module if placement == "projections" else group.module.rpartition(".")[0]
                 self._gate_attention(name, modules[name], placement, key, gate, group.block_size)
                 continue
-            self._register(module, key, gate)
+            self._register_gate(group.module, module, key, gate)
             channel_axis = 1 if isinstance(module, _CONVOLUTIONS) else -1
             if placement == "rows":
                 self._hook(module.register_forward_hook(_embedding_hook(key, group.block_size)))
@@ -99,10 +116,26 @@ class GatedModel:
                 self._hook(module.register_forward_pre_hook(_input_hook(key, group.block_size, channel_axis)))
             else:
                 self._move_bias(module)
-                self._hook(module.register_forward_hook(_output_hook(key, group.block_size, channel_axis)))
+                self._hook(module.register_forward_hook(_output_hook(key, group.block_size, channel_axis, gate_output)))
 
     def _hook(self, handle: Any) -> None:
         self._undo.append(handle.remove)
+
+    def buffers(self, gates: Tensor) -> dict[str, Tensor]:
+        """What ``torch.func.functional_call`` takes to run the model with other gates than the attribute.
+
+        Args:
+            gates: (any number of rows, num_components).
+
+        Returns:
+            By buffer name, in component order, consecutive slices of the components.
+        """
+        widths = [self.model.get_buffer(name).shape[1] for name in self._gate_names]
+        return dict(zip(self._gate_names, gates.split_with_sizes(widths, dim=1), strict=True))
+
+    def _register_gate(self, module_name: str, module: nn.Module, key: str, gate: Tensor) -> None:
+        self._register(module, key, gate)
+        self._gate_names.append(f"{module_name}.{key}".removeprefix("."))
 
     def _register(self, module: nn.Module, key: str, tensor: Tensor | None) -> None:
         module.register_buffer(key, tensor, persistent=False)
@@ -131,7 +164,7 @@ class GatedModel:
         functions = []
         for number, part in enumerate(parts):
             part_key = f"{key}_{number}"
-            self._register(module, part_key, part)
+            self._register_gate(name, module, part_key, part)
             functions.append(_feature_gate(module, part_key, block_size))
         if placement == "projections":
             gates.projections = functions
@@ -148,9 +181,15 @@ class GatedModel:
 
 
 @contextmanager
-def gated(model: nn.Module, components: ComponentIndex, num_rows: int, device: torch.device) -> Iterator[GatedModel]:
+def gated(
+    model: nn.Module,
+    components: ComponentIndex,
+    num_rows: int,
+    device: torch.device,
+    gate_output: GateOutput = plain_gate_output,
+) -> Iterator[GatedModel]:
     """A ``GatedModel`` for the length of a ``with`` block; the model is as before on every exit."""
-    gated_model = GatedModel(model, components, num_rows, device)
+    gated_model = GatedModel(model, components, num_rows, device, gate_output)
     try:
         yield gated_model
     finally:
@@ -168,25 +207,23 @@ def _spread(gate: Tensor, block_size: int, like: Tensor, channel_axis: int) -> T
         )
     shape = [gate.shape[0]] + [1] * (like.ndim - 1)
     shape[channel_axis] = gate.shape[1]
-    return gate.to(like.device, like.dtype).reshape(shape)
+    return gate.to(like.device).reshape(shape)
 
 
 def _feature_gate(module: Any, key: str, block_size: int) -> Callable[[Tensor], Tensor]:
     def gate(features: Tensor) -> Tensor:
-        return features * _spread(getattr(module, key), block_size, features, -1)
+        return features * _spread(getattr(module, key), block_size, features, -1).to(features.dtype)
 
     return gate
 
 
-def _output_hook(key: str, block_size: int, channel_axis: int) -> Any:
+def _output_hook(key: str, block_size: int, channel_axis: int, gate_output: GateOutput) -> Any:
     def hook(module: Any, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         gate = _spread(getattr(module, key), block_size, output, channel_axis)
-        if module.component_bias is None:
-            return output * gate
         shape = [1] * output.ndim
         shape[channel_axis] = -1
-        bias: Tensor = module.component_bias.to(output.dtype).reshape(shape)
-        return torch.addcmul(bias, output, gate)
+        bias = None if module.component_bias is None else module.component_bias.to(output.dtype).reshape(shape)
+        return gate_output(output, gate, bias)
 
     return hook
 
@@ -194,7 +231,8 @@ def _output_hook(key: str, block_size: int, channel_axis: int) -> Any:
 def _input_hook(key: str, block_size: int, channel_axis: int) -> Any:
     def hook(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         features = inputs[0]
-        return (features * _spread(getattr(module, key), block_size, features, channel_axis), *inputs[1:])
+        gate = _spread(getattr(module, key), block_size, features, channel_axis)
+        return (features * gate.to(features.dtype), *inputs[1:])
 
     return hook
 

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from coar_dist.errors import ConfigError
 
+_BALANCED_TOLERANCE = 0.1
+
 
 @dataclass(frozen=True)
 class MaskDesign:
@@ -28,7 +30,8 @@ class MaskDesign:
         kind: a key of ``RULES``.
         num_components: components per mask.
         num_masks: masks 0 .. num_masks - 1 belong to the design. More masks never change the earlier ones.
-        ablation_fraction: alpha, the expected (bernoulli) or exact (fixed_size) share of ablated components.
+        ablation_fraction: alpha, the expected (bernoulli), exact (fixed_size) or nearly exact (balanced) share of
+            ablated components.
         seed: 0 .. 2**64 - 1.
     """
 
@@ -43,6 +46,16 @@ class MaskDesign:
             raise ConfigError(f"design.kind={self.kind!r}: must be one of {', '.join(RULES)}.")
         if not 0.0 < self.ablation_fraction < 1.0:
             raise ConfigError(f"ablation_fraction={self.ablation_fraction}: must be strictly between 0 and 1.")
+        if self.kind == "balanced" and abs(self.ablation_fraction * self._parts - 1.0) > _BALANCED_TOLERANCE:
+            raise ConfigError(
+                f"ablation_fraction={self.ablation_fraction}: a balanced design ablates 1/2, 1/3, 1/4, ... of the "
+                f"components, and 1/{self._parts} is too far from it. Use another fraction or design."
+            )
+        if self.kind == "balanced" and self._parts > self.num_components:
+            raise ConfigError(
+                f"ablation_fraction={self.ablation_fraction} of {self.num_components} components is less than one: "
+                f"balanced needs at least 1 ablated component in every mask."
+            )
         if self.kind == "fixed_size" and not 0 < self.num_ablated < self.num_components:
             raise ConfigError(
                 f"ablation_fraction={self.ablation_fraction} of {self.num_components} components rounds to "
@@ -53,6 +66,15 @@ class MaskDesign:
     def num_ablated(self) -> int:
         """Ablated components of every mask of a fixed-size design."""
         return round(self.ablation_fraction * self.num_components)
+
+    @property
+    def masks_per_round(self) -> int:
+        """Masks that together ablate every component equally often; 1 where only the expectation is equal."""
+        return self._parts if self.kind == "balanced" else 1
+
+    @property
+    def _parts(self) -> int:
+        return max(2, round(1.0 / self.ablation_fraction))
 
     def masks(self, start: int, stop: int) -> NDArray[np.bool_]:
         """Masks ``start .. stop - 1``: (stop - start, num_components) bool, True = kept."""
@@ -90,6 +112,20 @@ def fixed_size(design: MaskDesign, mask_id: int) -> NDArray[np.bool_]:
     return mask
 
 
+def balanced(design: MaskDesign, mask_id: int) -> NDArray[np.bool_]:
+    """Every component is ablated once in a round of round(1 / alpha) masks.
+
+    A round is a random order of the components, cut in parts whose sizes differ by 1 at most; each mask ablates one.
+    Averages over the masks that ablate a component then all have the same number of terms.
+    """
+    number, part = divmod(mask_id, design.masks_per_round)
+    order = np.argsort(_raw_words(design, number, design.num_components), kind="stable")
+    first, end = (design.num_components * edge // design.masks_per_round for edge in (part, part + 1))
+    mask = np.ones(design.num_components, dtype=np.bool_)
+    mask[order[first:end]] = False
+    return mask
+
+
 def leave_one_out(design: MaskDesign, mask_id: int) -> NDArray[np.bool_]:
     """Mask i ablates component i alone; alpha is 1 / num_components."""
     mask = np.ones(design.num_components, dtype=np.bool_)
@@ -100,6 +136,7 @@ def leave_one_out(design: MaskDesign, mask_id: int) -> NDArray[np.bool_]:
 RULES: dict[str, Callable[[MaskDesign, int], NDArray[np.bool_]]] = {
     "bernoulli": bernoulli,
     "fixed_size": fixed_size,
+    "balanced": balanced,
     "leave_one_out": leave_one_out,
 }
 

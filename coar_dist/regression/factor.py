@@ -1,6 +1,7 @@
 """The factorisation that all examples share: from the Gram matrix of the components, or from that of the masks.
 
-Notation: Xc = X minus its column means, (m, d); Xc'Xc = V diag(e) V' with only the positive eigenvalues e (r,).
+Notation: Xc = X minus its column means, (m, d); S Xc'Xc S = V diag(e) V' with only the positive eigenvalues e (r,).
+S is diagonal, the prior standard deviations of the weights: ridge then penalises w' S**-2 w. It is 1 in plain ridge.
 """
 
 from __future__ import annotations
@@ -23,17 +24,19 @@ _COLUMNS_PER_BLOCK = 8192
 
 @dataclass(frozen=True)
 class Factor:
-    """Eigenvectors and positive eigenvalues of Xc'Xc.
+    """Eigenvectors and positive eigenvalues of S Xc'Xc S.
 
     Attributes:
         vectors: V (d, r) float64, orthonormal columns.
         values: e (r,) float64, positive.
         num_masks: m.
+        scale: the diagonal of S (d,) float64; None is 1.
     """
 
     vectors: torch.Tensor
     values: torch.Tensor
     num_masks: int
+    scale: torch.Tensor | None = None
 
     @property
     def num_components(self) -> int:
@@ -44,6 +47,10 @@ class Factor:
     def rank(self) -> int:
         """r, the rank of the centred design."""
         return len(self.values)
+
+    def scaled(self, rows: torch.Tensor) -> torch.Tensor:
+        """S times (d, ...) rows."""
+        return rows if self.scale is None else self.scale.reshape(-1, *[1] * (rows.ndim - 1)) * rows
 
 
 @dataclass(frozen=True)
@@ -100,22 +107,42 @@ def choose_solver(num_masks: int, num_components: int, memory_bytes: float) -> t
     return "iterative", sizes
 
 
-def factorise(gram: Gram, device: str) -> Factor:
-    """From the Gram matrix of the components, in float64 on ``device``."""
+def factorise(gram: Gram, device: str, scale: NDArray[np.float64] | None = None) -> Factor:
+    """From the Gram matrix of the components, in float64 on ``device``.
+
+    Args:
+        gram: X'X.
+        device: a torch device.
+        scale: the diagonal of S (d,); None is 1.
+    """
     centred = torch.from_numpy(gram.centred(gram.design.mean)).to(device)
+    diagonal = None if scale is None else torch.from_numpy(scale).to(device)
+    if diagonal is not None:
+        centred *= diagonal
+        centred *= diagonal.unsqueeze(1)
     values, vectors = torch.linalg.eigh(centred)
     vectors[torch.from_numpy(gram.design.says_nothing).to(device)] = 0.0
     positive = values > _RANK_TOLERANCE * values[-1].clamp(min=1.0)
-    return Factor(vectors[:, positive], values[positive], gram.num_masks)
+    return Factor(vectors[:, positive], values[positive], gram.num_masks, diagonal)
 
 
-def factorise_dual(masks: PackedMasks, device: str) -> Factor:
-    """From the Gram matrix of the masks: Xc Xc' = U diag(e) U', V = Xc'U diag(e)**-1/2."""
+def factorise_dual(masks: PackedMasks, device: str, scale: NDArray[np.float64] | None = None) -> Factor:
+    """From the Gram matrix of the masks: Xc S**2 Xc' = U diag(e) U', V = S Xc'U diag(e)**-1/2.
+
+    Args:
+        masks: of the design.
+        device: a torch device.
+        scale: the diagonal of S (d,); None is 1.
+    """
     num_masks = len(masks.bits)
-    products = torch.zeros(num_masks, num_masks, device=device)
-    for _, bits in masks.columns():
-        x = torch.from_numpy(bits).to(device).float()
-        products.addmm_(x, x.T)  # exact: sums of fewer than 2**24 ones
+    diagonal = None if scale is None else torch.from_numpy(scale).to(device)
+    dtype = torch.float32 if diagonal is None else torch.float64  # ones are exact in float32: fewer than 2**24
+    products = torch.zeros(num_masks, num_masks, dtype=dtype, device=device)
+    for columns, bits in masks.columns():
+        x = torch.from_numpy(bits).to(device).to(dtype)
+        if diagonal is not None:
+            x *= diagonal[columns]
+        products.addmm_(x, x.T)
     centred = products.double()
     centred -= centred.mean(dim=0)
     centred -= centred.mean(dim=1, keepdim=True)
@@ -125,8 +152,10 @@ def factorise_dual(masks: PackedMasks, device: str) -> Factor:
     vectors = torch.empty(masks.num_components, len(values), dtype=torch.float64, device=device)
     for columns, bits in masks.columns():
         x = torch.from_numpy(bits).to(device).double()
+        if diagonal is not None:
+            x *= diagonal[columns]
         vectors[columns] = (x - x.mean(dim=0)).T @ left
-    return Factor(vectors, values, num_masks)
+    return Factor(vectors, values, num_masks, diagonal)
 
 
 def warn_if_rank_deficient(factor: Factor) -> None:

@@ -6,8 +6,7 @@ A plan is made in one process and used in many: its parts travel as arrays.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,19 +15,17 @@ from numpy.typing import NDArray
 from coar_dist.regression import lasso, ridge
 from coar_dist.regression.backends import LASSO_BACKENDS, RIDGE_BACKENDS, LassoTarget
 from coar_dist.regression.factor import Factor, PackedMasks
+from coar_dist.regression.gate_prior import GatePrior
 from coar_dist.regression.iterative import CentredMasks, IterativeRidge, Quadrature
 from coar_dist.regression.lasso import HeldOut, PathChoice
+from coar_dist.regression.observations import BlockMargins
 from coar_dist.regression.statistics import (
     DesignStatistics,
     Gram,
-    MarginBatches,
     MarginStatistics,
     margin_statistics,
 )
 from coar_dist.store.tables import Attributions
-
-Read = Callable[[int, int], MarginBatches]
-"""Masks start .. stop - 1 and a block's margins under them, in mask order, in batches of ``MASKS_PER_BATCH``."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +48,18 @@ class SharedFactor:
     vectors: NDArray[np.float64]
     values: NDArray[np.float64]
     num_masks: int
+    scale: NDArray[np.float64] | None
 
     @classmethod
     def of(cls, factor: Factor) -> SharedFactor:
         """From the tensors."""
-        return cls(factor.vectors.cpu().numpy(), factor.values.cpu().numpy(), factor.num_masks)
+        scale = None if factor.scale is None else factor.scale.cpu().numpy()
+        return cls(factor.vectors.cpu().numpy(), factor.values.cpu().numpy(), factor.num_masks, scale)
 
     def on(self, device: str) -> Factor:
         """As tensors on ``device``."""
-        return Factor(as_tensor(self.vectors, device), as_tensor(self.values, device), self.num_masks)
+        scale = None if self.scale is None else as_tensor(self.scale, device)
+        return Factor(as_tensor(self.vectors, device), as_tensor(self.values, device), self.num_masks, scale)
 
 
 def as_tensor(array: NDArray[np.float64], device: str) -> torch.Tensor:
@@ -80,6 +80,7 @@ class RidgePlan:
         grid: (num_penalties,) ascending; one value is a fixed penalty.
         selection: ``gcv`` or ``leave_one_out``.
         standard_errors: whether they are computed.
+        prior: of the weights, from gradients; None is mean 0 and the same variance for all.
     """
 
     design: DesignStatistics
@@ -88,38 +89,52 @@ class RidgePlan:
     grid: NDArray[np.float64]
     selection: str
     standard_errors: bool
+    prior: GatePrior | None = None
 
-    def relative_scores(self, read: Read, device: str) -> NDArray[np.float64]:
+    def relative_scores(self, block: BlockMargins, device: str) -> NDArray[np.float64]:
         """Scores over the margins' variance, summed over the block's examples: (num_penalties,) float64."""
-        factor, margins, projected = self._project(read, device)
-        return _relative_sums(self._scores(factor, margins, projected, read), projected.squares)
+        residuals = self._residuals(block)
+        factor, margins, projected = self._project(residuals, device)
+        scores = self._scores(factor, margins, projected, residuals)
+        return _relative_sums(scores, residuals.squares(margins, self.design))
 
-    def fit(self, read: Read, device: str) -> Fitted:
+    def fit(self, block: BlockMargins, device: str) -> Fitted:
         """Attributions of one block."""
-        factor, margins, projected = self._project(read, device)
-        scores = self._scores(factor, margins, projected, read)
+        residuals = self._residuals(block)
+        factor, margins, projected = self._project(residuals, device)
+        scores = self._scores(factor, margins, projected, residuals)
         penalties = ridge.best_penalties(scores, self.grid)
-        weights = RIDGE_BACKENDS[self.backend](factor, projected, penalties)
+        correction = RIDGE_BACKENDS[self.backend](factor, projected, penalties)
+        if self.factor.scale is not None:
+            correction = self.factor.scale[:, None] * correction
         residual = ridge.residual_squares(factor, projected, penalties)
         errors = None
         if self.standard_errors:
-            errors = np.ascontiguousarray(ridge.standard_errors(factor, projected, penalties).T, dtype=np.float32)
-            errors[:, self.design.says_nothing] = np.nan
+            of_penalties = ridge.standard_errors if self.prior is None else ridge.posterior_errors
+            errors = np.ascontiguousarray(of_penalties(factor, projected, penalties).T, dtype=np.float32)
+            if self.prior is None:
+                errors[:, self.design.says_nothing] = np.nan
         best = scores.amin(dim=0)
-        attributions = _attributions(self.design, margins, weights, penalties, residual, best, errors)
+        squares = residuals.squares(margins, self.design)
+        attributions = _attributions(self.design, margins, correction, penalties, squares, residual, best, errors)
+        if residuals.prior_mean is not None:
+            attributions = replace(attributions, weights=attributions.weights + residuals.prior_mean)
         return Fitted(attributions, _at_edge(attributions, self.grid))
 
-    def _project(self, read: Read, device: str) -> tuple[Factor, MarginStatistics, ridge.Projected]:
+    def _residuals(self, block: BlockMargins) -> BlockMargins:
+        return block if self.prior is None else block.without(self.prior.mean(block.block))
+
+    def _project(self, block: BlockMargins, device: str) -> tuple[Factor, MarginStatistics, ridge.Projected]:
         factor = self.factor.on(device)
-        margins = margin_statistics(read(0, self.design.num_masks), device)
+        margins = margin_statistics(block.read(0, self.design.num_masks), device)
         return factor, margins, ridge.project(factor, self.design, margins)
 
     def _scores(
-        self, factor: Factor, margins: MarginStatistics, projected: ridge.Projected, read: Read
+        self, factor: Factor, margins: MarginStatistics, projected: ridge.Projected, block: BlockMargins
     ) -> torch.Tensor:
         if self.selection == "gcv":
             return ridge.gcv_scores(factor, projected, self.grid)
-        batches = read(0, self.design.num_masks)
+        batches = block.read(0, self.design.num_masks)
         return ridge.leave_one_out_scores(factor, self.design, margins, projected, self.grid, batches)
 
 
@@ -141,35 +156,36 @@ class IterativePlan:
     grid: NDArray[np.float64]
     tolerance: float
 
-    def relative_scores(self, read: Read, device: str) -> NDArray[np.float64]:
+    def relative_scores(self, block: BlockMargins, device: str) -> NDArray[np.float64]:
         """As ``RidgePlan.relative_scores``."""
-        _, _, _, squares, scores = self._scored(read, device)
+        _, _, _, squares, scores = self._scored(block, device)
         return _relative_sums(scores, squares)
 
-    def fit(self, read: Read, device: str) -> Fitted:
+    def fit(self, block: BlockMargins, device: str) -> Fitted:
         """Attributions of one block."""
-        margins, solver, cross, squares, scores = self._scored(read, device)
+        margins, solver, cross, squares, scores = self._scored(block, device)
         penalties = ridge.best_penalties(scores, self.grid)
         weights = solver.solve(cross, penalties)
         # rss = y'y - 2 c'w + w'Xc'Xc w, and Xc'Xc w = c - penalty w
         penalty = torch.from_numpy(penalties).to(cross.device)
         residual = (squares - (cross * weights).sum(dim=0) - penalty * (weights**2).sum(dim=0)).clamp(min=0.0)
         best = scores.amin(dim=0)
-        attributions = _attributions(self.design, margins, weights.cpu().numpy(), penalties, residual, best)
+        dense = weights.cpu().numpy()
+        attributions = _attributions(self.design, margins, dense, penalties, squares, residual, best)
         return Fitted(attributions, _at_edge(attributions, self.grid))
 
     def _scored(
-        self, read: Read, device: str
+        self, block: BlockMargins, device: str
     ) -> tuple[MarginStatistics, IterativeRidge, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Statistics, solver, Xc'y (d, n), y'y (n,) and the scores (num_penalties, n) of one block."""
-        margins = margin_statistics(read(0, self.design.num_masks), device)
+        margins = margin_statistics(block.read(0, self.design.num_masks), device)
         masks = CentredMasks(self.masks, self.design, device)
         solver = IterativeRidge(masks, self.trace, self.tolerance)
         cross = torch.from_numpy(margins.centred_cross(self.design)).to(device)
         squares = torch.from_numpy(margins.centred_squares(self.design)).to(device)
         centred = None
         if masks.fewer_masks:
-            whole = np.concatenate([batch for _, batch in read(0, self.design.num_masks)])
+            whole = np.concatenate([batch for _, batch in block.read(0, self.design.num_masks)])
             centred = torch.from_numpy(whole - margins.mean(self.design)).to(device)
         return margins, solver, cross, squares, solver.gcv_scores(cross, centred, squares, self.grid)
 
@@ -202,15 +218,15 @@ class LassoPlan:
     l1_ratio: float
     tolerance: float
 
-    def fit(self, read: Read, device: str) -> Fitted:
+    def fit(self, block: BlockMargins, device: str) -> Fitted:
         """Attributions of one block."""
         num_masks = self.gram.num_masks
         choice: PathChoice | None = None
         new_error: torch.Tensor | None = None
         if self.held_out is not None and self.ratios is not None:
             num_train = num_masks - self.held_out.num_masks
-            train_margins = margin_statistics(read(0, num_train), device)
-            held_margins = margin_statistics(read(num_train, num_masks), device, train_margins.shift)
+            train_margins = margin_statistics(block.read(0, num_train), device)
+            held_margins = margin_statistics(block.read(num_train, num_masks), device, train_margins.shift)
             margins = train_margins + held_margins
             assert self.train_extremes is not None
             train = self.gram - self.held_out
@@ -221,7 +237,7 @@ class LassoPlan:
             null = held.errors(torch.zeros_like(choice.weights))
             new_error = choice.scores / null.clamp(min=1e-300)
         else:
-            margins = margin_statistics(read(0, num_masks), device)
+            margins = margin_statistics(block.read(0, num_masks), device)
         problem = lasso.problem_of(self.gram, self.extremes, margins, device)
         if choice is None and self.ratios is not None:
             choice = lasso.choose_on_path(problem, self.ratios, self.l1_ratio, num_masks, None)
@@ -254,12 +270,16 @@ def _attributions(
     margins: MarginStatistics,
     weights: NDArray[np.float64],
     penalties: NDArray[np.float64],
+    squares: torch.Tensor,
     residual_squares: torch.Tensor,
     new_errors: torch.Tensor,
     errors: NDArray[np.float32] | None = None,
 ) -> Attributions:
-    """Attributions of ridge; R2 on new masks is relative to the mean margin's own leave-one-out error."""
-    squares = torch.from_numpy(margins.centred_squares(design)).to(residual_squares.device)
+    """Attributions of ridge; R2 on new masks is relative to the mean margin's own leave-one-out error.
+
+    ``squares`` are the margins' centred y'y (n,), before any prior mean is taken off them.
+    """
+    squares = squares.to(residual_squares.device)
     varies, scale = squares > 0, squares.clamp(min=1e-300)
     null = scale / design.num_masks / (1.0 - 1.0 / design.num_masks) ** 2
     return Attributions(

@@ -46,7 +46,7 @@ class Projected:
 def project(factor: Factor, design: DesignStatistics, margins: MarginStatistics) -> Projected:
     """Bring the statistics of a block into the factor's coordinates, on its device."""
     device = factor.vectors.device
-    cross = factor.vectors.T @ torch.from_numpy(margins.centred_cross(design)).to(device)
+    cross = factor.vectors.T @ factor.scaled(torch.from_numpy(margins.centred_cross(design)).to(device))
     return Projected(cross, torch.from_numpy(margins.centred_squares(design)).to(device))
 
 
@@ -137,7 +137,7 @@ def leave_one_out_scores(
     for masks, batch_margins in batches:
         x = torch.from_numpy(masks.view(np.uint8)).to(device).double() - mean
         y = torch.from_numpy(batch_margins).to(device).double() - shift
-        coordinates = x @ factor.vectors
+        coordinates = factor.scaled(x.T).T @ factor.vectors
         left = 1.0 - 1.0 / factor.num_masks - coordinates**2 @ inverses
         left = torch.where(left > SATURATED, left, 0.0)
         for row, inverse in enumerate(inverses.T):
@@ -159,7 +159,7 @@ def best_penalties(scores: torch.Tensor, grid: NDArray[np.float64]) -> NDArray[n
 
 
 def solve(factor: Factor, projected: Projected, penalties: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weights (d, n) float64 for one penalty per example; a penalty of 0 gives the minimum-norm least-squares solution.
+    """Weights S**-1 w (d, n) float64 for one penalty per example; 0 gives the minimum-norm least-squares solution.
 
     Args:
         factor: of the design.
@@ -168,6 +168,20 @@ def solve(factor: Factor, projected: Projected, penalties: NDArray[np.float64]) 
     """
     denominator = factor.values.unsqueeze(1) + torch.from_numpy(penalties).to(factor.values.device)
     return np.asarray((factor.vectors @ (projected.cross / denominator)).cpu().numpy())
+
+
+def posterior_errors(factor: Factor, projected: Projected, penalties: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Posterior standard deviations of the weights under the prior that the penalty stands for: (d, n) float64.
+
+    The square root of the diagonal of s**2 (Xc'Xc + penalty S**-2)**-1 with s**2 = rss / (m - df) (Rasmussen & Williams
+    2006, equation 2.8). Bias is in them, unlike in ``standard_errors``. Penalties must be positive.
+    """
+    penalty = torch.from_numpy(penalties).to(factor.values.device)
+    values = factor.values.unsqueeze(1)
+    df = 1.0 + (values / (values + penalty)).sum(dim=0)
+    variance = residual_squares(factor, projected, penalties) / (factor.num_masks - df)
+    shrunk = factor.vectors**2 @ (values / (values + penalty))
+    return np.asarray(factor.scaled(((1.0 - shrunk).clamp(min=0.0) / penalty * variance).sqrt()).cpu().numpy())
 
 
 def standard_errors(factor: Factor, projected: Projected, penalties: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -41,7 +41,7 @@ def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bo
             raise
         raise RunNotFoundError(f"{storage} has no run.json yet; {holder} is at work on it.") from error
     folders = {name: storage.files(name) for name in ("attributions", "evaluation")}
-    shards = {name: storage.files(run.margins(name).folder) for name in run.designs}
+    shards = {store.folder: storage.files(store.folder) for name in run.designs for store in run.shards(name)}
     num_bytes = sum(sum(files.values()) for files in (*folders.values(), *shards.values()))
     everything = read_everything or num_bytes <= _READ_ALL_UP_TO_BYTES
 
@@ -59,15 +59,21 @@ def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bo
         is_text = column in ("design", "role")
         table.add_column(column, justify="left" if is_text else "right", no_wrap=is_text)
     for name, entry in run.designs.items():
-        store = run.margins(name)
-        bad = store.wrong_shards("everything" if everything else "footers")
-        wrong += bad.values()
-        gaps = store.missing(without=bad)
-        num_missing = sum(stop - start for start, stop in gaps)
-        listed = ", ".join(f"{start}..{stop - 1}" for start, stop in gaps[:3]) + (", ..." if len(gaps) > 3 else "")
-        done = f"{1 - num_missing / store.num_masks:.1%}"
-        num_shards = sum(file.endswith(".parquet") for file in shards[name])
-        table.add_row(name, entry.role, f"{store.num_masks:,}", done, f"{num_shards:,}", f"{len(bad):,}", listed)
+        stores = run.shards(name)
+        num_wrong = num_shards = num_missing = 0
+        missing: list[str] = []
+        for store in stores:
+            bad = store.wrong_shards("everything" if everything else "footers")
+            wrong += bad.values()
+            num_wrong += len(bad)
+            gaps = store.missing(without=bad)
+            num_missing += sum(stop - start for start, stop in gaps)
+            missing += [f"{start}..{stop - 1}" for start, stop in gaps]
+            num_shards += sum(file.endswith(".parquet") for file in shards[store.folder])
+        listed = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        num_masks = entry.design.num_masks
+        done = f"{1 - num_missing / max(num_masks * len(stores), 1):.1%}"
+        table.add_row(name, entry.role, f"{num_masks:,}", done, f"{num_shards:,}", f"{num_wrong:,}", listed)
     console.print(table)
 
     for file, content in (("components.parquet", "components"), ("examples.parquet", "examples")):
@@ -87,7 +93,7 @@ def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bo
         methods = sorted({file.split(".")[0] for file in tables})
         say(f"{folder}: {len(tables)} files of {', '.join(methods)}" if tables else f"{folder}: none yet")
     _list(say, wrong, "to be made anew by the next run of their stage")
-    aside = [f"{folder}/{file}" for folder, file in _set_aside(run, {**folders, **_margins(shards)})]
+    aside = [f"{folder}/{file}" for folder, file in _set_aside(run, {**folders, **shards})]
     _list(say, aside, "set aside earlier; they are not used, and may be deleted")
     if not everything:
         say("Only names, sizes and footers were checked; verify=true reads every byte.")
@@ -96,10 +102,6 @@ def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bo
 
 def _of(run: RunDirectory, content: str) -> dict[str, Any]:
     return {"content": content, "run": run.fingerprint}
-
-
-def _margins(shards: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
-    return {f"margins/{name}": files for name, files in shards.items()}
 
 
 def _set_aside(run: RunDirectory, folders: dict[str, dict[str, int]]) -> Iterator[tuple[str, str]]:

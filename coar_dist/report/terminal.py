@@ -12,16 +12,18 @@ from coar_dist.store.tables import EvaluationTable, fitted_methods
 
 _LABELS = {
     "coar": "COAR",
+    "gradient_ridge": "COAR with gradients",
     "coar_lasso": "COAR, lasso",
     "coar_elastic_net": "COAR, elastic net",
     "leave_one_out": "Leave-one-out",
 }
+_FITTED = ("gradient_ridge", "coar", "coar_lasso", "coar_elastic_net")
 
 
 def methods_of(run: RunDirectory) -> list[str]:
     """The attribution methods of a run: what was fitted, and the baselines whose designs it has."""
     there = fitted_methods(run.storage)
-    fitted = [method for method in ("coar", "coar_lasso", "coar_elastic_net") if method in there]
+    fitted = [method for method in _FITTED if method in there]
     return [*(fitted or ["coar"]), *(name for name, entry in run.designs.items() if entry.role == "baseline")]
 
 

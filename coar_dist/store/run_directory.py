@@ -20,17 +20,19 @@ from numpy.typing import NDArray
 from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.design import MaskDesign
 from coar_dist.errors import DamagedFileError, MissingWorkError, RunMismatchError, RunNotFoundError
+from coar_dist.store.gradients import GradientStore
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.parquet import read_table, set_aside, write_table
+from coar_dist.store.shards import ShardFolder
 from coar_dist.store.storage import Storage
 
 FORMAT = 2
 RUN_FILE = "run.json"
 _COMPONENTS_FILE, _EXAMPLES_FILE = "components.parquet", "examples.parquet"
-TRAIN_DESIGN = "train"
+TRAIN_DESIGN, GRADIENT_DESIGN = "train", "gradients"
 FOLDERS = ("", "attributions", "evaluation", "logs")
-"""Where files lie, besides the margins' folders."""
-ROLES = ("train", "baseline", "evaluation")
+"""Where files lie, besides the folders of shards."""
+ROLES = ("train", "gradients", "baseline", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class RunDesign:
     """A mask design of a run and what it is for.
 
     Attributes:
-        role: ``train`` (attributions are fitted from it), ``baseline`` or ``evaluation`` (held out).
+        role: ``train`` (attributions are fitted from it), ``gradients`` (the same, from passes with gradients),
+            ``baseline`` or ``evaluation`` (held out).
         design: the masks.
     """
 
@@ -258,7 +261,7 @@ class RunDirectory:
         old, new = existing.design.identity(), entry.design.identity()
         for key in old:
             if old[key] != new[key]:
-                option = "design" if entry.role == "train" else entry.role
+                option = "design" if entry.role == "train" or key == "ablation_fraction" else entry.role
                 raise RunMismatchError(
                     f"{option}.{key} is {new[key]!r}, but design {name!r} of {self.storage} was collected with "
                     f"{old[key]!r}. Use another run.dir, or {option}.{key}={old[key]}."
@@ -270,7 +273,7 @@ class RunDirectory:
 
         Where run.json was lost, the shards tell.
         """
-        plans = (self.margins(name).made_by().get("engine") for name in self.designs)
+        plans = (folder.made_by().get("engine") for name in self.designs for folder in self.shards(name))
         plan = self._record.get("engine_plan") or next(filter(None, plans), None)
         return None if plan is None else dict(plan)
 
@@ -292,6 +295,27 @@ class RunDirectory:
             examples_per_block=int(self.identity["ablation.examples_per_block"]),
             dtype=str(self.identity["ablation.margins_dtype"]),
         )
+
+    def gradients(self, design_name: str) -> list[GradientStore]:
+        """The gradient shards of a design: one store per example block."""
+        design, margins = self.design(design_name), self.margins(design_name)
+        return [
+            GradientStore(
+                storage=self.storage,
+                folder=f"gradients/{design_name}/{first:08d}-{end:08d}",
+                fingerprint=margins.fingerprint,
+                num_components=design.num_components,
+                num_masks=design.num_masks,
+                block=(first, end),
+            )
+            for first, end in margins.blocks
+        ]
+
+    def shards(self, design_name: str) -> Sequence[ShardFolder]:
+        """The folders of a design's shards."""
+        if self.designs[design_name].role == "gradients":
+            return self.gradients(design_name)
+        return [self.margins(design_name)]
 
     def _belongs_to(self, content: str) -> dict[str, Any]:
         return {"content": content, "run": self.fingerprint}

@@ -26,6 +26,7 @@ from coar_dist.store.storage import Storage
 
 QUALITY = ("r2", "r2_new", "duality_gap")
 _FOLDER = "attributions"
+GRADIENT_RIDGE, LEAVE_ONE_OUT = "gradient_ridge", "leave_one_out"
 
 
 @dataclass(frozen=True)

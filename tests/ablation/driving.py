@@ -86,7 +86,8 @@ def drive(
         AblationJob(components, {"train": (design, store)}, "float32", None, 1, pins),
         RangesToDo({"train": store.missing()}, MASKS_PER_SHARD),
         plan,
-        needs_unablated,
+        gradient_masks=0.0,
+        needs_unablated=needs_unablated,
     )
     driven = Driven(store, task, [], [])
 

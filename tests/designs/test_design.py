@@ -67,3 +67,24 @@ def test_designs_that_cannot_be_are_refused() -> None:
         MaskDesign("half", 4, 5, 0.05, 0)
     with pytest.raises(ConfigError, match="at least 2 components"):
         leave_one_out_design(1)
+
+
+def test_a_balanced_round_ablates_every_component_once() -> None:
+    design = MaskDesign("balanced", 47, 1000, 0.1, seed=3)
+    ablated = ~design.masks(0, 50)
+    assert design.masks_per_round == 10
+    for start in range(0, 50, 10):
+        np.testing.assert_array_equal(ablated[start : start + 10].sum(axis=0), 1)
+    assert set(ablated.sum(axis=1)) == {4, 5}
+    assert not np.array_equal(ablated[:10], ablated[10:20])
+    together = (~MaskDesign("balanced", 20, 1, 0.1, seed=1).masks(0, 20_000)).astype(float)
+    joint = together.T @ together / len(together)  # two components share a part of 2 with probability 1 / 19
+    np.testing.assert_allclose(joint[~np.eye(20, dtype=bool)], 0.1 / 19, atol=6 * np.sqrt(0.1 / 19 / 20_000))
+
+
+@pytest.mark.parametrize(
+    ("fraction", "components", "message"), [(0.4, 50, "1/2 is too far"), (0.01, 50, "less than one")]
+)
+def test_balanced_refuses_what_it_cannot_ablate(fraction: float, components: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        MaskDesign("balanced", components, 10, fraction, seed=0)

@@ -142,7 +142,7 @@ def test_lasso_stands_beside_ridge(data: Any, tmp_path: Path) -> None:
     assert np.isfinite(quality["r2_new"]).all()
     fitted(run, method="lasso", selection="bic")
     assert np.isnan(Run(run).quality(method="coar_lasso")["r2_new"]).all()
-    assert not fit(run, RegressionConfig(method="lasso", selection="bic"), lambda _: None).is_new
+    assert not fit(run, RegressionConfig(method="lasso", selection="bic"), lambda _: None)[0].is_new
 
 
 def test_standard_errors_and_one_penalty_for_all(data: Any, tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_damaged_attributions_are_made_anew(data: Any, tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[content.index(weights[2].tobytes())] ^= 1
     path.write_bytes(content)
-    assert fit(run, RegressionConfig(), lambda _: None).is_new
+    assert fit(run, RegressionConfig(), lambda _: None)[0].is_new
     np.testing.assert_array_equal(Run(run).weights(), weights)
     with pytest.raises(MissingWorkError, match=r"coar_laso.* There are attributions of coar\."):
         Run(run).quality(method="coar_laso")

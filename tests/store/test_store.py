@@ -167,7 +167,7 @@ def test_shards_of_another_run_or_design_are_set_aside(tmp_path: Path) -> None:
 
 
 def test_of_very_many_shards_only_the_names_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coar_dist.store.margins._MOST_FOOTERS", 2)
+    monkeypatch.setattr("coar_dist.store.shards._MOST_FOOTERS", 2)
     store = new_run(tmp_path).margins("train")
     fill(store, [0, 5, 10, 20])
     path = tmp_path / store.file(5, 10)

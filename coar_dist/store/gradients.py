@@ -1,0 +1,143 @@
+"""Gradient shards: ``gradients/<design>/<first example>-<end>/<start>-<stop>.parquet``, one folder per example block.
+
+Rows are the block's examples. Columns: ``example_id`` int64; ``margins`` fixed_size_list of float32, one per mask;
+``kept`` and ``ablated`` fixed_size_list of float32, one sum per component. The metadata carry the packed mask bits and,
+per component, the sums of squares over masks and examples.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from coar_dist.errors import NonFiniteMarginError, RunMismatchError
+from coar_dist.store.parquet import matrix_column, matrix_of, read_metadata, write_table
+from coar_dist.store.shards import ShardFolder
+
+
+@dataclass(frozen=True)
+class GateGradients:
+    """What passes with gradients under some masks give for the n examples of a block.
+
+    A gate gradient of an example, a mask and a component estimates how much the margin is higher with the component
+    kept than with it ablated, all others as in the mask (``coar_dist.components.secants``).
+
+    Attributes:
+        margins: (num_masks, n) float32.
+        kept: (n, num_components) float32, sums of the gate gradients over the masks that keep the component.
+        ablated: (n, num_components) float32, sums over the masks that ablate it.
+        kept_squares: (num_components,) float64, sums of their squares over these masks and all n examples.
+        ablated_squares: (num_components,) float64.
+    """
+
+    margins: NDArray[np.float32]
+    kept: NDArray[np.float32]
+    ablated: NDArray[np.float32]
+    kept_squares: NDArray[np.float64]
+    ablated_squares: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class GradientStore(ShardFolder):
+    """Reader and writer of the gradient shards of one design and one example block.
+
+    Attributes:
+        block: (first example, end).
+    """
+
+    content: ClassVar[str] = "gradients"
+    block: tuple[int, int]
+
+    def write(self, start: int, masks: NDArray[np.bool_], gradients: GateGradients, made_by: Mapping[str, Any]) -> None:
+        """Write the shard of masks ``start .. start + len(masks) - 1``, atomically.
+
+        Args:
+            start: first mask id.
+            masks: (num_masks, num_components) bool.
+            gradients: of these masks.
+            made_by: how they were computed; kept in the file's metadata.
+
+        Raises:
+            NonFiniteMarginError: a margin or a gradient is NaN or infinite.
+        """
+        stop = start + len(masks)
+        for name in ("margins", "kept", "ablated", "kept_squares", "ablated_squares"):
+            values = getattr(gradients, name)
+            if not np.isfinite(values).all():
+                at = [int(index) for index in np.argwhere(~np.isfinite(values))[0]]
+                what = {"margins": "(mask, example)"}.get(
+                    name, "(component,)" if len(at) == 1 else "(example, component)"
+                )
+                raise NonFiniteMarginError(
+                    f"a pass with gradients under masks {start}..{stop - 1} gives {name} of {values[tuple(at)]} at "
+                    f"{what} {tuple(at)} of the examples from {self.block[0]}. Use ablation.precision=float32, leave "
+                    f"the example out, or use estimator=coar, which needs no gradients."
+                )
+        columns = {
+            "example_id": pa.array(np.arange(*self.block, dtype=np.int64)),
+            "margins": matrix_column(np.ascontiguousarray(gradients.margins.T)),
+            "kept": matrix_column(gradients.kept),
+            "ablated": matrix_column(gradients.ablated),
+        }
+        arrays = {
+            "masks": np.packbits(masks, axis=1, bitorder="little"),
+            "kept_squares": gradients.kept_squares.astype("<f8"),
+            "ablated_squares": gradients.ablated_squares.astype("<f8"),
+        }
+        encoded = {name: base64.b64encode(array.tobytes()).decode() for name, array in arrays.items()}
+        belongs_to = self._belongs_to(start, stop)
+        write_table(self.storage, self.file(start, stop), columns, {**made_by, **encoded, **belongs_to})
+
+    def masks(self) -> NDArray[np.bool_]:
+        """All masks, from the shards' footers: (num_masks, num_components) bool.
+
+        Raises:
+            MissingWorkError: masks are missing.
+        """
+        footers = [read_metadata(self.storage, self.file(*masks)) for masks in self._whole_shards()]
+        return np.concatenate([self._masks_of(metadata) for metadata in footers])
+
+    def read(self) -> Iterator[tuple[NDArray[np.bool_], GateGradients]]:
+        """The masks (num_masks, num_components) and the gate gradients of every shard, in mask order.
+
+        Raises:
+            MissingWorkError: masks are missing.
+            DamagedFileError: a shard is damaged; it has been set aside, and the ablate stage recomputes it.
+        """
+        shards = self._whole_shards()
+        yield from self._at_once(lambda masks: self._read_shard(*masks), shards)
+
+    def _whole_shards(self) -> list[tuple[int, int]]:
+        shards = [masks for masks in self.require_complete() if masks[0] < self.num_masks]
+        if shards and shards[-1][1] > self.num_masks:
+            start, stop = shards[-1]
+            raise RunMismatchError(
+                f"gradients.num_masks={self.num_masks} ends within {self._where(start, stop)}, whose sums cannot be "
+                f"taken apart. Use {start} or {stop}."
+            )
+        return shards
+
+    def _read_shard(self, start: int, stop: int) -> tuple[NDArray[np.bool_], GateGradients]:
+        table = self._read_columns(start, stop, None)
+        metadata = read_metadata(self.storage, self.file(start, stop))
+        margins = matrix_of(table["margins"])
+        squares = [_decoded(metadata[f"{state}_squares"], "<f8") for state in ("kept", "ablated")]
+        sums = [matrix_of(table[state]) for state in ("kept", "ablated")]
+        return self._masks_of(metadata), GateGradients(np.ascontiguousarray(margins.T), *sums, *squares)
+
+    def _masks_of(self, metadata: Mapping[str, Any]) -> NDArray[np.bool_]:
+        bits = _decoded(metadata["masks"], np.uint8).reshape(metadata["stop"] - metadata["start"], -1)
+        return np.unpackbits(bits, axis=1, count=self.num_components, bitorder="little").astype(np.bool_)
+
+    def _belongs_to(self, start: int, stop: int) -> dict[str, Any]:
+        return {**super()._belongs_to(start, stop), "examples": list(self.block)}
+
+
+def _decoded(text: str, dtype: Any) -> NDArray[Any]:
+    return np.frombuffer(base64.b64decode(text), dtype=dtype)

@@ -1,0 +1,216 @@
+"""The regression with gradients, held to a dense float64 posterior that is written down anew here."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coar_dist.ablation.cluster import on_cluster
+from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.config import ClusterConfig, RegressionConfig
+from coar_dist.designs.design import MaskDesign, leave_one_out_design
+from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunMismatchError
+from coar_dist.regression.fit import fit
+from coar_dist.store.gradients import GateGradients
+from coar_dist.store.run import Run
+from coar_dist.store.run_directory import RunDesign, RunDirectory
+from coar_dist.store.tables import Attributions, AttributionTable
+from tests.models import local_storage
+
+COMPONENTS, EXAMPLES, PER_BLOCK = 30, 11, 4
+BERNOULLI = MaskDesign("bernoulli", COMPONENTS, 40, 0.2, 0)
+BALANCED = MaskDesign("balanced", COMPONENTS, 20, 0.2, 7)
+
+
+class World:
+    """Margins with interactions, and gradients that see the weights through a bias and noise."""
+
+    def __init__(self, informative: bool = True, seed: int = 0) -> None:
+        generator = np.random.default_rng(seed)
+        self.weights = generator.normal(size=(EXAMPLES, COMPONENTS)) * np.linspace(0.1, 1.5, COMPONENTS) + 0.1
+        self.pairs = generator.normal(size=(EXAMPLES, COMPONENTS, COMPONENTS)) * 0.08
+        self._noise = generator.normal(size=(BALANCED.num_masks, EXAMPLES, COMPONENTS)) * np.linspace(
+            0.1, 1, COMPONENTS
+        )
+        self._informative = informative
+
+    def margins(self, masks: Any) -> Any:
+        x = masks.astype(float)
+        interactions = np.einsum("mc,ncd,md->mn", x - 0.8, self.pairs, x - 0.8)
+        return (x @ self.weights.T + interactions + 50.0).astype(np.float32)
+
+    def gradients(self, masks: Any) -> Any:
+        """(m, n, d): of the kept ones .6, of the ablated ones 1.3 times the weight, with noise."""
+        ends = np.where(masks[:, None, :], 0.6, 1.3) * self.weights if self._informative else 0.0
+        return (ends + self._noise[: len(masks)] + 0.02).astype(np.float32)
+
+
+def run_of(
+    root: Path, world: World, plain: int = 40, cuts: tuple[int, ...] = (0, 10, 20), loo: bool = False
+) -> RunDirectory:
+    components = ComponentIndex((ComponentGroup("a.weight", 0, COMPONENTS),))
+    identity = {"ablation.examples_per_block": PER_BLOCK, "ablation.margins_dtype": "float32"}
+    run = RunDirectory.create(local_storage(root), identity, components, EXAMPLES)
+    designs = {
+        "train": RunDesign("train", MaskDesign("bernoulli", COMPONENTS, plain, 0.2, 0)),
+        "gradients": RunDesign("gradients", BALANCED),
+    }
+    if loo:
+        designs["leave_one_out"] = RunDesign("baseline", leave_one_out_design(COMPONENTS))
+    run.set_designs(designs)
+    if plain:
+        masks = BERNOULLI.masks(0, plain)
+        run.margins("train").write(0, masks, world.margins(masks), {})
+    for store in run.gradients("gradients"):
+        examples = slice(*store.block)
+        for start, stop in pairwise(cuts):
+            masks = BALANCED.masks(start, stop)
+            g = world.gradients(BALANCED.masks(0, 20))[start:stop, examples]
+            kept = masks[:, None, :]
+            parts = [np.where(state, g, 0).sum(axis=0) for state in (kept, ~kept)]
+            squares = [np.where(state, g.astype(float) ** 2, 0).sum(axis=(0, 1)) for state in (kept, ~kept)]
+            store.write(start, masks, GateGradients(world.margins(masks)[:, examples], *parts, *squares), {})
+    if loo:
+        table = AttributionTable(run, "leave_one_out")
+        for block in run.margins("train").blocks:
+            weights = (world.weights[slice(*block)] * 0.9).astype(np.float32)
+            table.write(block, {}, Attributions.of_weights(weights, np.zeros(len(weights))))
+    return run
+
+
+def reference(world: World, plain: int, loo: bool, penalty: float, with_mean: bool, with_variances: bool) -> Any:
+    """Weights, intercepts and posterior standard deviations, in float64, from the definitions."""
+    gradient_masks = BALANCED.masks(0, 20)
+    masks = np.concatenate([gradient_masks, BERNOULLI.masks(0, plain)])
+    y = world.margins(masks).astype(float)
+    yc, x = y - y.mean(axis=0), masks.astype(float)
+    xc = x - x.mean(axis=0)
+    g = world.gradients(gradient_masks).astype(float)
+    counts = np.array([gradient_masks.sum(axis=0), (~gradient_masks).sum(axis=0)])
+    ends = [
+        np.where(state[:, None, :], g, 0).sum(axis=0) / count
+        for state, count in zip((gradient_masks, ~gradient_masks), counts, strict=True)
+    ]
+    sources = [*ends, *([world.weights * 0.9] if loo else [])]
+    scale = 1 / np.linalg.norm(yc, axis=0)
+    features = np.stack([(xc @ s.T * scale).ravel() for s in sources], axis=1)
+    b = np.linalg.lstsq(features, (yc * scale).ravel(), rcond=None)[0]
+    mean = sum(k * s for k, s in zip(b, sources, strict=True))
+    around = np.where(gradient_masks[:, None, :], g - ends[0], g - ends[1])
+    per_pass = (around**2).sum(axis=(0, 1)) / (EXAMPLES * (len(gradient_masks) - 2))
+    noise, size = b[0] ** 2 * per_pass / counts[0] + b[1] ** 2 * per_pass / counts[1], (mean**2).sum(axis=0)
+    d = noise / noise.mean() + size / size.mean() + 0.02
+    d = d / d.mean() if with_variances else np.ones(COMPONENTS)
+    mean = mean if with_mean else np.zeros_like(mean)
+    residual = yc - xc @ mean.T
+    precision = xc.T @ xc + penalty * np.diag(1 / d)
+    weights = mean.T + np.linalg.solve(precision, xc.T @ residual)
+    errors = yc - xc @ weights
+    df = 1 + np.trace(np.linalg.solve(precision, xc.T @ xc))
+    variance = (errors**2).sum(axis=0) / (len(x) - df)
+    posterior = np.sqrt(np.outer(np.diag(np.linalg.inv(precision)), variance))
+    gcv = (errors**2).mean(axis=0) / (1 - df / len(x)) ** 2
+    return weights.T, y.mean(axis=0) - x.mean(axis=0) @ weights, posterior.T, (gcv * scale**2).sum()
+
+
+def fitted(run: RunDirectory, **options: Any) -> Run:
+    fit(run, RegressionConfig(**options), lambda _: None)
+    return Run(run)
+
+
+@pytest.mark.filterwarnings("ignore:nothing can be said")  # by five masks alone
+@pytest.mark.parametrize(
+    ("plain", "loo", "backend"), [(40, False, "torch"), (0, False, "torch"), (5, True, "torch"), (40, True, "sklearn")]
+)
+def test_the_fit_is_the_posterior_mean(plain: int, loo: bool, backend: str, tmp_path: Path) -> None:
+    """Primal (40 plain masks and 20) and dual (20, 25 masks of 30 components) alike."""
+    world = World()
+    run = fitted(run_of(tmp_path, world, plain, loo=loo), standard_errors=True, backend=backend)
+    penalty = run.quality(method="gradient_ridge")["regularisation"]
+    assert len(set(penalty)) == 1
+    candidates = [
+        reference(world, plain, loo, penalty[0], *choice)
+        for choice in [(True, True), (True, False), (False, True), (False, False)]
+    ]
+    weights = run.weights(method="gradient_ridge")
+    chosen = int(np.argmin([np.abs(candidate[0] - weights).max() for candidate in candidates]))
+    assert loo or chosen == 0
+    expected, intercepts, errors, _ = candidates[chosen]
+    np.testing.assert_allclose(weights, expected, rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(run.intercepts(method="gradient_ridge"), intercepts, rtol=1e-4)
+    np.testing.assert_allclose(run.standard_errors(method="gradient_ridge"), errors, rtol=2e-3, atol=1e-4)
+    if plain:  # at one and the same penalty; the fit compares each at its own best
+        assert candidates[0][3] <= candidates[3][3]
+    assert ("coar" in {path.name.split(".")[0] for path in (tmp_path / "attributions").iterdir()}) == bool(plain)
+
+
+def test_it_is_nearer_to_the_truth_than_ridge_without_gradients(tmp_path: Path) -> None:
+    world = World()
+    run = fitted(run_of(tmp_path, world))
+    everything = np.random.default_rng(5).random((20_000, COMPONENTS)) < 0.8
+    y, x = world.margins(everything).astype(float), everything - 0.8
+    best = (x.T @ (y - y.mean(axis=0)) / (0.16 * len(x))).T
+    errors = {name: np.linalg.norm(run.weights(method=name) - best) for name in ("coar", "gradient_ridge")}
+    assert errors["gradient_ridge"] < 0.6 * errors["coar"]
+
+
+def test_gradients_that_say_nothing_leave_ridge_as_good_as_it_was(tmp_path: Path) -> None:
+    world = World(informative=False)
+    run = fitted(run_of(tmp_path, world), shared_penalty=True)
+    held_out = np.random.default_rng(5).random((2_000, COMPONENTS)) < 0.8
+    truth = world.margins(held_out)
+    errors = {}
+    for name in ("coar", "gradient_ridge"):
+        errors[name] = ((run.predict(held_out, method=name) - truth) ** 2).mean()
+    assert errors["gradient_ridge"] < 1.05 * errors["coar"]  # it has 20 more margins, too
+
+
+def test_the_same_bits_in_any_order_and_on_a_cluster(tmp_path: Path, ray_cluster: None) -> None:
+    world = World()
+    first, second = (run_of(tmp_path / name, world) for name in ("a", "b"))
+    fit(first, RegressionConfig(), lambda _: None)
+    with on_cluster(ClusterConfig(max_actors=2, cpus_per_actor=2)) as execute:
+        fit(second, RegressionConfig(), lambda _: None, execute)
+    a, b = (Run(run).weights(method="gradient_ridge") for run in (first, second))
+    np.testing.assert_array_equal(a, b)
+    assert not any(result.is_new for result in fit(second, RegressionConfig(), lambda _: None))
+
+
+def test_shards_of_any_size_give_the_same_sums(tmp_path: Path) -> None:
+    world = World()
+    one = fitted(run_of(tmp_path / "a", world, cuts=(0, 20)))
+    many = fitted(run_of(tmp_path / "b", world, cuts=(0, 5, 10, 15, 20)))
+    a, b = (run.weights(method="gradient_ridge") for run in (one, many))
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_missing_and_damaged_gradients_are_named(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "missing", World(), cuts=(0, 10))
+    with pytest.raises(MissingWorkError, match=r"gradients/gradients/00000000-00000004 lacks 10 of 20 masks: 10\.\.19"):
+        fit(run, RegressionConfig(), lambda _: None)
+    run = run_of(tmp_path / "damaged", World())
+    store = run.gradients("gradients")[1]
+    path = tmp_path / "damaged" / store.file(10, 20)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedFileError, match="set aside"):
+        fit(run, RegressionConfig(), lambda _: None)
+    assert store.missing() == [(10, 20)]
+
+
+def test_a_shard_cannot_be_cut(tmp_path: Path) -> None:
+    run = run_of(tmp_path, World())
+    fewer = MaskDesign("balanced", COMPONENTS, 15, 0.2, 7)
+    run.set_designs({"train": run.designs["train"], "gradients": RunDesign("gradients", fewer)})
+    with pytest.raises(RunMismatchError, match=r"num_masks=15 ends within .* Use 10 or 20"):
+        fit(run, RegressionConfig(), lambda _: None)
+
+
+def test_a_factorisation_must_fit(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"regression\.memory_gb=1e-06"):
+        fitted(run_of(tmp_path, World()), memory_gb=1e-6, selection=None)
