@@ -37,6 +37,7 @@ _KEYS_OF_STAGE = {
         "components",
         "design",
         "estimator",
+        "budget",
         "gradients",
         "ablation",
         "cluster",

@@ -230,6 +230,10 @@ class Config:
     components: ComponentsConfig = field(default_factory=ComponentsConfig)
     design: DesignConfig = field(default_factory=DesignConfig)
     gradients: GradientsConfig = field(default_factory=GradientsConfig)
+    budget: float | None = None
+    """Passes to spend on the attributions, in units of one without gradients. The masks of ``design`` and of
+    ``gradients`` are then a pilot, from which their best numbers within the budget follow. None: they are what is
+    run."""
     baselines: list[str] = field(default_factory=lambda: list(BASELINES))
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     ablation: AblationConfig = field(default_factory=AblationConfig)
@@ -392,6 +396,14 @@ def _validate_gradients(config: Config) -> None:
     )
     size = gradients.masks_per_shard
     _require(size is None or size >= 1, "gradients.masks_per_shard", size, "null or at least 1")
+    budget = config.budget
+    _require(budget is None or 0.0 < budget < float("inf"), "budget", budget, "null or positive and finite")
+    if budget is not None and (gradients.num_masks == 0 or regression.method != "ridge"):
+        raise ConfigError(
+            f"budget={budget:g} is shared out between passes with gradients and without, but gradients.num_masks="
+            f"{gradients.num_masks} and regression.method={regression.method}. Use estimator=budget, or set "
+            f"design.num_masks instead."
+        )
     if gradients.num_masks == 0:
         _require(design.num_masks >= 2, "design.num_masks", design.num_masks, "at least 2")
         return

@@ -6,8 +6,8 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from functools import cache
 from operator import index
 from pathlib import Path
@@ -44,13 +44,12 @@ if TYPE_CHECKING:  # stages import what they need when they run: the report need
 
     from coar_dist.ablation.actor import LogLines
     from coar_dist.ablation.driver import DriverCallbacks
-    from coar_dist.ablation.schedule import RangesToDo
     from coar_dist.components.index import ComponentIndex
-    from coar_dist.store.gradients import GradientStore
-    from coar_dist.store.margins import MarginStore
     from coar_dist.tasks.task import Inputs, Task
 
 
+_ASSUMED_COST = 3.0
+"""Of a pass with gradients, where run.json was lost with what had been measured."""
 _log = logging.getLogger(__name__)
 
 
@@ -91,6 +90,9 @@ def run_stages(
             _train(config, config.train, storage, console)
         if "ablate" in config.stages:
             _ablate(config, storage, console, task, components, take)
+            if config.budget is not None:
+                config = _with_passes(config, config.budget, RunDirectory.open(storage), console)
+                _ablate(config, storage, console, task, components, take)
         if {"fit", "evaluate"} & set(config.stages):
             run = RunDirectory.open(storage)
             hold = take()
@@ -171,6 +173,7 @@ def _ablate(
     from coar_dist.ablation.actor import AblationJob
     from coar_dist.ablation.driver import AblationWork, run_ranges
     from coar_dist.ablation.plan import EnginePlan, PlanPins
+    from coar_dist.ablation.work import missing_work, stores_of
     from coar_dist.components.discovery import check_components, discover
 
     if task is None:
@@ -191,12 +194,13 @@ def _ablate(
     hold = take()
     run = RunDirectory.create(storage, identity, components, len(task.examples), probe_margins)
     run.set_designs(designs)
-    stores = _stores(run)
+    stores = stores_of(run)
     for _, store in stores.values():
         for reason in store.set_aside_wrong(run.is_new):
             _say(console, "ablate", f"[yellow]{reason}[/yellow]")
-    ranges, gradient_masks = _ranges(run, stores, config)
-    total, missing = sum(store.num_masks for _, store in stores.values()), ranges.num_masks
+    work = missing_work(run, stores, config)
+    ranges, missing = work.ranges, work.ranges.num_masks
+    total = sum(store.num_masks for _, store in stores.values())
     has_examples = run.has_examples()
     if not ranges and has_examples:
         _say(console, "ablate", f"all {total:,} masks are there already.")
@@ -204,7 +208,7 @@ def _ablate(
     pins = PlanPins(ablation.mode, ablation.rows_per_forward, ablation.compile)
     recorded = run.engine_plan
     plan = None if recorded is None else EnginePlan(**recorded)
-    if plan is not None and (not pins.allow(plan) or (gradient_masks and plan.gradient_rows is None)):
+    if plan is not None and (not pins.allow(plan) or (work.gradient_masks and plan.gradient_rows is None)):
         plan = None
     if plan is not None and run.is_new:  # the shards have told it
         run.set_engine_plan(plan.to_json())
@@ -217,53 +221,38 @@ def _ablate(
         pins=pins,
     )
     with stage_progress(console, "ablate", missing, "masks") as progress:
-        work = AblationWork(task, job, ranges, plan, gradient_masks, needs_unablated=not has_examples)
-        run_ranges(config.cluster, work, _callbacks(run, task, console, progress, hold))
+        expected = work.plain_masks, work.gradient_masks
+        if config.budget is not None:
+            expected = max(expected[0], config.budget / 2), max(expected[1], config.budget / 2 / _ASSUMED_COST)
+        whole = AblationWork(task, job, ranges, plan, expected, needs_unablated=not has_examples)
+        run_ranges(config.cluster, whole, _callbacks(run, task, console, progress, hold))
         for _, store in stores.values():  # of actors that were killed while they wrote
             storage.sweep(store.folder)
         rate, seconds = progress.rate, progress.seconds
     _say(
         console,
         "ablate",
-        f"{missing:,} masks{f', {gradient_masks:,.0f} with gradients,' if gradient_masks else ''} x "
+        f"{missing:,} masks{f', {work.gradient_masks:,.0f} with gradients,' if work.gradient_masks else ''} x "
         f"{len(task.examples):,} examples in {seconds:.1f} s ({rate:,.1f} masks/s); "
         f"{total - missing:,} masks were there already.",
     )
 
 
-def _stores(run: RunDirectory) -> dict[str, tuple[MaskDesign, MarginStore | GradientStore]]:
-    """What is to be computed, by the names of its ranges: the passes with gradients first, an example block each."""
-    stores: dict[str, tuple[MaskDesign, MarginStore | GradientStore]] = {}
-    if GRADIENT_DESIGN in run.designs:
-        design = run.design(GRADIENT_DESIGN)
-        for store in run.gradients(GRADIENT_DESIGN):
-            first, end = store.block
-            stores[f"{GRADIENT_DESIGN} of examples {first}..{end - 1}"] = design, store
-    for name, entry in run.designs.items():
-        if entry.role != "gradients":
-            stores[name] = entry.design, run.margins(name)
-    return stores
+def _with_passes(config: Config, budget: float, run: RunDirectory, console: Console) -> Config:
+    """The configuration with the best use of its budget, by the pilot that the run holds."""
+    from coar_dist.regression.fit import plan_passes
+    from coar_dist.regression.planning import in_this_process
 
-
-def _ranges(
-    run: RunDirectory, stores: Mapping[str, tuple[MaskDesign, MarginStore | GradientStore]], config: Config
-) -> tuple[RangesToDo, float]:
-    """The missing ranges, and how many masks of all examples they run with gradients."""
-    from coar_dist.ablation.schedule import RangesToDo, default_gradient_masks_per_shard, default_masks_per_shard
-    from coar_dist.store.gradients import GradientStore
-
-    gaps = {name: store.missing() for name, (_, store) in stores.items()}
-    sizes: dict[str, int] = {}
-    gradient_masks = 0.0
-    for name, (design, store) in stores.items():
-        if isinstance(store, GradientStore):
-            num_examples = store.block[1] - store.block[0]
-            sizes[name] = config.gradients.masks_per_shard or default_gradient_masks_per_shard(
-                num_examples, design.masks_per_round
-            )
-            gradient_masks += sum(stop - start for start, stop in gaps[name]) * num_examples / run.num_examples
-    masks_per_shard = config.ablation.masks_per_shard or default_masks_per_shard(run.num_examples)
-    return RangesToDo(gaps, masks_per_shard, sizes), gradient_masks
+    cost = run.gradient_cost or _ASSUMED_COST
+    passes = plan_passes(run, config.regression, cost, budget, in_this_process)
+    _say(
+        console,
+        "plan",
+        f"{budget:,.0f} passes: {passes.with_gradients:,} with gradients at {cost:.1f} each, {passes.without:,} "
+        f"without; expected correlation {max(1.0 - passes.error, 0.0) ** 0.5:.2f}.",
+    )
+    gradients = replace(config.gradients, num_masks=passes.with_gradients)
+    return replace(config, gradients=gradients, design=replace(config.design, num_masks=passes.without))
 
 
 def _build_task(config: Config, storage: Storage) -> Task:
@@ -303,6 +292,8 @@ def _callbacks(run: RunDirectory, task: Task, console: Console, progress: StageP
         labels = targets.cpu().numpy().astype(np.int64) if are_classes else None
         run.write_examples(labels, unablated.predictions, unablated.margins)
         run.set_engine_plan(start.plan.to_json())
+        if start.gradient_cost is not None:
+            run.set_gradient_cost(start.gradient_cost)
         _log.info("engine plan: %s", start.plan)
 
     def on_log(lines: LogLines) -> None:

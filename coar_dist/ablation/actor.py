@@ -11,7 +11,7 @@ import ray
 import torch
 from torch import nn
 
-from coar_dist.ablation.calibration import choose_plan
+from coar_dist.ablation.calibration import choose_plan, gradient_cost
 from coar_dist.ablation.engine import AblationEngine, Unablated
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.ablation.schedule import MaskRange
@@ -68,11 +68,13 @@ class Start:
     Attributes:
         unablated: the unablated model's outputs.
         plan: the engine plan that every actor is to use.
+        gradient_cost: what a gradient pass costs in passes without gradients; None where there are none.
         log: what the engine logged.
     """
 
     unablated: Unablated
     plan: EnginePlan
+    gradient_cost: float | None
     log: LogLines
 
 
@@ -110,7 +112,8 @@ class AblationActor:
             )
         else:
             self._engine.use(plan)
-        return Start(unablated, plan, self._log.drain())
+        cost = gradient_cost(self._engine) if gradient_masks_per_actor else None
+        return Start(unablated, plan, cost, self._log.drain())
 
     def use(self, plan: EnginePlan) -> None:
         """Take over the plan that another actor chose."""

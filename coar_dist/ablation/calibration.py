@@ -48,6 +48,11 @@ def choose_plan(
     return engine.plan
 
 
+def gradient_cost(engine: AblationEngine) -> float:
+    """What a gradient pass costs with the engine's plan, in passes without gradients."""
+    return _gradient_trial(engine) / engine.trial()
+
+
 def _choose_margins(engine: AblationEngine, pins: PlanPins, masks_per_actor: int) -> None:
     modes = ["weights"] if engine.why_not_gated else ["weights", "rows"]
     if pins.mode is not None:

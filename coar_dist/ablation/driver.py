@@ -36,7 +36,8 @@ class AblationWork:
         job: the same for every actor.
         ranges: what to compute, in order.
         plan: the engine plan of the run; None lets the first actor choose one.
-        gradient_masks: how many of the masks, of all examples, are run with gradients.
+        expected_masks: how many masks, of all examples, are to be run without and with gradients, those of later calls
+            among them: how the passes are run depends on it.
         needs_unablated: whether the first actor runs the unablated model although there is a plan; without a plan it
             does so anyhow.
     """
@@ -45,7 +46,7 @@ class AblationWork:
     job: AblationJob
     ranges: RangesToDo
     plan: EnginePlan | None
-    gradient_masks: float
+    expected_masks: tuple[float, float]
     needs_unablated: bool
 
 
@@ -96,7 +97,7 @@ class _Driver:
         self._task_reference, self._job_reference = ray.put(work.task), ray.put(work.job)
         self._schedule = Schedule(work.ranges, cluster.config.max_attempts)
         self._num_masks, self._num_masks_done = work.ranges.num_masks, 0
-        self._gradient_masks = work.gradient_masks
+        self._expected_masks = work.expected_masks
         self._pool = ActorPool(cluster)
         self._in_flight: dict[Any, tuple[str, MaskRange | str]] = {}
         self._plan = work.plan
@@ -219,9 +220,8 @@ class _Driver:
         if self._needs_start and self._starting is None and self._without_role:
             self._starting = self._without_role.pop(0)
             num_actors = self._pool.num_wanted
-            gradient_masks = math.ceil(self._gradient_masks / num_actors)
-            plain_masks = max(math.ceil((self._num_masks - self._gradient_masks) / num_actors), 1)
-            self._call(self._pool.members[self._starting], _START, plain_masks, gradient_masks, self._plan)
+            plain, with_gradients = (math.ceil(count / num_actors) for count in self._expected_masks)
+            self._call(self._pool.members[self._starting], _START, max(plain, 1), with_gradients, self._plan)
         if self._plan is not None:
             for name in self._without_role:
                 self._call(self._pool.members[name], _USE, self._plan)

@@ -126,7 +126,7 @@ class GradientPasses:
 
     def _sums(self, masks: NDArray[np.bool_], examples: ExampleSet, num_rows: int, compiled: bool) -> GateGradients:
         num_examples = math.ceil(len(examples) / math.ceil(len(examples) / num_rows))
-        num_masks = min(num_rows // num_examples, len(masks))
+        num_masks = math.ceil(len(masks) / math.ceil(len(masks) / (num_rows // num_examples)))
         kept = torch.from_numpy(np.ascontiguousarray(masks)).to(self._device, torch.float32)
         margins = torch.empty(len(masks), len(examples), device=self._device)
         sums = torch.zeros(2, len(examples), masks.shape[1], device=self._device)

@@ -13,6 +13,7 @@ import numpy as np
 from coar_dist.config import SELECTIONS, RegressionConfig, penalty_range
 from coar_dist.errors import CoarWarning
 from coar_dist.regression.backends import choose_backend
+from coar_dist.regression.budget import Passes, spend
 from coar_dist.regression.factor import choose_solver
 from coar_dist.regression.gate_prior import GateSources
 from coar_dist.regression.observations import Observations
@@ -76,6 +77,30 @@ def fit(
     return results
 
 
+def plan_passes(run: RunDirectory, config: RegressionConfig, cost: float, budget: float, execute: Execute) -> Passes:
+    """The best use of a budget by the run's train design and passes with gradients as they are: the pilot.
+
+    Args:
+        run: a run whose train design and passes with gradients are complete.
+        config: as for the fit.
+        cost: of a pass with gradients, in passes without.
+        budget: in passes without gradients, the pilot's among them.
+        execute: who runs the parts.
+
+    Raises:
+        MissingWorkError, DamagedFileError, ConfigError: as ``fit``.
+    """
+    sources = GateSources(tuple(run.gradients(GRADIENT_DESIGN)), None)
+    store, design = run.margins(TRAIN_DESIGN), run.design(GRADIENT_DESIGN)
+    store.require_complete()
+    observations = Observations(store, sources.gradients)
+    solver, _ = choose_solver(observations.num_masks, store.num_components, config.memory_gb * 1e9)
+    backend, _ = choose_backend(config.backend, config.method, solver, store.num_components)
+    fit = gradient_plan(observations, sources, config, solver, backend, execute)
+    pilot = (observations.num_gradient_masks, store.num_masks)
+    return spend(fit, pilot, design.ablation_fraction, design.masks_per_round, cost, budget)
+
+
 def _fit_method(
     run: RunDirectory,
     config: RegressionConfig,
@@ -103,7 +128,7 @@ def _fit_method(
     elif sources is None:
         plan = ridge_plan(observations, config, solver, backend, execute)
     else:
-        plan = gradient_plan(observations, sources, config, solver, backend, execute)
+        plan = gradient_plan(observations, sources, config, solver, backend, execute).plan
     num_done = num_constant = num_at_edge = 0
     largest_gap = 0.0
     for block, constant, at_edge, gap in execute(_fit_block, (run, name, settings, observations, plan), blocks):

@@ -112,6 +112,7 @@ class SourceStatistics:
         sizes: (k, k, num_components), s_k s_l summed over the examples.
         within: (num_components,), as of ``BlockSources``.
         counts: (2, num_components), the same in every block.
+        variance: of the margins over the masks, summed over the examples.
         num_examples: of the blocks.
     """
 
@@ -120,7 +121,19 @@ class SourceStatistics:
     sizes: NDArray[np.float64]
     within: NDArray[np.float64]
     counts: NDArray[np.float64]
+    variance: float
     num_examples: int
+
+    @property
+    def per_pass_variances(self) -> NDArray[np.float64]:
+        """Variance v of a gate gradient at either end of its gate, mean over the examples: (num_components,)."""
+        freedom = self.num_examples * np.maximum(self.counts.sum(axis=0) - (self.counts > 0).sum(axis=0), 1)
+        return np.asarray(self.within / freedom)
+
+    @property
+    def mean_variance(self) -> float:
+        """Variance of the margins over the masks, mean over the examples."""
+        return self.variance / self.num_examples
 
     def __add__(self, other: SourceStatistics) -> SourceStatistics:
         return SourceStatistics(
@@ -129,6 +142,7 @@ class SourceStatistics:
             self.sizes + other.sizes,
             self.within + other.within,
             self.counts,
+            self.variance + other.variance,
             self.num_examples + other.num_examples,
         )
 
@@ -162,6 +176,7 @@ def source_statistics(
         torch.einsum("knd,lnd->kld", stacked, stacked).cpu().numpy(),
         found.within,
         found.counts,
+        float(squares.sum()) / design.num_masks,
         num_examples,
     )
 
@@ -195,8 +210,7 @@ def fit_coefficients(statistics: SourceStatistics) -> NDArray[np.float64]:
 def prior_variances(statistics: SourceStatistics, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
     """The prior's variances d (num_components,) float64, with mean 1."""
     counts = statistics.counts
-    freedom = statistics.num_examples * np.maximum(counts.sum(axis=0) - (counts > 0).sum(axis=0), 1)
-    per_pass = statistics.within / freedom
+    per_pass = statistics.per_pass_variances
     noise = sum(coefficients[i] ** 2 * per_pass / np.maximum(counts[i], 1) for i in (0, 1))
     size = np.einsum("k,l,kld->d", coefficients, coefficients, statistics.sizes)
     variances = _relative(np.asarray(noise)) + _relative(size) + _FLOOR

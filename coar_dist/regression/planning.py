@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from typing import Any
@@ -157,6 +157,30 @@ def _source_part(
     return block, source_statistics(observations, sources, design, block, device())
 
 
+@dataclass(frozen=True)
+class PriorFit:
+    """A prior from gate gradients, and the plan that the data speak for.
+
+    Attributes:
+        statistics: of the sources.
+        coefficients: (k,) of the prior mean.
+        variances: (num_components,) of the prior, relative to their mean.
+        plan: ridge with the prior's mean and variances, or without either.
+        error: its squared error on a new mask by cross-validation, relative to the margins' variance.
+    """
+
+    statistics: SourceStatistics
+    coefficients: NDArray[np.float64]
+    variances: NDArray[np.float64]
+    plan: RidgePlan
+    error: float
+
+    @property
+    def penalty(self) -> float:
+        """Of the plan: residual variance over prior variance."""
+        return float(self.plan.grid[0])
+
+
 def gradient_plan(
     observations: Observations,
     sources: GateSources,
@@ -164,7 +188,7 @@ def gradient_plan(
     solver: str,
     backend: str,
     execute: Execute,
-) -> RidgePlan:
+) -> PriorFit:
     """Ridge with a prior from gate gradients, or without its mean or its variances where the data speak against them.
 
     Raises:
@@ -187,7 +211,7 @@ def gradient_plan(
         " + ".join(f"{b:.3f} {name}" for b, name in zip(coefficients, sources.names, strict=True)),
     )
     prior = GatePrior(sources, coefficients)
-    best: tuple[float, RidgePlan] | None = None
+    fits = []
     for scale, name in ((np.sqrt(variances), "from gradients"), (None, "equal")):
         factor = factorise_with(scale)
         unit = float(factor.values.sum()) / factor.num_components
@@ -199,18 +223,18 @@ def gradient_plan(
         for mean in (prior, None):
             plan = RidgePlan(design, shared, backend, grid, config.selection or "gcv", config.standard_errors, mean)
             scores = _shared_scores(observations, plan, execute)
-            score, penalty = float(scores.min()), grid[[_best(scores)]]
+            penalty = grid[[_best(scores)]]
+            error = float(scores.min()) / statistics.num_examples * design.num_masks
             _log.info(
                 "prior variances %s, prior mean %s: relative error %.4f at penalty %.4g",
                 name,
                 "0" if mean is None else "from gradients",
-                score / observations.store.num_examples * design.num_masks,
+                error,
                 penalty[0],
             )
-            if best is None or score < best[0]:
-                best = score, replace(plan, grid=penalty)
-    assert best is not None
-    return best[1]
+            relative = variances if scale is not None else np.ones_like(variances)
+            fits.append(PriorFit(statistics, coefficients, relative, replace(plan, grid=penalty), error))
+    return min(fits, key=lambda fit: fit.error)
 
 
 def lasso_plan(store: MarginStore, config: RegressionConfig, backend: str, execute: Execute) -> LassoPlan:

@@ -282,6 +282,17 @@ class RunDirectory:
         self._record["engine_plan"] = dict(plan)
         self._save()
 
+    @property
+    def gradient_cost(self) -> float | None:
+        """What a pass with gradients costs in passes without, as measured when the run began; None if it was not."""
+        cost = self._record.get("gradient_cost")
+        return None if cost is None else float(cost)
+
+    def set_gradient_cost(self, cost: float) -> None:
+        """Record it."""
+        self._record["gradient_cost"] = cost
+        self._save()
+
     def margins(self, design_name: str) -> MarginStore:
         """The margin shards of a design."""
         design = self.design(design_name)

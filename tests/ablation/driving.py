@@ -86,7 +86,7 @@ def drive(
         AblationJob(components, {"train": (design, store)}, "float32", None, 1, pins),
         RangesToDo({"train": store.missing()}, MASKS_PER_SHARD),
         plan,
-        gradient_masks=0.0,
+        expected_masks=(store.num_masks, 0),
         needs_unablated=needs_unablated,
     )
     driven = Driven(store, task, [], [])

@@ -1,0 +1,62 @@
+"""What a run still has to compute, in ranges of masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from coar_dist.ablation.schedule import RangesToDo, default_gradient_masks_per_shard, default_masks_per_shard
+from coar_dist.config import Config
+from coar_dist.designs.design import MaskDesign
+from coar_dist.store.gradients import GradientStore
+from coar_dist.store.margins import MarginStore
+from coar_dist.store.run_directory import GRADIENT_DESIGN, RunDirectory
+
+Stores = Mapping[str, tuple[MaskDesign, MarginStore | GradientStore]]
+"""Masks, and where what they give is stored, by the names of their ranges."""
+
+
+@dataclass(frozen=True)
+class MissingWork:
+    """What is missing.
+
+    Attributes:
+        ranges: of all stores.
+        plain_masks: masks to be run without gradients.
+        gradient_masks: masks to be run with gradients, in masks of all examples.
+    """
+
+    ranges: RangesToDo
+    plain_masks: float
+    gradient_masks: float
+
+
+def stores_of(run: RunDirectory) -> Stores:
+    """All stores of a run's designs: first those of passes with gradients, an example block each."""
+    stores: dict[str, tuple[MaskDesign, MarginStore | GradientStore]] = {}
+    if GRADIENT_DESIGN in run.designs:
+        for store in run.gradients(GRADIENT_DESIGN):
+            first, end = store.block
+            stores[f"{GRADIENT_DESIGN} of examples {first}..{end - 1}"] = run.design(GRADIENT_DESIGN), store
+    for name, entry in run.designs.items():
+        if entry.role != "gradients":
+            stores[name] = entry.design, run.margins(name)
+    return stores
+
+
+def missing_work(run: RunDirectory, stores: Stores, config: Config) -> MissingWork:
+    """What the stores lack, cut as the configuration says."""
+    gaps = {name: store.missing() for name, (_, store) in stores.items()}
+    sizes: dict[str, int] = {}
+    plain_masks = gradient_masks = 0.0
+    for name, (design, store) in stores.items():
+        num_missing = sum(stop - start for start, stop in gaps[name])
+        if isinstance(store, GradientStore):
+            num_examples = store.block[1] - store.block[0]
+            default = default_gradient_masks_per_shard(num_examples, design.masks_per_round)
+            sizes[name] = config.gradients.masks_per_shard or default
+            gradient_masks += num_missing * num_examples / run.num_examples
+        else:
+            plain_masks += num_missing
+    masks_per_shard = config.ablation.masks_per_shard or default_masks_per_shard(run.num_examples)
+    return MissingWork(RangesToDo(gaps, masks_per_shard, sizes), plain_masks, gradient_masks)

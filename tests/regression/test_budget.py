@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from coar_dist.regression.budget import spend
+from coar_dist.regression.gate_prior import GatePrior, GateSources, SourceStatistics
+from coar_dist.regression.planning import PriorFit
+from coar_dist.regression.plans import RidgePlan, SharedFactor
+from coar_dist.regression.statistics import DesignStatistics
+
+COMPONENTS, ALPHA, PILOT, COST = 200, 0.05, (40, 100), 2.5
+
+
+def pilot(misfit: float, informative: bool = True, noise: float = 0.3, per_pass: float = 0.02) -> PriorFit:
+    """What a pilot finds in a world where everything is as the formulas say."""
+    counts = np.array([np.full(COMPONENTS, 38.0), np.full(COMPONENTS, 2.0)])
+    freedom = 10 * (40 - 2)
+    nothing = np.zeros((2, 2))
+    statistics = SourceStatistics(
+        nothing,
+        np.zeros(2),
+        np.zeros((2, 2, COMPONENTS)),
+        np.full(COMPONENTS, per_pass * freedom * 7.0),
+        counts,
+        70.0,
+        10,
+    )
+    coefficients = np.array([0.6, 0.4])
+    sampling = per_pass / 40 * (0.36 / 0.95 + 0.16 / 0.05)
+    prior = sampling + misfit if informative else 0.01
+    a = ALPHA * (1 - ALPHA)
+    error = noise + a * COMPONENTS / (1 / prior + a * sum(PILOT) / noise)
+    factor = SharedFactor(np.zeros((COMPONENTS, 1)), np.ones(1), sum(PILOT), None)
+    mean = GatePrior(GateSources((), None), coefficients) if informative else None
+    design = DesignStatistics(sum(PILOT), np.full(COMPONENTS, 130.0))
+    plan = RidgePlan(design, factor, "torch", np.array([noise / prior]), "gcv", False, mean)
+    return PriorFit(statistics, coefficients, np.ones(COMPONENTS), plan, error)
+
+
+def test_the_pilot_s_error_is_taken_apart() -> None:
+    """With no money left the expected error is the pilot's own, but for the gate's ends counting alike by then."""
+    fit = pilot(misfit=0.001)
+    passes = spend(fit, PILOT, ALPHA, 20, COST, budget=200.0)
+    assert (passes.with_gradients, passes.without) == PILOT
+    assert passes.error == pytest.approx(fit.error, rel=0.03)
+
+
+def test_more_misfit_asks_for_more_masks_without_gradients() -> None:
+    plans = [spend(pilot(misfit), PILOT, ALPHA, 20, COST, budget=3000.0) for misfit in (0.0, 0.002, 0.02)]
+    with_gradients = [plan.with_gradients for plan in plans]
+    assert with_gradients[0] > with_gradients[1] > with_gradients[2]
+    assert with_gradients[0] > 1000
+    for plan in plans:
+        assert plan.with_gradients % 20 == 0
+        assert 2900 < COST * plan.with_gradients + plan.without <= 3000
+    richer = spend(pilot(0.002), PILOT, ALPHA, 20, COST, budget=6000.0)
+    assert 0.3 < richer.error < plans[1].error < pilot(0.002).error
+
+
+def test_the_best_of_all_splits_is_found() -> None:
+    fit, budget = pilot(0.004), 2000.0
+    found = spend(fit, PILOT, ALPHA, 20, COST, budget)
+    a, noise = ALPHA * (1 - ALPHA), 0.3
+    errors = {}
+    for masks in range(40, 761, 20):
+        prior = 0.02 / masks * (0.25 / 0.95 + 0.25 / 0.05) + 0.004
+        others = int(budget - COST * masks)
+        errors[masks] = noise + a * COMPONENTS / (1 / prior + a * (masks + others) / noise)
+    assert found.with_gradients == min(errors, key=errors.__getitem__)
+    assert found.error == pytest.approx(min(errors.values()), rel=1e-3)
+
+
+def test_where_gradients_say_nothing_the_rest_goes_without() -> None:
+    passes = spend(pilot(0.0, informative=False), PILOT, ALPHA, 20, COST, budget=1000.0)
+    assert (passes.with_gradients, passes.without) == (40, 900)
