@@ -21,6 +21,7 @@ TINY = [
     "task.model.arguments.width=4",
     "task.model.arguments.num_blocks=1",
     "design.num_masks=120",
+    "gradients.num_masks=20",
     "evaluation.num_masks=20",
     "ablation.masks_per_shard=8",
     "ablation.mode=weights",
@@ -63,7 +64,7 @@ def test_from_nothing_to_a_report_killed_half_way_and_again(tmp_path: Path) -> N
 
     third = run(tmp_path, *slow)
     assert third.returncode == 0
-    assert third.stdout.count("there already") == 4
+    assert third.stdout.count("there already") == 6
     assert "COAR" in third.stdout
     assert any((tmp_path / "runs" / "digits" / "logs").iterdir())
 
@@ -93,10 +94,12 @@ def test_from_nothing_to_a_report_killed_half_way_and_again(tmp_path: Path) -> N
         (["+design.foo=1"], "design.foo: unknown key"),
         (["design.num_masks=many"], "design.num_masks"),
         (
-            ["regression=elastic_net", "regression.standard_errors=true"],
+            ["regression=elastic_net", "regression.standard_errors=true", "estimator=coar"],
             "regression.standard_errors=True has no effect",
         ),
-        (["design.num_masks=1"], "design.num_masks=1: must be at least 2"),
+        (["design.num_masks=1"], "design.num_masks=1: must be 0 or at least 2"),
+        (["design.num_masks=1", "estimator=coar"], "design.num_masks=1: must be at least 2"),
+        (["regression=lasso"], "Use regression.method=ridge, or estimator=coar"),
         (["experiment=digit"], "digits"),
         (["experiment=cifar10_resnet20"], "task.examples.arguments.path must be set"),
         (["experiment=cifar10_resnet20", "task.examples.arguments.path=x"], "task.model.checkpoint must be set"),
@@ -122,7 +125,8 @@ def test_help_shows_groups_and_defaults_without_loading_torch(tmp_path: Path) ->
     for text in (
         "experiment: cifar10_resnet20, digits",
         "cluster: existing, local",
-        "num_masks: 3000",
+        "estimator: budget, coar, gradient",
+        "num_masks: 500",
         "tab completion",
     ):
         assert text in result.stdout

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from coar_dist.errors import MissingWorkError
-from coar_dist.store.run_directory import RunDirectory
+from coar_dist.store.run_directory import GRADIENT_DESIGN, RunDirectory
 from coar_dist.store.tables import EvaluationTable, fitted_methods
 
 _LABELS = {
@@ -59,12 +59,15 @@ def report(run: RunDirectory, console: Console) -> None:
         console.print(f"{num_undefined} correlations are undefined (constant margins or predictions): not averaged.")
     known = np.isfinite(examples["label"].astype(np.float64))
     accuracy = f", accuracy {np.mean(examples['label'] == examples['prediction']):.3f}" if known.all() else ""
+    with_gradients = ""
+    if GRADIENT_DESIGN in run.designs:
+        with_gradients = f" and {run.design(GRADIENT_DESIGN).num_masks} with gradients"
     lines = [
         f"{run.num_examples} examples{accuracy}; {run.components.num_components} components in "
-        f"{len(run.components.groups)} parameters; {trained_at.num_masks} training masks.",
+        f"{len(run.components.groups)} parameters; {trained_at.num_masks} training masks{with_gradients}.",
         f"Run directory: {run.storage}",
         f"Next, in Python: run = coar_dist.open_run({run.storage.location!r}); run.weights(example_ids=[0])",
-        f"Or query {run.storage}/attributions/coar.*.parquet with DuckDB, pandas or Polars.",
+        f"Or query {run.storage}/attributions/{methods_of(run)[0]}.*.parquet with DuckDB, pandas or Polars.",
     ]
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False)

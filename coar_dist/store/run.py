@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masks import check_masks
-from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
+from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
 from coar_dist.store.storage import storage_at
-from coar_dist.store.tables import AttributionTable
+from coar_dist.store.tables import GRADIENT_RIDGE, AttributionTable
 
 
 class Run:
@@ -37,12 +37,13 @@ class Run:
         """The component index."""
         return self.directory.components
 
-    def weights(self, example_ids: Sequence[int] | None = None, method: str = "coar") -> NDArray[np.float32]:
+    def weights(self, example_ids: Sequence[int] | None = None, method: str | None = None) -> NDArray[np.float32]:
         """Attribution weights.
 
         Args:
             example_ids: which examples, in this order; None for all.
-            method: ``coar``, or a baseline such as ``leave_one_out``.
+            method: ``gradient_ridge``, ``coar``, or a baseline such as ``leave_one_out``; None is ``gradient_ridge``
+                where the run has passes with gradients, else ``coar``.
 
         Returns:
             (num_examples, num_components) float32: how much the margin is higher with the component kept.
@@ -53,12 +54,12 @@ class Run:
         """
         return self._attributions(example_ids, method)[0]
 
-    def intercepts(self, example_ids: Sequence[int] | None = None, method: str = "coar") -> NDArray[np.float64]:
+    def intercepts(self, example_ids: Sequence[int] | None = None, method: str | None = None) -> NDArray[np.float64]:
         """Intercepts (num_examples,) float64: the predicted margin with everything ablated."""
         return self._attributions(example_ids, method)[1]
 
     def predict(
-        self, masks: NDArray[np.bool_], example_ids: Sequence[int] | None = None, method: str = "coar"
+        self, masks: NDArray[np.bool_], example_ids: Sequence[int] | None = None, method: str | None = None
     ) -> NDArray[np.float64]:
         """The component model's counterfactual outputs (Shah et al. 2024, equation 2).
 
@@ -74,7 +75,7 @@ class Run:
         weights, intercepts = self._attributions(example_ids, method)
         return np.asarray(masks.astype(np.float64) @ weights.T.astype(np.float64) + intercepts)
 
-    def quality(self, example_ids: Sequence[int] | None = None, method: str = "coar") -> dict[str, NDArray[np.float64]]:
+    def quality(self, example_ids: Sequence[int] | None = None, method: str | None = None) -> dict[str, NDArray[np.float64]]:
         """How good the attributions are, per example: (num_examples,) each, NaN where undefined.
 
         Returns:
@@ -82,18 +83,18 @@ class Run:
             ``duality_gap`` of the lasso.
         """
         ids = self._example_ids(example_ids)
-        table = AttributionTable(self.directory, method)
+        table = self._table(method)
         blocks = [table.read_quality(block) for block in self.directory.margins(TRAIN_DESIGN).blocks]
         return {name: np.concatenate([block[name] for block in blocks])[ids] for name in blocks[0]}
 
-    def standard_errors(self, example_ids: Sequence[int] | None = None, method: str = "coar") -> NDArray[np.float32]:
+    def standard_errors(self, example_ids: Sequence[int] | None = None, method: str | None = None) -> NDArray[np.float32]:
         """Standard errors of the weights (num_examples, num_components), of a fit with them.
 
         Raises:
             MissingWorkError: they were not asked for when the attributions were fitted.
         """
         ids = self._example_ids(example_ids)
-        table = AttributionTable(self.directory, method)
+        table = self._table(method)
         errors = np.empty((len(ids), self.components.num_components), dtype=np.float32)
         for block, rows in self._rows_by_block(ids):
             errors[rows] = table.read_standard_errors(block)[ids[rows] - block[0]]
@@ -106,16 +107,17 @@ class Run:
         """
         store = self.directory.margins(design_name)
         columns = []
-        for block in store.blocks:
-            masks, margins = next(store.read(block, store.num_masks))
+        for first, end in store.blocks:
+            nothing = np.empty((0, store.num_components), np.bool_), np.empty((0, end - first), np.float32)
+            masks, margins = next(store.read((first, end), max(store.num_masks, 1)), nothing)
             columns.append(margins)
         return masks, np.concatenate(columns, axis=1)
 
     def _attributions(
-        self, example_ids: Sequence[int] | None, method: str
+        self, example_ids: Sequence[int] | None, method: str | None
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         ids = self._example_ids(example_ids)
-        table = AttributionTable(self.directory, method)
+        table = self._table(method)
         weights = np.empty((len(ids), self.components.num_components), dtype=np.float32)
         intercepts = np.empty(len(ids))
         for block, rows in self._rows_by_block(ids):
@@ -123,6 +125,10 @@ class Run:
             weights[rows] = block_weights[ids[rows] - block[0]]
             intercepts[rows] = block_intercepts[ids[rows] - block[0]]
         return weights, intercepts
+
+    def _table(self, method: str | None) -> AttributionTable:
+        best = GRADIENT_RIDGE if GRADIENT_DESIGN in self.directory.designs else "coar"
+        return AttributionTable(self.directory, method or best)
 
     def _example_ids(self, example_ids: Sequence[int] | None) -> NDArray[np.int64]:
         num_examples = self.directory.num_examples
