@@ -75,7 +75,9 @@ class Run:
         weights, intercepts = self._attributions(example_ids, method)
         return np.asarray(masks.astype(np.float64) @ weights.T.astype(np.float64) + intercepts)
 
-    def quality(self, example_ids: Sequence[int] | None = None, method: str | None = None) -> dict[str, NDArray[np.float64]]:
+    def quality(
+        self, example_ids: Sequence[int] | None = None, method: str | None = None
+    ) -> dict[str, NDArray[np.float64]]:
         """How good the attributions are, per example: (num_examples,) each, NaN where undefined.
 
         Returns:
@@ -87,7 +89,9 @@ class Run:
         blocks = [table.read_quality(block) for block in self.directory.margins(TRAIN_DESIGN).blocks]
         return {name: np.concatenate([block[name] for block in blocks])[ids] for name in blocks[0]}
 
-    def standard_errors(self, example_ids: Sequence[int] | None = None, method: str | None = None) -> NDArray[np.float32]:
+    def standard_errors(
+        self, example_ids: Sequence[int] | None = None, method: str | None = None
+    ) -> NDArray[np.float32]:
         """Standard errors of the weights (num_examples, num_components), of a fit with them.
 
         Raises:
