@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.benchmarks import ablation, chaos, regression, scale
+from tests.benchmarks import ablation, chaos, estimators, regression, scale
 
 
 def test_ablation_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,3 +35,13 @@ def test_chaos_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.setattr("sys.argv", ["chaos", "--kills", "0", "--cases", "3"])
     chaos.main()
     assert "3 damaged files" in capsys.readouterr().out
+
+
+def test_estimators_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--examples", "40", "--epochs", "1", "--held-out", "20", "--rounds", "1", "--seeds", "1", "--eager"]
+    masks = ["--gradient-masks", "20", "--train-masks", "0", "40", "--plain-masks", "40", "80", "--leave-one-out"]
+    monkeypatch.setattr("sys.argv", ["estimators", "--models", "digits", "resnet20", *sizes, *masks])
+    estimators.main()
+    printed = capsys.readouterr().out
+    for part in ("40 examples, 240 components", "Plain COAR", "gradient_ridge", "resnet20 is left out: --checkpoint"):
+        assert part in printed
