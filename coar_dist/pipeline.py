@@ -364,10 +364,11 @@ def _fit(run: RunDirectory, config: Config, console: Console, hold: Hold) -> Non
         ]
         how = f" ({result.how})" if result.how else " is there already"
         _say(console, "fit", f"{result.method} of {run.num_examples:,} examples{how}; {', '.join(numbers)}.")
+    done = f" {seconds:.1f} s in all." if baseline or any(result.is_new for result in results) else ""
     if LEAVE_ONE_OUT in run.designs:
-        _say(console, "fit", f"{LEAVE_ONE_OUT}{'' if baseline else ' is there already'}.")
-    if baseline or any(result.is_new for result in results):
-        _say(console, "fit", f"in {seconds:.1f} s.")
+        _say(console, "fit", f"{LEAVE_ONE_OUT}{'' if baseline else ' is there already'}.{done}")
+    elif done:
+        _say(console, "fit", done.strip())
 
 
 def _evaluate(run: RunDirectory, console: Console, hold: Hold) -> None:

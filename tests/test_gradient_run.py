@@ -70,7 +70,7 @@ def test_gradients_alone_are_enough(tmp_path: Path) -> None:
         evaluation=EvaluationConfig(num_masks=60, ablation_fractions=[0.2], seed=9),
         console=Console(file=printed, width=200),
     )
-    assert "COAR with gradients" in printed.getvalue()
+    assert "COAR + gradients" in printed.getvalue()
     masks, truth = run.margins("evaluation_0.2")
     predicted = run.predict(masks, method="gradient_ridge")
     correlations = [np.corrcoef(a, b)[0, 1] for a, b in zip(predicted.T, truth.T, strict=True)]

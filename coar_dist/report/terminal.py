@@ -7,12 +7,12 @@ from rich.console import Console
 from rich.table import Table
 
 from coar_dist.errors import MissingWorkError
-from coar_dist.store.run_directory import GRADIENT_DESIGN, RunDirectory
-from coar_dist.store.tables import EvaluationTable, fitted_methods
+from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
+from coar_dist.store.tables import GRADIENT_RIDGE, EvaluationTable, fitted_methods
 
 _LABELS = {
     "coar": "COAR",
-    "gradient_ridge": "COAR with gradients",
+    "gradient_ridge": "COAR + gradients",
     "coar_lasso": "COAR, lasso",
     "coar_elastic_net": "COAR, elastic net",
     "leave_one_out": "Leave-one-out",
@@ -27,6 +27,13 @@ def methods_of(run: RunDirectory) -> list[str]:
     return [*(fitted or ["coar"]), *(name for name, entry in run.designs.items() if entry.role == "baseline")]
 
 
+def _num_masks(run: RunDirectory, method: str) -> str:
+    """How many masks the attributions are of."""
+    if method == GRADIENT_RIDGE:
+        return f"{run.design(GRADIENT_DESIGN).num_masks:,} + {run.design(TRAIN_DESIGN).num_masks:,}"
+    return f"{run.design(TRAIN_DESIGN if method in _FITTED else method).num_masks:,}"
+
+
 def report(run: RunDirectory, console: Console) -> None:
     """Print the mean correlation per method and ablation fraction, and where to look next.
 
@@ -37,12 +44,13 @@ def report(run: RunDirectory, console: Console) -> None:
     held_out = dict(sorted(held_out.items(), key=lambda item: -item[1].ablation_fraction))
     if not held_out:
         raise MissingWorkError(f"{run.storage} has no held-out designs: run the ablate and evaluate stages.")
-    trained_at = run.design("train")
+    trained_at = run.design(TRAIN_DESIGN)
     table = Table()
     table.add_column("method")
+    table.add_column("masks", justify="right")
     for design in held_out.values():
         same = design.ablation_fraction == trained_at.ablation_fraction
-        table.add_column(f"alpha = {design.ablation_fraction:g}{' (trained)' if same else ''}", justify="right")
+        table.add_column(f"at {design.ablation_fraction:g}{' (trained)' if same else ''}", justify="right")
     num_undefined = 0
     for method in methods_of(run):
         cells = []
@@ -51,20 +59,19 @@ def report(run: RunDirectory, console: Console) -> None:
             defined = correlations[np.isfinite(correlations)]
             num_undefined += len(correlations) - len(defined)
             cells.append(f"{defined.mean():.3f}" if defined.size else "undefined")
-        table.add_row(_LABELS.get(method, method), *cells)
+        table.add_row(_LABELS.get(method, method), _num_masks(run, method), *cells)
     examples = run.read_examples()
-    console.print("\nCorrelation of predicted and true margins on held-out masks, mean over examples:")
+    console.print(
+        "\nCorrelation of predicted and true margins on held-out masks, mean over examples, by ablation fraction:"
+    )
     console.print(table)
     if num_undefined:
         console.print(f"{num_undefined} correlations are undefined (constant margins or predictions): not averaged.")
     known = np.isfinite(examples["label"].astype(np.float64))
     accuracy = f", accuracy {np.mean(examples['label'] == examples['prediction']):.3f}" if known.all() else ""
-    with_gradients = ""
-    if GRADIENT_DESIGN in run.designs:
-        with_gradients = f" and {run.design(GRADIENT_DESIGN).num_masks} with gradients"
     lines = [
         f"{run.num_examples} examples{accuracy}; {run.components.num_components} components in "
-        f"{len(run.components.groups)} parameters; {trained_at.num_masks} training masks{with_gradients}.",
+        f"{len(run.components.groups)} parameters.",
         f"Run directory: {run.storage}",
         f"Next, in Python: run = coar_dist.open_run({run.storage.location!r}); run.weights(example_ids=[0])",
         f"Or query {run.storage}/attributions/{methods_of(run)[0]}.*.parquet with DuckDB, pandas or Polars.",
