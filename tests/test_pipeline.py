@@ -176,7 +176,7 @@ def test_later_stages_need_neither_model_nor_config_of_the_run(small_run: Run, t
     output = io.StringIO()
     run_stages(Config(stages=["report", "evaluate", "fit"], run=RunConfig(str(root))), Console(file=output, width=120))
     assert attributions(root) == before
-    for text in ("COAR", "Leave-one-out", "alpha = 0.2 (trained)", "alpha = 0.1", str(root), "7 examples, accuracy"):
+    for text in ("COAR", "Leave-one-out", "at 0.2 (trained)", "at 0.1", str(root), "7 examples, accuracy"):
         assert text in output.getvalue()
     again = io.StringIO()
     run_stages(Config(stages=["fit", "evaluate"], run=RunConfig(str(root))), Console(file=again))
