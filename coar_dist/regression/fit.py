@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from coar_dist.config import SELECTIONS, RegressionConfig, penalty_range
-from coar_dist.errors import CoarWarning
 from coar_dist.regression.backends import choose_backend
 from coar_dist.regression.budget import Passes, spend
 from coar_dist.regression.factor import choose_solver
 from coar_dist.regression.gate_prior import GateSources
 from coar_dist.regression.observations import Observations
-from coar_dist.regression.planning import Execute, device, gradient_plan, in_this_process, lasso_plan, ridge_plan
+from coar_dist.regression.planning import Execute, device, gradient_plan, in_this_process, lasso_plan, ridge_plan, warn
 from coar_dist.regression.plans import Plan
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
@@ -138,14 +136,14 @@ def _fit_method(
         largest_gap = max(largest_gap, gap)
         on_progress(num_done)
     if largest_gap > 2 * config.tolerance:
-        _warn(
+        warn(
             f"{backend} left a duality gap of {largest_gap:.1e}, regression.tolerance={config.tolerance:g} was asked "
             f"for. regression.backend=torch reaches it."
         )
     if num_constant:
-        _warn(f"examples with the same margin under every mask: {num_constant} of {num_done}. Their weights are 0.")
+        warn(f"examples with the same margin under every mask: {num_constant} of {num_done}. Their weights are 0.")
     if config.penalty_range is not None and num_at_edge > num_done / 10:
-        _warn(
+        warn(
             f"{num_at_edge} of {num_done} examples chose a penalty at an end of regression.penalty_range="
             f"{list(penalty_range(config))}: widen it."
         )
@@ -186,7 +184,3 @@ def _fit_block(
     AttributionTable(run, name).write(block, settings, fitted.attributions)
     gap = float(np.nanmax(fitted.attributions.duality_gap, initial=0.0))
     return block, int(np.isnan(fitted.attributions.r2).sum()), fitted.num_at_edge, gap
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, CoarWarning, stacklevel=3)

@@ -293,12 +293,13 @@ def _check_design(design: DesignStatistics) -> None:
     if len(never) == len(design.kept):
         raise constant_design_error()
     if never.size:
-        _warn(
+        warn(
             f"nothing can be said about components that none or all of the {design.num_masks} masks ablate: "
             f"{never.size} of {len(design.kept)}, component ids {', '.join(str(i) for i in never[:10])}"
             f"{', ...' if never.size > 10 else ''}. Their weights are 0. Raise design.num_masks."
         )
 
 
-def _warn(text: str) -> None:
+def warn(text: str) -> None:
+    """A ``CoarWarning`` about the caller's caller."""
     warnings.warn(text, CoarWarning, stacklevel=3)
