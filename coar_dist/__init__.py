@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coar_dist.ablation.direct import ablated_outputs
+    from coar_dist.api import attribute
     from coar_dist.components.index import ComponentGroup, ComponentIndex
-    from coar_dist.pipeline import attribute
     from coar_dist.store.run import Run, open_run
 
 __all__ = ["ComponentGroup", "ComponentIndex", "Run", "ablated_outputs", "attribute", "open_run"]
@@ -21,7 +21,7 @@ _HOME = {
     "ComponentIndex": "coar_dist.components.index",
     "Run": "coar_dist.store.run",
     "ablated_outputs": "coar_dist.ablation.direct",
-    "attribute": "coar_dist.pipeline",
+    "attribute": "coar_dist.api",
     "open_run": "coar_dist.store.run",
 }
 

@@ -19,8 +19,8 @@ from coar_dist.config import (
     EvaluationConfig,
     GradientsConfig,
     RunConfig,
-    validate,
 )
+from coar_dist.config_checks import validate
 from coar_dist.errors import ConfigError
 from coar_dist.pipeline import run_stages
 from coar_dist.store.run_directory import RunDirectory

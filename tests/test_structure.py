@@ -11,13 +11,14 @@ import coar_dist
 
 PACKAGE = Path(coar_dist.__file__).parent
 TIERS = [
-    {"errors", "config", "secrets"},
+    {"errors", "config", "config_checks", "secrets"},
     {"components", "designs", "store"},
     {"tasks", "regression"},
     {"ablation", "baselines"},
     {"evaluation", "editing"},
     {"report"},
-    {"pipeline", "app", "__init__", "__main__"},
+    {"stages"},
+    {"pipeline", "api", "app", "__init__", "__main__"},
 ]
 OWNERS = {
     "ray": {"ablation/actor.py", "ablation/driver.py", "ablation/pool.py", "ablation/cluster.py"},

@@ -1,0 +1,248 @@
+"""Whether the values of a configuration make sense: everything that can be said without loading a model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields, is_dataclass
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from coar_dist.config import (
+    BACKENDS,
+    BASELINES,
+    MARGIN_DTYPES,
+    MODES,
+    PRECISIONS,
+    RANDOM_DESIGNS,
+    SELECTIONS,
+    STAGES,
+    Config,
+    RegressionConfig,
+    penalty_range,
+)
+from coar_dist.errors import ConfigError
+from coar_dist.secrets import check_no_secrets
+
+
+def _require(condition: bool, key: str, value: object, rule: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key}={value!r}: must be {rule}.")
+
+
+def _require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    _require(value in choices, key, value, f"one of {', '.join(choices)}")
+
+
+def _check_types(part: Any, prefix: str) -> None:
+    """Hydra checks types; a configuration built in Python may hold anything. NumPy's numbers become Python's."""
+    hints = get_type_hints(type(part))
+    for entry in fields(part):
+        value, key = getattr(part, entry.name), f"{prefix}{entry.name}"
+        if is_dataclass(value):
+            _check_types(value, f"{key}.")
+        else:
+            setattr(part, entry.name, _checked(value, hints[entry.name], key))
+
+
+def _checked(value: Any, hint: Any, key: str) -> Any:
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    for kind in kinds:
+        origin = get_origin(kind) or kind
+        if origin is list and isinstance(value, list | tuple):
+            (item_kind,) = get_args(kind)
+            return [_checked(item, item_kind, f"{key}[{i}]") for i, item in enumerate(value)]
+        if kind is float and isinstance(value, Real) and not isinstance(value, bool):
+            return float(value)
+        if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
+            return int(value)
+        if origin is Any or (origin not in (int, float, list) and isinstance(value, origin)):
+            return value
+    names = " or ".join("null" if kind is NoneType else getattr(kind, "__name__", str(kind)) for kind in kinds)
+    raise ConfigError(f"{key}={value!r}: must be of type {names}, not {type(value).__name__}.")
+
+
+def validate(config: Config) -> None:
+    """Check every value that can be checked without loading a model.
+
+    Raises:
+        ConfigError: naming the key, the value and the valid type or range.
+    """
+    _check_types(config, "")
+    check_no_secrets(asdict(config))
+    for stage in config.stages:
+        _require_choice("stages", stage, STAGES)
+    _require(len(config.stages) > 0, "stages", config.stages, f"a non-empty subset of {list(STAGES)}")
+    for baseline in config.baselines:
+        _require_choice("baselines", baseline, BASELINES)
+    _require(config.run.dir != "", "run.dir", config.run.dir, "a path")
+
+    design, evaluation, ablation = config.design, config.evaluation, config.ablation
+    _require_choice("design.kind", design.kind, RANDOM_DESIGNS)
+    _require_choice("evaluation.kind", evaluation.kind, RANDOM_DESIGNS)
+    _validate_gradients(config)
+    _require(evaluation.num_masks >= 2, "evaluation.num_masks", evaluation.num_masks, "at least 2")
+    for key, fraction in [
+        ("design.ablation_fraction", design.ablation_fraction),
+        *(("evaluation.ablation_fractions", fraction) for fraction in evaluation.ablation_fractions),
+    ]:
+        _require(0.0 < fraction < 1.0, key, fraction, "strictly between 0 and 1")
+    fractions = evaluation.ablation_fractions
+    _require(
+        len(set(fractions)) == len(fractions),
+        "evaluation.ablation_fractions",
+        fractions,
+        "free of repetitions",
+    )
+    if "ablate" in config.stages and {"evaluate", "report"} & set(config.stages) and not fractions:
+        raise ConfigError(
+            "evaluation.ablation_fractions=[]: the stages evaluate and report need at least one. Leave these stages "
+            "out, or name a fraction."
+        )
+    gradients = config.gradients
+    for key, seed in [
+        ("design.seed", design.seed),
+        ("evaluation.seed", evaluation.seed),
+        ("gradients.seed", gradients.seed),
+    ]:
+        _require(0 <= seed < 2**64, key, seed, "in 0..2**64-1")
+    for name, kind, seed in [
+        ("design", design.kind, design.seed),
+        ("gradients", gradients.kind, gradients.seed),
+    ]:
+        if (kind, seed) == (evaluation.kind, evaluation.seed):
+            raise ConfigError(
+                f"evaluation.seed={evaluation.seed} is {name}.seed too: masks of equal seeds are not held out, "
+                f"so the correlation would be in-sample. Use another evaluation.seed."
+            )
+
+    components = config.components
+    if (components.selector == "rules") != bool(components.rules):
+        raise ConfigError(
+            f"components.rules={components.rules} and components.selector={components.selector!r}: rules are used by "
+            f"the selector 'rules', which needs at least one."
+        )
+    for rule in components.rules:
+        _require(rule.block_size >= 1, "components.rules.block_size", rule.block_size, "at least 1")
+        _require(rule.axis >= 0, "components.rules.axis", rule.axis, "at least 0")
+    _require_choice("ablation.precision", ablation.precision, PRECISIONS)
+    _require_choice("ablation.margins_dtype", ablation.margins_dtype, MARGIN_DTYPES)
+    if ablation.mode is not None:
+        _require_choice("ablation.mode", ablation.mode, MODES)
+    for name in ("rows_per_forward", "masks_per_shard", "examples_per_block"):
+        value = getattr(ablation, name)
+        _require(value is None or value >= 1, f"ablation.{name}", value, "at least 1")
+
+    _validate_regression(config.regression)
+
+    if ablation.device_map is not None and ablation.compile:
+        raise ConfigError(
+            "ablation.compile=true has no effect on a model spread by ablation.device_map. Leave one out."
+        )
+    cluster = config.cluster
+    for name in ("min_actors", "max_actors", "cpus_per_actor", "ranges_in_flight", "max_attempts"):
+        value = getattr(cluster, name)
+        _require(value is None or value >= 1, f"cluster.{name}", value, "at least 1")
+    if cluster.max_actors is not None and cluster.max_actors < cluster.min_actors:
+        raise ConfigError(
+            f"cluster.max_actors={cluster.max_actors} is below cluster.min_actors={cluster.min_actors}. Raise one, or "
+            f"lower the other."
+        )
+    gpus = cluster.gpus_per_actor
+    _require(gpus is None or gpus >= 0.0, "cluster.gpus_per_actor", gpus, "null or at least 0")
+    _require(cluster.start_timeout_s > 0.0, "cluster.start_timeout_s", cluster.start_timeout_s, "positive")
+
+    train = config.train
+    if train is not None:
+        for name in ("epochs", "batch_size"):
+            value = getattr(train, name)
+            _require(value >= 1, f"train.{name}", value, "at least 1")
+        _require(train.learning_rate > 0.0, "train.learning_rate", train.learning_rate, "positive")
+        _require(train.weight_decay >= 0.0, "train.weight_decay", train.weight_decay, "at least 0")
+        _require(
+            0.0 <= train.minimum_accuracy <= 1.0,
+            "train.minimum_accuracy",
+            train.minimum_accuracy,
+            "in [0, 1]",
+        )
+        if config.task.model.checkpoint is not None:
+            raise ConfigError(
+                f"task.model.checkpoint={config.task.model.checkpoint!r} and train are both set: the checkpoint "
+                f"replaces the training. Set train=null, or task.model.checkpoint=null."
+            )
+
+
+def _validate_gradients(config: Config) -> None:
+    design, gradients, regression = config.design, config.gradients, config.regression
+    _require_choice("gradients.kind", gradients.kind, RANDOM_DESIGNS)
+    _require(
+        gradients.num_masks == 0 or gradients.num_masks >= 2, "gradients.num_masks", gradients.num_masks, "0 or >= 2"
+    )
+    size = gradients.masks_per_shard
+    _require(size is None or size >= 1, "gradients.masks_per_shard", size, "null or at least 1")
+    budget = config.budget
+    _require(budget is None or 0.0 < budget < float("inf"), "budget", budget, "null or positive and finite")
+    if budget is not None and (gradients.num_masks == 0 or regression.method != "ridge"):
+        raise ConfigError(
+            f"budget={budget:g} is shared out between passes with gradients and without, but gradients.num_masks="
+            f"{gradients.num_masks} and regression.method={regression.method}. Use estimator=budget, or set "
+            f"design.num_masks instead."
+        )
+    if gradients.num_masks == 0:
+        _require(design.num_masks >= 2, "design.num_masks", design.num_masks, "at least 2")
+        return
+    _require(design.num_masks == 0 or design.num_masks >= 2, "design.num_masks", design.num_masks, "0 or at least 2")
+    if (design.kind, design.seed) == (gradients.kind, gradients.seed):
+        raise ConfigError(
+            f"gradients.seed={gradients.seed} is design.seed too, so the same masks would be run twice. Use another "
+            f"gradients.seed."
+        )
+    if regression.method != "ridge" and "ablate" in config.stages:
+        raise ConfigError(
+            f"regression.method={regression.method} does not use gradients, but gradients.num_masks="
+            f"{gradients.num_masks}. Use regression.method=ridge, or estimator=coar."
+        )
+
+
+def _validate_regression(regression: RegressionConfig) -> None:
+    _require_choice("regression.method", regression.method, tuple(SELECTIONS))
+    _require_choice("regression.backend", regression.backend, BACKENDS)
+    is_ridge, penalty = regression.method == "ridge", regression.regularisation
+    _require(
+        penalty is None or (0.0 <= penalty < float("inf") and (is_ridge or penalty > 0.0)),
+        "regression.regularisation",
+        penalty,
+        f"null (chosen from the data) or a finite number {'>=' if is_ridge else '>'} 0",
+    )
+    if regression.selection is not None:
+        choices = SELECTIONS[regression.method]
+        rule = f"one of {', '.join(choices)} for regression.method={regression.method}"
+        _require(regression.selection in choices, "regression.selection", regression.selection, rule)
+    _require(regression.num_penalties >= 2, "regression.num_penalties", regression.num_penalties, "at least 2")
+    low, high = penalty_range(regression)
+    _require(
+        0.0 < low < high < float("inf") and (is_ridge or high <= 1.0),
+        "regression.penalty_range",
+        [low, high],
+        f"[low, high] with 0 < low < high{'' if is_ridge else ' <= 1'}",
+    )
+    _require(0.0 < regression.l1_ratio <= 1.0, "regression.l1_ratio", regression.l1_ratio, "above 0 and at most 1")
+    held_out = regression.held_out_fraction
+    _require(0.0 < held_out < 1.0, "regression.held_out_fraction", held_out, "strictly between 0 and 1")
+    _require(1e-12 <= regression.tolerance < 1.0, "regression.tolerance", regression.tolerance, "in [1e-12, 1)")
+    _require(regression.memory_gb > 0.0, "regression.memory_gb", regression.memory_gb, "positive")
+    fixed = f"regression.regularisation={penalty}"
+    by_method = f"regression.method={regression.method}"
+    without_effect = [
+        ("l1_ratio", is_ridge, by_method),
+        ("held_out_fraction", is_ridge, by_method),
+        ("standard_errors", not is_ridge, by_method),
+        ("shared_penalty", not is_ridge, by_method),
+        ("selection", penalty is not None and not is_ridge, fixed),
+        *((name, penalty is not None, fixed) for name in ("shared_penalty", "num_penalties", "penalty_range")),
+        ("held_out_fraction", penalty is not None, fixed),
+        ("held_out_fraction", regression.selection == "bic", "regression.selection=bic"),
+    ]
+    for name, has_none, reason in without_effect:
+        value = getattr(regression, name)
+        if has_none and value != getattr(RegressionConfig(), name):
+            raise ConfigError(f"regression.{name}={value!r} has no effect with {reason}. Leave it out.")

@@ -1,0 +1,190 @@
+"""The ablate stage: margins, and gate gradients, of everything that the run lacks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from rich.console import Console
+
+from coar_dist.ablation.actor import AblationJob, LogLines, Start
+from coar_dist.ablation.cluster import native_precision_of_actors
+from coar_dist.ablation.driver import AblationWork, DriverCallbacks, run_ranges
+from coar_dist.ablation.plan import EnginePlan, PlanPins
+from coar_dist.ablation.work import missing_work, stores_of
+from coar_dist.components.discovery import check_components, discover
+from coar_dist.components.index import ComponentIndex
+from coar_dist.config import Config
+from coar_dist.designs.design import MaskDesign, leave_one_out_design
+from coar_dist.errors import DamagedFileError, MissingWorkError, RunNotFoundError
+from coar_dist.regression.fit import plan_passes
+from coar_dist.regression.planning import in_this_process
+from coar_dist.report.progress import StageProgress, stage_progress
+from coar_dist.stages.saying import say
+from coar_dist.store.lock import Hold
+from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDesign, RunDirectory
+from coar_dist.store.storage import Storage
+from coar_dist.tasks.build import build_task
+from coar_dist.tasks.task import Task
+from coar_dist.tasks.training import CHECKPOINT, read_checkpoint
+
+_ASSUMED_COST = 3.0
+"""Of a pass with gradients, where run.json was lost with what had been measured."""
+_log = logging.getLogger(__name__)
+
+
+def ablate_stage(
+    config: Config,
+    storage: Storage,
+    console: Console,
+    task: Task | None,
+    components: ComponentIndex | None,
+    take: Callable[[], Hold],
+) -> None:
+    """Collect what is missing; ``take`` makes this process the run directory's writer, once all input is checked."""
+
+    if task is None:
+        task = _build_task(config, storage)
+    if components is None:
+        chosen = config.components
+        components = discover(task.model, chosen.selector, chosen.include, chosen.exclude, chosen.rules)
+    check_components(task.model, components)
+    designs = _designs(config, components.num_components)
+    probe_margins = task.check()
+    ablation = config.ablation
+    identity = {
+        **task.identity(),
+        "ablation.precision": _precision(config, storage),
+        "ablation.margins_dtype": ablation.margins_dtype,
+        "ablation.examples_per_block": ablation.examples_per_block,
+    }
+    hold = take()
+    run = RunDirectory.create(storage, identity, components, len(task.examples), probe_margins)
+    run.set_designs(designs)
+    stores = stores_of(run)
+    for _, store in stores.values():
+        for reason in store.set_aside_wrong(run.is_new):
+            say(console, "ablate", f"[yellow]{reason}[/yellow]")
+    work = missing_work(run, stores, config)
+    ranges, missing = work.ranges, work.ranges.num_masks
+    total = sum(store.num_masks for _, store in stores.values())
+    has_examples = run.has_examples()
+    if not ranges and has_examples:
+        say(console, "ablate", f"all {total:,} masks are there already.")
+        return
+    pins = PlanPins(ablation.mode, ablation.rows_per_forward, ablation.compile)
+    recorded = run.engine_plan
+    plan = None if recorded is None else EnginePlan(**recorded)
+    if plan is not None and (not pins.allow(plan) or (work.gradient_masks and plan.gradient_rows is None)):
+        plan = None
+    if plan is not None and run.is_new:  # the shards have told it
+        run.set_engine_plan(plan.to_json())
+    job = AblationJob(
+        components=components,
+        designs=stores,
+        precision=str(identity["ablation.precision"]),
+        device_map=ablation.device_map,
+        num_threads=config.cluster.cpus_per_actor,
+        pins=pins,
+    )
+    with stage_progress(console, "ablate", missing, "masks") as progress:
+        expected = work.plain_masks, work.gradient_masks
+        if config.budget is not None:
+            expected = max(expected[0], config.budget / 2), max(expected[1], config.budget / 2 / _ASSUMED_COST)
+        whole = AblationWork(task, job, ranges, plan, expected, needs_unablated=not has_examples)
+        run_ranges(config.cluster, whole, _callbacks(run, task, console, progress, hold))
+        for _, store in stores.values():  # of actors that were killed while they wrote
+            storage.sweep(store.folder)
+        rate, seconds = progress.rate, progress.seconds
+    say(
+        console,
+        "ablate",
+        f"{missing:,} masks{f', {work.gradient_masks:,.0f} with gradients,' if work.gradient_masks else ''} x "
+        f"{len(task.examples):,} examples in {seconds:.1f} s ({rate:,.1f} masks/s); "
+        f"{total - missing:,} masks were there already.",
+    )
+
+
+def with_passes(config: Config, budget: float, run: RunDirectory, console: Console) -> Config:
+    """The configuration with the best use of its budget, by the pilot that the run holds."""
+
+    cost = run.gradient_cost or _ASSUMED_COST
+    passes = plan_passes(run, config.regression, cost, budget, in_this_process)
+    say(
+        console,
+        "plan",
+        f"{budget:,.0f} passes: {passes.with_gradients:,} with gradients at {cost:.1f} each, {passes.without:,} "
+        f"without; expected correlation {max(1.0 - passes.error, 0.0) ** 0.5:.2f}.",
+    )
+    gradients = replace(config.gradients, num_masks=passes.with_gradients)
+    return replace(config, gradients=gradients, design=replace(config.design, num_masks=passes.without))
+
+
+def _build_task(config: Config, storage: Storage) -> Task:
+
+    trained = read_checkpoint(storage) if config.train is not None else None
+    if config.train is not None and trained is None:
+        where = storage.where(CHECKPOINT)
+        raise MissingWorkError(f"{where} is missing: run the train stage, or set task.model.checkpoint.")
+    return build_task(config.task, None if trained is None else trained[0])
+
+
+def _precision(config: Config, storage: Storage) -> str:
+    """The engine's precision; ``auto`` is what the run has, or else what the actors' device computes natively."""
+
+    if config.ablation.precision != "auto":
+        return config.ablation.precision
+    try:
+        return str(RunDirectory.open(storage).identity["ablation.precision"])
+    except (RunNotFoundError, DamagedFileError):
+        return native_precision_of_actors(config.cluster)
+
+
+def _callbacks(run: RunDirectory, task: Task, console: Console, progress: StageProgress, hold: Hold) -> DriverCallbacks:
+
+    targets = task.examples.targets
+
+    def on_start(start: Start) -> None:
+        unablated = start.unablated
+        are_classes = unablated.predictions is not None and not targets.is_floating_point()
+        labels = targets.cpu().numpy().astype(np.int64) if are_classes else None
+        run.write_examples(labels, unablated.predictions, unablated.margins)
+        run.set_engine_plan(start.plan.to_json())
+        if start.gradient_cost is not None:
+            run.set_gradient_cost(start.gradient_cost)
+        _log.info("engine plan: %s", start.plan)
+
+    def on_log(lines: LogLines) -> None:
+        for level, text in lines:
+            _log.log(level, text)
+            if level >= logging.WARNING:
+                say(console, "ablate", f"[yellow]{text}[/yellow]")
+
+    return DriverCallbacks(
+        on_progress=lambda done, actors: progress.update(done, f"{actors} actors"),
+        on_start=on_start,
+        on_log=on_log,
+        on_wait=hold.check,
+    )
+
+
+def _designs(config: Config, num_components: int) -> dict[str, RunDesign]:
+    design, evaluation = config.design, config.evaluation
+    designs = {
+        TRAIN_DESIGN: RunDesign(
+            "train",
+            MaskDesign(design.kind, num_components, design.num_masks, design.ablation_fraction, design.seed),
+        )
+    }
+    if config.gradients.num_masks:
+        settings = config.gradients
+        masks = MaskDesign(settings.kind, num_components, settings.num_masks, design.ablation_fraction, settings.seed)
+        designs[GRADIENT_DESIGN] = RunDesign("gradients", masks)
+    if "leave_one_out" in config.baselines:
+        designs["leave_one_out"] = RunDesign("baseline", leave_one_out_design(num_components))
+    for fraction in evaluation.ablation_fractions:
+        held_out = MaskDesign(evaluation.kind, num_components, evaluation.num_masks, fraction, evaluation.seed)
+        designs[f"evaluation_{fraction!r}"] = RunDesign("evaluation", held_out)
+    return designs

@@ -1,0 +1,29 @@
+"""What stages share: their lines in the terminal and in the log, and progress that the run directory's holder shows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from rich.console import Console
+
+from coar_dist.report.progress import StageProgress
+from coar_dist.store.lock import Hold
+
+_log = logging.getLogger(__name__)
+
+
+def say(console: Console, stage: str, text: str) -> None:
+    """Print and log one line of a stage."""
+    console.print(f"[bold]{stage:>9}[/bold]  {text}", soft_wrap=True, highlight=False)
+    _log.info("%s: %s", stage, text)
+
+
+def while_held(hold: Hold, progress: StageProgress) -> Callable[[int], None]:
+    """Shows progress, and stops a process that is no longer the run directory's writer."""
+
+    def on_progress(done: int) -> None:
+        hold.check()
+        progress.update(done)
+
+    return on_progress
