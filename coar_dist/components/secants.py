@@ -3,8 +3,10 @@
 A gated output is ``bias + gate * linear``. Where it reaches a pointwise nonlinearity, directly or through additions
 and BatchNorm, the derivative at the gate says little of what flipping the gate does: a ReLU that is off has none. The
 change of the nonlinearity over the flip is known exactly, elementwise, and takes the derivative's place. This is the
-Rescale rule of DeepLIFT (Shrikumar et al. 2017, section 3.5.1) with one channel's ablation as the reference. Whatever
-else reads a gated output, and whatever lies further upstream, has its ordinary derivative.
+Rescale rule of DeepLIFT (Shrikumar et al. 2017, section 3.5.1) with one channel's ablation as the reference. The same
+holds for nonlinearities that are written out in products and powers (GELU in many language models), and for products
+of two gated outputs (SwiGLU). Whatever else reads a gated output, and whatever lies further upstream, has its ordinary
+derivative: so has what is added to something else behind the nonlinearity, as in a residual stream.
 """
 
 from __future__ import annotations
@@ -42,6 +44,12 @@ def _spellings() -> dict[Any, Callable[..., Tensor]]:
 
 _POINTWISE = _spellings()
 _ADDITIONS = (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__)
+_PRODUCTS = (torch.mul, torch.multiply, Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__rmul__, Tensor.__imul__)
+_WRITTEN_OUT = (
+    *(torch.pow, Tensor.pow, Tensor.__pow__, torch.square, Tensor.square, torch.exp, Tensor.exp, torch.erf, Tensor.erf),
+    *(torch.neg, Tensor.neg, Tensor.__neg__, torch.sub, Tensor.sub, Tensor.__sub__, Tensor.__rsub__),
+    *(torch.div, Tensor.div, Tensor.__truediv__, Tensor.__rtruediv__),
+)
 _DROPOUTS = (
     functional.dropout,
     functional.dropout1d,
@@ -74,18 +82,36 @@ class _Attach(Function):
 
 @dataclass(frozen=True)
 class _Term:
-    """What a gate contributes to a tensor: ``gate * linear``; ``gate`` broadcasts to ``linear``."""
+    """What a gate contributes to a tensor: ``gate * change``; ``gate`` broadcasts to ``change``."""
 
-    linear: Tensor
+    change: Tensor
     gate: Tensor
 
 
 @dataclass(frozen=True)
-class _Sum:
-    """A tensor that gates contribute to: its value, without derivatives by these gates, and their terms."""
+class _Tracked:
+    """A tensor that gates contribute to, each to every element on its own.
+
+    Attributes:
+        value: without derivatives by these gates.
+        terms: of the gates; exact for the flip of one of them.
+        is_linear: whether no nonlinearity lies between the gates and the tensor.
+    """
 
     value: Tensor
     terms: tuple[_Term, ...]
+    is_linear: bool = True
+
+    @property
+    def gates(self) -> dict[int, Tensor]:
+        return {id(term.gate): term.gate for term in self.terms}
+
+    def flipped(self, gate: Tensor) -> Tensor:
+        """The value with another gate."""
+        for term in self.terms:
+            if term.gate is gate:
+                return torch.addcmul(self.value, term.change, _towards(gate, self.value.dtype))
+        return self.value
 
 
 class LocalSecants(TorchFunctionMode):
@@ -105,7 +131,7 @@ class LocalSecants(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._sums: MutableMapping[Tensor, _Sum] = WeakTensorKeyDictionary()
+        self._tracked: MutableMapping[Tensor, _Tracked] = WeakTensorKeyDictionary()
 
     def gate_output(self, linear: Tensor, gate: Tensor, bias: Tensor | None) -> Tensor:
         """``bias + gate * linear``, remembered as such.
@@ -120,72 +146,117 @@ class LocalSecants(TorchFunctionMode):
         """
         factor = gate.detach().to(linear.dtype)
         value = linear * factor if bias is None else torch.addcmul(bias, linear, factor)
-        return self._remember(_Sum(value, (_Term(linear.detach(), gate),)))
+        return self._remember(_Tracked(value, (_Term(linear.detach(), gate),)))
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Pointwise nonlinearities, additions and what is linear per channel know gated outputs; the rest need not."""
+        """What is elementwise, or linear per channel, knows gated outputs; the rest need not."""
         kwargs = dict(kwargs or {})
-        first = self._sum_of(args[0]) if args else None
-        if func in _ADDITIONS and not kwargs and len(args) == 2:
-            second = self._sum_of(args[1])
-            if first is not None or second is not None:
-                return self._add(args, first, second)
-        elif first is not None:
-            if func in _POINTWISE:
-                kwargs.pop("inplace", None)
-                return _flipped(first, lambda tensor: _POINTWISE[func](tensor, *args[1:], **kwargs))
-            if func in _DROPOUTS and kwargs.get("training") is False:
-                return args[0]
-            if func is functional.batch_norm and not kwargs.get("training") and len(args) == 3 and args[1] is not None:
-                return self._batch_norm(first, args[1], args[2], kwargs)
+        tracked = [self._tracked.get(operand) if isinstance(operand, Tensor) else None for operand in args]
+        if any(tracked):
+            result = self._apply(func, args, kwargs, tracked)
+            if result is not None:
+                return result
         return func(*args, **kwargs)
 
-    def _sum_of(self, operand: Any) -> _Sum | None:
-        return self._sums.get(operand) if isinstance(operand, Tensor) else None
+    def _apply(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tracked: list[_Tracked | None]
+    ) -> Tensor | None:
+        """The result of a function that is known; None for the others."""
+        is_binary = len(args) == 2 and not kwargs
+        first = tracked[0]
+        if func in _ADDITIONS and is_binary:
+            return self._add(args, tracked)
+        if func in _PRODUCTS and is_binary:
+            return self._flip(torch.mul, args, tracked) if all(tracked) else self._scale(args, tracked)
+        if func in _WRITTEN_OUT and not kwargs:
+            return self._flip(func, args, tracked)
+        if first is None:
+            return None
+        if func in _POINTWISE:
+            kwargs.pop("inplace", None)
+            rest = args[1:]
+            return self._flip(lambda tensor: _POINTWISE[func](tensor, *rest, **kwargs), args[:1], tracked[:1])
+        if func in _DROPOUTS and kwargs.get("training") is False:
+            return args[0]  # type: ignore[no-any-return]
+        if func is functional.batch_norm and not kwargs.get("training") and len(args) == 3 and args[1] is not None:
+            return self._batch_norm(first, args[1], args[2], kwargs)
+        return None
 
-    def _remember(self, summed: _Sum) -> Tensor:
-        """The tensor for everybody, with its ordinary derivatives by the gates."""
-        tensor = summed.value
-        for term in summed.terms:
-            tensor = _attach(tensor, term.gate, term.linear)
-        self._sums[tensor] = summed
+    def _remember(self, tracked: _Tracked) -> Tensor:
+        """The tensor for everybody, with derivatives by the gates."""
+        tensor = tracked.value
+        for term in tracked.terms:
+            tensor = _attach(tensor, term.gate, term.change)
+        self._tracked[tensor] = tracked
         return tensor
 
-    def _add(self, operands: tuple[Any, ...], *sums: _Sum | None) -> Tensor:
-        first, second = (
-            operand if summed is None else summed.value for operand, summed in zip(operands, sums, strict=True)
-        )
-        if not isinstance(first, Tensor):
-            first, second = second, first
+    def _add(self, operands: tuple[Any, ...], tracked: list[_Tracked | None]) -> Tensor | None:
+        """Terms of a sum are those of its operands; what a nonlinearity made is added to something else untracked."""
+        if all(isinstance(operand, Tensor) for operand in operands):
+            gates = [frozenset() if one is None else frozenset(one.gates) for one in tracked]
+            if gates[0] == gates[1]:
+                return self._flip(torch.add, operands, tracked)
+            tracked = [one if one is not None and one.is_linear else None for one in tracked]
+        known = [one for one in tracked if one is not None]
+        if not known:
+            return None
+        first, second = (operand if one is None else one.value for operand, one in zip(operands, tracked, strict=True))
         value = first + second
-        known = [summed for summed in sums if summed is not None]
-        if any(summed.value.shape != value.shape for summed in known):  # broadcast: a term is no longer elementwise
-            return torch.add(*operands)
-        return self._remember(_Sum(value, tuple(term for summed in known for term in summed.terms)))
+        if any(one.value.shape != value.shape for one in known):  # broadcast: a term is no longer elementwise
+            return None
+        terms = tuple(term for one in known for term in one.terms)
+        return self._remember(_Tracked(value, terms, all(one.is_linear for one in known)))
 
-    def _batch_norm(self, summed: _Sum, mean: Tensor, variance: Tensor, options: dict[str, Any]) -> Tensor:
-        value = functional.batch_norm(summed.value, mean, variance, **options)
+    def _scale(self, operands: tuple[Any, ...], tracked: list[_Tracked | None]) -> Tensor | None:
+        """The product with something that has no gates here; its own derivative, by gates upstream, stays."""
+        (one,) = (each for each in tracked if each is not None)
+        factor = operands[0] if tracked[0] is None else operands[1]
+        value = one.value * factor
+        if value.shape != one.value.shape:
+            return None
+        constant = factor.detach() if isinstance(factor, Tensor) else factor
+        terms = tuple(_Term((term.change * constant).to(value.dtype), term.gate) for term in one.terms)
+        return self._remember(_Tracked(value, terms, one.is_linear))
+
+    def _flip(
+        self, function: Callable[..., Tensor], operands: tuple[Any, ...], tracked: list[_Tracked | None]
+    ) -> Tensor | None:
+        """``function`` of operands, elementwise; its change by each gate is that over the gate's going from 0 to 1."""
+        value = function(
+            *(operand if one is None else one.value for operand, one in zip(operands, tracked, strict=True))
+        )
+        known = [one for one in tracked if one is not None]
+        if any(one.value.ndim != value.ndim for one in known):
+            return None
+        terms = []
+        for gate in {key: gate for one in known for key, gate in one.gates.items()}.values():
+            with torch.no_grad():
+                flipped = function(
+                    *(
+                        operand if one is None else one.flipped(gate)
+                        for operand, one in zip(operands, tracked, strict=True)
+                    )
+                )
+                terms.append(_Term((flipped - value) * _towards(gate, value.dtype), gate))
+        return self._remember(_Tracked(value, tuple(terms), is_linear=False))
+
+    def _batch_norm(self, one: _Tracked, mean: Tensor, variance: Tensor, options: dict[str, Any]) -> Tensor:
+        value = functional.batch_norm(one.value, mean, variance, **options)
         scale = (variance + options.get("eps", 1e-5)).rsqrt()
         if options.get("weight") is not None:
             scale = scale * options["weight"]
         scale = scale.detach().reshape(1, -1, *[1] * (value.ndim - 2))
-        terms = tuple(_Term((term.linear * scale).to(value.dtype), term.gate) for term in summed.terms)
-        return self._remember(_Sum(value, terms))
+        terms = tuple(_Term((term.change * scale).to(value.dtype), term.gate) for term in one.terms)
+        return self._remember(_Tracked(value, terms, one.is_linear))
+
+
+def _towards(gate: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 for a gate of 0, -1 for a gate of 1."""
+    return 1 - 2 * gate.detach().to(dtype)
 
 
 def _attach(value: Tensor, gate: Tensor, slope: Tensor) -> Tensor:
     attached: Tensor = _Attach.apply(value, gate, slope)  # type: ignore[no-untyped-call]
     return attached
-
-
-def _flipped(summed: _Sum, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """``function`` of a sum; its derivative by each gate is its change over the gate's going from 0 to 1."""
-    result = value = function(summed.value)
-    for term in summed.terms:
-        with torch.no_grad():
-            towards = 1 - 2 * term.gate.to(value.dtype)
-            secant = (function(torch.addcmul(summed.value, term.linear, towards)) - value) * towards
-        result = _attach(result, term.gate, secant)
-    return result
