@@ -19,6 +19,8 @@ _WORSE = 1.25
 """A ladder of row counts is left where a step makes a margin so much dearer than the best one."""
 _CLOSE = 1.5
 """Plans within this factor of the best are timed twice."""
+_MOST_COMPILED = 2
+"""Row counts at which gradient passes are compiled: the best eager one need not be the best compiled one."""
 _LONGEST_FORWARD_S = 3.0
 COMPILE_PAYS_AFTER_S = 240.0
 """Compiling takes ten seconds to minutes per actor, and saves a third or so: tried where eager work is longer."""
@@ -65,11 +67,7 @@ def _choose_margins(engine: AblationEngine, pins: PlanPins, masks_per_actor: int
         rows = [min(count, engine.num_examples) for count in counts] if mode == "weights" else counts
         plans = {EnginePlan(mode, count, compiled=False): count for count in rows}
         eager.update(_ladder(engine, plans, engine.trial))
-    close = [plan for plan in eager if eager[plan] < _CLOSE * min(eager.values())]
-    for candidate in close if len(close) > 1 else []:
-        engine.use(candidate)  # once more, in turns: a moment of other work on the machine must not decide
-        eager[candidate] = min(eager[candidate], engine.trial())
-    plan = min(eager, key=eager.__getitem__)
+    plan = _best_of_close(engine, eager, engine.trial)[0]
     work_s = eager[plan] * masks_per_actor * engine.num_examples
     if pins.compiled or (pins.compiled is None and work_s > COMPILE_PAYS_AFTER_S):
         compiled = {}
@@ -86,19 +84,34 @@ def _choose_margins(engine: AblationEngine, pins: PlanPins, masks_per_actor: int
 
 def _choose_gradients(engine: AblationEngine, pins: PlanPins, masks_per_actor: int) -> None:
     counts = _row_counts(pins, masks_per_actor * engine.num_examples)
-    eager = _ladder(
-        engine, {replace(engine.plan, gradient_rows=count): count for count in counts}, partial(_gradient_trial, engine)
-    )
-    plan = min(eager, key=eager.__getitem__)
-    if pins.compiled or (
-        pins.compiled is None and eager[plan] * masks_per_actor * engine.num_examples > COMPILE_PAYS_AFTER_S
-    ):
-        engine.use(replace(plan, gradients_compiled=True))
-        seconds = _gradient_trial(engine)
-        _log.info("trial %s: %.1f us per margin", engine.plan, seconds * 1e6)
-        if engine.plan.gradients_compiled and (pins.compiled or seconds < eager[plan]):
-            plan = engine.plan
-    engine.use(plan)
+    trial = partial(_gradient_trial, engine)
+    times = _ladder(engine, {replace(engine.plan, gradient_rows=count): count for count in counts}, trial)
+    fastest = _best_of_close(engine, times, trial)
+    work_s = times[fastest[0]] * masks_per_actor * engine.num_examples
+    if pins.compiled or (pins.compiled is None and work_s > COMPILE_PAYS_AFTER_S):
+        eager = dict(times)
+        for plan in fastest[:_MOST_COMPILED]:
+            engine.use(replace(plan, gradients_compiled=True))
+            seconds = trial()
+            if not engine.plan.gradients_compiled:
+                break
+            times[engine.plan] = seconds
+            _log.info("trial %s: %.1f us per margin", engine.plan, seconds * 1e6)
+        if pins.compiled and len(times) > len(eager):
+            times = {plan: seconds for plan, seconds in times.items() if plan.gradients_compiled}
+        fastest = _best_of_close(engine, times, trial)  # what is compiled stays so: the turns cost trials alone
+    engine.use(fastest[0])
+
+
+def _best_of_close(
+    engine: AblationEngine, times: dict[EnginePlan, float], trial: Callable[[], float]
+) -> list[EnginePlan]:
+    """The fastest plans, best first; they are timed once more, in turns: a moment of other work must not decide."""
+    close = [plan for plan in times if times[plan] < _CLOSE * min(times.values())]
+    for plan in close if len(close) > 1 else []:
+        engine.use(plan)
+        times[plan] = min(times[plan], trial())
+    return sorted(close, key=times.__getitem__)
 
 
 def _gradient_trial(engine: AblationEngine) -> float:

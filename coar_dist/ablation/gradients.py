@@ -199,11 +199,13 @@ class GradientPasses:
         shape = (len(kept), len(batch))
         if shape not in self._compiled:
             try:
-                # Tracing sees the backward pass only in its own thread.
+                # Tracing sees the backward pass only in its own thread. Its tensors have no values: Hugging Face's
+                # masks then take the general way, instead of one that depends on what a tensor holds.
+                trace = make_fx(
+                    lambda *arguments: self._pass(*arguments), tracing_mode="fake", _allow_non_fake_inputs=True
+                )
                 with torch.autograd.set_multithreading_enabled(False):
-                    graph = make_fx(lambda *arguments: self._pass(*arguments))(
-                        kept, counted, batch.inputs, batch.targets
-                    )
+                    graph = trace(kept, counted, batch.inputs, batch.targets)
                 compiled: _Pass = torch.compile(graph, dynamic=False)
                 with torch.no_grad():
                     compiled(kept, counted, batch.inputs, batch.targets)

@@ -117,6 +117,20 @@ def test_compiled_passes_give_the_same(caplog: Any) -> None:
     assert len(engine._gradients._compiled) == 1
 
 
+def test_a_language_model_of_hugging_face_is_traced_whatever_its_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda graph, dynamic: graph)  # the compiler takes half a minute
+    task = gpt2_task()
+    components = discover(task.model, "transposed_linear_outputs")
+    masks = random_masks(3, components.num_components, 0.1)
+    eager, traced = (engine_for(task, components, rows=2, gradients_compiled=traced) for traced in (False, True))
+    # Of the second pass no example is padded; the first, of which one is, has been traced.
+    expected, found = (engine.gate_gradients(masks, (0, 4)) for engine in (eager, traced))
+    for field in ("margins", "kept", "ablated"):
+        np.testing.assert_allclose(getattr(found, field), getattr(expected, field), rtol=1e-4, atol=1e-5)
+    assert traced.plan.gradients_compiled
+    assert len(traced._gradients._compiled) == 1
+
+
 def test_what_cannot_be_compiled_runs_eagerly(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     def broken(*arguments: Any, **options: Any) -> Any:
         raise RuntimeError("no compiler")
