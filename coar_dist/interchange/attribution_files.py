@@ -126,28 +126,30 @@ class ResearchAttributions:
         return np.asarray(masks.astype(np.float64) @ weights.T.astype(np.float64) + intercepts)
 
     def _check_finite(self) -> None:
-        weight, columns = self.file.weight, self.example_ids
-        num_nan = (~torch.isfinite(self.file.bias)).long()
+        weight, columns = self.file.weight, torch.from_numpy(self.example_ids)
+        num_wrong = (~torch.isfinite(self.file.bias)).long()
         num_infinite = torch.isinf(self.file.bias).long()
-        components = []
+        num_components = 0
         step = max(_VALUES_AT_ONCE // self.file.num_examples, 1)
         for start in range(0, self.file.num_components, step):
             rows = weight[start : start + step]
             wrong = ~torch.isfinite(rows)
-            num_nan += wrong.sum(dim=0)
-            num_infinite += torch.isinf(rows).sum(dim=0)
-            components.append(wrong[:, torch.from_numpy(columns)].any(dim=1).numpy())
-        counts = (num_infinite if self.nan_is_zero else num_nan).numpy()[columns]
+            if wrong.any():
+                num_wrong += wrong.sum(dim=0)
+                num_infinite += torch.isinf(rows).sum(dim=0)
+                num_components += int(wrong[:, columns].any(dim=1).sum())
+        counts = (num_infinite if self.nan_is_zero else num_wrong)[columns].numpy()
         if not counts.any():
             return
-        wrong_ids = columns[counts > 0]
-        num_components = int(np.concatenate(components).sum())
+        wrong_ids = self.example_ids[counts > 0]
+        what, way = "NaN or infinite", ", or count NaN as 0 as the research code does (nan=zero)"
+        if self.nan_is_zero:
+            what, way = "infinite", ""
         raise ForeignFileError(
-            f"{self.file.path} holds {counts.sum():,} values that are {'infinite' if self.nan_is_zero else 'NaN or '}"
-            f"{'' if self.nan_is_zero else 'infinite'}, of {len(wrong_ids):,} of {len(columns):,} examples "
-            f"({in_ranges(wrong_ids)}) and {num_components:,} of {self.file.num_components:,} components. Leave these "
-            f"examples out (leave_out=3,17-20; the run's examples must be the others)"
-            f"{'' if self.nan_is_zero else ', or count NaN as 0 as the research code does (nan=zero)'}."
+            f"{self.file.path} holds {counts.sum():,} values that are {what}, of {len(wrong_ids):,} of "
+            f"{len(columns):,} examples ({in_ranges(wrong_ids)}); {num_components:,} of {self.file.num_components:,} "
+            f"components have weights that are not finite. Leave these examples out (leave_out=3,17-20; the run's "
+            f"examples must be the others){way}."
         )
 
 

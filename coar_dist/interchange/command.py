@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 
 from coar_dist.errors import ConfigError
 from coar_dist.interchange.attribution_files import open_attributions, read_attributions
@@ -98,7 +99,7 @@ def _import_margins(path: Path, storage: Storage, values: Mapping[str, str], con
     )
     if design_name == TRAIN_DESIGN and components is None:
         say(console, "import", "The components have no names; components=FILE.json in another run.dir would give them.")
-    say(console, "import", f"Next: coar-dist 'stages=[fit]' run.dir={storage}")
+    say(console, "import", escape(f"Next: coar-dist 'stages=[fit]' run.dir={storage}"))
 
 
 def _import_attributions(path: Path, storage: Storage, values: Mapping[str, str], console: Console) -> None:
@@ -117,7 +118,7 @@ def _export_margins(path: Path, storage: Storage, values: Mapping[str, str], con
     design_name, name = values.get("design", TRAIN_DESIGN), values.get("name", "test_margins")
     with stage_progress(console, "export", run.num_examples, "examples") as progress:
         export_margins(run, path, design_name, name, values.get("dtype"), progress.update)
-    say(console, "export", f"{run.design(design_name).num_masks:,} masks of {design_name} in {path}.")
+    say(console, "export", f"{run.design(design_name).num_masks:,} masks of {design_name} in {escape(str(path))}.")
 
 
 def _export_attributions(path: Path, storage: Storage, values: Mapping[str, str], console: Console) -> None:
@@ -127,7 +128,7 @@ def _export_attributions(path: Path, storage: Storage, values: Mapping[str, str]
     assert units is not None
     with stage_progress(console, "export", run.num_examples, "examples") as progress:
         export_attributions(run, path, method, units, values.get("dtype", "float32"), progress.update)
-    say(console, "export", f"{method} of {run.num_examples:,} examples in {path}.")
+    say(console, "export", f"{method} of {run.num_examples:,} examples in {escape(str(path))}.")
 
 
 def _units(values: Mapping[str, str], storage: Storage, num_components: int, default: str | None) -> MaskUnits | None:

@@ -1,8 +1,8 @@
 """The units of weights: per mask bit here, per standard deviation of a mask bit in the research code's files.
 
 Its regression (fast_l1, ``train_saga``) fits ``y = bias + sum_c weight_c * (x_c - mean_c) / deviation_c`` with x = 1
-for a kept component, and saves ``weight`` and ``bias`` of that model; mean and deviation, of the masks that it was fitted
-on, are not saved. Ours is ``y = intercept + sum_c w_c * x_c``.
+for a kept component, and saves ``weight`` and ``bias`` of that model; mean and deviation, of the masks that it was
+fitted on, are not saved. Ours is ``y = intercept + sum_c w_c * x_c``.
 """
 
 from __future__ import annotations
