@@ -94,6 +94,21 @@ def test_standardised_by_some_of_the_masks(tmp_path: Path, monkeypatch: pytest.M
             command("import-research", *arguments, "num_masks=101")
 
 
+def test_standardised_by_a_fraction_or_by_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    masks, margins = problem(tmp_path / "store", 0)
+    weight, bias = regress(masks, margins)
+    save(tmp_path / "theirs.pt", weight, bias)
+    command("import-research", "margins=store", "run.dir=run")
+    arguments = ("import-research", "attributions=theirs.pt", "run.dir=run")
+    assert command(*arguments, "standardised_by=0.1", "method=research_a")[0] == 0
+    assert command(*arguments, "standardised_by=nothing", "method=research_b")[0] == 0
+    run = open_run("run")
+    by_fraction = (masks - 0.9) / 0.3 @ weight + bias
+    np.testing.assert_allclose(run.predict(masks, method="research_a"), by_fraction, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(run.predict(masks, method="research_b"), masks @ weight + bias, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -282,6 +282,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     other = write_store(tmp_path / "other", *problem(seed=1))
     with pytest.raises(RunMismatchError, match=r"design 'train' .* was imported, so no others can take its place"):
         bring(other, tmp_path / "run")
+    changed = write_store(tmp_path / "changed", masks, margins + 1.0)  # the same masks
+    with pytest.raises(RunMismatchError, match="so no others can take its place"):
+        bring(changed, tmp_path / "run")
     smaller = write_store(tmp_path / "smaller", masks[:, 1:], margins[:, 1:])
     with pytest.raises(ComponentMismatchError, match=r"10 components and 8 examples .* has 11 and 9"):
         bring(smaller, tmp_path / "run", design_name="evaluation_research")
