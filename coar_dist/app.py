@@ -54,6 +54,8 @@ def main() -> None:
     try:
         if sys.argv[1:2] == ["inspect"]:
             sys.exit(_inspect(sys.argv[2:]))
+        if sys.argv[1:2] in (["import-research"], ["export-research"]):
+            sys.exit(_interchange(sys.argv[1], sys.argv[2:]))
         for argument in sys.argv[1:]:  # before Hydra keeps them
             key, _, value = argument.lstrip("+").partition("=")
             parent, dot, name = key.rpartition(".")
@@ -116,6 +118,16 @@ def _inspect(arguments: list[str]) -> int:
     except CoarDistError as error:
         return _show_error(error)
     return 0 if is_sound else 1
+
+
+def _interchange(command: str, arguments: list[str]) -> int:
+    """``coar-dist import-research ...`` and ``coar-dist export-research ...``: files of the research code."""
+    from coar_dist.interchange.command import run_command
+
+    try:
+        return run_command(command, arguments, Console())
+    except CoarDistError as error:
+        return _show_error(error)
 
 
 def _show_error(error: CoarDistError) -> int:

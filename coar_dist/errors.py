@@ -53,6 +53,10 @@ class StorageError(CoarDistError, OSError):
     """The run directory cannot be written: no space, no permission, no such place."""
 
 
+class ForeignFileError(CoarDistError, ValueError):
+    """A file of the research code is damaged, is not what it is taken for, or does not fit the run."""
+
+
 class MissingWorkError(CoarDistError, RuntimeError):
     """A stage needs work that is not there; the message lists what is missing."""
 

@@ -17,7 +17,7 @@ TIERS = [
     {"ablation", "baselines"},
     {"evaluation", "editing"},
     {"report"},
-    {"stages"},
+    {"stages", "interchange"},
     {"pipeline", "api", "app", "__init__", "__main__"},
 ]
 OWNERS = {

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from coar_dist.ablation.schedule import RangesToDo, default_gradient_masks_per_shard, default_masks_per_shard
 from coar_dist.config import Config
-from coar_dist.designs.design import MaskDesign
+from coar_dist.designs.design import IMPORTED, MaskDesign
+from coar_dist.errors import MissingWorkError
 from coar_dist.store.gradients import GradientStore
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import GRADIENT_DESIGN, RunDirectory
@@ -45,8 +46,19 @@ def stores_of(run: RunDirectory) -> Stores:
 
 
 def missing_work(run: RunDirectory, stores: Stores, config: Config) -> MissingWork:
-    """What the stores lack, cut as the configuration says."""
+    """What the stores lack, cut as the configuration says.
+
+    Raises:
+        MissingWorkError: an imported design lacks masks, which nobody can make anew.
+    """
     gaps = {name: store.missing() for name, (_, store) in stores.items()}
+    for name, (design, _) in stores.items():
+        if design.kind == IMPORTED and gaps[name]:
+            ranges = ", ".join(f"{start}..{stop - 1}" for start, stop in gaps[name][:10])
+            raise MissingWorkError(
+                f"design {name!r} was imported and lacks masks {ranges}: they are no function of a seed, so the ablate "
+                f"stage cannot make them. Run the same import-research again."
+            )
     sizes: dict[str, int] = {}
     plain_masks = gradient_masks = 0.0
     for name, (design, store) in stores.items():

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from coar_dist.errors import ConfigError
 
 _BALANCED_TOLERANCE = 0.1
+IMPORTED = "imported"
+"""The kind of a design whose masks were drawn elsewhere: no rule makes them, the shards alone hold them."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,13 @@ class MaskDesign:
     """A rule for masks over ``num_components`` components.
 
     Attributes:
-        kind: a key of ``RULES``.
+        kind: a key of ``RULES``, or ``IMPORTED``.
         num_components: components per mask.
         num_masks: masks 0 .. num_masks - 1 belong to the design. More masks never change the earlier ones.
         ablation_fraction: alpha, the expected (bernoulli), exact (fixed_size) or nearly exact (balanced) share of
             ablated components.
         seed: 0 .. 2**64 - 1.
+        fingerprint: of an imported design's masks and margins, in the place of a rule; empty for all others.
     """
 
     kind: str
@@ -40,9 +43,11 @@ class MaskDesign:
     num_masks: int
     ablation_fraction: float
     seed: int
+    fingerprint: str = ""
 
     def __post_init__(self) -> None:
-        if self.kind not in RULES:
+        assert (self.kind == IMPORTED) == bool(self.fingerprint)
+        if self.kind not in RULES and self.kind != IMPORTED:
             raise ConfigError(f"design.kind={self.kind!r}: must be one of {', '.join(RULES)}.")
         if not 0.0 < self.ablation_fraction < 1.0:
             raise ConfigError(f"ablation_fraction={self.ablation_fraction}: must be strictly between 0 and 1.")
@@ -77,7 +82,13 @@ class MaskDesign:
         return max(2, round(1.0 / self.ablation_fraction))
 
     def masks(self, start: int, stop: int) -> NDArray[np.bool_]:
-        """Masks ``start .. stop - 1``: (stop - start, num_components) bool, True = kept."""
+        """Masks ``start .. stop - 1``: (stop - start, num_components) bool, True = kept.
+
+        Raises:
+            ConfigError: the design was imported, so that no rule makes its masks.
+        """
+        if self.kind == IMPORTED:
+            raise ConfigError("the masks of an imported design cannot be made anew: its margin shards alone hold them.")
         rule = RULES[self.kind]
         masks = np.empty((stop - start, self.num_components), dtype=np.bool_)
         for row, mask_id in enumerate(range(start, stop)):
@@ -86,7 +97,11 @@ class MaskDesign:
 
     def identity(self) -> dict[str, Any]:
         """Everything that a mask depends on; ``num_masks`` is not among it, so a run can be extended."""
-        return {name: value for name, value in asdict(self).items() if name != "num_masks"}
+        return {name: value for name, value in self.to_json().items() if name != "num_masks"}
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, but a ``fingerprint`` only where there is one."""
+        return {name: value for name, value in asdict(self).items() if name != "fingerprint" or value}
 
 
 def _raw_words(design: MaskDesign, mask_id: int, num_words: int) -> NDArray[np.uint64]:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from coar_dist.errors import MissingWorkError
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
-from coar_dist.store.tables import GRADIENT_RIDGE, EvaluationTable, fitted_methods
+from coar_dist.store.tables import GRADIENT_RIDGE, RESEARCH, EvaluationTable, fitted_methods
 
 _LABELS = {
     "coar": "COAR",
@@ -16,21 +16,25 @@ _LABELS = {
     "coar_lasso": "COAR, lasso",
     "coar_elastic_net": "COAR, elastic net",
     "leave_one_out": "Leave-one-out",
+    "research": "Research code",
 }
 _FITTED = ("gradient_ridge", "coar", "coar_lasso", "coar_elastic_net")
 
 
 def methods_of(run: RunDirectory) -> list[str]:
-    """The attribution methods of a run: what was fitted, and the baselines whose designs it has."""
+    """The attribution methods of a run: what was fitted or imported, and the baselines whose designs it has."""
     there = fitted_methods(run.storage)
-    fitted = [method for method in _FITTED if method in there]
-    return [*(fitted or ["coar"]), *(name for name, entry in run.designs.items() if entry.role == "baseline")]
+    imported = [method for method in there if method.startswith(RESEARCH)]
+    fitted = [method for method in _FITTED if method in there] or ([] if imported else ["coar"])
+    return [*fitted, *imported, *(name for name, entry in run.designs.items() if entry.role == "baseline")]
 
 
 def _num_masks(run: RunDirectory, method: str) -> str:
     """How many masks the attributions are of."""
     if method == GRADIENT_RIDGE:
         return f"{run.design(GRADIENT_DESIGN).num_masks:,} + {run.design(TRAIN_DESIGN).num_masks:,}"
+    if method.startswith(RESEARCH):
+        return "imported"
     return f"{run.design(TRAIN_DESIGN if method in _FITTED else method).num_masks:,}"
 
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from typing import Any
@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from coar_dist.components.index import ComponentIndex
-from coar_dist.designs.design import MaskDesign
+from coar_dist.designs.design import IMPORTED, MaskDesign
 from coar_dist.errors import DamagedFileError, MissingWorkError, RunMismatchError, RunNotFoundError
 from coar_dist.store.gradients import GradientStore
 from coar_dist.store.margins import MarginStore
@@ -32,6 +32,8 @@ _COMPONENTS_FILE, _EXAMPLES_FILE = "components.parquet", "examples.parquet"
 TRAIN_DESIGN, GRADIENT_DESIGN = "train", "gradients"
 FOLDERS = ("", "attributions", "evaluation", "logs")
 """Where files lie, besides the folders of shards."""
+IMPORTED_FROM = "imported_from"
+"""Key of the identity of a run whose margins were collected elsewhere: by whom."""
 ROLES = ("train", "gradients", "baseline", "evaluation")
 
 
@@ -146,6 +148,12 @@ class RunDirectory:
     def _check_identity(self, identity: Mapping[str, Any]) -> None:
         stored = self._record["identity"]
         differing = [key for key in {**stored, **identity} if stored.get(key) != identity.get(key)]
+        if IMPORTED_FROM in stored and IMPORTED_FROM not in identity:
+            raise RunMismatchError(
+                f"{self.storage} holds margins that were imported from {stored[IMPORTED_FROM]}. The ablate stage "
+                f"cannot add to them: their masks are no function of a seed, and no model is known. Use "
+                f"'stages=[fit,evaluate,report]', or another run.dir."
+            )
         if differing:
             lines = "; ".join(
                 f"{key} is {identity.get(key)!r}, but the run was made with {stored.get(key)!r}" for key in differing
@@ -222,20 +230,25 @@ class RunDirectory:
     def _all_designs(self) -> dict[str, RunDesign]:
         fields = [field.name for field in dataclasses.fields(MaskDesign)]
         return {
-            name: RunDesign(entry["role"], MaskDesign(**{key: entry[key] for key in fields}))
+            name: RunDesign(entry["role"], MaskDesign(**{key: entry[key] for key in fields if key in entry}))
             for name, entry in self._record["designs"].items()
         }
 
     def set_designs(self, designs: Mapping[str, RunDesign]) -> None:
-        """Make these the designs of the run: new ones are added, others are kept but set to rest.
+        """Make these the designs of the run: new ones are added, others are kept but set to rest, unless imported.
 
         Raises:
             RunMismatchError: the run has another design of one of these names.
         """
         for name, entry in designs.items():
             self._check_design(name, entry)
-        resting = {name: {**entry, "active": False} for name, entry in self._record["designs"].items()}
-        wanted = {name: {"role": entry.role, **asdict(entry.design), "active": True} for name, entry in designs.items()}
+        resting = {
+            name: {**entry, "active": entry["active"] and entry["kind"] == IMPORTED}
+            for name, entry in self._record["designs"].items()
+        }
+        wanted = {
+            name: {"role": entry.role, **entry.design.to_json(), "active": True} for name, entry in designs.items()
+        }
         if self._record["designs"] != {**resting, **wanted}:
             self._record["designs"] = {**resting, **wanted}
             self._save()
@@ -259,6 +272,13 @@ class RunDirectory:
         if existing is None:
             return
         old, new = existing.design.identity(), entry.design.identity()
+        if old != new and IMPORTED in (old["kind"], new["kind"]):
+            how = (
+                "was imported, so no others" if old["kind"] == IMPORTED else "was collected here, so no imported masks"
+            )
+            raise RunMismatchError(
+                f"design {name!r} of {self.storage} {how} can take its place. Use another design, or another run.dir."
+            )
         for key in old:
             if old[key] != new[key]:
                 option = "design" if entry.role == "train" or key == "ablation_fraction" else entry.role
@@ -346,19 +366,20 @@ class RunDirectory:
         Args:
             labels: (num_examples,) class labels; None where targets are not classes.
             predictions: (num_examples,) classes predicted by the unablated model; None likewise.
-            margins: (num_examples,) output function of the unablated model.
+            margins: (num_examples,) output function of the unablated model; NaN where it is not known.
         """
         nothing = pa.nulls(len(margins), pa.int64())
         columns = {
             "example_id": pa.array(np.arange(len(margins))),
             "label": nothing if labels is None else pa.array(labels),
             "prediction": nothing if predictions is None else pa.array(predictions),
-            "margin": pa.array(margins),
+            "margin": pa.array(margins, from_pandas=True),
         }
         write_table(self.storage, _EXAMPLES_FILE, columns, self._belongs_to("examples"))
 
     def read_examples(self) -> dict[str, NDArray[Any]]:
-        """The columns of ``examples.parquet``; labels and predictions are NaN where targets are not classes."""
+        """The columns of ``examples.parquet``; labels and predictions are NaN where targets are not classes, like
+        margins that are not known."""
         table = read_table(self.storage, _EXAMPLES_FILE, self._belongs_to("examples"))
         return {name: table[name].to_numpy() for name in table.column_names}
 

@@ -27,6 +27,8 @@ from coar_dist.store.storage import Storage
 QUALITY = ("r2", "r2_new", "duality_gap")
 _FOLDER = "attributions"
 GRADIENT_RIDGE, LEAVE_ONE_OUT = "gradient_ridge", "leave_one_out"
+RESEARCH = "research"
+"""What the names of imported attributions begin with."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,176 @@
+"""The commands ``coar-dist import-research`` and ``coar-dist export-research``: key=value arguments into calls."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+from rich.markup import escape
+
+from coar_dist.errors import ConfigError
+from coar_dist.interchange.attribution_files import open_attributions, read_attributions
+from coar_dist.interchange.exporting import export_attributions, export_margins
+from coar_dist.interchange.ids import parse_ids
+from coar_dist.interchange.importing import import_attributions, import_margins, read_components
+from coar_dist.interchange.stores import open_masks, open_store
+from coar_dist.interchange.units import MaskUnits
+from coar_dist.report.progress import stage_progress
+from coar_dist.stages.saying import say
+from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
+from coar_dist.store.storage import Storage, storage_at
+from coar_dist.store.tables import RESEARCH
+
+_T = TypeVar("_T", int, float)
+_KEYS = {
+    ("import-research", "margins"): ("design", "name", "components", "ablation_fraction", "rows", "leave_out"),
+    ("import-research", "attributions"): ("method", "standardised_by", "num_masks", "leave_out", "nan"),
+    ("export-research", "margins"): ("design", "name", "dtype"),
+    ("export-research", "attributions"): ("method", "standardised_by", "num_masks", "dtype"),
+}
+_USAGE = """\
+usage: coar-dist import-research margins=FOLDER run.dir=... [design=train] [name=test_margins] [components=FILE.json]
+                 [ablation_fraction=0.05] [rows=complete] [leave_out=3,17-20]
+       coar-dist import-research attributions=FILE.pt run.dir=... standardised_by=FOLDER|train|0.05|nothing
+                 [num_masks=50000] [method=research] [leave_out=3,17-20] [nan=zero]
+       coar-dist export-research margins=FOLDER run.dir=... [design=train] [name=test_margins] [dtype=float16]
+       coar-dist export-research attributions=FILE.pt run.dir=... [method=coar] [dtype=float16]
+                 [standardised_by=train] [num_masks=50000]"""
+
+
+def run_command(command: str, arguments: list[str], console: Console) -> int:
+    """Run one of the two commands.
+
+    Args:
+        command: ``import-research`` or ``export-research``.
+        arguments: ``key=value`` each.
+        console: where results are printed.
+
+    Returns:
+        The exit code: 2, with the usage on standard error, where the arguments are none of those.
+
+    Raises:
+        CoarDistError: anything that a user can mend; the message says how.
+    """
+    values = dict(argument.partition("=")[::2] for argument in arguments)
+    kinds = [kind for kind in ("margins", "attributions") if values.get(kind)]
+    if (
+        len(kinds) != 1
+        or not values.get("run.dir")
+        or values.keys()
+        - {
+            *kinds,
+            "run.dir",
+            *_KEYS[command, kinds[0]],
+        }
+    ):
+        print(_USAGE, file=sys.stderr)
+        return 2
+    storage, path = storage_at(values["run.dir"]), Path(values[kinds[0]])
+    action = {
+        ("import-research", "margins"): _import_margins,
+        ("import-research", "attributions"): _import_attributions,
+        ("export-research", "margins"): _export_margins,
+        ("export-research", "attributions"): _export_attributions,
+    }[command, kinds[0]]
+    action(path, storage, values, console)
+    return 0
+
+
+def _import_margins(path: Path, storage: Storage, values: Mapping[str, str], console: Console) -> None:
+    store = open_store(path, values.get("name"))
+    only_complete = _choice(values, "rows", ("all", "complete")) == "complete"
+    components = read_components(values["components"]) if "components" in values else None
+    design_name = values.get("design", TRAIN_DESIGN)
+    fraction = _number(values, "ablation_fraction", float)
+    content = store.examine(only_complete, _leave_out(values))
+    with stage_progress(console, "import", len(content.rows), "masks") as progress:
+        done = import_margins(store, content, storage, design_name, components, fraction, progress.update)
+    left_out = f"; {done.num_left_out:,} incomplete rows were left out" if done.num_left_out else ""
+    there = f", {done.design.num_masks - done.num_written:,} were there already" if not done.num_written else ""
+    say(
+        console,
+        "import",
+        f"{done.design.num_masks:,} masks of {done.design.num_components:,} components x {len(content.examples):,} "
+        f"examples as design {design_name}{there}; they ablate {content.ablated_share:.3g} of the components"
+        f"{left_out}.",
+    )
+    if design_name == TRAIN_DESIGN and components is None:
+        say(console, "import", "The components have no names; components=FILE.json in another run.dir would give them.")
+    say(console, "import", escape(f"Next: coar-dist 'stages=[fit]' run.dir={storage}"))
+
+
+def _import_attributions(path: Path, storage: Storage, values: Mapping[str, str], console: Console) -> None:
+    units = _units(values, storage, open_attributions(path).num_components, None)
+    nan_is_zero = _choice(values, "nan", ("refuse", "zero")) == "zero"
+    attributions = read_attributions(path, units, _leave_out(values), nan_is_zero)
+    method = values.get("method", RESEARCH)
+    with stage_progress(console, "import", attributions.num_examples, "examples") as progress:
+        is_new = import_attributions(attributions, storage, method, progress.update)
+    there = "" if is_new else " are there already"
+    say(console, "import", f"{method} of {attributions.num_examples:,} examples{there}.")
+
+
+def _export_margins(path: Path, storage: Storage, values: Mapping[str, str], console: Console) -> None:
+    run = RunDirectory.open(storage)
+    design_name, name = values.get("design", TRAIN_DESIGN), values.get("name", "test_margins")
+    with stage_progress(console, "export", run.num_examples, "examples") as progress:
+        export_margins(run, path, design_name, name, values.get("dtype"), progress.update)
+    say(console, "export", f"{run.design(design_name).num_masks:,} masks of {design_name} in {escape(str(path))}.")
+
+
+def _export_attributions(path: Path, storage: Storage, values: Mapping[str, str], console: Console) -> None:
+    run = RunDirectory.open(storage)
+    method = values.get("method", "coar")
+    units = _units(values, storage, run.components.num_components, TRAIN_DESIGN)
+    assert units is not None
+    with stage_progress(console, "export", run.num_examples, "examples") as progress:
+        export_attributions(run, path, method, units, values.get("dtype", "float32"), progress.update)
+    say(console, "export", f"{method} of {run.num_examples:,} examples in {escape(str(path))}.")
+
+
+def _units(values: Mapping[str, str], storage: Storage, num_components: int, default: str | None) -> MaskUnits | None:
+    """What weights are standardised by, as ``standardised_by`` and ``num_masks`` say."""
+    text, num_masks = values.get("standardised_by", default), _number(values, "num_masks", int)
+    if text == TRAIN_DESIGN:
+        store = RunDirectory.open(storage).margins(TRAIN_DESIGN)
+        if num_masks is not None and not 0 < num_masks <= store.num_masks:
+            raise ConfigError(f"num_masks={num_masks}: {storage} has {store.num_masks} train masks.")
+        return MaskUnits.of_masks(masks for masks, _ in store.read(None, 1024, (0, num_masks or store.num_masks)))
+    if text is not None and Path(text).is_dir():
+        return MaskUnits.of_masks(open_masks(text).completed_masks(num_masks))
+    if num_masks is not None:
+        raise ConfigError(f"num_masks={num_masks} has no effect without the masks themselves. Leave it out.")
+    if text is None:
+        return None
+    if text == "nothing":
+        return MaskUnits.bits(num_components)
+    try:
+        fraction = float(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"standardised_by={text!r}: must be a folder with masks.npy, train, an ablation fraction, or nothing."
+        ) from error
+    return MaskUnits.of_fraction(fraction, num_components)
+
+
+def _leave_out(values: Mapping[str, str]) -> tuple[int, ...]:
+    return tuple(parse_ids("leave_out", values["leave_out"])) if "leave_out" in values else ()
+
+
+def _choice(values: Mapping[str, str], key: str, choices: tuple[str, ...]) -> str:
+    value = values.get(key, choices[0])
+    if value not in choices:
+        raise ConfigError(f"{key}={value!r}: must be one of {', '.join(choices)}.")
+    return value
+
+
+def _number(values: Mapping[str, str], key: str, kind: type[_T]) -> _T | None:
+    if key not in values:
+        return None
+    try:
+        return kind(values[key])
+    except ValueError as error:
+        raise ConfigError(f"{key}={values[key]!r}: must be a number.") from error
