@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from coar_dist.config import (
+    PILOT_GRADIENT_MASKS,
+    PILOT_MASKS,
     AblationConfig,
     ClusterConfig,
     ComponentsConfig,
@@ -38,8 +40,9 @@ def attribute(
     *,
     run_dir: str | Path,
     components: str | ComponentIndex = "conv_filters",
-    num_masks: int = 4000,
-    num_gradient_masks: int = 0,
+    num_masks: int | None = None,
+    num_gradient_masks: int | None = None,
+    budget: float | None = None,
     ablation_fraction: float = 0.05,
     seed: int = 0,
     output_function: str | Callable[[Any, Tensor], Tensor] = "margin",
@@ -62,9 +65,11 @@ def attribute(
         targets: (num_examples, ...) what the output function compares with; int64 class labels for ``margin``.
         run_dir: the run directory, a path or an ``s3://`` or ``gs://`` URL; created if it is not there.
         components: a selector name (``coar_dist.components.discovery.SELECTORS``), or a ``ComponentIndex``.
-        num_masks: ablation masks; a later call with more extends the run.
+        num_masks: ablation masks; a later call with more extends the run. None is the configuration's default.
         num_gradient_masks: masks that are run with gradients, for the attributions ``gradient_ridge``: 100 of them and
-            500 others are worth thousands. ``num_masks`` may then be 0.
+            500 others are worth thousands. ``num_masks`` may then be 0. None is none.
+        budget: passes to spend, in units of one without gradients. The two numbers above are then a pilot (None: a
+            small one), from which their best values within the budget follow.
         ablation_fraction: alpha, the share of components that a mask ablates.
         seed: of the masks.
         output_function: a registered name, ``module:function``, or ``(outputs, targets) -> (num_rows,)``.
@@ -93,13 +98,22 @@ def attribute(
     if evaluation is None:
         fractions = [ablation_fraction] if "evaluate" in stages else []
         evaluation = EvaluationConfig(ablation_fractions=fractions, seed=index(seed) + 1)
+    design, gradients = DesignConfig(ablation_fraction=ablation_fraction, seed=seed), GradientsConfig()
+    if budget is not None:
+        design.num_masks, gradients.num_masks = PILOT_MASKS, PILOT_GRADIENT_MASKS
+    if num_masks is not None:
+        design.num_masks = num_masks
+    if num_gradient_masks is not None:
+        gradients.num_masks = num_gradient_masks
+    gradients.seed = index(seed) + 2_000_000
     is_index = isinstance(components, ComponentIndex)
     config = Config(
         stages=list(stages),
         run=RunConfig(str(run_dir)),
         components=ComponentsConfig() if is_index else ComponentsConfig(str(components)),
-        design=DesignConfig(num_masks=num_masks, ablation_fraction=ablation_fraction, seed=seed),
-        gradients=GradientsConfig(num_masks=num_gradient_masks, seed=index(seed) + 2_000_000),
+        design=design,
+        gradients=gradients,
+        budget=budget,
         baselines=list(baselines),
         evaluation=evaluation,
         ablation=ablation or AblationConfig(),

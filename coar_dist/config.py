@@ -18,6 +18,8 @@ MODES = ("weights", "rows")
 MARGIN_DTYPES = ("float32", "float16")
 RANDOM_DESIGNS = ("bernoulli", "fixed_size", "balanced")
 BACKENDS = ("auto", "cuml", "torch", "sklearn")
+PILOT_MASKS, PILOT_GRADIENT_MASKS = 100, 40
+"""Of a run with a budget, as in ``conf/estimator/budget.yaml``."""
 SELECTIONS = {"ridge": ("gcv", "leave_one_out"), "lasso": ("held_out", "bic")}
 
 
