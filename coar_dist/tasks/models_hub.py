@@ -199,8 +199,8 @@ def optional(module: str, extra: str) -> Any:
     except (ImportError, RuntimeError) as error:  # torchvision beside another build of torch raises a RuntimeError
         library = module.partition(".")[0]
         raise ConfigError(
-            f"{library} cannot be imported: {error}. Install it with pip install 'coar-dist[{extra}]', of a version and "
-            f"build that fit torch {torch.__version__}."
+            f"{library} cannot be imported: {error}. Install it with pip install 'coar-dist[{extra}]', of a version "
+            f"and build that fit torch {torch.__version__}."
         ) from error
 
 

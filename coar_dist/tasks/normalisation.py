@@ -89,8 +89,8 @@ class _Normalises:
 
 
 @functools.cache
-def _normalising(kind: type[nn.Module]) -> type[nn.Module]:
-    """A subclass of ``kind`` whose ``forward`` normalises its first argument."""
+def _normalising(kind: Any) -> type[nn.Module]:
+    """A subclass of the module class ``kind`` whose ``forward`` normalises its first argument."""
     names = [name for name in inspect.signature(kind.forward).parameters if name != "self"]
     if not names:
         raise TaskError(f"task.model.input_mean: {kind.__name__}.forward takes no input.")

@@ -217,9 +217,9 @@ def _check_answers(outputs: Any, targets: Tensor) -> None:
     if logits.ndim != 3 or targets.ndim != 2 or targets.shape[1] < 3 or targets.is_floating_point():
         raise TaskError(
             f"answer_token_margin needs logits (num_examples, length, vocabulary) and integer targets (num_examples, "
-            f"2 + num_alternatives >= 3): position of the prompt's last token, the answer's token id, the alternatives'. "
-            f"The model gives {tuple(logits.shape)} for one example and targets are {targets.dtype} of shape "
-            f"{tuple(targets.shape)}."
+            f"2 + num_alternatives >= 3), of the position of the prompt's last token, the answer's token id and the "
+            f"alternatives'. The model gives {tuple(logits.shape)} for one example and targets are {targets.dtype} of "
+            f"shape {tuple(targets.shape)}."
         )
     positions, answers, alternatives = targets[:, 0], targets[:, 1], targets[:, 2:]
     for what, is_wrong in [
