@@ -44,7 +44,8 @@ def normalise_inputs(model: nn.Module, mean: Sequence[float], std: Sequence[floa
     for name, values in [("input_mean", mean), ("input_std", std)]:
         tensor = torch.tensor(list(values), dtype=dtype, device=device).reshape(-1, 1, 1)
         model.register_buffer(name, tensor, persistent=False)
-    model.__class__ = _normalising(type(model))
+    kind: Any = type(model)
+    model.__class__ = _normalising(kind)
     return model
 
 
@@ -115,6 +116,6 @@ def _normalising(kind: Any) -> type[nn.Module]:
     return type(f"Normalised{kind.__name__}", (_Normalises, kind), {"forward": forward, "__module__": __name__})
 
 
-def _new(kind: type[nn.Module]) -> nn.Module:
+def _new(kind: Any) -> nn.Module:
     made = _normalising(kind)
     return made.__new__(made)
