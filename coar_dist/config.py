@@ -15,6 +15,8 @@ STAGES = ("train", "ablate", "fit", "evaluate", "report")
 BASELINES = ("leave_one_out",)
 PRECISIONS = ("float32", "bfloat16", "auto")
 MODES = ("weights", "rows")
+LOSSES = ("cross_entropy", "next_token")
+OPTIMIZERS = ("sgd", "adamw")
 MARGIN_DTYPES = ("float32", "float16")
 RANDOM_DESIGNS = ("bernoulli", "fixed_size", "balanced")
 BACKENDS = ("auto", "cuml", "torch", "sklearn")
@@ -38,16 +40,42 @@ class ModelConfig:
     source: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)
     checkpoint: str | None = None
-    """A .safetensors file, or a state dict saved by torch. None: what ``train`` saved in the run directory,
-    or, without ``train``, the weights that the constructor gave."""
+    """A .safetensors file, a state dict saved by torch, or a folder of a transformers model. None: what ``train`` saved
+    in the run directory, or, without ``train``, the weights that the constructor gave."""
+    input_mean: list[float] | None = None
+    """Per channel, of pixels scaled to [0, 1]: uint8 inputs, or floats in [0, 1], are then normalised within the model,
+    on its device. None: the examples are normalised already."""
+    input_std: list[float] | None = None
+    """The same for the standard deviations; both or none."""
+
+
+@dataclass
+class SubsetConfig:
+    """Which examples of a source are explained, in the source's own order. What is set applies in this order; images
+    that are left out are not decoded."""
+
+    every: int | None = None
+    """Every so many-th: 10 takes the source's examples 0, 10, 20, ..."""
+    ids: list[int] | None = None
+    """These, by their place in the source, counted from 0 and ascending; instead of ``every``."""
+    classes: list[int] | None = None
+    """Those of these class labels."""
+    sample: int | None = None
+    """So many at random: a source's example has the same place in the draw whatever else is set, so a larger sample
+    holds the smaller one."""
+    seed: int = 0
+    """Of ``sample``."""
+    first: int | None = None
+    """The first so many of what is left."""
 
 
 @dataclass
 class ExamplesConfig:
-    """The examples: a registered loader (``coar_dist.tasks.examples``) or ``module:function``."""
+    """The examples: a registered source (``coar_dist.tasks.examples``) or ``module:function``."""
 
     source: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)
+    subset: SubsetConfig = field(default_factory=SubsetConfig)
 
 
 @dataclass
@@ -65,13 +93,25 @@ class TrainConfig:
     """How a preset trains its own model; a user's checkpoint replaces this stage."""
 
     examples: ExamplesConfig = field(default_factory=ExamplesConfig)
+    loss: str | None = None
+    """``cross_entropy`` of class labels or ``next_token``, its mean over next tokens; None: what the task's output
+    function reads."""
+    optimizer: str = "sgd"
+    """``sgd`` with Nesterov momentum .9, or ``adamw`` for transformers."""
     epochs: int = 20
     batch_size: int = 64
     learning_rate: float = 0.01
+    """The largest of its one cycle."""
     weight_decay: float = 0.0005
+    flip: bool = False
+    """Images are mirrored at random."""
+    shift: int = 0
+    """Images are moved at random by up to so many pixels each way, black coming in."""
+    device: str | None = None
+    """Where the model is trained; None: on a GPU where this process sees one."""
     seed: int = 0
     minimum_accuracy: float = 0.0
-    """Accuracy on the task's examples below which the stage fails."""
+    """Accuracy on the task's examples (of next tokens, for language models) below which the stage fails."""
 
 
 @dataclass

@@ -10,13 +10,16 @@ from typing import Any, get_args, get_origin, get_type_hints
 from coar_dist.config import (
     BACKENDS,
     BASELINES,
+    LOSSES,
     MARGIN_DTYPES,
     MODES,
+    OPTIMIZERS,
     PRECISIONS,
     RANDOM_DESIGNS,
     SELECTIONS,
     STAGES,
     Config,
+    ModelConfig,
     RegressionConfig,
     penalty_range,
 )
@@ -151,11 +154,15 @@ def validate(config: Config) -> None:
     _require(gpus is None or gpus >= 0.0, "cluster.gpus_per_actor", gpus, "null or at least 0")
     _require(cluster.start_timeout_s > 0.0, "cluster.start_timeout_s", cluster.start_timeout_s, "positive")
 
+    _validate_normalisation(config.task.model)
     train = config.train
     if train is not None:
         for name in ("epochs", "batch_size"):
             value = getattr(train, name)
             _require(value >= 1, f"train.{name}", value, "at least 1")
+        _require(train.loss is None or train.loss in LOSSES, "train.loss", train.loss, f"null or {' or '.join(LOSSES)}")
+        _require_choice("train.optimizer", train.optimizer, OPTIMIZERS)
+        _require(train.shift >= 0, "train.shift", train.shift, "at least 0")
         _require(train.learning_rate > 0.0, "train.learning_rate", train.learning_rate, "positive")
         _require(train.weight_decay >= 0.0, "train.weight_decay", train.weight_decay, "at least 0")
         _require(
@@ -169,6 +176,18 @@ def validate(config: Config) -> None:
                 f"task.model.checkpoint={config.task.model.checkpoint!r} and train are both set: the checkpoint "
                 f"replaces the training. Set train=null, or task.model.checkpoint=null."
             )
+
+
+def _validate_normalisation(model: ModelConfig) -> None:
+    mean, std = model.input_mean, model.input_std
+    if mean is None and std is None:
+        return
+    key = "task.model.input_mean" if std is None else "task.model.input_std"
+    if mean is None or std is None:
+        raise ConfigError(f"{key} is set alone: input_mean and input_std go together. Set both, e.g. [0.5] and [0.5].")
+    _require(len(mean) == len(std) > 0, key, std, f"as long as task.model.input_mean={mean}, one value per channel")
+    _require(all(0.0 < value < float("inf") for value in std), key, std, "positive and finite")
+    _require(all(abs(value) < float("inf") for value in mean), "task.model.input_mean", mean, "finite")
 
 
 def _validate_gradients(config: Config) -> None:

@@ -10,18 +10,22 @@ from torch import Tensor, nn
 
 from coar_dist.config import ExamplesConfig, ModelConfig, TaskConfig
 from coar_dist.errors import ConfigError, TaskError
+from coar_dist.tasks.checkpoints import load_checkpoint
 from coar_dist.tasks.examples import EXAMPLES
-from coar_dist.tasks.models import MODELS, load_checkpoint
+from coar_dist.tasks.models import MODELS, has_weights
+from coar_dist.tasks.normalisation import normalise_inputs
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.registry import call, resolve
 from coar_dist.tasks.task import ExampleSet, Task
 
 
 def build_model(config: ModelConfig) -> nn.Module:
-    """The model with the weights that its constructor gives."""
+    """The model with the weights that its constructor gives; it normalises its inputs where the config says so."""
     model = call("task.model.arguments", resolve("task.model.source", config.source, MODELS), config.arguments)
     if not isinstance(model, nn.Module):
         raise TaskError(f"task.model.source={config.source!r} gave a {type(model).__name__}, not a torch.nn.Module.")
+    if config.input_mean is not None and config.input_std is not None:
+        return normalise_inputs(model, config.input_mean, config.input_std)
     return model
 
 
@@ -43,7 +47,8 @@ def build_task(config: TaskConfig, trained: Mapping[str, Tensor] | None) -> Task
     Raises:
         ConfigError, TaskError: naming the key that is wrong.
     """
-    if config.model.checkpoint is None and trained is None and config.model.source in MODELS:
+    comes_with_weights = has_weights(config.model.source, config.model.arguments)
+    if config.model.checkpoint is None and trained is None and not comes_with_weights:
         raise ConfigError(
             f"task.model.checkpoint must be set: {config.model.source!r} alone has random weights. (Or let the train "
             f"stage make one: train=...)"

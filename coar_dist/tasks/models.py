@@ -1,21 +1,20 @@
-"""Model constructors and the loading of checkpoints.
+"""Model constructors: small residual nets of this package, and the registry of all sources.
 
 A user's own model is ``task.model.source=my_module:build_model`` with ``task.model.checkpoint=weights.safetensors``.
 """
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from coar_dist.errors import TaskError
+from coar_dist.tasks.models_clip import clip_zero_shot
+from coar_dist.tasks.models_hub import timm_model, torchvision_model, transformers_config, transformers_model
+from coar_dist.tasks.models_vit import small_vit
 
 
 class ResidualBlock(nn.Module):
@@ -106,35 +105,69 @@ def digits_resnet(width: int = 16, num_blocks: int = 2, num_classes: int = 10) -
     return DigitsResNet(width, num_blocks, num_classes)
 
 
+class MiniResNet(nn.Module):
+    """The CIFAR-10 net of the COAR research code, with its parameter names: a stem and basic blocks of one width, all
+    at stride 1, then 8x8 average pooling and a linear layer on the 4x4 positions that are left."""
+
+    def __init__(self, width: int, num_blocks: int, num_classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer = nn.Sequential(*[ResidualBlock(width, width, 1, projection=True) for _ in range(num_blocks)])
+        self.linear = nn.Linear(width * 4 * 4, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(num_rows, 3, 32, 32) float32, normalised, to logits (num_rows, num_classes)."""
+        x = self.layer(functional.relu(self.bn1(self.conv1(images))))
+        return self.linear(functional.avg_pool2d(x, 8).flatten(1))  # type: ignore[no-any-return]
+
+
+def cifar_resnet(depth: int = 20, num_classes: int = 10) -> nn.Module:
+    """``CifarResNet`` of 20, 32, 44, 56, 110, ... layers (``6 n + 2``).
+
+    Raises:
+        TaskError: there is none of that depth.
+    """
+    if depth < 8 or depth % 6 != 2:
+        raise TaskError(f"depth={depth}: a CIFAR ResNet has 6 n + 2 layers, e.g. 20, 32, 44, 56 or 110.")
+    return CifarResNet((depth - 2) // 6, num_classes)
+
+
 def cifar_resnet20(num_classes: int = 10) -> nn.Module:
     """ResNet-20: 688 convolution filters."""
-    return CifarResNet(num_blocks=3, num_classes=num_classes)
+    return cifar_resnet(20, num_classes)
+
+
+def mini_resnet(width: int = 256, num_blocks: int = 4, num_classes: int = 10) -> nn.Module:
+    """``MiniResNet``; by default that of the paper's CIFAR-10 setup, of 2,304 convolution filters."""
+    return MiniResNet(width, num_blocks, num_classes)
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "digits_resnet": digits_resnet,
     "cifar_resnet20": cifar_resnet20,
+    "cifar_resnet": cifar_resnet,
+    "mini_resnet": mini_resnet,
+    "small_vit": small_vit,
+    "torchvision": torchvision_model,
+    "timm": timm_model,
+    "transformers": transformers_model,
+    "transformers_config": transformers_config,
+    "clip_zero_shot": clip_zero_shot,
+}
+
+_WITH_WEIGHTS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    # Other numbers of classes than the weights' give a new head, which has to be trained.
+    "torchvision": lambda arguments: arguments.get("weights") is not None and arguments.get("num_classes") is None,
+    "timm": lambda arguments: bool(arguments.get("pretrained")) and arguments.get("num_classes") is None,
+    "transformers": lambda arguments: not arguments.get("new_layers"),
+    "transformers_config": lambda arguments: arguments.get("seed") is not None,  # asked for as they are
+    "clip_zero_shot": lambda _: True,
 }
 
 
-def load_checkpoint(model: nn.Module, path: Path) -> None:
-    """Load weights into ``model``: a .safetensors file, or a state dict saved by ``torch.save`` (read without pickle).
-
-    Raises:
-        TaskError: no such file, not a checkpoint, or names and shapes do not fit the model.
-    """
-    if not path.is_file():
-        raise TaskError(f"task.model.checkpoint={str(path)!r}: there is no such file.")
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(state)
-    except pickle.UnpicklingError as error:
-        raise TaskError(
-            f"task.model.checkpoint={str(path)!r} is not a plain state dict, and a pickled object could run any code. "
-            f"Save it anew with torch.save(model.state_dict(), path) or as .safetensors."
-        ) from error
-    except (SafetensorError, RuntimeError, OSError, ValueError, TypeError, EOFError) as error:
-        raise TaskError(f"task.model.checkpoint={str(path)!r} does not fit {type(model).__name__}: {error}") from error
+def has_weights(source: str, arguments: Mapping[str, Any]) -> bool:
+    """Whether the model of a source comes with weights worth explaining; a user's own constructor is taken to."""
+    if source not in MODELS:
+        return True
+    return source in _WITH_WEIGHTS and _WITH_WEIGHTS[source](arguments)

@@ -13,10 +13,12 @@ import hashlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from coar_dist.errors import TaskError
 from coar_dist.tasks.registry import resolve
@@ -82,6 +84,68 @@ def margin(outputs: Any, targets: Tensor) -> Tensor:
     return _class_margins(logits_of(outputs), targets)
 
 
+def logsumexp_margin(outputs: Any, targets: Tensor) -> Tensor:
+    """The target's logit minus the log-sum-exp of all others: the log-odds ``log(p / (1 - p))`` of the target.
+
+    Smooth where ``margin`` switches from one runner-up to another; the output of TRAK (Park et al. 2023, section 3).
+
+    Args:
+        outputs: logits (num_rows, num_classes), or model outputs that hold them.
+        targets: (num_rows,) int64 class labels.
+
+    Returns:
+        (num_rows,) float32.
+    """
+    logits, labels = logits_of(outputs).float(), targets.long().unsqueeze(1)
+    others = logits.scatter(1, labels, float("-inf")).logsumexp(dim=1)
+    return logits.gather(1, labels).squeeze(1) - others
+
+
+def logit(outputs: Any, targets: Tensor) -> Tensor:
+    """The target's logit alone, with no regard to other classes.
+
+    Args:
+        outputs: logits (num_rows, num_classes), or model outputs that hold them.
+        targets: (num_rows,) int64 class labels.
+
+    Returns:
+        (num_rows,) float32.
+    """
+    return logits_of(outputs).gather(1, targets.long().unsqueeze(1)).squeeze(1).float()
+
+
+def loss(outputs: Any, targets: Tensor) -> Tensor:
+    """Cross-entropy ``-log p`` of the target, in nats. It falls as the prediction gets better, unlike the margins:
+    components with a negative weight are those that the prediction needs.
+
+    Args:
+        outputs: logits (num_rows, num_classes), or model outputs that hold them.
+        targets: (num_rows,) int64 class labels.
+
+    Returns:
+        (num_rows,) float32, at least 0.
+    """
+    return functional.cross_entropy(logits_of(outputs).float(), targets.long(), reduction="none")
+
+
+def answer_token_margin(outputs: Any, targets: Tensor) -> Tensor:
+    """The answer token's logit minus the largest alternative's, where a prompt ends: of yes-or-no questions, or the
+    logit difference of indirect-object identification (Wang et al. 2022, section 2).
+
+    Args:
+        outputs: logits (num_rows, length, vocabulary), or model outputs that hold them.
+        targets: (num_rows, 2 + num_alternatives) int64: position of the prompt's last token, the answer's token id,
+            the alternatives' token ids.
+
+    Returns:
+        (num_rows,) float32.
+    """
+    logits = logits_of(outputs)
+    at_the_end = logits[torch.arange(len(targets), device=logits.device), targets[:, 0]]
+    answers = at_the_end.gather(1, targets[:, 1:]).float()
+    return answers[:, 0] - answers[:, 1:].amax(dim=1)
+
+
 def next_token_margin(outputs: Any, targets: Tensor) -> Tensor:
     """Mean over next tokens of the correct token's margin: the research code's output for language models.
 
@@ -109,16 +173,16 @@ def _class_margins(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(1, labels.long().unsqueeze(1)).squeeze(1).float() - largest_other.float()
 
 
-def _check_class_labels(outputs: Any, targets: Tensor) -> None:
+def _check_class_labels(name: str, outputs: Any, targets: Tensor) -> None:
     logits = logits_of(outputs)
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise TaskError(
-            f"margin needs logits of shape (num_examples, num_classes >= 2), but the model gives "
+            f"{name} needs logits of shape (num_examples, num_classes >= 2), but the model gives "
             f"{tuple(logits.shape)} for one example."
         )
     if targets.ndim != 1 or targets.is_floating_point():
         raise TaskError(
-            f"margin needs integer class labels of shape (num_examples,), but targets are {targets.dtype} of "
+            f"{name} needs integer class labels of shape (num_examples,), but targets are {targets.dtype} of "
             f"shape {tuple(targets.shape)}."
         )
     outside = torch.nonzero((targets < 0) | (targets >= logits.shape[1])).reshape(-1)
@@ -148,9 +212,39 @@ def _check_next_tokens(outputs: Any, targets: Tensor) -> None:
         )
 
 
+def _check_answers(outputs: Any, targets: Tensor) -> None:
+    logits = logits_of(outputs)
+    if logits.ndim != 3 or targets.ndim != 2 or targets.shape[1] < 3 or targets.is_floating_point():
+        raise TaskError(
+            f"answer_token_margin needs logits (num_examples, length, vocabulary) and integer targets (num_examples, "
+            f"2 + num_alternatives >= 3), of the position of the prompt's last token, the answer's token id and the "
+            f"alternatives'. The model gives {tuple(logits.shape)} for one example and targets are {targets.dtype} of "
+            f"shape {tuple(targets.shape)}."
+        )
+    positions, answers, alternatives = targets[:, 0], targets[:, 1], targets[:, 2:]
+    for what, is_wrong in [
+        (f"a position outside 0..{logits.shape[1] - 1}", (positions < 0) | (positions >= logits.shape[1])),
+        (
+            f"a token outside the vocabulary 0..{logits.shape[2] - 1}",
+            ((targets[:, 1:] < 0) | (targets[:, 1:] >= logits.shape[2])).any(dim=1),
+        ),
+        ("the answer among its alternatives", (alternatives == answers[:, None]).any(dim=1)),
+    ]:
+        wrong = torch.nonzero(is_wrong).reshape(-1)
+        if len(wrong):
+            raise TaskError(
+                f"targets of {len(wrong)} examples have {what}: example {int(wrong[0])} has "
+                f"{targets[wrong[0]].tolist()}. Correct or leave out these examples."
+            )
+
+
 OUTPUT_FUNCTIONS: dict[str, OutputFunction] = {
-    "margin": OutputFunction("margin", margin, _check_class_labels),
+    **{
+        function.__name__: OutputFunction(function.__name__, function, partial(_check_class_labels, function.__name__))
+        for function in (margin, logsumexp_margin, logit, loss)
+    },
     "next_token_margin": OutputFunction("next_token_margin", next_token_margin, _check_next_tokens),
+    "answer_token_margin": OutputFunction("answer_token_margin", answer_token_margin, _check_answers),
 }
 
 

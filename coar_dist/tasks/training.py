@@ -1,10 +1,12 @@
-"""Training of a preset's own small classifier, and its checkpoint: what a real user's checkpoint replaces."""
+"""Training of a preset's own model, and its checkpoint: what a real user's checkpoint replaces."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import safetensors.torch
@@ -14,48 +16,51 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from coar_dist.config import TrainConfig
-from coar_dist.errors import DamagedFileError, TrainingError
+from coar_dist.errors import ConfigError, DamagedFileError, TaskError, TrainingError
 from coar_dist.store.parquet import set_aside
 from coar_dist.store.storage import Storage
-from coar_dist.tasks.outputs import logits_of
-from coar_dist.tasks.task import ExampleSet, call_model, fingerprint_of_tensors
+from coar_dist.tasks.outputs import IGNORED_TOKEN, OUTPUT_FUNCTIONS, logits_of
+from coar_dist.tasks.task import ExampleSet, Inputs, Task, call_model, fingerprint_of_tensors
 
 CHECKPOINT = "model.safetensors"
 
 
-def train_classifier(
+def train_model(
     build_model: Callable[[], nn.Module],
     train: ExampleSet,
     test: ExampleSet,
     config: TrainConfig,
     on_epoch: Callable[[int, float], None],
+    loss: str = "cross_entropy",
 ) -> tuple[nn.Module, float]:
-    """SGD with Nesterov momentum .9 and a one-cycle learning rate, on cross-entropy; seeded throughout.
+    """SGD or AdamW with a one-cycle learning rate, seeded throughout.
 
     Args:
         build_model: constructor; its random weights come from ``config.seed``.
-        train: training examples with class labels.
+        train: training examples with the targets that ``loss`` reads.
         test: examples on which accuracy is measured; never trained on.
-        config: epochs, batch size, learning rate, weight decay, seed, minimum accuracy.
+        config: optimizer, epochs, batch size, learning rate, weight decay, augmentation, device, seed, minimum
+            accuracy.
         on_epoch: called with the number of finished epochs and the epoch's mean loss.
+        loss: a key of ``LOSSES``.
 
     Returns:
-        The model in eval mode, and its accuracy on ``test``.
+        The model in eval mode, on the CPU, and its accuracy on ``test``.
 
     Raises:
-        TrainingError: the accuracy is below ``config.minimum_accuracy``.
+        TaskError: the examples do not fit the model or the loss.
+        TrainingError: the accuracy is below ``config.minimum_accuracy``, or the loss is not finite.
     """
+    measure = LOSSES[loss]
+    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = build_model()
+        for examples in (train, test):
+            Task(model, examples, OUTPUT_FUNCTIONS[measure.checked_as]).check()
+        model = model.to(device)
         steps_per_epoch = -(-len(train) // config.batch_size)
-        optimizer = torch.optim.SGD(
-            model.parameters(),
-            config.learning_rate,
-            momentum=0.9,
-            nesterov=True,
-            weight_decay=config.weight_decay,
-        )
+        optimizer = _OPTIMIZERS[config.optimizer](model, config)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, config.learning_rate, total_steps=config.epochs * steps_per_epoch
         )
@@ -63,32 +68,134 @@ def train_classifier(
         for epoch in range(config.epochs):
             total_loss = 0.0
             for rows in torch.split(torch.randperm(len(train)), config.batch_size):
-                batch = train.map(lambda tensor, rows=rows: tensor[rows])  # type: ignore[misc]
-                loss = functional.cross_entropy(logits_of(call_model(model, batch.inputs)), batch.targets)
+                inputs, targets = _batch(train, rows, device)
+                if config.flip or config.shift:
+                    inputs = _augmented(inputs, config)
+                value = measure.mean(logits_of(call_model(model, inputs)), targets)
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                value.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
-                total_loss += float(loss.detach()) * len(rows)
+                total_loss += float(value.detach()) * len(rows)
+            if not math.isfinite(total_loss):
+                raise TrainingError(
+                    f"the loss is {total_loss} in epoch {epoch + 1}. Lower train.learning_rate "
+                    f"(now {config.learning_rate:g})."
+                )
             on_epoch(epoch + 1, total_loss / len(train))
     model.eval()
-    measured = accuracy(model, test)
+    measured = accuracy(model, test, loss=loss)
     if measured < config.minimum_accuracy:
         raise TrainingError(
             f"the trained model has accuracy {measured:.4f}, below train.minimum_accuracy={config.minimum_accuracy}. "
             f"Raise train.epochs (now {config.epochs}) or lower the minimum."
         )
-    return model, measured
+    return model.cpu(), measured
+
+
+def loss_for(config: TrainConfig, output_function: str) -> str:
+    """The loss that ``config`` names, or the one whose targets the output function reads.
+
+    Raises:
+        ConfigError: the output function is none of those with a loss of their own.
+    """
+    if config.loss is not None:
+        return config.loss
+    for name, loss in LOSSES.items():
+        if output_function in loss.reads_as:
+            return name
+    raise ConfigError(
+        f"train.loss must be set, to one of {', '.join(LOSSES)}: task.output_function={output_function!r} does not say "
+        f"what a model is trained for."
+    )
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, examples: ExampleSet, batch_size: int = 512) -> float:
-    """Share of examples whose largest logit is the target's."""
-    correct = 0
-    for start in range(0, len(examples), batch_size):
-        batch = examples.rows(start, start + batch_size)
-        correct += int((logits_of(call_model(model, batch.inputs)).argmax(dim=1) == batch.targets).sum())
-    return correct / len(examples)
+def accuracy(model: nn.Module, examples: ExampleSet, batch_size: int = 512, loss: str = "cross_entropy") -> float:
+    """Share of the targets that count whose logit is the largest: of examples, or of their next tokens."""
+    correct = counted = 0
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    for rows in torch.split(torch.arange(len(examples)), batch_size):
+        inputs, targets = _batch(examples, rows, device)
+        logits, wanted = LOSSES[loss].aligned(logits_of(call_model(model, inputs)), targets)
+        correct += int((logits.argmax(dim=1) == wanted).sum())
+        counted += int((wanted != IGNORED_TOKEN).sum())
+    return correct / counted
+
+
+def _classes(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    return logits, targets
+
+
+def _next_tokens(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (num_positions, vocabulary) and the token that comes next (num_positions,)."""
+    return logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten()
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a model is trained on.
+
+    Attributes:
+        aligned: from logits and targets to logits (num_rows, num_classes) and labels (num_rows,), IGNORED_TOKEN where a
+            row does not count.
+        checked_as: the output function whose check of the targets applies.
+        reads_as: output functions whose targets are the same.
+    """
+
+    aligned: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    checked_as: str
+    reads_as: tuple[str, ...]
+
+    def mean(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy over the rows that count: a scalar."""
+        return functional.cross_entropy(*self.aligned(logits, targets), ignore_index=IGNORED_TOKEN)
+
+
+LOSSES = {
+    "cross_entropy": Loss(_classes, "margin", ("margin", "logsumexp_margin", "logit", "loss")),
+    "next_token": Loss(_next_tokens, "next_token_margin", ("next_token_margin",)),
+}
+
+
+def _sgd(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        model.parameters(), config.learning_rate, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
+    )
+
+
+def _adamw(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+
+
+_OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw}
+
+
+def _batch(examples: ExampleSet, rows: Tensor, device: torch.device) -> tuple[Inputs, Tensor]:
+    inputs = examples.inputs
+    if isinstance(inputs, dict):
+        return {name: tensor[rows].to(device) for name, tensor in inputs.items()}, examples.targets[rows].to(device)
+    return inputs[rows].to(device), examples.targets[rows].to(device)
+
+
+def _augmented(inputs: Inputs, config: TrainConfig) -> Tensor:
+    """Images (num_rows, channels, height, width), each mirrored and moved at random."""
+    if not isinstance(inputs, Tensor) or inputs.ndim != 4:
+        raise TaskError(
+            "train.flip and train.shift are for images (num_rows, channels, height, width). Leave them out."
+        )
+    if config.flip:
+        is_flipped = torch.rand(len(inputs)) < 0.5
+        inputs = torch.where(is_flipped.to(inputs.device)[:, None, None, None], inputs.flip(3), inputs)
+    if config.shift:
+        height, width = inputs.shape[2:]
+        padded = functional.pad(inputs, [config.shift] * 4)
+        down, right = torch.randint(0, 2 * config.shift + 1, (2, len(inputs))).to(inputs.device)
+        rows = (down[:, None] + torch.arange(height, device=inputs.device))[:, None, :, None]
+        columns = (right[:, None] + torch.arange(width, device=inputs.device))[:, None, None, :]
+        batch, channels = (torch.arange(size, device=inputs.device) for size in inputs.shape[:2])
+        inputs = padded[batch[:, None, None, None], channels[None, :, None, None], rows, columns]
+    return inputs
 
 
 def write_checkpoint(storage: Storage, model: nn.Module, settings: Mapping[str, Any]) -> None:

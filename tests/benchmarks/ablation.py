@@ -35,8 +35,9 @@ from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.components.discovery import discover
 from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.design import MaskDesign, leave_one_out_design
+from coar_dist.tasks.checkpoints import load_checkpoint
 from coar_dist.tasks.examples import npz_images
-from coar_dist.tasks.models import cifar_resnet20, load_checkpoint
+from coar_dist.tasks.models import cifar_resnet20
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import ExampleSet, Task, call_model
 from tests.models import slow_margins

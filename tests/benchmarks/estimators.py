@@ -51,10 +51,11 @@ from coar_dist.store.gradients import GateGradients
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDesign, RunDirectory, fingerprint_of
 from coar_dist.store.tables import GRADIENT_RIDGE, LEAVE_ONE_OUT, EvaluationTable
 from coar_dist.tasks import examples
-from coar_dist.tasks.models import CifarResNet, cifar_resnet20, digits_resnet, load_checkpoint
+from coar_dist.tasks.checkpoints import load_checkpoint
+from coar_dist.tasks.models import CifarResNet, cifar_resnet20, digits_resnet
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import ExampleSet, Task
-from coar_dist.tasks.training import accuracy, train_classifier
+from coar_dist.tasks.training import accuracy, train_model
 from tests.benchmarks.ablation import in_turns
 from tests.models import local_storage
 
@@ -68,7 +69,7 @@ Arrays = Mapping[str, NDArray[Any]]
 def digits(arguments: argparse.Namespace) -> Task:
     config = TrainConfig(epochs=arguments.epochs or 20, batch_size=64, learning_rate=0.05)
     test = examples.digits("test")
-    model, measured = train_classifier(digits_resnet, examples.digits("train"), test, config, lambda *_: None)
+    model, measured = train_model(digits_resnet, examples.digits("train"), test, config, lambda *_: None)
     CONSOLE.print(f"digits: accuracy {measured:.3f}")
     return Task(model, test, output_function("margin"))
 

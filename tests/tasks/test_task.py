@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from coar_dist.config import ExamplesConfig, ModelConfig, TaskConfig, TrainConfig
 from coar_dist.errors import ConfigError, TaskError, TrainingError
 from coar_dist.tasks.build import build_examples, build_model, build_task
+from coar_dist.tasks.checkpoints import load_checkpoint
 from coar_dist.tasks.examples import digits, npz_images
-from coar_dist.tasks.models import digits_resnet, load_checkpoint
+from coar_dist.tasks.models import digits_resnet
 from coar_dist.tasks.outputs import margin, output_function
 from coar_dist.tasks.task import ExampleSet, Task
-from coar_dist.tasks.training import train_classifier
+from coar_dist.tasks.training import train_model
 from tests.models import SmallResNet, small_task
 
 
@@ -152,12 +153,12 @@ def test_training_is_repeatable_and_misses_are_errors() -> None:
     train, test = digits("train", num_examples=200), digits("test", num_examples=50)
     losses: list[float] = []
     build = lambda: digits_resnet(width=4, num_blocks=1)  # noqa: E731
-    first, accuracy = train_classifier(build, train, test, config, lambda epoch, loss: losses.append(loss))
+    first, accuracy = train_model(build, train, test, config, lambda epoch, loss: losses.append(loss))
     torch.manual_seed(99)
-    second, _ = train_classifier(build, train, test, config, lambda epoch, loss: None)
+    second, _ = train_model(build, train, test, config, lambda epoch, loss: None)
     assert losses[1] < losses[0]
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     config.minimum_accuracy = 1.0
     assert accuracy < 1.0
     with pytest.raises(TrainingError, match=r"below train\.minimum_accuracy=1\.0"):
-        train_classifier(build, train, test, config, lambda epoch, loss: None)
+        train_model(build, train, test, config, lambda epoch, loss: None)
