@@ -41,11 +41,32 @@ class ModelConfig:
 
 
 @dataclass
+class SubsetConfig:
+    """Which examples of a source are explained, in the source's own order. What is set applies in this order; images
+    that are left out are not decoded."""
+
+    every: int | None = None
+    """Every so many-th: 10 takes the source's examples 0, 10, 20, ..."""
+    ids: list[int] | None = None
+    """These, by their place in the source, counted from 0 and ascending; instead of ``every``."""
+    classes: list[int] | None = None
+    """Those of these class labels."""
+    sample: int | None = None
+    """So many at random: a source's example has the same place in the draw whatever else is set, so a larger sample
+    holds the smaller one."""
+    seed: int = 0
+    """Of ``sample``."""
+    first: int | None = None
+    """The first so many of what is left."""
+
+
+@dataclass
 class ExamplesConfig:
-    """The examples: a registered loader (``coar_dist.tasks.examples``) or ``module:function``."""
+    """The examples: a registered source (``coar_dist.tasks.examples``) or ``module:function``."""
 
     source: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)
+    subset: SubsetConfig = field(default_factory=SubsetConfig)
 
 
 @dataclass

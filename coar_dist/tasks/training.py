@@ -63,7 +63,7 @@ def train_classifier(
         for epoch in range(config.epochs):
             total_loss = 0.0
             for rows in torch.split(torch.randperm(len(train)), config.batch_size):
-                batch = train.map(lambda tensor, rows=rows: tensor[rows])  # type: ignore[misc]
+                batch = train.select(rows)
                 loss = functional.cross_entropy(logits_of(call_model(model, batch.inputs)), batch.targets)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
