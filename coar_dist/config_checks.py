@@ -189,7 +189,7 @@ def check_subset(subset: SubsetConfig, key: str) -> None:
         _require(value is None or value >= 1, f"{key}.{name}", value, "null or at least 1")
     ids, classes = subset.ids, subset.classes
     if ids is not None:
-        is_ascending = len(ids) > 0 and ids[0] >= 0 and all(a < b for a, b in zip(ids, ids[1:], strict=False))
+        is_ascending = len(ids) > 0 and ids[0] >= 0 and ids == sorted(set(ids))
         _require(is_ascending, f"{key}.ids", ids, "null, or at least one id, from 0 on, ascending, none twice")
         if subset.every is not None:
             raise ConfigError(

@@ -109,7 +109,7 @@ def numpy_arrays(
     path: str,
     inputs: str | dict[str, str],
     targets: str,
-    columns: list[str] = [],  # noqa: B006
+    columns: list[str] | None = None,
 ) -> IndexedSource:
     """Arrays as they are stored, row i of each being example i.
 
@@ -125,7 +125,7 @@ def numpy_arrays(
     Raises:
         TaskError: the file or an array is missing or damaged, or numbers of rows differ.
     """
-    names = [*(inputs.values() if isinstance(inputs, dict) else [inputs]), targets, *columns]
+    names = [*(inputs.values() if isinstance(inputs, dict) else [inputs]), targets, *(columns or ())]
     arrays = {name: _numpy_array(Path(path), name) for name in names}
     lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     if len(set(lengths.values())) != 1:
@@ -134,14 +134,14 @@ def numpy_arrays(
     def read(names: list[str], ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         return {name: np.array(arrays[name][ids]) for name in names}
 
-    return _of_columns(lengths[targets], read, inputs, targets, columns, arrays[targets].ndim == 1, None, path)
+    return _of_columns(lengths[targets], read, inputs, targets, columns or [], arrays[targets].ndim == 1, None, path)
 
 
 def parquet_table(
     path: str,
     inputs: str | list[str] | dict[str, str],
     targets: str,
-    columns: list[str] = [],  # noqa: B006
+    columns: list[str] | None = None,
     shape: list[int] | None = None,
 ) -> IndexedSource:
     """Columns of Parquet files, row i being example i.
@@ -163,7 +163,7 @@ def parquet_table(
     table = ParquetTable(path)
     if shape is not None and not isinstance(inputs, str):
         raise ConfigError(f"shape={shape} is the shape of one input column, but inputs={inputs}.")
-    return _of_columns(table.num_rows, table.read, inputs, targets, columns, True, shape, path)
+    return _of_columns(table.num_rows, table.read, inputs, targets, columns or [], True, shape, path)
 
 
 def _of_columns(

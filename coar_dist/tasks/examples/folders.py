@@ -18,6 +18,7 @@ from coar_dist.tasks.task import ExampleSet
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SPLITS = {"train": 0, "val": 1, "test": 2}
+_WILDS_SQUARE = [256, 256]
 
 
 def image_folder(
@@ -78,7 +79,7 @@ def waterbirds(
     path: str,
     split: str = "test",
     image_size: int | None = 224,
-    resize: int | list[int] | None = [256, 256],  # noqa: B006
+    resize: int | list[int] | None = _WILDS_SQUARE,
     interpolation: str = "bilinear",
 ) -> IndexedSource:
     """Waterbirds (Sagawa et al. 2020): birds on backgrounds of land and water, where worst groups are edited.

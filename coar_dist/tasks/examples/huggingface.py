@@ -94,8 +94,10 @@ class HubRows:
         self, load: Callable[[Pairs, int | None], ExampleSet], label_column: str | None
     ) -> IndexedSource | StreamedSource:
         """The source whose examples ``load`` makes of rows with their ids; the label makes the classes."""
+        import datasets
+
         rows = self.dataset
-        if not hasattr(rows, "num_rows"):
+        if isinstance(rows, datasets.IterableDataset):
 
             def label(row: Row) -> int:
                 assert label_column is not None
@@ -129,9 +131,9 @@ class HubRows:
 class Gathered:
     """Ids and further columns of the rows that pass by."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str] | None) -> None:
         self._ids: list[int] = []
-        self._values: dict[str, list[Any]] = {name: [] for name in names}
+        self._values: dict[str, list[Any]] = {name: [] for name in names or ()}
 
     def passing(self, pairs: Pairs) -> Iterator[tuple[int, Row]]:
         """The same pairs, remembered."""
@@ -152,7 +154,7 @@ def huggingface_images(
     config_name: str | None = None,
     image_column: str = "image",
     label_column: str = "label",
-    columns: list[str] = [],  # noqa: B006
+    columns: list[str] | None = None,
     streaming: bool = False,
     image_size: int | None = 224,
     resize: int | list[int] | None = 256,
@@ -176,7 +178,7 @@ def huggingface_images(
         TaskError: a column is missing or holds something else, or an image cannot be decoded.
     """
     geometry = Geometry(image_size, resize, interpolation, mode)
-    rows = HubRows.open(dataset, split, config_name, streaming, [image_column, label_column, *columns])
+    rows = HubRows.open(dataset, split, config_name, streaming, [image_column, label_column, *(columns or ())])
     rows = rows.with_encoded(image_column)
 
     def load(pairs: Pairs, num_examples: int | None) -> ExampleSet:

@@ -83,7 +83,7 @@ def huggingface_text(
     config_name: str | None = None,
     text_column: str = "text",
     max_length: int = 512,
-    columns: list[str] = [],  # noqa: B006
+    columns: list[str] | None = None,
     streaming: bool = False,
 ) -> IndexedSource | StreamedSource:
     """Texts of a Hugging Face data set, for ``task.output_function=next_token_margin``.
@@ -104,7 +104,7 @@ def huggingface_text(
     """
     if max_length < 2:
         raise ConfigError(f"max_length={max_length}: must be at least 2.")
-    rows = HubRows.open(dataset, split, config_name, streaming, [text_column, *columns])
+    rows = HubRows.open(dataset, split, config_name, streaming, [text_column, *(columns or ())])
     encoder = _tokenizer(tokenizer)
 
     def load(pairs: Pairs, _num_examples: int | None) -> ExampleSet:
@@ -140,7 +140,7 @@ def huggingface_answers(
     max_length: int = 512,
     truncate: bool = False,
     add_special_tokens: bool = True,
-    columns: list[str] = [],  # noqa: B006
+    columns: list[str] | None = None,
     streaming: bool = False,
 ) -> IndexedSource | StreamedSource:
     """Prompts whose next token is the answer, for ``task.output_function=answer_token_margin``.
@@ -152,7 +152,7 @@ def huggingface_answers(
         dataset, split, config_name, streaming: see ``HubRows.open``.
         tokenizer: a name on the hub or a folder.
         template: the prompt; ``{name}`` stands for the row's column of that name, ``{{`` for a brace.
-        answers: two or more, as they follow the prompt (with their blank); each is one token. Templates like the prompt.
+        answers: two or more, as they follow the prompt (with their blank); each is one token. They are templates, too.
         label_column: which answer is right: an integer, or a truth value, whose answers are ``[if false, if true]``.
             None: always the first.
         max_length: tokens of a prompt at most.
@@ -176,7 +176,7 @@ def huggingface_answers(
         raise ConfigError(f"max_length={max_length}: must be at least 1.")
     used = [name for text in (template, *answers) for name in _fields(text)]
     labelled = [] if label_column is None else [label_column]
-    rows = HubRows.open(dataset, split, config_name, streaming, [*used, *labelled, *columns])
+    rows = HubRows.open(dataset, split, config_name, streaming, [*used, *labelled, *(columns or ())])
     encoder = _tokenizer(tokenizer)
     token_of: dict[str, int] = {}
 
@@ -207,6 +207,13 @@ def huggingface_answers(
             names.append(f"row {i} of {rows.where}")
             prompts.append(_filled(template, row, names[-1]))
             tokens_of_answers.append(answer_tokens(row, names[-1]))
+        if add_special_tokens:
+            (with_added,), (without,) = (_encoded(encoder, prompts[:1], add_special_tokens=i) for i in (True, False))
+            if with_added[-len(without) :] != without:
+                raise TaskError(
+                    f"{names[0]}: {tokenizer} adds {encoder.decode(with_added[-1:])!r} to the end of the prompt, which no "
+                    f"answer follows. Use add_special_tokens=false."
+                )
         options = {"max_length": max_length, "truncation": True} if truncate else {}
         encoder.truncation_side = "left"
         tokens = _encoded(encoder, prompts, add_special_tokens=add_special_tokens, **options)
@@ -215,11 +222,6 @@ def huggingface_answers(
                 raise TaskError(
                     f"{name}: its prompt has {len(ids)} tokens, but must have 1 to {max_length}. Raise max_length, or "
                     f"cut the starts of prompts off with truncate=true."
-                )
-            if ids[-1] in encoder.all_special_ids and not prompt.endswith(encoder.decode(ids[-1:])):
-                raise TaskError(
-                    f"{name}: {tokenizer} ends the prompt in {encoder.decode(ids[-1:])!r}, which no answer follows. "
-                    f"Use add_special_tokens=false."
                 )
         input_ids, mask = _padded(tokens, encoder)
         targets = np.column_stack([mask.sum(axis=1) - 1, np.array(tokens_of_answers, dtype=np.int64)])
@@ -234,7 +236,7 @@ def _tokenizer(name: str) -> Any:
         from transformers import AutoTokenizer
     except ImportError as error:
         raise missing("transformers", "hf", error) from error
-    return AutoTokenizer.from_pretrained(name)  # type: ignore[no-untyped-call]
+    return AutoTokenizer.from_pretrained(name)
 
 
 def _encoded(encoder: Any, texts: Sequence[str], **options: Any) -> list[list[int]]:
@@ -243,7 +245,7 @@ def _encoded(encoder: Any, texts: Sequence[str], **options: Any) -> list[list[in
 
 
 def _padded(tokens: list[list[int]], encoder: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Token ids and attention mask (num_rows, longest), padded on the right; any id pads, since no one attends to it."""
+    """Token ids and attention mask (num_rows, longest), padded on the right; any id will do, as nothing attends to it."""
     pads = (encoder.pad_token_id, encoder.eos_token_id, 0)
     input_ids = np.full((len(tokens), max(map(len, tokens))), next(pad for pad in pads if pad is not None), np.int64)
     mask = np.zeros_like(input_ids)

@@ -1,7 +1,7 @@
-"""Images into one uint8 array: decoded and resized by Pillow in parallel, never more of them at once than threads need.
+"""Images into one uint8 array: decoded and resized by Pillow in parallel, no more of them at once than threads need.
 
-The pixels are those of torchvision's evaluation presets on PIL images (``Resize``, ``CenterCrop``, ``PILToTensor``), bit
-for bit: resized with Pillow's own antialiasing, converted to RGB first, EXIF orientation left alone.
+The pixels are those of torchvision's evaluation presets on PIL images (``Resize``, ``CenterCrop``, ``PILToTensor``),
+bit for bit: resized with Pillow's own antialiasing, converted to RGB first, EXIF orientation left alone.
 """
 
 from __future__ import annotations

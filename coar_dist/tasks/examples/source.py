@@ -139,7 +139,7 @@ def _streamed(
             continue
         if wanted is None or source_id in wanted:
             label = source.label(row) if classes and source.label is not None else None
-            absent.discard(label)  # type: ignore[arg-type]
+            absent.discard(label)
             if not classes or label in classes:
                 yield source_id, row
                 num_chosen += 1

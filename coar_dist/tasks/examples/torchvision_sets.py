@@ -19,7 +19,7 @@ from coar_dist.tasks.task import ExampleSet
 def torchvision_dataset(
     name: str,
     root: str | None = None,
-    arguments: dict[str, Any] = {},  # noqa: B006
+    arguments: dict[str, Any] | None = None,
     image_size: int | None = None,
     resize: int | list[int] | None = None,
     interpolation: str = "bilinear",
@@ -48,7 +48,7 @@ def torchvision_dataset(
     kind = getattr(datasets, name, None) if name in datasets.__all__ else None
     if kind is None:
         raise ConfigError(f"name={name!r}: torchvision.datasets has {', '.join(sorted(datasets.__all__))}.")
-    dataset = kind(**({} if root is None else {"root": root}), **arguments)
+    dataset = kind(**({} if root is None else {"root": root}), **(arguments or {}))
     geometry = Geometry(image_size, resize, interpolation, mode)
     if isinstance(dataset, datasets.DatasetFolder):  # its files can be decoded in parallel
         top = Path(dataset.root)
