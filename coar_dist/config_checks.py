@@ -192,9 +192,7 @@ def check_subset(subset: SubsetConfig, key: str) -> None:
         is_ascending = len(ids) > 0 and ids[0] >= 0 and ids == sorted(set(ids))
         _require(is_ascending, f"{key}.ids", ids, "null, or at least one id, from 0 on, ascending, none twice")
         if subset.every is not None:
-            raise ConfigError(
-                f"{key}.every={subset.every} and {key}.ids are both set: ids name every example. Use one."
-            )
+            raise ConfigError(f"{key}.every={subset.every} and {key}.ids are both set, and both choose. Use one.")
     if classes is not None:
         _require(0 < len(classes) == len(set(classes)), f"{key}.classes", classes, "null or class labels, none twice")
     _require(0 <= subset.seed < 2**64, f"{key}.seed", subset.seed, "in 0..2**64-1")

@@ -1,4 +1,4 @@
-"""Sources of example sets by name. ``task.examples.source=my_module:load`` is a user's own: it returns an ``ExampleSet``.
+"""Sources of example sets by name. A user's own is ``task.examples.source=my_module:load``, giving an ``ExampleSet``.
 
 To add one, write a function of plain arguments that returns an ``ExampleSet``, or an ``IndexedSource`` where a subset
 should be chosen before anything is loaded, and name it in ``EXAMPLES``.

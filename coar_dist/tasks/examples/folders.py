@@ -57,8 +57,10 @@ def image_folder(
         if len(label_of) != len(classes):
             raise TaskError(f"classes={classes} names a folder twice.")
     absent = sorted(set(label_of) - set(there))
-    if absent or not label_of:
-        raise TaskError(f"{path} has no class folder{f's {absent[:10]}' if absent else 's'}; it has {there[:10]}.")
+    if not label_of:
+        raise TaskError(f"{path} has no class folders.")
+    if absent:
+        raise TaskError(f"{path} has no class folders {absent[:10]}; it has {there[:10]}.")
     names: list[str] = []
     labels: list[int] = []
     for folder in sorted(label_of):

@@ -209,15 +209,15 @@ def huggingface_answers(
             tokens_of_answers.append(answer_tokens(row, names[-1]))
         if add_special_tokens:
             (with_added,), (without,) = (_encoded(encoder, prompts[:1], add_special_tokens=i) for i in (True, False))
-            if with_added[-len(without) :] != without:
+            if without and with_added[-len(without) :] != without:
                 raise TaskError(
-                    f"{names[0]}: {tokenizer} adds {encoder.decode(with_added[-1:])!r} to the end of the prompt, which no "
-                    f"answer follows. Use add_special_tokens=false."
+                    f"{names[0]}: {tokenizer} adds {encoder.decode(with_added[-1:])!r} to the end of the prompt, which "
+                    f"no answer follows. Use add_special_tokens=false."
                 )
         options = {"max_length": max_length, "truncation": True} if truncate else {}
         encoder.truncation_side = "left"
         tokens = _encoded(encoder, prompts, add_special_tokens=add_special_tokens, **options)
-        for name, prompt, ids in zip(names, prompts, tokens, strict=True):
+        for name, ids in zip(names, tokens, strict=True):
             if not 0 < len(ids) <= max_length:
                 raise TaskError(
                     f"{name}: its prompt has {len(ids)} tokens, but must have 1 to {max_length}. Raise max_length, or "
@@ -245,7 +245,7 @@ def _encoded(encoder: Any, texts: Sequence[str], **options: Any) -> list[list[in
 
 
 def _padded(tokens: list[list[int]], encoder: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Token ids and attention mask (num_rows, longest), padded on the right; any id will do, as nothing attends to it."""
+    """Token ids and attention mask (num_rows, longest), padded on the right; any id pads, as nothing attends to it."""
     pads = (encoder.pad_token_id, encoder.eos_token_id, 0)
     input_ids = np.full((len(tokens), max(map(len, tokens))), next(pad for pad in pads if pad is not None), np.int64)
     mask = np.zeros_like(input_ids)
