@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,7 @@ def attribute(
     ablation_fraction: float = 0.05,
     seed: int = 0,
     output_function: str | Callable[[Any, Tensor], Tensor] = "margin",
+    columns: Mapping[str, Any] | None = None,
     stages: Sequence[str] = ("ablate", "fit"),
     baselines: Sequence[str] = (),
     evaluation: EvaluationConfig | None = None,
@@ -73,6 +74,8 @@ def attribute(
         ablation_fraction: alpha, the share of components that a mask ablates.
         seed: of the masks.
         output_function: a registered name, ``module:function``, or ``(outputs, targets) -> (num_rows,)``.
+        columns: further values of the examples by name, (num_examples,) each, e.g. group labels; ``Run.examples`` reads
+            them.
         stages: add ``"evaluate"`` and ``"report"`` for correlations on held-out masks.
         baselines: e.g. ``["leave_one_out"]``.
         evaluation: held-out masks, ablated only where ``stages`` has ``"evaluate"``; None is the default at
@@ -120,6 +123,6 @@ def attribute(
         regression=regression or RegressionConfig(),
         cluster=cluster or ClusterConfig(),
     )
-    task = Task(model, ExampleSet.of(inputs, targets), named_output_function(output_function))
+    task = Task(model, ExampleSet.of(inputs, targets, columns), named_output_function(output_function))
     run_stages(config, console or Console(), task, components if isinstance(components, ComponentIndex) else None)
     return open_run(run_dir)

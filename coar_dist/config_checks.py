@@ -21,6 +21,7 @@ from coar_dist.config import (
     Config,
     ModelConfig,
     RegressionConfig,
+    SubsetConfig,
     penalty_range,
 )
 from coar_dist.errors import ConfigError
@@ -155,8 +156,10 @@ def validate(config: Config) -> None:
     _require(cluster.start_timeout_s > 0.0, "cluster.start_timeout_s", cluster.start_timeout_s, "positive")
 
     _validate_normalisation(config.task.model)
+    check_subset(config.task.examples.subset, "task.examples.subset")
     train = config.train
     if train is not None:
+        check_subset(train.examples.subset, "train.examples.subset")
         for name in ("epochs", "batch_size"):
             value = getattr(train, name)
             _require(value >= 1, f"train.{name}", value, "at least 1")
@@ -188,6 +191,32 @@ def _validate_normalisation(model: ModelConfig) -> None:
     _require(len(mean) == len(std) > 0, key, std, f"as long as task.model.input_mean={mean}, one value per channel")
     _require(all(0.0 < value < float("inf") for value in std), key, std, "positive and finite")
     _require(all(abs(value) < float("inf") for value in mean), "task.model.input_mean", mean, "finite")
+
+
+def check_subset(subset: SubsetConfig, key: str) -> None:
+    """Check what can be said of a subset without its source.
+
+    Args:
+        subset: which examples.
+        key: its config key, for messages.
+
+    Raises:
+        ConfigError: naming the key, the value and the valid range.
+    """
+    for name in ("every", "sample", "first"):
+        value = getattr(subset, name)
+        _require(value is None or value >= 1, f"{key}.{name}", value, "null or at least 1")
+    ids, classes = subset.ids, subset.classes
+    if ids is not None:
+        is_ascending = len(ids) > 0 and ids[0] >= 0 and ids == sorted(set(ids))
+        _require(is_ascending, f"{key}.ids", ids, "null, or at least one id, from 0 on, ascending, none twice")
+        if subset.every is not None:
+            raise ConfigError(f"{key}.every={subset.every} and {key}.ids are both set, and both choose. Use one.")
+    if classes is not None:
+        _require(0 < len(classes) == len(set(classes)), f"{key}.classes", classes, "null or class labels, none twice")
+    _require(0 <= subset.seed < 2**64, f"{key}.seed", subset.seed, "in 0..2**64-1")
+    if subset.seed != SubsetConfig().seed and subset.sample is None:
+        raise ConfigError(f"{key}.seed={subset.seed} has no effect without {key}.sample. Leave it out.")
 
 
 def _validate_gradients(config: Config) -> None:

@@ -30,7 +30,11 @@ OWNERS = {
     "cupy": {"regression/backends.py"},
     "captum": {"baselines/*"},
     "matplotlib": {"report/*"},
-    "sklearn": {"regression/backends.py", "tasks/examples.py"},
+    "sklearn": {"regression/backends.py", "tasks/examples/arrays.py"},
+    "PIL": {"tasks/examples/pixels.py"},
+    "datasets": {"tasks/examples/huggingface.py"},
+    "transformers": {"tasks/*"},
+    "torchvision": {"tasks/*"},
 }
 # An installed package holds the configuration too, which is no code.
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "conf")
@@ -73,6 +77,7 @@ def test_big_dependencies_have_one_owner(path: Path) -> None:
 
 def test_every_package_is_installed(repository: Path) -> None:
     declared = (repository / "pyproject.toml").read_text()
-    for folder in PACKAGE.iterdir():
-        if (folder / "__init__.py").is_file() and folder.name != "conf":
-            assert f'"coar_dist.{folder.name}"' in declared
+    for file in PACKAGE.rglob("__init__.py"):
+        folder = file.parent.relative_to(PACKAGE)
+        if folder.parts and folder.parts[0] != "conf":
+            assert f'"coar_dist.{".".join(folder.parts)}"' in declared

@@ -102,7 +102,7 @@ class AblationEngine:
         self._layout = layout_of(self._model)
         if self._layout != torch.preserve_format:
             self._model = self._model.to(memory_format=self._layout)  # type: ignore[call-overload]
-        self._examples = task.examples.map(lambda tensor: with_layout(tensor, self._layout))
+        self._examples = task.examples.without_columns().map(lambda tensor: with_layout(tensor, self._layout))
         if fits_on(self._device, self._examples):
             self._examples = self._on_device(self._examples)
         elif self._device.type == "cuda":

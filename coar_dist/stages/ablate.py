@@ -71,6 +71,8 @@ def ablate_stage(
     ranges, missing = work.ranges, work.ranges.num_masks
     total = sum(store.num_masks for _, store in stores.values())
     has_examples = run.has_examples()
+    if has_examples and run.update_examples(task.examples.columns):
+        say(console, "ablate", "columns of examples.parquet are new or have changed: written.")
     if not ranges and has_examples:
         say(console, "ablate", f"all {total:,} masks are there already.")
         return
@@ -150,7 +152,7 @@ def _callbacks(run: RunDirectory, task: Task, console: Console, progress: StageP
         unablated = start.unablated
         are_classes = unablated.predictions is not None and not targets.is_floating_point()
         labels = targets.cpu().numpy().astype(np.int64) if are_classes else None
-        run.write_examples(labels, unablated.predictions, unablated.margins)
+        run.write_examples(labels, unablated.predictions, unablated.margins, task.examples.columns)
         run.set_engine_plan(start.plan.to_json())
         if start.gradient_cost is not None:
             run.set_gradient_cost(start.gradient_cost)

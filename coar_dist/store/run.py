@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,26 @@ class Run:
     def components(self) -> ComponentIndex:
         """The component index."""
         return self.directory.components
+
+    def examples(self, example_ids: Sequence[int] | None = None) -> dict[str, NDArray[Any]]:
+        """What is known of the examples: every column of ``examples.parquet``, (num_examples,) each.
+
+        Args:
+            example_ids: which examples, in this order; None for all.
+
+        Returns:
+            ``example_id``, ``label``, ``prediction`` (NaN where targets are not classes) and ``margin`` of the
+            unablated model, and the example set's own columns, e.g. ``source_id`` and ``group``.
+
+        Raises:
+            IndexError: an example id is out of range.
+            MissingWorkError: the ablate stage has not begun.
+
+        Example:
+            >>> run.weights(np.flatnonzero(run.examples()["group"] == 1))  # doctest: +SKIP
+        """
+        ids = self._example_ids(example_ids)
+        return {name: values[ids] for name, values in self.directory.read_examples().items()}
 
     def weights(self, example_ids: Sequence[int] | None = None, method: str | None = None) -> NDArray[np.float32]:
         """Attribution weights.

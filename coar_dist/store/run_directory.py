@@ -360,6 +360,7 @@ class RunDirectory:
         labels: NDArray[np.int64] | None,
         predictions: NDArray[np.int64] | None,
         margins: NDArray[np.float32],
+        columns: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
         """Write ``examples.parquet``.
 
@@ -367,21 +368,48 @@ class RunDirectory:
             labels: (num_examples,) class labels; None where targets are not classes.
             predictions: (num_examples,) classes predicted by the unablated model; None likewise.
             margins: (num_examples,) output function of the unablated model; NaN where it is not known.
+            columns: the example set's further values by name, (num_examples,) each.
         """
         nothing = pa.nulls(len(margins), pa.int64())
-        columns = {
+        table = {
             "example_id": pa.array(np.arange(len(margins))),
             "label": nothing if labels is None else pa.array(labels),
             "prediction": nothing if predictions is None else pa.array(predictions),
             "margin": pa.array(margins, from_pandas=True),
+            **{name: pa.array(values) for name, values in (columns or {}).items()},
         }
-        write_table(self.storage, _EXAMPLES_FILE, columns, self._belongs_to("examples"))
+        write_table(self.storage, _EXAMPLES_FILE, table, self._belongs_to("examples"))
+
+    def update_examples(self, columns: Mapping[str, NDArray[Any]]) -> bool:
+        """Add further columns to ``examples.parquet``, or give them new values: margins do not depend on them.
+
+        Args:
+            columns: (num_examples,) each; other columns of the file stay.
+
+        Returns:
+            Whether there was anything to change.
+        """
+        old = read_table(self.storage, _EXAMPLES_FILE, self._belongs_to("examples"))
+        new = {name: pa.array(values) for name, values in columns.items()}
+        kept = {name: old[name].combine_chunks() for name in old.column_names}
+        if all(name in kept and kept[name].equals(values) for name, values in new.items()):
+            return False
+        write_table(self.storage, _EXAMPLES_FILE, {**kept, **new}, self._belongs_to("examples"))
+        return True
 
     def read_examples(self) -> dict[str, NDArray[Any]]:
         """The columns of ``examples.parquet``; labels and predictions are NaN where targets are not classes, like
-        margins that are not known."""
+        margins that are not known.
+
+        Raises:
+            MissingWorkError: the file is not there.
+            DamagedFileError: it is damaged.
+        """
+        if self.storage.size(_EXAMPLES_FILE) is None:
+            raise MissingWorkError(f"{self.storage.where(_EXAMPLES_FILE)} is missing: run the ablate stage.")
         table = read_table(self.storage, _EXAMPLES_FILE, self._belongs_to("examples"))
-        return {name: table[name].to_numpy() for name in table.column_names}
+        arrays = {name: table[name].to_numpy() for name in table.column_names}
+        return {name: array.astype(np.str_) if array.dtype == object else array for name, array in arrays.items()}
 
 
 def fingerprint_of(identity: Mapping[str, Any]) -> str:

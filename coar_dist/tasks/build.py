@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from coar_dist.config import ExamplesConfig, ModelConfig, TaskConfig
-from coar_dist.errors import ConfigError, TaskError
+from coar_dist.config_checks import check_subset
+from coar_dist.errors import CoarDistError, ConfigError, TaskError
 from coar_dist.tasks.checkpoints import load_checkpoint
 from coar_dist.tasks.examples import EXAMPLES
+from coar_dist.tasks.examples.source import IndexedSource, StreamedSource, load_subset
 from coar_dist.tasks.models import MODELS, has_weights
 from coar_dist.tasks.normalisation import normalise_inputs
 from coar_dist.tasks.outputs import output_function
@@ -30,11 +32,25 @@ def build_model(config: ModelConfig) -> nn.Module:
 
 
 def build_examples(config: ExamplesConfig, key: str) -> ExampleSet:
-    """The example set; ``key`` is the config key of ``config``, for messages."""
-    examples = call(f"{key}.arguments", resolve(f"{key}.source", config.source, EXAMPLES), config.arguments)
-    if not isinstance(examples, ExampleSet):
-        raise TaskError(f"{key}.source={config.source!r} gave a {type(examples).__name__}, not an ExampleSet.")
-    return examples
+    """The example set, or the subset of it that ``config`` asks for.
+
+    Args:
+        config: the source, its arguments and the subset.
+        key: the config key of ``config``, for messages.
+
+    Raises:
+        ConfigError, TaskError: naming the key, or the file, that is wrong.
+    """
+    check_subset(config.subset, f"{key}.subset")
+    source = call(f"{key}.arguments", resolve(f"{key}.source", config.source, EXAMPLES), config.arguments)
+    if not isinstance(source, ExampleSet | IndexedSource | StreamedSource):
+        raise TaskError(f"{key}.source={config.source!r} gave a {type(source).__name__}, not an ExampleSet.")
+    try:
+        return load_subset(source, config.subset, config.source, f"{key}.subset")
+    except CoarDistError:
+        raise
+    except Exception as error:  # a user's own data may raise anything
+        raise TaskError(f"{key}.source={config.source!r} raises {type(error).__name__}: {error}") from error
 
 
 def build_task(config: TaskConfig, trained: Mapping[str, Tensor] | None) -> Task:

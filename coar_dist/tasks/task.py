@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coar_dist.errors import CoarDistError, TaskError
@@ -16,6 +18,8 @@ from coar_dist.tasks.outputs import OutputFunction
 
 Inputs = Tensor | dict[str, Tensor]
 """One tensor, given to the model as its first argument, or several, given by keyword."""
+RESERVED_COLUMNS = ("example_id", "label", "prediction", "margin")
+"""Columns of ``examples.parquet`` that the ablate stage fills itself."""
 
 
 @dataclass(frozen=True)
@@ -25,23 +29,33 @@ class ExampleSet:
     Attributes:
         inputs: (num_examples, ...) tensor, or a dict of such tensors, given to the model by keyword.
         targets: (num_examples, ...) tensor that the output function reads; class labels are int64.
+        columns: further values by name, (num_examples,) arrays of numbers, booleans or strings, e.g. ``source_id``
+            (what the example is called in its source) and group labels. They end up in ``examples.parquet``; margins
+            do not depend on them, and neither does the fingerprint.
+
+    Raises:
+        TaskError: lengths differ, there are no examples, or a column cannot be stored.
     """
 
     inputs: Inputs
     targets: Tensor
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         lengths = {name: len(tensor) for name, tensor in self.tensors()}
         if len(set(lengths.values())) != 1 or len(self.targets) == 0:
             raise TaskError(f"inputs and targets must have the same, positive number of rows, but have {lengths}.")
+        columns = {name: _column(name, values, len(self.targets)) for name, values in self.columns.items()}
+        object.__setattr__(self, "columns", columns)
 
     @classmethod
-    def of(cls, inputs: Any, targets: Any) -> ExampleSet:
+    def of(cls, inputs: Any, targets: Any, columns: Mapping[str, Any] | None = None) -> ExampleSet:
         """The example set of tensors, NumPy arrays or lists."""
         as_dict = isinstance(inputs, Mapping)
         return cls(
             {name: torch.as_tensor(value) for name, value in inputs.items()} if as_dict else torch.as_tensor(inputs),
             torch.as_tensor(targets),
+            columns or {},
         )
 
     def __len__(self) -> int:
@@ -56,14 +70,32 @@ class ExampleSet:
         yield "targets", self.targets
 
     def map(self, function: Callable[[Tensor], Tensor]) -> ExampleSet:
-        """The example set with ``function`` applied to every tensor."""
-        inputs = self.inputs
-        mapped = {k: function(v) for k, v in inputs.items()} if isinstance(inputs, dict) else function(inputs)
-        return ExampleSet(mapped, function(self.targets))
+        """The example set with ``function``, which keeps the rows and their order, applied to every tensor."""
+        return self._mapped(function, self.columns)
 
     def rows(self, start: int, stop: int) -> ExampleSet:
         """Examples ``start .. stop - 1`` as views."""
-        return self.map(lambda tensor: tensor[start:stop])
+        return self._mapped(
+            lambda tensor: tensor[start:stop], {name: values[start:stop] for name, values in self.columns.items()}
+        )
+
+    def select(self, example_ids: Sequence[int] | NDArray[np.integer[Any]] | Tensor) -> ExampleSet:
+        """These examples in this order, copied; an id may come twice."""
+        ids = torch.as_tensor(example_ids, dtype=torch.int64)
+        chosen = ids.cpu().numpy()
+        return self._mapped(
+            lambda tensor: tensor[ids.to(tensor.device)],
+            {name: values[chosen] for name, values in self.columns.items()},
+        )
+
+    def without_columns(self) -> ExampleSet:
+        """The tensors alone."""
+        return ExampleSet(self.inputs, self.targets)
+
+    def _mapped(self, function: Callable[[Tensor], Tensor], columns: Mapping[str, NDArray[Any]]) -> ExampleSet:
+        inputs = self.inputs
+        mapped = {k: function(v) for k, v in inputs.items()} if isinstance(inputs, dict) else function(inputs)
+        return ExampleSet(mapped, function(self.targets), columns)
 
     def fingerprint(self) -> str:
         """SHA-256 over names, dtypes, shapes and bytes of all tensors."""
@@ -125,6 +157,24 @@ class Task:
                 f"{len(probe)} examples."
             )
         return [float(margin) for margin in margins]
+
+
+def _column(name: str, values: Any, num_examples: int) -> NDArray[Any]:
+    """One column as it is stored: numbers, booleans or strings."""
+    if not isinstance(name, str) or not name or "." in name or name in RESERVED_COLUMNS:
+        raise TaskError(
+            f"the column {name!r} cannot be stored: a name is non-empty, has no dot, and is none of "
+            f"{', '.join(RESERVED_COLUMNS)}, which a run fills itself. Rename it."
+        )
+    array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if array.dtype.kind == "O" and all(isinstance(value, str) for value in array.reshape(-1)):
+        array = array.astype(np.str_)
+    if array.shape != (num_examples,) or array.dtype.kind not in "biufU":
+        raise TaskError(
+            f"the column {name!r} is {array.dtype} of shape {array.shape}, but must be numbers, booleans or strings, "
+            f"one for each of the {num_examples} examples, none missing."
+        )
+    return array
 
 
 def call_model(model: Callable[..., Any], inputs: Inputs) -> Any:

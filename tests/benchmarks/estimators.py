@@ -92,7 +92,7 @@ def resnet56(arguments: argparse.Namespace) -> Task:
     )
 
     def loss(rows: Tensor) -> Tensor:
-        batch = train.map(lambda tensor: tensor[rows].to(arguments.device))
+        batch = train.select(rows).map(lambda tensor: tensor.to(arguments.device))
         is_flipped = torch.rand(len(rows), 1, 1, 1, device=batch.targets.device) < 0.5
         images = torch.where(is_flipped, batch.inputs.flip(3), batch.inputs)
         down, right = (int(shift) for shift in torch.randint(-3, 4, (2,)))
@@ -125,7 +125,7 @@ def vit(arguments: argparse.Namespace) -> Task:
     model, train, test = SmallTransformer(), examples.digits("train"), examples.digits("test")
 
     def loss(rows: Tensor) -> Tensor:
-        batch = train.map(lambda tensor: tensor[rows].to(arguments.device))
+        batch = train.select(rows).map(lambda tensor: tensor.to(arguments.device))
         return functional.cross_entropy(model(batch.inputs), batch.targets)
 
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.05)

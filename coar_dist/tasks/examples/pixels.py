@@ -1,0 +1,163 @@
+"""Images into one uint8 array: decoded and resized by Pillow in parallel, no more of them at once than threads need.
+
+The pixels are those of torchvision's evaluation presets on PIL images (``Resize``, ``CenterCrop``, ``PILToTensor``),
+bit for bit: resized with Pillow's own antialiasing, converted to RGB first, EXIF orientation left alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coar_dist.errors import ConfigError, TaskError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+MODES = {"RGB": 3, "L": 1}
+_IN_FLIGHT_PER_THREAD = 4
+_FIRST_GUESS = 1024
+"""Images that there is room for at first where their number is not known."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How an image becomes pixels of a fixed size.
+
+    Attributes:
+        image_size: side of the square that is cut from the centre; None leaves the image whole.
+        resize: the shorter side's length before that, or [height, width] whatever the image's proportions; None
+            leaves the size.
+        interpolation: one of ``INTERPOLATIONS``.
+        mode: ``RGB``, or ``L`` for one grey channel.
+
+    Raises:
+        ConfigError: a value is unknown, or the square does not fit in the resized image.
+    """
+
+    image_size: int | None
+    resize: int | list[int] | None
+    interpolation: str
+    mode: str
+
+    def __post_init__(self) -> None:
+        sides = self.resize if isinstance(self.resize, list) else [self.resize] * 2
+        if len(sides) != 2 or any(side is not None and (isinstance(side, bool) or side < 1) for side in sides):
+            raise ConfigError(f"resize={self.resize!r}: must be null, a length >= 1, or [height, width].")
+        if self.image_size is not None and self.image_size < 1:
+            raise ConfigError(f"image_size={self.image_size}: must be null or at least 1.")
+        if self.image_size is not None and any(side is not None and side < self.image_size for side in sides):
+            raise ConfigError(
+                f"image_size={self.image_size} is larger than resize={self.resize}: the square would not fit in the "
+                f"resized image. Raise resize."
+            )
+        for name, value, choices in (
+            ("interpolation", self.interpolation, INTERPOLATIONS),
+            ("mode", self.mode, tuple(MODES)),
+        ):
+            if value not in choices:
+                raise ConfigError(f"{name}={value!r}: must be one of {', '.join(choices)}.")
+
+    def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+        """(channels, height, width) uint8 of one image."""
+        from PIL import Image
+
+        image = image.convert(self.mode)
+        width, height = image.size
+        if self.resize is not None:
+            if isinstance(self.resize, list):
+                height, width = self.resize
+            elif width <= height:
+                width, height = self.resize, int(self.resize * height / width)
+            else:
+                width, height = int(self.resize * width / height), self.resize
+            image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+        if self.image_size is not None:
+            side = self.image_size
+            if side > min(width, height):
+                raise ValueError(f"it has {width} x {height} pixels, fewer than image_size={side}; set resize")
+            left, top = round((width - side) / 2), round((height - side) / 2)
+            image = image.crop((left, top, left + side, top + side))
+        array = np.asarray(image)
+        return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+
+
+def decode(
+    images: Iterable[tuple[str, Path | bytes | Image.Image]], geometry: Geometry, num_images: int | None
+) -> NDArray[np.uint8]:
+    """All images, in their order.
+
+    Args:
+        images: a name for messages, and a file, its bytes, or an open image.
+        geometry: the size.
+        num_images: their number, None where it is not known.
+
+    Returns:
+        (num_images, channels, height, width) uint8.
+
+    Raises:
+        TaskError: one cannot be decoded, or sizes differ; the message names the image.
+    """
+    try:
+        import PIL.Image  # noqa: F401
+    except ImportError as error:
+        raise missing("Pillow", "vision", error) from error
+    num_threads = min(32, len(os.sched_getaffinity(0)))
+    pixels: NDArray[np.uint8] | None = None
+    num_done = 0
+    pending: deque[tuple[str, Future[NDArray[np.uint8]]]] = deque()
+
+    def finish_one() -> None:
+        nonlocal pixels, num_done
+        name, future = pending.popleft()
+        image = future.result()
+        if pixels is None:
+            pixels = np.empty((num_images or _FIRST_GUESS, *image.shape), dtype=np.uint8)
+        if image.shape != pixels.shape[1:]:
+            raise TaskError(
+                f"{name} has (channels, height, width) {image.shape}, the images before it {pixels.shape[1:]}. Set "
+                f"image_size, or resize=[height, width]."
+            )
+        if num_done == len(pixels):  # in place: no second array of this size
+            pixels.resize((2 * num_done, *image.shape), refcheck=False)
+        pixels[num_done] = image
+        num_done += 1
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        for name, content in images:
+            pending.append((name, pool.submit(_decode_one, name, content, geometry)))
+            if len(pending) >= _IN_FLIGHT_PER_THREAD * num_threads:
+                finish_one()
+        while pending:
+            finish_one()
+    if pixels is None:
+        raise TaskError("there are no images.")
+    pixels.resize((num_done, *pixels.shape[1:]), refcheck=False)
+    return pixels
+
+
+def _decode_one(name: str, content: Path | bytes | Any, geometry: Geometry) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    try:
+        if not isinstance(content, bytes | Path):
+            return geometry.pixels(content)
+        with Image.open(BytesIO(content) if isinstance(content, bytes) else content) as image:
+            return geometry.pixels(image)
+    except Exception as error:  # damaged files make Pillow's decoders raise anything
+        raise TaskError(f"{name} cannot be decoded: {type(error).__name__}: {error}") from error
+
+
+def missing(package: str, extra: str, error: Exception) -> TaskError:
+    """The error for a package that only some sources need."""
+    return TaskError(f"{package} cannot be imported ({error}). Install it: pip install 'coar-dist[{extra}]'.")

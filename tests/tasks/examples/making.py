@@ -1,0 +1,74 @@
+"""What the tests of example sources read: random pictures, and how a user's configuration asks for them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from coar_dist.config import ExamplesConfig, SubsetConfig
+from coar_dist.tasks.build import build_examples
+from coar_dist.tasks.task import ExampleSet
+
+
+def built(source: str, subset: dict[str, Any] | None = None, **arguments: Any) -> ExampleSet:
+    return build_examples(ExamplesConfig(source, arguments, SubsetConfig(**(subset or {}))), "task.examples")
+
+
+def picture(seed: int, height: int = 20, width: int = 26) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def png(array: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_png(path: Path, array: NDArray[np.uint8]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png(array))
+
+
+def preset(array: NDArray[np.uint8], resize: int, image_size: int, filter_name: str = "BILINEAR") -> torch.Tensor:
+    """torchvision's evaluation preset, written out with Pillow: (3, image_size, image_size) uint8."""
+    image = Image.fromarray(array)
+    short, long = sorted(image.size)
+    new_long = int(resize * long / short)
+    image = image.resize(
+        (resize, new_long) if image.width <= image.height else (new_long, resize), getattr(Image, filter_name)
+    )
+    left, top = (round((side - image_size) / 2.0) for side in image.size)
+    whole = torch.from_numpy(np.array(image))
+    return whole[top : top + image_size, left : left + image_size].permute(2, 0, 1)
+
+
+def stacked(pictures: list[NDArray[np.uint8]], change: Callable[[NDArray[np.uint8]], torch.Tensor]) -> torch.Tensor:
+    return torch.stack([change(array) for array in pictures])
+
+
+def import_torchvision() -> Any:
+    """torchvision, also beside a torch of another build, which lacks the compiled ops that importing it names."""
+    try:
+        import torchvision
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "DEF")
+        kept_alive.append(library)
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        for name in ("roi_pool", "roi_align", "ps_roi_align", "ps_roi_pool", "deform_conv2d", "qroi_align"):
+            library.define(f"{name}(Tensor input) -> Tensor")
+        for name in ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"):
+            library.define(f"_{name}_backward(Tensor input) -> Tensor")
+        library.define("_deform_conv2d_backward(Tensor input) -> Tensor")
+        import torchvision
+    return torchvision
+
+
+kept_alive: list[Any] = []
