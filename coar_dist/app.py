@@ -144,7 +144,8 @@ def typed_config(hydra_config: DictConfig) -> Config:
         ConfigError: a value that the preset leaves to the user is missing, or a key is unknown (Hydra itself lets
             ``+key=value`` pass).
     """
-    missing = sorted(OmegaConf.missing_keys(hydra_config))
+    unresolved: Any = OmegaConf.to_container(hydra_config)  # omegaconf's missing_keys fails on what refers to them
+    missing = sorted(key for key, value in _leaves(unresolved, "") if value == "???")
     if missing:
         raise ConfigError(f"{', '.join(missing)} must be set, e.g. {missing[0]}=...")
     _check_keys(OmegaConf.to_container(hydra_config, resolve=True), Config, "")

@@ -137,6 +137,7 @@ def validate(config: Config) -> None:
         _require(value is None or value >= 1, f"ablation.{name}", value, "at least 1")
 
     _validate_regression(config.regression)
+    _validate_normalisation(config.task.model)
 
     if ablation.device_map is not None and ablation.compile:
         raise ConfigError(
@@ -155,7 +156,6 @@ def validate(config: Config) -> None:
     _require(gpus is None or gpus >= 0.0, "cluster.gpus_per_actor", gpus, "null or at least 0")
     _require(cluster.start_timeout_s > 0.0, "cluster.start_timeout_s", cluster.start_timeout_s, "positive")
 
-    _validate_normalisation(config.task.model)
     check_subset(config.task.examples.subset, "task.examples.subset")
     train = config.train
     if train is not None:
@@ -179,18 +179,6 @@ def validate(config: Config) -> None:
                 f"task.model.checkpoint={config.task.model.checkpoint!r} and train are both set: the checkpoint "
                 f"replaces the training. Set train=null, or task.model.checkpoint=null."
             )
-
-
-def _validate_normalisation(model: ModelConfig) -> None:
-    mean, std = model.input_mean, model.input_std
-    if mean is None and std is None:
-        return
-    key = "task.model.input_mean" if std is None else "task.model.input_std"
-    if mean is None or std is None:
-        raise ConfigError(f"{key} is set alone: input_mean and input_std go together. Set both, e.g. [0.5] and [0.5].")
-    _require(len(mean) == len(std) > 0, key, std, f"as long as task.model.input_mean={mean}, one value per channel")
-    _require(all(0.0 < value < float("inf") for value in std), key, std, "positive and finite")
-    _require(all(abs(value) < float("inf") for value in mean), "task.model.input_mean", mean, "finite")
 
 
 def check_subset(subset: SubsetConfig, key: str) -> None:
@@ -294,3 +282,15 @@ def _validate_regression(regression: RegressionConfig) -> None:
         value = getattr(regression, name)
         if has_none and value != getattr(RegressionConfig(), name):
             raise ConfigError(f"regression.{name}={value!r} has no effect with {reason}. Leave it out.")
+
+
+def _validate_normalisation(model: ModelConfig) -> None:
+    mean, std = model.input_mean, model.input_std
+    if mean is None and std is None:
+        return
+    key = "task.model.input_mean" if std is None else "task.model.input_std"
+    if mean is None or std is None:
+        raise ConfigError(f"{key} is set alone: input_mean and input_std go together. Set both, e.g. [0.5] and [0.5].")
+    _require(len(mean) == len(std) > 0, key, std, f"as long as task.model.input_mean={mean}, one value per channel")
+    _require(all(0.0 < value < float("inf") for value in std), key, std, "positive and finite")
+    _require(all(abs(value) < float("inf") for value in mean), "task.model.input_mean", mean, "finite")

@@ -123,7 +123,7 @@ def test_help_shows_groups_and_defaults_without_loading_torch(tmp_path: Path) ->
     result = run(tmp_path, "--help")
     assert result.returncode == 0
     for text in (
-        "experiment: cifar10_resnet20, digits",
+        "cifar10_resnet20, clip_zero_shot, digits",
         "cluster: existing, local",
         "estimator: budget, coar, gradient",
         "num_masks: 500",

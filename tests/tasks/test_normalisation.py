@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_refused() -> None:
         normalise_inputs(own.model, MEAN, STD)
     with pytest.raises(TaskError, match="OwnCopies is copied or pickled in a way of its own"):
         normalise_inputs(OwnCopies(), MEAN, STD)
-    with pytest.raises(TaskError, match=r"the model.s inputs are torch\.int64"):
+    with pytest.raises(TaskError, match=r"the model's inputs are torch\.int64"):
         own.model(PIXELS.long())
     three = normalise_inputs(SmallResNet(), MEAN * 3, STD * 3)
     with pytest.raises(TaskError, match=r"has 3 values, but the model's inputs have shape \(7, 1, 6, 6\)"):
