@@ -11,6 +11,7 @@ from rich.console import Console
 
 from coar_dist.config import (
     AblationConfig,
+    BaselineConfig,
     ClusterConfig,
     ComponentsConfig,
     Config,
@@ -45,6 +46,7 @@ def attribute(
     output_function: str | Callable[[Any, Tensor], Tensor] = "margin",
     stages: Sequence[str] = ("ablate", "fit"),
     baselines: Sequence[str] = (),
+    baseline_settings: BaselineConfig | None = None,
     evaluation: EvaluationConfig | None = None,
     ablation: AblationConfig | None = None,
     regression: RegressionConfig | None = None,
@@ -69,7 +71,9 @@ def attribute(
         seed: of the masks.
         output_function: a registered name, ``module:function``, or ``(outputs, targets) -> (num_rows,)``.
         stages: add ``"evaluate"`` and ``"report"`` for correlations on held-out masks.
-        baselines: e.g. ``["leave_one_out"]``.
+        baselines: of ``"leave_one_out"``, ``"gradient_x_parameter"``, ``"neuron_conductance"``,
+            ``"internal_influence"``.
+        baseline_settings: steps and batches of the last three; None is the default.
         evaluation: held-out masks, ablated only where ``stages`` has ``"evaluate"``; None is the default at
             ``ablation_fraction``.
         ablation: forward passes; None is the default.
@@ -101,6 +105,7 @@ def attribute(
         design=DesignConfig(num_masks=num_masks, ablation_fraction=ablation_fraction, seed=seed),
         gradients=GradientsConfig(num_masks=num_gradient_masks, seed=index(seed) + 2_000_000),
         baselines=list(baselines),
+        baseline_settings=baseline_settings or BaselineConfig(),
         evaluation=evaluation,
         ablation=ablation or AblationConfig(),
         regression=regression or RegressionConfig(),

@@ -10,12 +10,15 @@ from typing import Any, get_args, get_origin, get_type_hints
 from coar_dist.config import (
     BACKENDS,
     BASELINES,
+    GRADIENT_BASELINES,
     MARGIN_DTYPES,
     MODES,
+    PATH_BASELINES,
     PRECISIONS,
     RANDOM_DESIGNS,
     SELECTIONS,
     STAGES,
+    BaselineConfig,
     Config,
     RegressionConfig,
     penalty_range,
@@ -72,8 +75,7 @@ def validate(config: Config) -> None:
     for stage in config.stages:
         _require_choice("stages", stage, STAGES)
     _require(len(config.stages) > 0, "stages", config.stages, f"a non-empty subset of {list(STAGES)}")
-    for baseline in config.baselines:
-        _require_choice("baselines", baseline, BASELINES)
+    _validate_baselines(config)
     _require(config.run.dir != "", "run.dir", config.run.dir, "a path")
 
     design, evaluation, ablation = config.design, config.evaluation, config.ablation
@@ -168,6 +170,22 @@ def validate(config: Config) -> None:
             raise ConfigError(
                 f"task.model.checkpoint={config.task.model.checkpoint!r} and train are both set: the checkpoint "
                 f"replaces the training. Set train=null, or task.model.checkpoint=null."
+            )
+
+
+def _validate_baselines(config: Config) -> None:
+    for baseline in config.baselines:
+        _require_choice("baselines", baseline, BASELINES)
+    settings = config.baseline_settings
+    _require(settings.num_steps >= 2, "baseline_settings.num_steps", settings.num_steps, "at least 2")
+    rows = settings.rows_per_pass
+    _require(rows is None or rows >= 1, "baseline_settings.rows_per_pass", rows, "null or at least 1")
+    for name, users in (("num_steps", PATH_BASELINES), ("rows_per_pass", GRADIENT_BASELINES)):
+        value = getattr(settings, name)
+        if value != getattr(BaselineConfig(), name) and not set(users) & set(config.baselines):
+            raise ConfigError(
+                f"baseline_settings.{name}={value!r} has no effect with baselines={config.baselines}: it is of "
+                f"{', '.join(users)}. Leave it out, or add one."
             )
 
 
