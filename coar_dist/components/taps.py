@@ -111,11 +111,12 @@ class Taps(nn.Module):
         (model,) = self._model
         modules = dict(model.named_modules())
         attention: dict[str, AttentionGates] = {}
+        groups, starts = self._components.groups, self._components.offsets[:-1]
+        placements = [placement_of(modules, group) for group in groups]  # before anything is replaced
         self._places = []
         with ExitStack() as stack:
             stack.callback(self.start)  # frees the last pass
-            for group, start in zip(self._components.groups, self._components.offsets[:-1], strict=True):
-                placement = placement_of(modules, group)
+            for group, start, placement in zip(groups, starts, placements, strict=True):
                 assert placement is not None
                 module = modules[group.module]
                 num_parts = 3 if placement == "projections" else 1
