@@ -13,6 +13,7 @@ from coar_dist.config import (
     PILOT_GRADIENT_MASKS,
     PILOT_MASKS,
     AblationConfig,
+    BaselineConfig,
     ClusterConfig,
     ComponentsConfig,
     Config,
@@ -49,6 +50,7 @@ def attribute(
     columns: Mapping[str, Any] | None = None,
     stages: Sequence[str] = ("ablate", "fit"),
     baselines: Sequence[str] = (),
+    baseline_settings: BaselineConfig | None = None,
     evaluation: EvaluationConfig | None = None,
     ablation: AblationConfig | None = None,
     regression: RegressionConfig | None = None,
@@ -77,7 +79,9 @@ def attribute(
         columns: further values of the examples by name, (num_examples,) each, e.g. group labels; ``Run.examples`` reads
             them.
         stages: add ``"evaluate"`` and ``"report"`` for correlations on held-out masks.
-        baselines: e.g. ``["leave_one_out"]``.
+        baselines: of ``"leave_one_out"``, ``"gradient_x_parameter"``, ``"neuron_conductance"``,
+            ``"internal_influence"``.
+        baseline_settings: steps and batches of the last three; None is the default.
         evaluation: held-out masks, ablated only where ``stages`` has ``"evaluate"``; None is the default at
             ``ablation_fraction``.
         ablation: forward passes; None is the default.
@@ -118,6 +122,7 @@ def attribute(
         gradients=gradients,
         budget=budget,
         baselines=list(baselines),
+        baseline_settings=baseline_settings or BaselineConfig(),
         evaluation=evaluation,
         ablation=ablation or AblationConfig(),
         regression=regression or RegressionConfig(),

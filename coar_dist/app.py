@@ -42,6 +42,7 @@ _KEYS_OF_STAGE = {
         "ablation",
         "cluster",
         "baselines",
+        "baseline_settings",
         "evaluation",
     ),
     "fit": ("regression", "cluster"),

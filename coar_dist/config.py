@@ -12,7 +12,9 @@ from typing import Any
 from coar_dist.errors import ConfigError
 
 STAGES = ("train", "ablate", "fit", "evaluate", "report")
-BASELINES = ("leave_one_out",)
+PATH_BASELINES = ("neuron_conductance", "internal_influence")
+GRADIENT_BASELINES = ("gradient_x_parameter", *PATH_BASELINES)
+BASELINES = ("leave_one_out", *GRADIENT_BASELINES)
 PRECISIONS = ("float32", "bfloat16", "auto")
 MODES = ("weights", "rows")
 LOSSES = ("cross_entropy", "next_token")
@@ -163,6 +165,16 @@ class GradientsConfig:
 
 
 @dataclass
+class BaselineConfig:
+    """How the gradient baselines are computed, always in the model's own precision."""
+
+    num_steps: int = 50
+    """Steps along the path from a zero input to the example, of neuron conductance and internal influence."""
+    rows_per_pass: int | None = None
+    """Rows of one forward and backward pass at most; None: 128, or 512 on a GPU. Halved where memory runs out."""
+
+
+@dataclass
 class EvaluationConfig:
     """The held-out masks on which predictions are compared with the truth, per ablation fraction."""
 
@@ -273,7 +285,9 @@ class Config:
     """Passes to spend on the attributions, in units of one without gradients. The masks of ``design`` and of
     ``gradients`` are then a pilot, from which their best numbers within the budget follow. None: they are what is
     run."""
-    baselines: list[str] = field(default_factory=lambda: list(BASELINES))
+    baselines: list[str] = field(default_factory=lambda: ["leave_one_out"])
+    """Of ``leave_one_out``, ``gradient_x_parameter``, ``neuron_conductance``, ``internal_influence``."""
+    baseline_settings: BaselineConfig = field(default_factory=BaselineConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     ablation: AblationConfig = field(default_factory=AblationConfig)
     regression: RegressionConfig = field(default_factory=RegressionConfig)

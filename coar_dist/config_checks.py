@@ -10,14 +10,17 @@ from typing import Any, get_args, get_origin, get_type_hints
 from coar_dist.config import (
     BACKENDS,
     BASELINES,
+    GRADIENT_BASELINES,
     LOSSES,
     MARGIN_DTYPES,
     MODES,
     OPTIMIZERS,
+    PATH_BASELINES,
     PRECISIONS,
     RANDOM_DESIGNS,
     SELECTIONS,
     STAGES,
+    BaselineConfig,
     Config,
     ModelConfig,
     RegressionConfig,
@@ -76,8 +79,7 @@ def validate(config: Config) -> None:
     for stage in config.stages:
         _require_choice("stages", stage, STAGES)
     _require(len(config.stages) > 0, "stages", config.stages, f"a non-empty subset of {list(STAGES)}")
-    for baseline in config.baselines:
-        _require_choice("baselines", baseline, BASELINES)
+    _validate_baselines(config)
     _require(config.run.dir != "", "run.dir", config.run.dir, "a path")
 
     design, evaluation, ablation = config.design, config.evaluation, config.ablation
@@ -205,6 +207,22 @@ def check_subset(subset: SubsetConfig, key: str) -> None:
     _require(0 <= subset.seed < 2**64, f"{key}.seed", subset.seed, "in 0..2**64-1")
     if subset.seed != SubsetConfig().seed and subset.sample is None:
         raise ConfigError(f"{key}.seed={subset.seed} has no effect without {key}.sample. Leave it out.")
+
+
+def _validate_baselines(config: Config) -> None:
+    for baseline in config.baselines:
+        _require_choice("baselines", baseline, BASELINES)
+    settings = config.baseline_settings
+    _require(settings.num_steps >= 2, "baseline_settings.num_steps", settings.num_steps, "at least 2")
+    rows = settings.rows_per_pass
+    _require(rows is None or rows >= 1, "baseline_settings.rows_per_pass", rows, "null or at least 1")
+    for name, users in (("num_steps", PATH_BASELINES), ("rows_per_pass", GRADIENT_BASELINES)):
+        value = getattr(settings, name)
+        if value != getattr(BaselineConfig(), name) and not set(users) & set(config.baselines):
+            raise ConfigError(
+                f"baseline_settings.{name}={value!r} has no effect with baselines={config.baselines}: it is of "
+                f"{', '.join(users)}. Leave it out, or add one."
+            )
 
 
 def _validate_gradients(config: Config) -> None:

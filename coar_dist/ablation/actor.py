@@ -20,6 +20,7 @@ from coar_dist.designs.design import MaskDesign
 from coar_dist.errors import TaskError
 from coar_dist.store.gradients import GradientStore
 from coar_dist.store.margins import MarginStore
+from coar_dist.store.shards import ShardFolder
 from coar_dist.tasks.task import Task
 
 
@@ -42,6 +43,10 @@ class AblationJob:
     device_map: str | None
     num_threads: int
     pins: PlanPins
+
+    def store(self, name: str) -> ShardFolder:
+        """Where the shards of a ``MaskRange`` of this name go."""
+        return self.designs[name][1]
 
 
 LogLines = tuple[tuple[int, str], ...]
@@ -87,19 +92,15 @@ class AblationActor:
 
     def address(self) -> Address:
         """Where the actor runs; answered as soon as it has started."""
-        node_id = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
-        return Address(socket.gethostname(), node_id)
+        return own_address()
 
     def setup(self, task: Task, job: AblationJob) -> None:
         """Build the engine."""
         torch.set_num_threads(job.num_threads)
-        self._log = _LogCollector()
-        logger = logging.getLogger("coar_dist")
-        logger.setLevel(logging.INFO)
-        logger.addHandler(self._log)
+        self._log = LogCollector.attached()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if job.device_map is not None:
-            _spread_over_devices(task.model, job.device_map)
+            spread_over_devices(task.model, job.device_map)
         self._engine = AblationEngine(task, job.components, device, job.precision)
         self._job = job
 
@@ -135,7 +136,13 @@ class AblationActor:
         return self._log.drain()
 
 
-def _spread_over_devices(model: nn.Module, device_map: str) -> None:
+def own_address() -> Address:
+    """Of this process."""
+    node_id = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
+    return Address(socket.gethostname(), node_id)
+
+
+def spread_over_devices(model: nn.Module, device_map: str) -> None:
     """Spread a Hugging Face model over all devices that this process sees."""
     from accelerate import dispatch_model, infer_auto_device_map
     from accelerate.utils import get_balanced_memory
@@ -154,14 +161,27 @@ def _spread_over_devices(model: nn.Module, device_map: str) -> None:
     dispatch_model(model, places)
 
 
-class _LogCollector(logging.Handler):
+class LogCollector(logging.Handler):
+    """Keeps what this package logs in an actor's process until the driver asks for it."""
+
     def __init__(self) -> None:
         super().__init__()
         self._lines: list[tuple[int, str]] = []
 
+    @classmethod
+    def attached(cls) -> LogCollector:
+        """A collector at work."""
+        collector = cls()
+        logger = logging.getLogger("coar_dist")
+        logger.setLevel(logging.INFO)
+        logger.addHandler(collector)
+        return collector
+
     def emit(self, record: logging.LogRecord) -> None:
+        """As in ``logging.Handler``."""
         self._lines.append((record.levelno, record.getMessage()))
 
     def drain(self) -> LogLines:
+        """What was logged since the last call."""
         lines, self._lines = tuple(self._lines), []
         return lines

@@ -6,18 +6,19 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from coar_dist.ablation.actor import AblationJob, LogLines, Start
+from coar_dist.ablation.actor import AblationActor, LogLines, Start
 from coar_dist.ablation.cluster import Cluster, connect
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.pool import ActorPool, Member, cause, node_died
 from coar_dist.ablation.schedule import MaskRange, RangesToDo, Schedule
 from coar_dist.config import ClusterConfig
 from coar_dist.errors import CoarDistError, RangeFailedError, StorageError, TaskError
+from coar_dist.store.shards import ShardFolder
 from coar_dist.tasks.task import Task
 
 # Errors of the user's code or input: trying again elsewhere cannot help.
@@ -27,13 +28,20 @@ _NUM_LOOKS = 6  # for a node's first shard, half a second apart: network file sy
 _ADDRESS, _SETUP, _START, _USE = "address", "setup", "start", "use"
 
 
+class Job(Protocol):
+    """What the driver itself asks a job."""
+
+    def store(self, name: str) -> ShardFolder:
+        """Where the shards of a ``MaskRange`` of this name go."""
+
+
 @dataclass(frozen=True)
 class AblationWork:
     """What is to be computed.
 
     Attributes:
         task: what is explained; sent once to every node.
-        job: the same for every actor.
+        job: the same for every actor; ``store(name)`` of it says where the shards of a range go.
         ranges: what to compute, in order.
         plan: the engine plan of the run; None lets the first actor choose one.
         expected_masks: how many masks, of all examples, are to be run without and with gradients, those of later calls
@@ -43,11 +51,13 @@ class AblationWork:
     """
 
     task: Task
-    job: AblationJob
+    job: Job
     ranges: RangesToDo
     plan: EnginePlan | None
     expected_masks: tuple[float, float]
     needs_unablated: bool
+    actor: type = AblationActor
+    """Whose methods the driver calls, with a job to match."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,7 @@ class _Driver:
         self._schedule = Schedule(work.ranges, cluster.config.max_attempts)
         self._num_masks, self._num_masks_done = work.ranges.num_masks, 0
         self._expected_masks = work.expected_masks
-        self._pool = ActorPool(cluster)
+        self._pool = ActorPool(cluster, work.actor)
         self._in_flight: dict[Any, tuple[str, MaskRange | str]] = {}
         self._plan = work.plan
         self._needs_start = work.plan is None or work.needs_unablated
@@ -244,7 +254,7 @@ class _Driver:
         assert member.address is not None
         if member.address.node_id in self._seen_nodes:
             return
-        store = self._job.designs[masks.design_name][1]
+        store = self._job.store(masks.design_name)
         for _ in range(_NUM_LOOKS):
             if store.has(masks.start, masks.stop):
                 self._seen_nodes.add(member.address.node_id)

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, NodeDiedError, RayError
 
-from coar_dist.ablation.actor import AblationActor, Address
+from coar_dist.ablation.actor import Address
 from coar_dist.ablation.cluster import Cluster, alive_nodes
 
 _POLL_S = 2.0
@@ -35,16 +35,20 @@ class Member:
 class ActorPool:
     """Keeps as many actors as are wanted.
 
+    Args:
+        cluster: where they run.
+        actor: the class of the actors.
+
     Attributes:
         members: the actors that were asked for and are not gone, by name.
         num_wanted: actors wanted at present.
     """
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, actor: type) -> None:
         self.members: dict[str, Member] = {}
         self.num_wanted = 0
         self._cluster = cluster
-        self._class: Any = ray.remote(AblationActor).options(
+        self._class: Any = ray.remote(actor).options(
             num_cpus=cluster.num_cpus, num_gpus=cluster.num_gpus, max_restarts=0
         )
         self._num_started = 0

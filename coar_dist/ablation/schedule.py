@@ -33,11 +33,12 @@ _LISTED = 5
 
 @dataclass(frozen=True, order=True, slots=True)
 class MaskRange:
-    """Masks ``start .. stop - 1`` of a design: what one shard holds."""
+    """Masks ``start .. stop - 1`` of a design, or examples of a baseline: what one shard holds."""
 
     design_name: str
     start: int
     stop: int
+    unit: str = "masks"
 
     @property
     def num_masks(self) -> int:
@@ -45,7 +46,8 @@ class MaskRange:
         return self.stop - self.start
 
     def __str__(self) -> str:
-        return f"masks {self.start}..{self.stop - 1} of design {self.design_name!r}"
+        kind = "design" if self.unit == "masks" else "baseline"
+        return f"{self.unit} {self.start}..{self.stop - 1} of {kind} {self.design_name!r}"
 
 
 def default_masks_per_shard(num_examples: int) -> int:
@@ -71,11 +73,13 @@ class RangesToDo:
         gaps: per design name the missing ranges (start, stop) of masks, in order.
         masks_per_shard: masks of a whole shard.
         masks_per_shard_of: the same for designs where it differs.
+        unit: what is counted: ``masks`` of designs, or ``examples`` of baselines.
     """
 
     gaps: Mapping[str, Sequence[tuple[int, int]]]
     masks_per_shard: int
     masks_per_shard_of: Mapping[str, int] = field(default_factory=dict)
+    unit: str = "masks"
 
     def _size(self, design_name: str) -> int:
         return self.masks_per_shard_of.get(design_name, self.masks_per_shard)
@@ -90,7 +94,7 @@ class RangesToDo:
             for start, gap_stop in gaps:
                 while start < gap_stop:
                     stop = min((start // size + 1) * size, gap_stop)
-                    yield MaskRange(design_name, start, stop)
+                    yield MaskRange(design_name, start, stop, self.unit)
                     start = stop
 
     @property

@@ -20,8 +20,8 @@ from coar_dist.components.attention import AttentionGates, can_be_gated, gated_a
 from coar_dist.components.discovery import is_transposed_linear
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_PLAIN_FORWARDS = (nn.Linear.forward, *(kind.forward for kind in _CONVOLUTIONS))
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PLAIN_FORWARDS = (nn.Linear.forward, *(kind.forward for kind in CONVOLUTIONS))
 GateOutput = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """From a linear map's output without bias, its gate and its bias (or None) to the gated output."""
 
@@ -38,14 +38,14 @@ def why_not_gated(model: nn.Module, components: ComponentIndex) -> str | None:
     uses = Counter(id(parameter) for module in modules.values() for parameter in module.parameters(recurse=False))
     for group in components.groups:
         module = modules[group.module]
-        if _placement(modules, group) is None:
+        if placement_of(modules, group) is None:
             return f"{group.parameter} (axis {group.axis} of a {type(module).__name__}) has no gated form"
         if uses[id(model.get_parameter(group.parameter))] > 1:
             return f"{group.parameter} is tied to another module's parameter"
     return None
 
 
-def _placement(modules: dict[str, nn.Module], group: ComponentGroup) -> str | None:
+def placement_of(modules: dict[str, nn.Module], group: ComponentGroup) -> str | None:
     """Where the gate of a group stands: ``output``, ``input``, embedding ``rows``, or within an attention module."""
     module = modules[group.module]
     name = group.parameter.rpartition(".")[2]
@@ -59,7 +59,7 @@ def _placement(modules: dict[str, nn.Module], group: ComponentGroup) -> str | No
         return ("attention_output", "attention_input")[group.axis] if fits else None
     if name != "weight":
         return None
-    if isinstance(module, (nn.Linear, *_CONVOLUTIONS)) and type(module).forward in _PLAIN_FORWARDS:
+    if isinstance(module, (nn.Linear, *CONVOLUTIONS)) and type(module).forward in _PLAIN_FORWARDS:
         grouped = getattr(module, "groups", 1) > 1
         return "output" if group.axis == 0 else "input" if group.axis == 1 and not grouped else None
     if is_transposed_linear(module):
@@ -97,7 +97,7 @@ class GatedModel:
         self._gate_names: list[str] = []
         self._attention: dict[str, AttentionGates] = {}
         modules = dict(model.named_modules())
-        placements = [_placement(modules, group) for group in components.groups]
+        placements = [placement_of(modules, group) for group in components.groups]
         starts = [int(offset) for offset in components.offsets[:-1]]
         for number, (group, start, placement) in enumerate(zip(components.groups, starts, placements, strict=True)):
             assert placement is not None
@@ -109,7 +109,7 @@ class GatedModel:
                 self._gate_attention(name, modules[name], placement, key, gate, group.block_size)
                 continue
             self._register_gate(group.module, module, key, gate)
-            channel_axis = 1 if isinstance(module, _CONVOLUTIONS) else -1
+            channel_axis = 1 if isinstance(module, CONVOLUTIONS) else -1
             if placement == "rows":
                 self._hook(module.register_forward_hook(_embedding_hook(key, group.block_size)))
             elif placement == "input":

@@ -41,7 +41,9 @@ def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bo
             raise
         raise RunNotFoundError(f"{storage} has no run.json yet; {holder} is at work on it.") from error
     folders = {name: storage.files(name) for name in ("attributions", "evaluation")}
-    shards = {store.folder: storage.files(store.folder) for name in run.designs for store in run.shards(name)}
+    baselines = [run.baseline(method) for method in run.baselines]
+    shard_folders = [*(store for name in run.designs for store in run.shards(name)), *baselines]
+    shards = {store.folder: storage.files(store.folder) for store in shard_folders}
     num_bytes = sum(sum(files.values()) for files in (*folders.values(), *shards.values()))
     everything = read_everything or num_bytes <= _READ_ALL_UP_TO_BYTES
 
@@ -75,6 +77,11 @@ def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bo
         done = f"{1 - num_missing / max(num_masks * len(stores), 1):.1%}"
         table.add_row(name, entry.role, f"{num_masks:,}", done, f"{num_shards:,}", f"{num_wrong:,}", listed)
     console.print(table)
+    for baseline in baselines:
+        bad = baseline.wrong_shards("everything" if everything else "footers")
+        wrong += bad.values()
+        num_missing = sum(stop - start for start, stop in baseline.missing(without=bad))
+        say(f"{baseline.method}: weights of {run.num_examples - num_missing:,} of {run.num_examples:,} examples")
 
     for file, content in (("components.parquet", "components"), ("examples.parquet", "examples")):
         size = storage.size(file)

@@ -17,20 +17,27 @@ _LABELS = {
     "coar_elastic_net": "COAR, elastic net",
     "leave_one_out": "Leave-one-out",
     "research": "Research code",
+    "gradient_x_parameter": "Gradient x parameter",
+    "neuron_conductance": "Neuron conductance",
+    "internal_influence": "Internal influence",
 }
 _FITTED = ("gradient_ridge", "coar", "coar_lasso", "coar_elastic_net")
 
 
 def methods_of(run: RunDirectory) -> list[str]:
-    """The attribution methods of a run: what was fitted or imported, and the baselines whose designs it has."""
+    """The attribution methods of a run: what was fitted or imported, and its baselines."""
     there = fitted_methods(run.storage)
     imported = [method for method in there if method.startswith(RESEARCH)]
     fitted = [method for method in _FITTED if method in there] or ([] if imported else ["coar"])
-    return [*fitted, *imported, *(name for name, entry in run.designs.items() if entry.role == "baseline")]
+    ablated = [name for name, entry in run.designs.items() if entry.role == "baseline"]
+    return [*fitted, *imported, *ablated, *run.baselines]
 
 
 def _num_masks(run: RunDirectory, method: str) -> str:
-    """How many masks the attributions are of."""
+    """How many masks the attributions are of, or what takes their place."""
+    if method in run.baselines:
+        steps = run.baselines[method].get("num_steps")
+        return "1 gradient" if steps is None else f"{steps:,} steps"
     if method == GRADIENT_RIDGE:
         return f"{run.design(GRADIENT_DESIGN).num_masks:,} + {run.design(TRAIN_DESIGN).num_masks:,}"
     if method.startswith(RESEARCH):

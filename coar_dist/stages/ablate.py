@@ -9,9 +9,10 @@ from dataclasses import replace
 import numpy as np
 from rich.console import Console
 
+from coar_dist.ablation import driver
 from coar_dist.ablation.actor import AblationJob, LogLines, Start
 from coar_dist.ablation.cluster import native_precision_of_actors
-from coar_dist.ablation.driver import AblationWork, DriverCallbacks, run_ranges
+from coar_dist.ablation.driver import AblationWork, DriverCallbacks
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.ablation.work import missing_work, stores_of
 from coar_dist.components.discovery import check_components, discover
@@ -22,6 +23,7 @@ from coar_dist.errors import DamagedFileError, MissingWorkError, RunNotFoundErro
 from coar_dist.regression.fit import plan_passes
 from coar_dist.regression.planning import in_this_process
 from coar_dist.report.progress import StageProgress, stage_progress
+from coar_dist.stages.baselines import MissingBaselines, compute_baselines
 from coar_dist.stages.saying import say
 from coar_dist.store.lock import Hold
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDesign, RunDirectory
@@ -44,7 +46,6 @@ def ablate_stage(
     take: Callable[[], Hold],
 ) -> None:
     """Collect what is missing; ``take`` makes this process the run directory's writer, once all input is checked."""
-
     if task is None:
         task = _build_task(config, storage)
     if components is None:
@@ -63,6 +64,22 @@ def ablate_stage(
     hold = take()
     run = RunDirectory.create(storage, identity, components, len(task.examples), probe_margins)
     run.set_designs(designs)
+    baselines = MissingBaselines.of(run, config, console)
+    baselines.check(task, components)  # refused now, not after hours of ablation
+    _ablate(config, run, console, task, components, hold)
+    compute_baselines(config, run, console, task, components, hold, baselines)
+
+
+def _ablate(
+    config: Config,
+    run: RunDirectory,
+    console: Console,
+    task: Task,
+    components: ComponentIndex,
+    hold: Hold,
+) -> None:
+    """Margins and gate gradients of all masks."""
+    ablation = config.ablation
     stores = stores_of(run)
     for _, store in stores.values():
         for reason in store.set_aside_wrong(run.is_new):
@@ -86,7 +103,7 @@ def ablate_stage(
     job = AblationJob(
         components=components,
         designs=stores,
-        precision=str(identity["ablation.precision"]),
+        precision=str(run.identity["ablation.precision"]),
         device_map=ablation.device_map,
         num_threads=config.cluster.cpus_per_actor,
         pins=pins,
@@ -96,9 +113,9 @@ def ablate_stage(
         if config.budget is not None:
             expected = max(expected[0], config.budget / 2), max(expected[1], config.budget / 2 / _ASSUMED_COST)
         whole = AblationWork(task, job, ranges, plan, expected, needs_unablated=not has_examples)
-        run_ranges(config.cluster, whole, _callbacks(run, task, console, progress, hold))
+        driver.run_ranges(config.cluster, whole, _callbacks(run, task, console, progress, hold))
         for _, store in stores.values():  # of actors that were killed while they wrote
-            storage.sweep(store.folder)
+            run.storage.sweep(store.folder)
         rate, seconds = progress.rate, progress.seconds
     say(
         console,

@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from coar_dist.baselines.leave_one_out import fit_leave_one_out
+from coar_dist.baselines.tables import fit_gradient_baseline
 from coar_dist.config import Config
 from coar_dist.regression.fit import fit
 from coar_dist.regression.planning import Execute, in_this_process
@@ -32,7 +33,8 @@ def fit_stage(run: RunDirectory, config: Config, console: Console, hold: Hold) -
 
             execute = stack.enter_context(on_cluster(config.cluster))
         progress = stack.enter_context(stage_progress(console, "fit", run.num_examples, "examples"))
-        baseline = LEAVE_ONE_OUT in run.designs and fit_leave_one_out(run)
+        baselines = {LEAVE_ONE_OUT: fit_leave_one_out(run)} if LEAVE_ONE_OUT in run.designs else {}
+        baselines |= {method: fit_gradient_baseline(run, method) for method in run.baselines}
         results = fit(run, config.regression, while_held(hold, progress), execute)
         seconds = progress.seconds
     for result in results:
@@ -49,8 +51,9 @@ def fit_stage(run: RunDirectory, config: Config, console: Console, hold: Hold) -
         ]
         how = f" ({result.how})" if result.how else " is there already"
         say(console, "fit", f"{result.method} of {run.num_examples:,} examples{how}; {', '.join(numbers)}.")
-    done = f" {seconds:.1f} s in all." if baseline or any(result.is_new for result in results) else ""
-    if LEAVE_ONE_OUT in run.designs:
-        say(console, "fit", f"{LEAVE_ONE_OUT}{'' if baseline else ' is there already'}.{done}")
-    elif done:
-        say(console, "fit", done.strip())
+    is_new = any(baselines.values()) or any(result.is_new for result in results)
+    done = f"{seconds:.1f} s in all." if is_new else ""
+    names = ", ".join(f"{name}{'' if new else ' is there already'}" for name, new in baselines.items())
+    line = " ".join(filter(None, [names and f"{names}.", done]))
+    if line:
+        say(console, "fit", line)

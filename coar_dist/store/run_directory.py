@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.design import IMPORTED, MaskDesign
 from coar_dist.errors import DamagedFileError, MissingWorkError, RunMismatchError, RunNotFoundError
+from coar_dist.store.baselines import BaselineStore
 from coar_dist.store.gradients import GradientStore
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.parquet import read_table, set_aside, write_table
@@ -312,6 +313,39 @@ class RunDirectory:
         """Record it."""
         self._record["gradient_cost"] = cost
         self._save()
+
+    @property
+    def baselines(self) -> dict[str, dict[str, Any]]:
+        """The gradient baselines that the last ablate stage asked for: what their weights depend on, by method."""
+        return {name: dict(settings) for name, settings in self._record.get("baselines", {}).items()}
+
+    def set_baselines(self, baselines: Mapping[str, Mapping[str, Any]]) -> None:
+        """Make these the gradient baselines of the run; weights of others stay where they are."""
+        wanted = {name: dict(settings) for name, settings in baselines.items()}
+        if self.baselines != wanted:
+            self._record["baselines"] = wanted
+            self._save()
+
+    def baseline(self, method: str) -> BaselineStore:
+        """The shards of a gradient baseline, with its present settings.
+
+        Raises:
+            MissingWorkError: the run has no such baseline.
+        """
+        if method not in self.baselines:
+            raise MissingWorkError(
+                f"{self.storage} has no gradient baseline {method!r}, only {sorted(self.baselines)}. Run the ablate "
+                f"stage with baselines=[{method}]."
+            )
+        settings = self.baselines[method]
+        return BaselineStore(
+            storage=self.storage,
+            folder="baselines/" + "_".join([method, *(f"{name}_{value}" for name, value in settings.items())]),
+            fingerprint=fingerprint_of({**self.identity, "baseline": method, **settings}),
+            num_components=self.design(TRAIN_DESIGN).num_components,
+            num_masks=self.num_examples,
+            method=method,
+        )
 
     def margins(self, design_name: str) -> MarginStore:
         """The margin shards of a design."""

@@ -35,6 +35,8 @@ class ShardFolder:
     """
 
     content: ClassVar[str]
+    unit: ClassVar[str] = "masks"
+    """What the ranges count."""
     storage: Storage
     folder: str
     fingerprint: str
@@ -165,8 +167,8 @@ class ShardFolder:
             listed = ", ".join(f"{start}..{stop - 1}" for start, stop in gaps[:10])
             raise MissingWorkError(
                 f"{self.storage.where(self.folder)} lacks {sum(stop - start for start, stop in gaps)} of "
-                f"{self.num_masks} masks: {listed}{', ...' if len(gaps) > 10 else ''}. Run the ablate stage again; it "
-                f"computes what is missing."
+                f"{self.num_masks} {self.unit}: {listed}{', ...' if len(gaps) > 10 else ''}. Run the ablate "
+                f"stage again; it computes what is missing."
             )
         return ranges
 

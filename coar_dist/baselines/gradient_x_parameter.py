@@ -1,0 +1,91 @@
+"""Gradient x parameter: w[c] = sum over the component's parameters p of p * df/dp, at the unablated model, per example.
+
+It is the derivative by a gate on the component: a gate g makes of the component's parameters g * p, so by the chain
+rule the derivative of f(g * p) by g at g = 1 is the sum of p * df/dp. One backward pass gives every component's, for as
+many examples as rows. Where a component has no gate, the parameters' own gradients are taken, one example at a time.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from coar_dist.components.gates import gated
+from coar_dist.components.index import ComponentIndex
+from coar_dist.errors import ConfigError
+from coar_dist.tasks.outputs import OutputFunction
+from coar_dist.tasks.task import ExampleSet, call_model
+
+
+def by_gates(
+    model: nn.Module, components: ComponentIndex, output_function: OutputFunction, examples: ExampleSet
+) -> Tensor:
+    """Weights of some examples from one forward and one backward pass.
+
+    Args:
+        model: in eval mode; ``why_not_gated`` must have given None for it. It is as before on every exit.
+        components: the component index.
+        output_function: from outputs and targets to margins.
+        examples: n of them, on the model's device.
+
+    Returns:
+        (n, num_components) float32.
+
+    Raises:
+        ConfigError: margins have no gradient.
+    """
+    ones = torch.ones(len(examples), components.num_components, device=examples.targets.device)
+    with torch.enable_grad(), gated(model, components, 1, ones.device) as gated_model:
+        # Each group's gates are a leaf: gradients of slices of one would be padded to all components and added up.
+        gates = {name: gate.detach().requires_grad_() for name, gate in gated_model.buffers(ones).items()}
+        outputs = call_model(lambda *a, **k: functional_call(model, gates, a, k), examples.inputs)
+        gradients = _gradients(output_function, outputs, examples.targets, list(gates.values()))
+    return torch.cat([gradient.float() for gradient in gradients], dim=1)
+
+
+def by_parameters(
+    model: nn.Module, components: ComponentIndex, output_function: OutputFunction, examples: ExampleSet
+) -> Tensor:
+    """The same for components of any kind, tied parameters too: one pass per example.
+
+    Args, Returns, Raises: as ``by_gates``.
+    """
+    parameters = {
+        group.parameter: model.get_parameter(group.parameter).detach().requires_grad_() for group in components.groups
+    }
+    rows = []
+    for i in range(len(examples)):
+        example = examples.rows(i, i + 1)
+        with torch.enable_grad():
+            # A parameter that other modules share is replaced there, too.
+            outputs = call_model(lambda *a, **k: functional_call(model, parameters, a, k), example.inputs)
+            gradients = _gradients(output_function, outputs, example.targets, list(parameters.values()))
+        products = {
+            name: parameter.detach() * gradient
+            for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True)
+        }
+        rows.append(torch.cat([_summed(products[g.parameter], g.axis, g.num_components) for g in components.groups]))
+    return torch.stack(rows)
+
+
+def _summed(products: Tensor, axis: int, num_components: int) -> Tensor:
+    """(num_components,) float32 sums over consecutive slices along ``axis``."""
+    return products.movedim(axis, 0).reshape(num_components, -1).float().sum(dim=1)
+
+
+def _gradients(
+    output_function: OutputFunction, outputs: object, targets: Tensor, leaves: list[Tensor]
+) -> tuple[Tensor, ...]:
+    margins = output_function(outputs, targets).float()
+    if not margins.requires_grad:
+        raise without_gradient(output_function)
+    return torch.autograd.grad(margins.sum(), leaves, materialize_grads=True)
+
+
+def without_gradient(output_function: OutputFunction) -> ConfigError:
+    """The error where nothing can be differentiated."""
+    return ConfigError(
+        f"task.output_function={output_function.name!r} gives margins without a gradient: it, or the model, is not "
+        f"differentiable. Gradient baselines need one: leave them out (baselines=[leave_one_out])."
+    )

@@ -1,0 +1,119 @@
+"""The gradient baselines' part of the ablate stage: weights of every example that the run lacks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from coar_dist.ablation import driver
+from coar_dist.ablation.actor import LogLines
+from coar_dist.ablation.driver import AblationWork, DriverCallbacks
+from coar_dist.ablation.plan import EnginePlan
+from coar_dist.ablation.schedule import RangesToDo
+from coar_dist.baselines.actor import BaselineActor, BaselineJob
+from coar_dist.baselines.gradient_baselines import check_gradient_baselines
+from coar_dist.components.index import ComponentIndex
+from coar_dist.config import GRADIENT_BASELINES, PATH_BASELINES, Config
+from coar_dist.report.progress import stage_progress
+from coar_dist.stages.saying import say
+from coar_dist.store.baselines import BaselineStore
+from coar_dist.store.lock import Hold
+from coar_dist.store.run_directory import RunDirectory
+from coar_dist.tasks.task import Task
+
+_EXAMPLES_PER_SHARD, _EXAMPLES_PER_PATH_SHARD = 512, 64
+"""A function of the method alone, so that the same shards, of the same bits, arise in every run."""
+_NO_PLAN = EnginePlan("weights", 1, compiled=False)
+"""Baseline actors take no notice of the engine's."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MissingBaselines:
+    """What the run lacks of the gradient baselines that are asked for.
+
+    Attributes:
+        stores: of the methods that are not complete.
+        ranges: of examples.
+    """
+
+    stores: Mapping[str, BaselineStore]
+    ranges: RangesToDo
+
+    @classmethod
+    def of(cls, run: RunDirectory, config: Config, console: Console) -> MissingBaselines:
+        """Make these the baselines of the run, and look what of them is there; wrong shards are set aside."""
+        wanted = [method for method in GRADIENT_BASELINES if method in config.baselines]
+        steps = {"num_steps": config.baseline_settings.num_steps}
+        run.set_baselines({method: steps if method in PATH_BASELINES else {} for method in wanted})
+        stores = {method: run.baseline(method) for method in wanted}
+        for store in stores.values():
+            for reason in store.set_aside_wrong(run.is_new):
+                say(console, "ablate", f"[yellow]{reason}[/yellow]")
+        gaps = {method: store.missing() for method, store in stores.items()}
+        stores = {method: store for method, store in stores.items() if gaps[method]}
+        sizes = dict.fromkeys(PATH_BASELINES, _EXAMPLES_PER_PATH_SHARD)
+        return cls(stores, RangesToDo(gaps, _EXAMPLES_PER_SHARD, sizes, unit="examples"))
+
+    def check(self, task: Task, components: ComponentIndex) -> None:
+        """Check that what is missing can be computed.
+
+        Raises:
+            ConfigError: it cannot; the message says why.
+        """
+        if self.stores:
+            check_gradient_baselines(task, components, list(self.stores))
+
+
+def compute_baselines(
+    config: Config,
+    run: RunDirectory,
+    console: Console,
+    task: Task,
+    components: ComponentIndex,
+    hold: Hold,
+    missing: MissingBaselines,
+) -> None:
+    """Compute what is missing on the cluster's actors; each writes a shard per range of examples."""
+    if not run.baselines:
+        return
+    names = ", ".join(run.baselines)
+    if not missing.stores:
+        say(console, "ablate", f"{names} of {run.num_examples:,} examples are there already.")
+        return
+    job = BaselineJob(
+        components=components,
+        stores=missing.stores,
+        num_steps=config.baseline_settings.num_steps,
+        rows_per_pass=config.baseline_settings.rows_per_pass,
+        device_map=config.ablation.device_map,
+        num_threads=config.cluster.cpus_per_actor,
+    )
+    num_missing = missing.ranges.num_masks
+    with stage_progress(console, "ablate", num_missing, "examples") as progress:
+
+        def on_log(lines: LogLines) -> None:
+            for level, text in lines:
+                _log.log(level, text)
+                if level >= logging.WARNING:
+                    say(console, "ablate", f"[yellow]{text}[/yellow]")
+
+        callbacks = DriverCallbacks(
+            on_progress=lambda done, actors: progress.update(done, f"{actors} actors"),
+            on_start=lambda _: None,
+            on_log=on_log,
+            on_wait=hold.check,
+        )
+        work = AblationWork(task, job, missing.ranges, _NO_PLAN, (0, 0), needs_unablated=False, actor=BaselineActor)
+        driver.run_ranges(config.cluster, work, callbacks)
+        for store in missing.stores.values():  # of actors that were killed while they wrote
+            run.storage.sweep(store.folder)
+        seconds = progress.seconds
+    say(
+        console,
+        "ablate",
+        f"{', '.join(missing.stores)} of {run.num_examples:,} examples in {seconds:.1f} s.",
+    )
