@@ -70,8 +70,8 @@ def attribute(
         output_function: a registered name, ``module:function``, or ``(outputs, targets) -> (num_rows,)``.
         stages: add ``"evaluate"`` and ``"report"`` for correlations on held-out masks.
         baselines: e.g. ``["leave_one_out"]``.
-        evaluation: held-out masks, ablated only where ``stages`` has ``"evaluate"``; None is the default at
-            ``ablation_fraction``.
+        evaluation: held-out masks; None is the default, around ``ablation_fraction``, where ``stages`` has
+            ``"evaluate"``, and none otherwise.
         ablation: forward passes; None is the default.
         regression: fit; None is the default.
         cluster: Ray; None starts it on this machine.
@@ -91,8 +91,7 @@ def attribute(
         if isinstance(names, str):
             raise ConfigError(f"{key}={names!r}: must be a list, e.g. [{names!r}].")
     if evaluation is None:
-        fractions = [ablation_fraction] if "evaluate" in stages else []
-        evaluation = EvaluationConfig(ablation_fractions=fractions, seed=index(seed) + 1)
+        evaluation = EvaluationConfig(ablation_fractions=None if "evaluate" in stages else [], seed=index(seed) + 1)
     is_index = isinstance(components, ComponentIndex)
     config = Config(
         stages=list(stages),
