@@ -80,10 +80,10 @@ def _counts(resample: int, num_examples: int) -> NDArray[np.float64]:
     """How often each example is drawn."""
     random = np.random.Generator(np.random.Philox(key=[_SEED, resample]))
     drawn = random.integers(0, num_examples, num_examples)
-    return np.bincount(drawn, minlength=num_examples).astype(np.float64)
+    return np.asarray(np.bincount(drawn, minlength=num_examples), dtype=np.float64)
 
 
 def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     defined = np.isfinite(values)
     totals, counts = np.where(defined, values, 0.0).sum(axis=0), defined.sum(axis=0)
-    return np.divide(totals, counts, out=np.full(values.shape[1], np.nan), where=counts > 0)
+    return np.asarray(np.divide(totals, counts, out=np.full(values.shape[1], np.nan), where=counts > 0))

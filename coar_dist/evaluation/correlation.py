@@ -58,7 +58,7 @@ def metrics_of(predicted: NDArray[np.floating[Any]], true: NDArray[np.floating[A
 
 
 def correlation_of(predicted: NDArray[np.floating[Any]], true: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Pearson correlation of each column (n,) float64; NaN where a column of either (num_masks, n) array is constant."""
+    """Pearson correlation (n,) float64 of the columns of (num_masks, n); NaN where either side is constant."""
     return _pearson(_Columns(predicted), _Columns(true))
 
 
@@ -97,13 +97,14 @@ def _metrics_of(
 def _pearson(first: _Columns, second: _Columns) -> NDArray[np.float64]:
     products = (first.centred * second.centred).sum(axis=0)
     undefined = first.is_constant | second.is_constant
-    return np.clip(_ratio(products, np.sqrt(first.squares) * np.sqrt(second.squares), undefined), -1.0, 1.0)
+    correlation = _ratio(products, np.sqrt(first.squares) * np.sqrt(second.squares), undefined)
+    return np.asarray(np.clip(correlation, -1.0, 1.0))
 
 
 def _ratio(
     numerator: NDArray[np.float64], denominator: NDArray[np.float64], undefined: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=~undefined)
+    return np.asarray(np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=~undefined))
 
 
 def average_ranks(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
