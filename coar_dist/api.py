@@ -82,8 +82,8 @@ def attribute(
         baselines: of ``"leave_one_out"``, ``"gradient_x_parameter"``, ``"neuron_conductance"``,
             ``"internal_influence"``.
         baseline_settings: steps and batches of the last three; None is the default.
-        evaluation: held-out masks, ablated only where ``stages`` has ``"evaluate"``; None is the default at
-            ``ablation_fraction``.
+        evaluation: held-out masks; None is the default, around ``ablation_fraction``, where ``stages`` has
+            ``"evaluate"``, and none otherwise.
         ablation: forward passes; None is the default.
         regression: fit; None is the default.
         cluster: Ray; None starts it on this machine.
@@ -103,8 +103,7 @@ def attribute(
         if isinstance(names, str):
             raise ConfigError(f"{key}={names!r}: must be a list, e.g. [{names!r}].")
     if evaluation is None:
-        fractions = [ablation_fraction] if "evaluate" in stages else []
-        evaluation = EvaluationConfig(ablation_fractions=fractions, seed=index(seed) + 1)
+        evaluation = EvaluationConfig(ablation_fractions=None if "evaluate" in stages else [], seed=index(seed) + 1)
     design, gradients = DesignConfig(ablation_fraction=ablation_fraction, seed=seed), GradientsConfig()
     if budget is not None:
         design.num_masks, gradients.num_masks = PILOT_MASKS, PILOT_GRADIENT_MASKS

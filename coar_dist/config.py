@@ -180,8 +180,12 @@ class EvaluationConfig:
 
     kind: str = "bernoulli"
     num_masks: int = 200
-    ablation_fractions: list[float] = field(default_factory=lambda: [0.05])
+    ablation_fractions: list[float] | None = None
+    """None: twice, 1.5 times, once and half ``design.ablation_fraction``, as far as they are below 1."""
     seed: int = 1_000_000
+    curve_shares: list[float] = field(default_factory=lambda: [0.0625, 0.125, 0.25, 0.5])
+    """Shares of the train design's masks from which attributions are fitted once more, to see what more masks would
+    give; at most 1,024 examples are looked at. [] leaves that out."""
 
 
 @dataclass
@@ -292,6 +296,15 @@ class Config:
     ablation: AblationConfig = field(default_factory=AblationConfig)
     regression: RegressionConfig = field(default_factory=RegressionConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+def held_out_fractions(config: Config) -> list[float]:
+    """The ablation fractions on which attributions are evaluated."""
+    if config.evaluation.ablation_fractions is not None:
+        return config.evaluation.ablation_fractions
+    trained = config.design.ablation_fraction
+    others = [float(f"{trained * factor:.12g}") for factor in (2.0, 1.5, 0.5)]  # .075, not .07500000000000001
+    return [fraction for fraction in (*others[:2], trained, others[2]) if fraction < 1.0]
 
 
 def penalty_range(regression: RegressionConfig) -> tuple[float, float]:

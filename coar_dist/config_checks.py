@@ -25,6 +25,7 @@ from coar_dist.config import (
     ModelConfig,
     RegressionConfig,
     SubsetConfig,
+    held_out_fractions,
     penalty_range,
 )
 from coar_dist.errors import ConfigError
@@ -89,10 +90,17 @@ def validate(config: Config) -> None:
     _require(evaluation.num_masks >= 2, "evaluation.num_masks", evaluation.num_masks, "at least 2")
     for key, fraction in [
         ("design.ablation_fraction", design.ablation_fraction),
-        *(("evaluation.ablation_fractions", fraction) for fraction in evaluation.ablation_fractions),
+        *(("evaluation.ablation_fractions", fraction) for fraction in evaluation.ablation_fractions or []),
     ]:
         _require(0.0 < fraction < 1.0, key, fraction, "strictly between 0 and 1")
-    fractions = evaluation.ablation_fractions
+    shares = evaluation.curve_shares
+    _require(
+        all(0.0 < share < 1.0 for share in shares) and shares == sorted(set(shares)),
+        "evaluation.curve_shares",
+        shares,
+        "ascending and strictly between 0 and 1",
+    )
+    fractions = held_out_fractions(config)
     _require(
         len(set(fractions)) == len(fractions),
         "evaluation.ablation_fractions",

@@ -80,6 +80,6 @@ def run_stages(
             if "evaluate" in config.stages:
                 from coar_dist.stages.evaluate import evaluate_stage
 
-                evaluate_stage(run, console, hold)
+                evaluate_stage(run, config, console, hold)
     if "report" in config.stages:
         report(RunDirectory.open(storage), console)

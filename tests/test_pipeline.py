@@ -67,13 +67,13 @@ def test_the_run_directory_holds_what_it_promises(small_run: Run) -> None:
         "module",
     ]
     assert pq.read_schema(root / "examples.parquet").names == ["example_id", "label", "prediction", "margin"]
-    assert set(pq.read_schema(next((root / "evaluation").iterdir())).names) == {
-        "example_id",
-        "method",
-        "design",
-        "ablation_fraction",
-        "correlation",
-    }
+    assert pq.read_schema(root / "evaluation" / "coar.evaluation_0.2.parquet").names == [
+        *("example_id", "method", "design", "ablation_fraction"),
+        *("correlation", "spearman", "r2", "slope", "intercept"),
+    ]
+    assert pq.read_schema(root / "evaluation" / "budget_curve" / "coar.parquet").names == [
+        *("example_id", "method", "design", "ablation_fraction", "num_masks", "correlation")
+    ]
     assert {path.name for path in (root / "margins").iterdir()} == {
         "train",
         "leave_one_out",
@@ -176,11 +176,11 @@ def test_later_stages_need_neither_model_nor_config_of_the_run(small_run: Run, t
     output = io.StringIO()
     run_stages(Config(stages=["report", "evaluate", "fit"], run=RunConfig(str(root))), Console(file=output, width=120))
     assert attributions(root) == before
-    for text in ("COAR", "Leave-one-out", "at 0.2 (trained)", "at 0.1", str(root), "7 examples, accuracy"):
+    for text in ("COAR", "Leave-one-out", "at 0.2", "(trained)", "at 0.1", "x 4", str(root), "7 examples, accuracy"):
         assert text in output.getvalue()
     again = io.StringIO()
     run_stages(Config(stages=["fit", "evaluate"], run=RunConfig(str(root))), Console(file=again))
-    assert again.getvalue().count("there already") == 3
+    assert again.getvalue().count("there already") == 4
     sklearn = Config(stages=["fit"], run=RunConfig(str(root)), regression=RegressionConfig(backend="sklearn"))
     run_stages(sklearn, Console(file=again))
     np.testing.assert_allclose(coar_dist.open_run(root).weights(), small_run.weights(), rtol=1e-4, atol=1e-6)

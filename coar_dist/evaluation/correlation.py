@@ -1,4 +1,4 @@
-"""Per-example correlation of predicted and true margins on held-out masks."""
+"""How well predicted margins agree with the true ones on held-out masks, per example."""
 
 from __future__ import annotations
 
@@ -8,43 +8,133 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import RunDirectory
-from coar_dist.store.tables import AttributionTable, EvaluationTable
+from coar_dist.store.tables import METRICS, AttributionTable, EvaluationTable
 
 _MASKS_PER_BATCH = 1024
+_EXAMPLES_AT_ONCE = 256
+"""Columns whose float64 copies and ranks are in memory together."""
+_ROUNDING = 4 * float(np.finfo(np.float32).eps)
+"""Values that spread less than this share of the largest one are constant: margins are stored in float32."""
 
 
-def pearson(
-    batches: Iterable[tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]],
+def predict(
+    masks: NDArray[np.bool_], weights: NDArray[np.float32], intercepts: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Pearson correlation of each column, in one pass over batches of rows.
+    """Predicted margins: those of the whole model less the weights of what is ablated.
+
+    Written so, float32 products are of the few ablated components, and a large common offset costs no digits.
 
     Args:
-        batches: pairs of (num_rows, num_columns) arrays. Sums are taken in float64 around the first row, so that a
-            large common offset costs no digits.
+        masks: (num_masks, num_components) bool, True = kept.
+        weights: (n, num_components) float32.
+        intercepts: (n,) float64.
 
     Returns:
-        (num_columns,) float64; NaN where a column of either array is constant, so that the correlation is undefined.
+        (num_masks, n) float64.
     """
-    shift: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
-    sums: NDArray[np.float64] = np.zeros((5, 0))
-    count = 0
-    for first, second in batches:
-        a, b = first.astype(np.float64), second.astype(np.float64)
-        if shift is None:
-            shift = (a[0].copy(), b[0].copy())
-            sums = np.zeros((5, a.shape[1]))
-        a, b = a - shift[0], b - shift[1]
-        sums += np.stack([a.sum(0), b.sum(0), (a * a).sum(0), (b * b).sum(0), (a * b).sum(0)])
-        count += len(a)
-    sum_a, sum_b, sum_aa, sum_bb, sum_ab = (np.asarray(row) for row in sums)
-    variance_a, variance_b = sum_aa - sum_a**2 / count, sum_bb - sum_b**2 / count
-    # What is left of a constant column is rounding, far below its summed squares.
-    defined = (variance_a > 1e-12 * sum_aa) & (variance_b > 1e-12 * sum_bb)
-    correlation = np.full(len(sum_a), np.nan)
-    covariance = sum_ab - sum_a * sum_b / count
-    correlation[defined] = covariance[defined] / np.sqrt(variance_a[defined] * variance_b[defined])
+    whole = intercepts + weights.sum(axis=1, dtype=np.float64)
+    return np.asarray(whole - (~masks).astype(np.float32) @ weights.T)
+
+
+def metrics_of(predicted: NDArray[np.floating[Any]], true: NDArray[np.floating[Any]]) -> dict[str, NDArray[np.float64]]:
+    """Agreement of predicted and true margins over masks, one column per example, in float64.
+
+    Args:
+        predicted: (num_masks, n).
+        true: (num_masks, n).
+
+    Returns:
+        For each name of ``METRICS`` (n,) float64, NaN where it is undefined: ``correlation`` (Pearson's) and
+        ``spearman``, tied values having their mean rank, where either side is constant; ``r2``, 1 less the squared
+        error of the predictions as they are over the true margins' variance, where the true margins are constant;
+        ``slope`` and ``intercept`` of the true margins' least squares on the predicted ones (1 and 0 are perfectly
+        calibrated), where the predictions are constant.
+    """
+    starts = range(0, predicted.shape[1], _EXAMPLES_AT_ONCE)
+    parts = [_metrics_of(*(side[:, at : at + _EXAMPLES_AT_ONCE] for side in (predicted, true))) for at in starts]
+    return {name: np.concatenate([part[name] for part in parts]) for name in METRICS}
+
+
+def correlation_of(predicted: NDArray[np.floating[Any]], true: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Pearson correlation (n,) float64 of the columns of (num_masks, n); NaN where either side is constant."""
+    return _pearson(_Columns(predicted), _Columns(true))
+
+
+class _Columns:
+    """Columns around their means, which costs no digits where they have a large offset."""
+
+    def __init__(self, values: NDArray[np.floating[Any]]) -> None:
+        first = values[0].astype(np.float64)
+        moved = values.astype(np.float64) - first
+        self.is_constant = np.ptp(moved, axis=0) <= _ROUNDING * np.abs(values).max(axis=0)
+        shift = moved.mean(axis=0)
+        self.mean = first + shift
+        self.centred = moved - shift
+        self.squares = (self.centred**2).sum(axis=0)
+
+
+def _metrics_of(
+    predicted: NDArray[np.floating[Any]], true: NDArray[np.floating[Any]]
+) -> dict[str, NDArray[np.float64]]:
+    p, y = _Columns(predicted), _Columns(true)
+    products = (p.centred * y.centred).sum(axis=0)
+    slope = _ratio(products, p.squares, p.is_constant)
+    errors = ((y.centred - p.centred) ** 2).sum(axis=0) + len(true) * (y.mean - p.mean) ** 2
+    ranks = [_Columns(average_ranks(side)) for side in (predicted, true)]
+    for of_ranks, of_values in zip(ranks, (p, y), strict=True):
+        of_ranks.is_constant = of_values.is_constant
+    return {
+        "correlation": _pearson(p, y),
+        "spearman": _pearson(*ranks),
+        "r2": 1.0 - _ratio(errors, y.squares, y.is_constant),
+        "slope": slope,
+        "intercept": y.mean - slope * p.mean,
+    }
+
+
+def _pearson(first: _Columns, second: _Columns) -> NDArray[np.float64]:
+    products = (first.centred * second.centred).sum(axis=0)
+    undefined = first.is_constant | second.is_constant
+    correlation = _ratio(products, np.sqrt(first.squares) * np.sqrt(second.squares), undefined)
     return np.asarray(np.clip(correlation, -1.0, 1.0))
+
+
+def _ratio(
+    numerator: NDArray[np.float64], denominator: NDArray[np.float64], undefined: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    return np.asarray(np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=~undefined))
+
+
+def average_ranks(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Ranks of each column of (m, n) values, from 0; equal values share the mean of their ranks."""
+    order = np.argsort(values, axis=0)
+    ordered = np.take_along_axis(values, order, axis=0)
+    changes = ordered[1:] != ordered[:-1]
+    edge = np.ones((1, values.shape[1]), dtype=np.bool_)
+    positions = np.arange(len(values))[:, None]
+    first = np.maximum.accumulate(np.where(np.concatenate([edge, changes]), positions, 0))
+    ends = np.where(np.concatenate([changes, edge]), positions, len(values))
+    last = np.minimum.accumulate(ends[::-1])[::-1]
+    ranks = np.empty(values.shape)
+    np.put_along_axis(ranks, order, (first + last) / 2, axis=0)
+    return ranks
+
+
+def predictions_and_truth(
+    store: MarginStore, block: tuple[int, int], weights: NDArray[np.float32], intercepts: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Predicted and true margins (num_masks, n) of one example block under all masks of a design.
+
+    Raises:
+        MissingWorkError, DamagedFileError: margins are missing or damaged.
+    """
+    predicted, true = [], []
+    for masks, margins in store.read(block, _MASKS_PER_BATCH):
+        predicted.append(predict(masks, weights, intercepts))
+        true.append(margins)
+    return np.concatenate(predicted), np.concatenate(true)
 
 
 def evaluate(run: RunDirectory, methods: Iterable[str], on_progress: Callable[[int], None]) -> bool:
@@ -53,7 +143,7 @@ def evaluate(run: RunDirectory, methods: Iterable[str], on_progress: Callable[[i
     Args:
         run: a run with fitted attributions and complete evaluation designs.
         methods: names of attribution tables.
-        on_progress: called with the number of (method, design) pairs done.
+        on_progress: called after every example block with the number of (method, design) pairs done.
 
     Returns:
         Whether anything had to be computed.
@@ -65,21 +155,15 @@ def evaluate(run: RunDirectory, methods: Iterable[str], on_progress: Callable[[i
     num_done = 0
     for method in methods:
         attributions = AttributionTable(run, method)
-        for name, entry in run.designs.items():
-            if entry.role != "evaluation":
-                continue
+        for name in run.held_out:
             store = run.margins(name)
             table = EvaluationTable(run, method, name)
             if not table.is_complete():
-                correlations = []
+                parts = []
                 for block in store.blocks:
-                    weights, intercepts = attributions.read(block)
-                    batches = (
-                        (masks.astype(np.float32) @ weights.T + intercepts, margins)
-                        for masks, margins in store.read(block, _MASKS_PER_BATCH)
-                    )
-                    correlations.append(pearson(batches))
-                table.write(np.concatenate(correlations))
+                    parts.append(metrics_of(*predictions_and_truth(store, block, *attributions.read(block))))
+                    on_progress(num_done)
+                table.write({name: np.concatenate([part[name] for part in parts]) for name in METRICS})
                 computed = True
             num_done += 1
             on_progress(num_done)

@@ -120,13 +120,7 @@ def _fit_method(
         return FitResult(name, False, "")
     how = f"lasso, {backend}" if config.method == "lasso" else f"ridge, {solver}, {backend}"
     _log.info("fit %s: %s (%s; %s)", name, how, sizes, why)
-    plan: Plan
-    if config.method == "lasso":
-        plan = lasso_plan(store, config, backend, execute)
-    elif sources is None:
-        plan = ridge_plan(observations, config, solver, backend, execute)
-    else:
-        plan = gradient_plan(observations, sources, config, solver, backend, execute).plan
+    plan = make_plan(observations, sources, config, solver, backend, execute)
     num_done = num_constant = num_at_edge = 0
     largest_gap = 0.0
     for block, constant, at_edge, gap in execute(_fit_block, (run, name, settings, observations, plan), blocks):
@@ -148,6 +142,26 @@ def _fit_method(
             f"{list(penalty_range(config))}: widen it."
         )
     return FitResult(name, True, how)
+
+
+def make_plan(
+    observations: Observations,
+    sources: GateSources | None,
+    config: RegressionConfig,
+    solver: str,
+    backend: str,
+    execute: Execute,
+) -> Plan:
+    """The plan by which every block's attributions are fitted; with ``sources``, ridge with a prior from gradients.
+
+    Raises:
+        MissingWorkError, NonFiniteMarginError, DamagedFileError, ConfigError: as ``fit``.
+    """
+    if config.method == "lasso":
+        return lasso_plan(observations.store, config, backend, execute)
+    if sources is None:
+        return ridge_plan(observations, config, solver, backend, execute)
+    return gradient_plan(observations, sources, config, solver, backend, execute).plan
 
 
 def _settings(store: MarginStore, config: RegressionConfig, solver: str, backend: str) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bo
         if holder is None:
             raise
         raise RunNotFoundError(f"{storage} has no run.json yet; {holder} is at work on it.") from error
-    folders = {name: storage.files(name) for name in ("attributions", "evaluation")}
+    folders = {name: storage.files(name) for name in ("attributions", "evaluation", "evaluation/budget_curve")}
     baselines = [run.baseline(method) for method in run.baselines]
     shard_folders = [*(store for name in run.designs for store in run.shards(name)), *baselines]
     shards = {store.folder: storage.files(store.folder) for store in shard_folders}
@@ -96,7 +96,9 @@ def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bo
     for folder, files in folders.items():
         tables = {file: size for file, size in files.items() if file.endswith(".parquet")}
         for file, size in tables.items():
-            wrong += filter(None, [why_wrong(storage, f"{folder}/{file}", size, _of(run, folder), everything)])
+            wrong += filter(
+                None, [why_wrong(storage, f"{folder}/{file}", size, _of(run, folder.rpartition("/")[2]), everything)]
+            )
         methods = sorted({file.split(".")[0] for file in tables})
         say(f"{folder}: {len(tables)} files of {', '.join(methods)}" if tables else f"{folder}: none yet")
     _list(say, wrong, "to be made anew by the next run of their stage")

@@ -1,91 +1,143 @@
-"""The result of a run as a table in the terminal."""
+"""The result of a run as tables in the terminal."""
 
 from __future__ import annotations
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from coar_dist.errors import MissingWorkError
-from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
-from coar_dist.store.tables import GRADIENT_RIDGE, RESEARCH, EvaluationTable, fitted_methods
-
-_LABELS = {
-    "coar": "COAR",
-    "gradient_ridge": "COAR + gradients",
-    "coar_lasso": "COAR, lasso",
-    "coar_elastic_net": "COAR, elastic net",
-    "leave_one_out": "Leave-one-out",
-    "research": "Research code",
-    "gradient_x_parameter": "Gradient x parameter",
-    "neuron_conductance": "Neuron conductance",
-    "internal_influence": "Internal influence",
-}
-_FITTED = ("gradient_ridge", "coar", "coar_lasso", "coar_elastic_net")
-
-
-def methods_of(run: RunDirectory) -> list[str]:
-    """The attribution methods of a run: what was fitted or imported, and its baselines."""
-    there = fitted_methods(run.storage)
-    imported = [method for method in there if method.startswith(RESEARCH)]
-    fitted = [method for method in _FITTED if method in there] or ([] if imported else ["coar"])
-    ablated = [name for name, entry in run.designs.items() if entry.role == "baseline"]
-    return [*fitted, *imported, *ablated, *run.baselines]
-
-
-def _num_masks(run: RunDirectory, method: str) -> str:
-    """How many masks the attributions are of, or what takes their place."""
-    if method in run.baselines:
-        steps = run.baselines[method].get("num_steps")
-        return "1 gradient" if steps is None else f"{steps:,} steps"
-    if method == GRADIENT_RIDGE:
-        return f"{run.design(GRADIENT_DESIGN).num_masks:,} + {run.design(TRAIN_DESIGN).num_masks:,}"
-    if method.startswith(RESEARCH):
-        return "imported"
-    return f"{run.design(TRAIN_DESIGN if method in _FITTED else method).num_masks:,}"
+from coar_dist.errors import StorageError
+from coar_dist.evaluation.bootstrap import Means
+from coar_dist.report.figures import write_figures
+from coar_dist.report.summary import CurveSummary, Summary, methods_of, summarise
+from coar_dist.store.run_directory import RunDirectory
 
 
 def report(run: RunDirectory, console: Console) -> None:
-    """Print the mean correlation per method and ablation fraction, and where to look next.
+    """Print the mean correlation per method and ablation fraction and what more masks would give, and draw both.
 
     Raises:
         MissingWorkError: the run has not been evaluated.
     """
-    held_out = {name: entry.design for name, entry in run.designs.items() if entry.role == "evaluation"}
-    held_out = dict(sorted(held_out.items(), key=lambda item: -item[1].ablation_fraction))
-    if not held_out:
-        raise MissingWorkError(f"{run.storage} has no held-out designs: run the ablate and evaluate stages.")
-    trained_at = run.design(TRAIN_DESIGN)
-    table = Table()
-    table.add_column("method")
-    table.add_column("masks", justify="right")
-    for design in held_out.values():
-        same = design.ablation_fraction == trained_at.ablation_fraction
-        table.add_column(f"at {design.ablation_fraction:g}{' (trained)' if same else ''}", justify="right")
-    num_undefined = 0
-    for method in methods_of(run):
-        cells = []
-        for name in held_out:
-            correlations = EvaluationTable(run, method, name).read()
-            defined = correlations[np.isfinite(correlations)]
-            num_undefined += len(correlations) - len(defined)
-            cells.append(f"{defined.mean():.3f}" if defined.size else "undefined")
-        table.add_row(_LABELS.get(method, method), _num_masks(run, method), *cells)
-    examples = run.read_examples()
-    console.print(
-        "\nCorrelation of predicted and true margins on held-out masks, mean over examples, by ablation fraction:"
+    summary = summarise(run)
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, highlight=False)
+
+    say(
+        "\nCorrelation of predicted and true margins on held-out masks by ablation fraction: mean over examples,"
+        "\n± half of its 95% bootstrap interval over examples"
     )
-    console.print(table)
-    if num_undefined:
-        console.print(f"{num_undefined} correlations are undefined (constant margins or predictions): not averaged.")
+    console.print(_correlations(summary))
+    column = summary.trained_column
+    if column is not None:
+        say(
+            f"\nAt {summary.trained_at:g}: Spearman correlation, mean; R2 and calibration (true = slope x predicted +\n"
+            f"intercept), medians over examples"
+        )
+        console.print(_agreement(summary, column))
+    for line in _undefined(summary):
+        say(line)
+    if summary.curves:
+        say(f"\nAt {summary.trained_at:g}: correlation by number of masks, measured and, after |, forecast for more")
+        console.print(_budgets(summary))
+        for curve in summary.curves:
+            say(_forecast_in_words(curve, run.num_examples))
+    examples = run.read_examples()
     known = np.isfinite(examples["label"].astype(np.float64))
     accuracy = f", accuracy {np.mean(examples['label'] == examples['prediction']):.3f}" if known.all() else ""
-    lines = [
+    say(
         f"{run.num_examples} examples{accuracy}; {run.components.num_components} components in "
-        f"{len(run.components.groups)} parameters.",
-        f"Run directory: {run.storage}",
-        f"Next, in Python: run = coar_dist.open_run({run.storage.location!r}); run.weights(example_ids=[0])",
-        f"Or query {run.storage}/attributions/{methods_of(run)[0]}.*.parquet with DuckDB, pandas or Polars.",
+        f"{len(run.components.groups)} parameters."
+    )
+    say(f"Run directory: {run.storage}")
+    try:
+        names = [run.storage.where(name) for name in write_figures(run.storage, summary) if name.endswith(".png")]
+        say(f"Figures: {', '.join(names)}, and as .svg")
+    except StorageError as error:  # a run directory that others own can still be read
+        say(f"[yellow]No figures: {error}[/yellow]")
+    say(f"Next, in Python: run = coar_dist.open_run({run.storage.location!r}); run.weights(example_ids=[0])")
+    say(f"Or query {run.storage}/attributions/{methods_of(run)[0]}.*.parquet with DuckDB, pandas or Polars.")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    return table
+
+
+def _correlations(summary: Summary) -> Table:
+    headers = []
+    for design in summary.held_out.values():
+        same = design.ablation_fraction == summary.trained_at
+        headers.append(f"at {design.ablation_fraction:g}{chr(10) + '(trained)' if same else ''}")
+    table = _table("method", "masks", *headers)
+    for method in summary.methods:
+        cells = [_mean(method.correlation, column) for column in range(len(headers))]
+        table.add_row(method.label, method.num_masks, *cells)
+    return table
+
+
+def _agreement(summary: Summary, column: int) -> Table:
+    table = _table("method", "Spearman", "R2", "slope", "intercept")
+    for method in summary.methods:
+        medians = [_number(method.medians[name][column]) for name in ("r2", "slope", "intercept")]
+        table.add_row(method.label, _mean(method.spearman, column), *medians)
+    return table
+
+
+def _budgets(summary: Summary) -> Table:
+    numbers = sorted({int(number) for curve in summary.curves for number in curve.curve.num_masks})
+    table = _table("method", *(f"{number:,}" for number in numbers), "|", "x 2", "x 4", "limit")
+    for curve in summary.curves:
+        measured = dict(zip(curve.curve.num_masks.tolist(), curve.means.mean, strict=True))
+        points = [_number(measured[number]) if number in measured else "" for number in numbers]
+        found = curve.extrapolation
+        forecasts = (found.twice, found.four_times, found.limit)
+        ahead = ["" if forecast is None else _number(forecast.value) for forecast in forecasts]
+        table.add_row(curve.label, *points, "|", *ahead)
+    return table
+
+
+def _forecast_in_words(summary: CurveSummary, num_examples: int) -> str:
+    curve, found = summary.curve, summary.extrapolation
+    of = "" if len(curve.example_ids) == num_examples else f" on {len(curve.example_ids):,} sampled examples"
+    text = f"{summary.label}, {int(curve.num_masks[-1]):,} masks{of}: {_number(found.measured[-1])}; "
+    names = ("twice the masks about", "four times", "ever more")
+    forecasts = zip(names, (found.twice, found.four_times, found.limit), strict=True)
+    ahead = [
+        f"{name} {_number(forecast.value)} {_half(forecast.half_width)}" for name, forecast in forecasts if forecast
     ]
-    for line in lines:
-        console.print(line, soft_wrap=True, highlight=False)
+    return f"{text}{', '.join(ahead) or 'no forecast'}{f' ({found.why_not})' if found.why_not else ''}."
+
+
+def _undefined(summary: Summary) -> list[str]:
+    """How many values are null, and why."""
+    lines = []
+    for method in summary.methods:
+        counts = {name: count for name, count in method.num_undefined.items() if count}
+        if counts:
+            listed = ", ".join(f"{count:,} of {name}" for name, count in counts.items())
+            lines.append(
+                f"{method.label}: undefined and not averaged, as margins or predictions are constant: {listed}."
+            )
+    return lines
+
+
+def _mean(means: Means, column: int) -> str:
+    half = float(means.high[column] - means.low[column]) / 2
+    return f"{_number(means.mean[column])}{f' {_half(half)}' if np.isfinite(half) else ''}"
+
+
+def _half(width: float) -> str:
+    return f"±{_number(width)}"
+
+
+def _number(value: float) -> str:
+    """Three decimals, without a 0 before the point, as in the paper's tables."""
+    if not np.isfinite(value):
+        return "undefined"
+    text = f"{value:.3f}"
+    return text.replace("0.", ".", 1) if abs(value) < 0.9995 else text

@@ -17,7 +17,7 @@ from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.ablation.work import missing_work, stores_of
 from coar_dist.components.discovery import check_components, discover
 from coar_dist.components.index import ComponentIndex
-from coar_dist.config import Config
+from coar_dist.config import Config, held_out_fractions
 from coar_dist.designs.design import MaskDesign, leave_one_out_design
 from coar_dist.errors import DamagedFileError, MissingWorkError, RunNotFoundError
 from coar_dist.regression.fit import plan_passes
@@ -203,7 +203,7 @@ def _designs(config: Config, num_components: int) -> dict[str, RunDesign]:
         designs[GRADIENT_DESIGN] = RunDesign("gradients", masks)
     if "leave_one_out" in config.baselines:
         designs["leave_one_out"] = RunDesign("baseline", leave_one_out_design(num_components))
-    for fraction in evaluation.ablation_fractions:
+    for fraction in held_out_fractions(config):
         held_out = MaskDesign(evaluation.kind, num_components, evaluation.num_masks, fraction, evaluation.seed)
         designs[f"evaluation_{fraction!r}"] = RunDesign("evaluation", held_out)
     return designs

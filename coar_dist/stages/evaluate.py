@@ -1,23 +1,41 @@
-"""The evaluate stage: predictions of every method against the truth on held-out masks."""
+"""The evaluate stage: predictions of every method against the truth on held-out masks, and by how many masks."""
 
 from __future__ import annotations
 
 from rich.console import Console
 
+from coar_dist.config import Config
 from coar_dist.evaluation.correlation import evaluate
 from coar_dist.report.progress import stage_progress
-from coar_dist.report.terminal import methods_of
+from coar_dist.report.summary import FITTED, methods_of
 from coar_dist.stages.saying import say, while_held
 from coar_dist.store.lock import Hold
 from coar_dist.store.run_directory import RunDirectory
 
 
-def evaluate_stage(run: RunDirectory, console: Console, hold: Hold) -> None:
+def evaluate_stage(run: RunDirectory, config: Config, console: Console, hold: Hold) -> None:
     """Compare what is not compared yet; the run must have been fitted."""
     methods = methods_of(run)
-    num_designs = sum(entry.role == "evaluation" for entry in run.designs.values())
+    num_designs = len(run.held_out)
     with stage_progress(console, "evaluate", len(methods) * num_designs, "tables") as progress:
         computed = evaluate(run, methods, while_held(hold, progress))
         seconds = progress.seconds
     what = f"{len(methods)} methods on {num_designs} held-out designs"
     say(console, "evaluate", f"{what} in {seconds:.1f} s." if computed else f"{what} are there already.")
+    shares = config.evaluation.curve_shares
+    if shares:
+        _evaluate_budgets(run, [method for method in methods if method in FITTED], config, console, hold)
+
+
+def _evaluate_budgets(run: RunDirectory, methods: list[str], config: Config, console: Console, hold: Hold) -> None:
+    from coar_dist.evaluation.budget_curve import evaluate_budgets, has_curve  # torch takes seconds to load
+
+    if not has_curve(run):
+        say(console, "evaluate", "no budget curve: it takes held-out masks at design.ablation_fraction.")
+        return
+    shares = config.evaluation.curve_shares
+    with stage_progress(console, "evaluate", len(methods) * len(shares), "fits") as progress:
+        computed = evaluate_budgets(run, methods, shares, config.regression, while_held(hold, progress))
+        seconds = progress.seconds
+    what = f"budget curve of {', '.join(methods)}"
+    say(console, "evaluate", f"{what} in {seconds:.1f} s." if computed else f"{what} is there already.")

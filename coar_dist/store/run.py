@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masks import check_masks
+from coar_dist.errors import MissingWorkError
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
 from coar_dist.store.storage import storage_at
-from coar_dist.store.tables import GRADIENT_RIDGE, AttributionTable
+from coar_dist.store.tables import GRADIENT_RIDGE, AttributionTable, EvaluationTable
 
 
 class Run:
@@ -109,6 +110,35 @@ class Run:
         table = self._table(method)
         blocks = [table.read_quality(block) for block in self.directory.margins(TRAIN_DESIGN).blocks]
         return {name: np.concatenate([block[name] for block in blocks])[ids] for name in blocks[0]}
+
+    def evaluation(
+        self, method: str | None = None, design_name: str | None = None, example_ids: Sequence[int] | None = None
+    ) -> dict[str, NDArray[np.float64]]:
+        """How well attributions predict each example's margins on held-out masks.
+
+        Args:
+            method: as in ``weights``.
+            design_name: a key of ``directory.held_out``, e.g. ``evaluation_0.1``; None is the one at the training
+                masks' ablation fraction.
+            example_ids: which examples, in this order; None for all.
+
+        Returns:
+            ``correlation`` (Pearson's), ``spearman``, ``r2``, and ``slope`` and ``intercept`` of the true margins on
+            the predicted ones: (num_examples,) each, NaN where undefined.
+
+        Raises:
+            MissingWorkError: there are no such held-out masks, or the evaluate stage has not been run.
+        """
+        there = ", ".join(self.directory.held_out) or "none"
+        design_name = design_name or self.directory.held_out_as_trained()
+        if design_name not in self.directory.held_out:
+            raise MissingWorkError(
+                f"no held-out masks {design_name or 'at the training fraction'}, there are: {there}. Name one as "
+                f"design_name, or run the ablate and evaluate stages with evaluation.ablation_fractions."
+            )
+        ids = self._example_ids(example_ids)
+        table = EvaluationTable(self.directory, self._table(method).method, design_name)
+        return {name: values[ids] for name, values in table.read().items()}
 
     def standard_errors(
         self, example_ids: Sequence[int] | None = None, method: str | None = None

@@ -31,7 +31,7 @@ FORMAT = 2
 RUN_FILE = "run.json"
 _COMPONENTS_FILE, _EXAMPLES_FILE = "components.parquet", "examples.parquet"
 TRAIN_DESIGN, GRADIENT_DESIGN = "train", "gradients"
-FOLDERS = ("", "attributions", "evaluation", "logs")
+FOLDERS = ("", "attributions", "evaluation", "evaluation/budget_curve", "report", "logs")
 """Where files lie, besides the folders of shards."""
 IMPORTED_FROM = "imported_from"
 """Key of the identity of a run whose margins were collected elsewhere: by whom."""
@@ -227,6 +227,17 @@ class RunDirectory:
     def designs(self) -> dict[str, RunDesign]:
         """The mask designs by name that the last ablate stage asked for."""
         return {name: design for name, design in self._all_designs().items() if self._record["designs"][name]["active"]}
+
+    @property
+    def held_out(self) -> dict[str, MaskDesign]:
+        """The designs that attributions are evaluated on, by name, from the largest ablation fraction down."""
+        held_out = {name: entry.design for name, entry in self.designs.items() if entry.role == "evaluation"}
+        return dict(sorted(held_out.items(), key=lambda item: -item[1].ablation_fraction))
+
+    def held_out_as_trained(self) -> str | None:
+        """The held-out design whose ablation fraction is that of the train design; None where there is none."""
+        fraction = self.design(TRAIN_DESIGN).ablation_fraction
+        return next((name for name, design in self.held_out.items() if design.ablation_fraction == fraction), None)
 
     def _all_designs(self) -> dict[str, RunDesign]:
         fields = [field.name for field in dataclasses.fields(MaskDesign)]

@@ -25,6 +25,8 @@ from coar_dist.store.run_directory import RunDirectory, fingerprint_of
 from coar_dist.store.storage import Storage
 
 QUALITY = ("r2", "r2_new", "duality_gap")
+METRICS = ("correlation", "spearman", "r2", "slope", "intercept")
+"""Agreement of predicted and true margins, as ``coar_dist.evaluation.correlation.metrics_of`` defines it."""
 _FOLDER = "attributions"
 GRADIENT_RIDGE, LEAVE_ONE_OUT = "gradient_ridge", "leave_one_out"
 RESEARCH = "research"
@@ -170,7 +172,7 @@ class AttributionTable:
 
 
 class EvaluationTable:
-    """Per-example correlations of one method on one held-out design."""
+    """How well one method predicts each example's margins on one held-out design."""
 
     def __init__(self, run: RunDirectory, method: str, design_name: str) -> None:
         self._run, self._storage = run, run.storage
@@ -179,12 +181,13 @@ class EvaluationTable:
         self.file = f"evaluation/{method}.{design_name}.parquet"
 
     def _belongs_to(self) -> dict[str, Any]:
-        """The attributions and the masks that the correlations are of, as they are now."""
+        """The attributions and the masks that the metrics are of, as they are now."""
         store = self._run.margins(self.design_name)
         settings = {
             "design": store.fingerprint,
             "num_masks": store.num_masks,
             "attributions": AttributionTable(self._run, self.method).settings_fingerprint(store.blocks),
+            "metrics": list(METRICS),
         }
         return {"content": "evaluation", "run": self._run.fingerprint, "settings": settings}
 
@@ -192,24 +195,25 @@ class EvaluationTable:
         """Whether the table is there and of the attributions as they are now; a damaged file is set aside."""
         return is_made_with(self._storage, self.file, self._belongs_to())
 
-    def write(self, correlations: NDArray[np.float64]) -> None:
-        """Write the table; a NaN correlation (undefined) is stored as null.
+    def write(self, metrics: Mapping[str, NDArray[np.float64]]) -> None:
+        """Write the table; NaN (undefined) is stored as null.
 
         Args:
-            correlations: (num_examples,) float64.
+            metrics: for each name of ``METRICS`` (num_examples,) float64.
         """
+        num_examples = len(metrics["correlation"])
         fraction = self._run.design(self.design_name).ablation_fraction
         columns = {
-            "example_id": pa.array(np.arange(len(correlations))),
-            "method": pa.array([self.method] * len(correlations)),
-            "design": pa.array([self.design_name] * len(correlations)),
-            "ablation_fraction": pa.array(np.full(len(correlations), fraction)),
-            "correlation": pa.array(correlations, from_pandas=True),
+            "example_id": pa.array(np.arange(num_examples)),
+            "method": pa.array([self.method] * num_examples),
+            "design": pa.array([self.design_name] * num_examples),
+            "ablation_fraction": pa.array(np.full(num_examples, fraction)),
+            **{name: pa.array(metrics[name], from_pandas=True) for name in METRICS},
         }
         write_table(self._storage, self.file, columns, self._belongs_to())
 
-    def read(self) -> NDArray[np.float64]:
-        """(num_examples,) correlations; NaN where undefined.
+    def read(self) -> dict[str, NDArray[np.float64]]:
+        """For each name of ``METRICS`` (num_examples,) float64; NaN where undefined.
 
         Raises:
             MissingWorkError: the table is not there, or is of attributions that have been fitted anew since.
@@ -219,5 +223,5 @@ class EvaluationTable:
         if not is_made_with(self._storage, self.file, belongs_to):
             where = self._storage.where(self.file)
             raise MissingWorkError(f"{where} is missing or of earlier attributions: run the evaluate stage.")
-        table = read_table(self._storage, self.file, belongs_to)
-        return np.asarray(table["correlation"].to_numpy())
+        table = read_table(self._storage, self.file, belongs_to, METRICS)
+        return {name: np.asarray(table[name].to_numpy()) for name in METRICS}

@@ -321,7 +321,7 @@ class SeedRun:
         took = time.perf_counter() - started
         method = GRADIENT_RIDGE if num_passes else "coar"
         evaluate(self._run, [method], lambda _: None)
-        return float(np.nanmean(EvaluationTable(self._run, method, "held_out").read())), took
+        return float(np.nanmean(EvaluationTable(self._run, method, "held_out").read()["correlation"])), took
 
 
 def measure(pool: Pool, arguments: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ from coar_dist.errors import (
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 from coar_dist.store.storage import storage_at
-from coar_dist.store.tables import Attributions, AttributionTable, EvaluationTable
+from coar_dist.store.tables import METRICS, Attributions, AttributionTable, EvaluationTable
 from tests.models import local_storage, random_masks
 
 COMPONENTS = ComponentIndex((ComponentGroup("a.weight", 0, 7), ComponentGroup("b.weight", 1, 4, 2)))
@@ -275,8 +275,9 @@ def test_evaluation_tables_keep_undefined_as_null(tmp_path: Path) -> None:
     with pytest.raises(MissingWorkError, match="run the evaluate stage"):
         table.read()
     values = np.array([0.5, np.nan, 1.0, 0, 0, 0, 0, -1.0])
-    table.write(values)
-    np.testing.assert_array_equal(table.read(), values)
+    table.write({name: values * (i + 1) for i, name in enumerate(METRICS)})
+    for i, name in enumerate(METRICS):
+        np.testing.assert_array_equal(table.read()[name], values * (i + 1))
     stored = pq.read_table(tmp_path / table.file)
     assert stored["correlation"].null_count == 1
     assert stored["ablation_fraction"].to_pylist() == [0.1] * 8

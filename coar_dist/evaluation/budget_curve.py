@@ -1,0 +1,145 @@
+"""The budget curve: what the correlation would have been with fewer masks, from the shards that are there.
+
+The masks of a design are a function of their index, so its first m masks are the design of m masks. Attributions are
+fitted from such prefixes by the fit stage's own code, and compared with the truth on the held-out masks of the training
+masks' ablation fraction. No forward pass is run.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coar_dist.config import RegressionConfig
+from coar_dist.designs.design import MaskDesign
+from coar_dist.errors import CoarWarning
+from coar_dist.evaluation.correlation import correlation_of, predictions_and_truth
+from coar_dist.regression.backends import choose_backend
+from coar_dist.regression.factor import choose_solver
+from coar_dist.regression.fit import make_plan
+from coar_dist.regression.gate_prior import GateSources
+from coar_dist.regression.observations import Observations
+from coar_dist.regression.planning import device, in_this_process
+from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable, regression_settings
+from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
+from coar_dist.store.sample import Sample, SampledAttributions, SampledGradients, SampledMargins, draw_sample
+from coar_dist.store.tables import GRADIENT_RIDGE, LEAVE_ONE_OUT, EvaluationTable
+
+_log = logging.getLogger(__name__)
+MOST_EXAMPLES = 1024
+_MOST_BLOCKS = 8
+_SEED = 0
+_FEWEST_MASKS = 16
+"""Below so many masks nothing is fitted."""
+
+
+def has_curve(run: RunDirectory) -> bool:
+    """Whether there is a train design to take fewer masks of, and held-out masks to judge them by."""
+    return run.design(TRAIN_DESIGN).num_masks > 0 and run.held_out_as_trained() is not None
+
+
+def evaluate_budgets(
+    run: RunDirectory,
+    methods: Sequence[str],
+    shares: Sequence[float],
+    regression: RegressionConfig,
+    on_progress: Callable[[int], None],
+    most_examples: int = MOST_EXAMPLES,
+) -> bool:
+    """Write the budget curve of every method, where it is not there already.
+
+    Every curve is made with the regression settings that the attributions were fitted with. Of large example sets a
+    fixed random sample is looked at. ``gradient_ridge`` keeps all of its passes with gradients.
+
+    Args:
+        run: a run, evaluated, for which ``has_curve``.
+        methods: names of attributions that are fitted from the train design.
+        shares: of the train design's masks, ascending, below 1.
+        regression: backend and memory; all else is as stored with the attributions.
+        on_progress: called after every fit with the number of (method, share) pairs done.
+        most_examples: in the sample.
+
+    Returns:
+        Whether anything had to be computed.
+
+    Raises:
+        MissingWorkError: margins, gradients or evaluations are missing.
+        ConfigError, ConvergenceError: as the fit stage.
+    """
+    design_name = run.held_out_as_trained()
+    assert design_name is not None
+    computed, num_done = False, 0
+    for method in methods:
+        train = run.margins(TRAIN_DESIGN)
+        stored = regression_settings(run, method, train.blocks)
+        own = {field.name for field in fields(RegressionConfig)} & stored.keys() - {"backend"}
+        config = replace(regression, **{**{name: stored[name] for name in own}, "standard_errors": False})
+        numbers = _numbers_of_masks(run.design(TRAIN_DESIGN), shares, config)
+        table = BudgetCurveTable(run, method, design_name)
+        settings: dict[str, Any] = {"masks": numbers, "examples": most_examples, "seed": _SEED}
+        if not table.is_complete(settings):
+            sample = draw_sample(train.blocks, most_examples, _MOST_BLOCKS, _SEED)
+            example_ids = np.concatenate([block[0] + rows for block, rows in sample.items()])
+            columns = []
+            for number in numbers:
+                columns.append(_correlations(run, method, config, sample, number, design_name))
+                on_progress(num_done + len(columns))
+            columns.append(EvaluationTable(run, method, design_name).read()["correlation"][example_ids])
+            curve = BudgetCurve(example_ids, np.array([*numbers, train.num_masks]), np.stack(columns, axis=1))
+            table.write(curve, settings)
+            computed = True
+        num_done += len(shares)
+        on_progress(num_done)
+    return computed
+
+
+def _numbers_of_masks(design: MaskDesign, shares: Sequence[float], config: RegressionConfig) -> list[int]:
+    """How many masks are fitted, besides all: no fewer than the regression can be fitted from."""
+    fewest = _FEWEST_MASKS
+    if config.regularisation is None and config.selection == "bic":
+        fewest = max(fewest, design.num_components + 1)
+    elif config.regularisation is None and config.method == "lasso":
+        fewest = max(fewest, math.ceil(4.0 / min(config.held_out_fraction, 1.0 - config.held_out_fraction)))
+    while fewest < design.num_masks and _are_equal(design.masks(0, fewest)):
+        fewest *= 2
+    numbers = {round(design.num_masks * share) for share in shares}
+    return sorted(number for number in numbers if fewest <= number < design.num_masks)
+
+
+def _are_equal(masks: NDArray[np.bool_]) -> bool:
+    return bool((masks == masks[0]).all())
+
+
+def _correlations(
+    run: RunDirectory, method: str, config: RegressionConfig, sample: Sample, num_masks: int, design_name: str
+) -> NDArray[np.float64]:
+    """Correlations of the sampled examples (n,), by attributions from the first ``num_masks`` masks."""
+    train = SampledMargins.of(replace(run.margins(TRAIN_DESIGN), num_masks=num_masks), sample)
+    sources = None
+    if method == GRADIENT_RIDGE:
+        stores = (store for store in run.gradients(GRADIENT_DESIGN) if store.block in sample)
+        gradients = tuple(SampledGradients.of(store, sample) for store in stores)
+        baseline = SampledAttributions(run, LEAVE_ONE_OUT, sample) if LEAVE_ONE_OUT in run.designs else None
+        sources = GateSources(gradients, baseline)
+    observations = Observations(train, () if sources is None else sources.gradients)
+    solver, sizes = choose_solver(observations.num_masks, train.num_components, config.memory_gb * 1e9)
+    backend, _ = choose_backend(config.backend, config.method, solver, train.num_components)
+    _log.info("%s from %d masks: %s (%s)", method, num_masks, solver, sizes)
+    held_out = SampledMargins.of(run.margins(design_name), sample)
+    with warnings.catch_warnings():
+        # Of few masks: that they leave components out or do not determine the weights is what the curve shows.
+        warnings.simplefilter("ignore", CoarWarning)
+        plan = make_plan(observations, sources, config, solver, backend, in_this_process)
+        parts = []
+        for block in sample:
+            fitted = plan.fit(observations.of_block(block), device()).attributions
+            sides = predictions_and_truth(held_out, block, fitted.weights, fitted.intercepts)
+            parts.append(correlation_of(*sides))
+    return np.concatenate(parts)

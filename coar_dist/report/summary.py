@@ -1,0 +1,178 @@
+"""What the report shows, read from the tables of a run: means over examples with their intervals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coar_dist.designs.design import MaskDesign
+from coar_dist.errors import MissingWorkError
+from coar_dist.evaluation.bootstrap import Means, means_of
+from coar_dist.evaluation.extrapolation import Extrapolation, extrapolate
+from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable
+from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
+from coar_dist.store.tables import GRADIENT_RIDGE, METRICS, RESEARCH, EvaluationTable, fitted_methods
+
+_LABELS = {
+    "coar": "COAR",
+    "gradient_ridge": "COAR + gradients",
+    "coar_lasso": "COAR, lasso",
+    "coar_elastic_net": "COAR, elastic net",
+    "leave_one_out": "Leave-one-out",
+    "research": "Research code",
+    "gradient_x_parameter": "Gradient x parameter",
+    "neuron_conductance": "Neuron conductance",
+    "internal_influence": "Internal influence",
+}
+FITTED = ("gradient_ridge", "coar", "coar_lasso", "coar_elastic_net")
+"""Methods that are fitted from the train design."""
+
+
+@dataclass(frozen=True)
+class MethodSummary:
+    """One method on every held-out design.
+
+    Attributes:
+        method: name of its attributions.
+        num_masks: how many masks they are of, in words.
+        correlation: means over examples, one column per held-out design in the run's order.
+        spearman: likewise.
+        medians: of ``r2``, ``slope`` and ``intercept`` over examples, one (num_designs,) array each; NaN where nothing
+            is defined.
+        num_undefined: of every metric, the values that are undefined, over all designs.
+    """
+
+    method: str
+    num_masks: str
+    correlation: Means
+    spearman: Means
+    medians: dict[str, NDArray[np.float64]]
+    num_undefined: dict[str, int]
+
+    @property
+    def label(self) -> str:
+        """Its name for people."""
+        return label_of(self.method)
+
+
+@dataclass(frozen=True)
+class CurveSummary:
+    """The budget curve of one method.
+
+    Attributes:
+        method: name of its attributions.
+        curve: as stored.
+        means: over the curve's examples, one column per number of masks.
+        extrapolation: what it says about more masks.
+    """
+
+    method: str
+    curve: BudgetCurve
+    means: Means
+    extrapolation: Extrapolation
+
+    @property
+    def label(self) -> str:
+        """Its name for people."""
+        return label_of(self.method)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the report shows.
+
+    Attributes:
+        held_out: the held-out designs by name, from the largest ablation fraction down.
+        trained_at: the train design's ablation fraction.
+        methods: every method of the run.
+        curves: budget curves, where the run has any.
+    """
+
+    held_out: dict[str, MaskDesign]
+    trained_at: float
+    methods: list[MethodSummary]
+    curves: list[CurveSummary]
+
+    @property
+    def trained_column(self) -> int | None:
+        """The held-out design at the training fraction; None where there is none."""
+        fractions = [design.ablation_fraction for design in self.held_out.values()]
+        return fractions.index(self.trained_at) if self.trained_at in fractions else None
+
+
+def label_of(method: str) -> str:
+    """A method's name for people."""
+    return _LABELS.get(method, method)
+
+
+def methods_of(run: RunDirectory) -> list[str]:
+    """The attribution methods of a run: what was fitted or imported, and its baselines."""
+    there = fitted_methods(run.storage)
+    imported = [method for method in there if method.startswith(RESEARCH)]
+    fitted = [method for method in FITTED if method in there] or ([] if imported else ["coar"])
+    ablated = [name for name, entry in run.designs.items() if entry.role == "baseline"]
+    return [*fitted, *imported, *ablated, *run.baselines]
+
+
+def summarise(run: RunDirectory) -> Summary:
+    """Read a run's evaluation tables.
+
+    Raises:
+        MissingWorkError: the run has not been evaluated.
+        DamagedFileError: a table is damaged.
+    """
+    held_out = run.held_out
+    if not held_out:
+        raise MissingWorkError(f"{run.storage} has no held-out designs: run the ablate and evaluate stages.")
+    methods = methods_of(run)
+    return Summary(
+        held_out,
+        run.design(TRAIN_DESIGN).ablation_fraction,
+        [_method(run, method, list(held_out)) for method in methods],
+        [curve for curve in (_curve(run, method) for method in methods if method in FITTED) if curve is not None],
+    )
+
+
+def _method(run: RunDirectory, method: str, held_out: list[str]) -> MethodSummary:
+    tables = [EvaluationTable(run, method, name).read() for name in held_out]
+    metrics = {name: np.stack([table[name] for table in tables], axis=1) for name in METRICS}
+    return MethodSummary(
+        method=method,
+        num_masks=_num_masks(run, method),
+        correlation=means_of(metrics["correlation"]),
+        spearman=means_of(metrics["spearman"]),
+        medians={name: _medians(metrics[name]) for name in ("r2", "slope", "intercept")},
+        num_undefined={name: int(np.isnan(values).sum()) for name, values in metrics.items()},
+    )
+
+
+def _medians(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    known = [column[np.isfinite(column)] for column in values.T]
+    return np.array([np.median(column) if column.size else np.nan for column in known])
+
+
+def _num_masks(run: RunDirectory, method: str) -> str:
+    """How many masks the attributions are of, or what takes their place."""
+    if method in run.baselines:
+        steps = run.baselines[method].get("num_steps")
+        return "1 gradient" if steps is None else f"{steps:,} steps"
+    if method == GRADIENT_RIDGE:
+        return f"{run.design(GRADIENT_DESIGN).num_masks:,} + {run.design(TRAIN_DESIGN).num_masks:,}"
+    if method.startswith(RESEARCH):
+        return "imported"
+    return f"{run.design(TRAIN_DESIGN if method in FITTED else method).num_masks:,}"
+
+
+def _curve(run: RunDirectory, method: str) -> CurveSummary | None:
+    design_name = run.held_out_as_trained()
+    curve = None if design_name is None else BudgetCurveTable(run, method, design_name).read()
+    if curve is None:
+        return None
+    return CurveSummary(
+        method,
+        curve,
+        means_of(curve.correlations),
+        extrapolate(curve.num_masks, curve.correlations, run.components.num_components),
+    )

@@ -1,0 +1,102 @@
+"""The budget curve of one method: ``evaluation/budget_curve/<method>.parquet``, correlations by number of masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from coar_dist.errors import MissingWorkError
+from coar_dist.store.parquet import is_made_with, read_metadata, read_table, write_table
+from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory, fingerprint_of
+from coar_dist.store.tables import AttributionTable
+
+FOLDER = "evaluation/budget_curve"
+
+
+@dataclass(frozen=True)
+class BudgetCurve:
+    """Correlations of attributions fitted from the first masks of the train design.
+
+    Attributes:
+        example_ids: (n,) int64, the examples that were looked at, ascending.
+        num_masks: (p,) int64, ascending; the last is the whole design.
+        correlations: (n, p) float64, NaN where undefined.
+    """
+
+    example_ids: NDArray[np.int64]
+    num_masks: NDArray[np.int64]
+    correlations: NDArray[np.float64]
+
+
+class BudgetCurveTable:
+    """The table of one method, on the held-out design of the training masks' ablation fraction."""
+
+    def __init__(self, run: RunDirectory, method: str, design_name: str) -> None:
+        self._run, self._storage = run, run.storage
+        self.method, self.design_name = method, design_name
+        self.file = f"{FOLDER}/{method}.parquet"
+
+    def _current(self) -> dict[str, Any]:
+        """The attributions, which know their masks and their regression, and the held-out masks, as they are now."""
+        store = self._run.margins(self.design_name)
+        return {
+            "content": "budget_curve",
+            "run": self._run.fingerprint,
+            "design": store.fingerprint,
+            "num_masks": store.num_masks,
+            "num_train_masks": self._run.margins(TRAIN_DESIGN).num_masks,
+            "attributions": AttributionTable(self._run, self.method).settings_fingerprint(store.blocks),
+        }
+
+    def is_complete(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the table is there, of what the run holds now and made with ``settings``."""
+        return is_made_with(self._storage, self.file, {**self._current(), "settings": fingerprint_of(settings)})
+
+    def write(self, curve: BudgetCurve, settings: Mapping[str, Any]) -> None:
+        """Write the table, one row per example and number of masks; NaN is stored as null."""
+        num_examples, num_points = curve.correlations.shape
+        num_rows = num_examples * num_points
+        fraction = self._run.design(self.design_name).ablation_fraction
+        columns = {
+            "example_id": pa.array(np.repeat(curve.example_ids, num_points)),
+            "method": pa.array([self.method] * num_rows),
+            "design": pa.array([self.design_name] * num_rows),
+            "ablation_fraction": pa.array(np.full(num_rows, fraction)),
+            "num_masks": pa.array(np.tile(curve.num_masks, num_examples)),
+            "correlation": pa.array(curve.correlations.reshape(-1), from_pandas=True),
+        }
+        belongs_to = {**self._current(), "settings": fingerprint_of(settings)}
+        write_table(self._storage, self.file, columns, belongs_to)
+
+    def read(self) -> BudgetCurve | None:
+        """The curve; None where there is none of the run as it is now.
+
+        Raises:
+            DamagedFileError: it is damaged.
+        """
+        if self._storage.size(self.file) is None:
+            return None
+        current, found = self._current(), read_metadata(self._storage, self.file)
+        if any(found.get(key) != value for key, value in current.items()):
+            return None
+        table = read_table(self._storage, self.file, current, ["example_id", "num_masks", "correlation"])
+        example_ids, num_masks = (np.unique(table[name].to_numpy()) for name in ("example_id", "num_masks"))
+        correlations = table["correlation"].to_numpy().reshape(len(example_ids), len(num_masks))
+        return BudgetCurve(example_ids, num_masks, correlations)
+
+
+def regression_settings(run: RunDirectory, method: str, blocks: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """The settings that a method's attributions were fitted with.
+
+    Raises:
+        MissingWorkError: they have not been fitted.
+    """
+    file = AttributionTable(run, method).file(blocks[0])
+    if run.storage.size(file) is None:
+        raise MissingWorkError(f"{run.storage.where(file)} is missing: run the fit stage.")
+    return dict(read_metadata(run.storage, file)["settings"])
