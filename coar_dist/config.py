@@ -17,6 +17,8 @@ PRECISIONS = ("float32", "bfloat16", "auto")
 MODES = ("weights", "rows")
 MARGIN_DTYPES = ("float32", "float16")
 RANDOM_DESIGNS = ("bernoulli", "fixed_size", "balanced")
+MIN_CEILING_MASKS = 40
+"""Masks below which the ceiling's standard error cannot be told."""
 BACKENDS = ("auto", "cuml", "torch", "sklearn")
 SELECTIONS = {"ridge": ("gcv", "leave_one_out"), "lasso": ("held_out", "bic")}
 
@@ -128,6 +130,13 @@ class EvaluationConfig:
     num_masks: int = 200
     ablation_fractions: list[float] = field(default_factory=lambda: [0.05])
     seed: int = 1_000_000
+    ceiling_pairs: int = 0
+    """The ceiling of linear models is estimated from the held-out masks, at no cost. So many of them at
+    ``design.ablation_fraction`` also get a partner with some components drawn anew, one pass each: the ceiling's error
+    shrinks as with so many more held-out masks, and bounds from the pairs stand beside it, for which only their number
+    matters. They are what is left where components are many and masks few."""
+    ceiling_correlation: float = 0.25
+    """Of mask and partner. Lower: closer bounds with more noise."""
 
 
 @dataclass

@@ -11,12 +11,14 @@ from coar_dist.config import (
     BACKENDS,
     BASELINES,
     MARGIN_DTYPES,
+    MIN_CEILING_MASKS,
     MODES,
     PRECISIONS,
     RANDOM_DESIGNS,
     SELECTIONS,
     STAGES,
     Config,
+    EvaluationConfig,
     RegressionConfig,
     penalty_range,
 )
@@ -80,6 +82,7 @@ def validate(config: Config) -> None:
     _require_choice("design.kind", design.kind, RANDOM_DESIGNS)
     _require_choice("evaluation.kind", evaluation.kind, RANDOM_DESIGNS)
     _validate_gradients(config)
+    _validate_ceiling(config)
     _require(evaluation.num_masks >= 2, "evaluation.num_masks", evaluation.num_masks, "at least 2")
     for key, fraction in [
         ("design.ablation_fraction", design.ablation_fraction),
@@ -169,6 +172,32 @@ def validate(config: Config) -> None:
                 f"task.model.checkpoint={config.task.model.checkpoint!r} and train are both set: the checkpoint "
                 f"replaces the training. Set train=null, or task.model.checkpoint=null."
             )
+
+
+def _validate_ceiling(config: Config) -> None:
+    evaluation, fraction = config.evaluation, config.design.ablation_fraction
+    pairs, rho = evaluation.ceiling_pairs, evaluation.ceiling_correlation
+    _require(0.0 < rho < 1.0, "evaluation.ceiling_correlation", rho, "strictly between 0 and 1")
+    _require(
+        pairs == 0 or MIN_CEILING_MASKS <= pairs <= evaluation.num_masks,
+        "evaluation.ceiling_pairs",
+        pairs,
+        f"0, or in {MIN_CEILING_MASKS}..{evaluation.num_masks} (evaluation.num_masks: each is of a held-out mask)",
+    )
+    if pairs == 0 and rho != EvaluationConfig().ceiling_correlation:
+        raise ConfigError(
+            f"evaluation.ceiling_correlation={rho} has no effect with evaluation.ceiling_pairs=0. Leave it out."
+        )
+    if pairs and evaluation.kind != "bernoulli":
+        raise ConfigError(
+            f"evaluation.ceiling_pairs={pairs} needs components that are ablated independently, but evaluation.kind="
+            f"{evaluation.kind}. Use evaluation.kind=bernoulli, or evaluation.ceiling_pairs=0."
+        )
+    if pairs and "ablate" in config.stages and fraction not in evaluation.ablation_fractions:
+        raise ConfigError(
+            f"evaluation.ceiling_pairs={pairs} are of held-out masks at design.ablation_fraction={fraction}, which is "
+            f"not in evaluation.ablation_fractions={evaluation.ablation_fractions}. Add it, or leave out the pairs."
+        )
 
 
 def _validate_gradients(config: Config) -> None:

@@ -2,14 +2,14 @@
 
 Under masks whose components are ablated independently, a margin is a sum of uncorrelated parts of degree 1, 2, ... in
 the components; the best linear model is the part of degree 1, and its squared correlation that part's share of the
-variance, W1 / V (Saunshi et al., arXiv 2210.01072, section 3). Two estimates of the share, of which neither fits a model:
+variance, W1 / V (Saunshi et al., arXiv 2210.01072). Two estimates of the share, of which neither fits a model:
 
 - ``linear_shares``: for two masks x, y drawn apart and standardised components phi, E[f(x) f(y) phi(x).phi(y)] = W1,
   whatever the higher degrees are; n masks give n**2 / 2 such products. The standard error is about
   sqrt(2 num_components) / n. (Dicker, Biometrika 2014; Kong and Valiant, NeurIPS 2018.)
 - ``stability_bounds``: two masks that agree because a share rho of the components was drawn once for both have
-  covariance C = sum of rho**k Wk, which says that W1 lies between (C / rho - rho V) / (1 - rho) and C / rho. The standard
-  error is about 1 / (rho sqrt(num_pairs)), whatever the number of components.
+  covariance C = sum of rho**k Wk, so that W1 lies between (C / rho - rho V) / (1 - rho) and C / rho. The standard error
+  is about 1 / (rho sqrt(num_pairs)), whatever the number of components.
 
 Both are taken of f - g for a linear g that has not seen these masks. That is exact for any g, and a good one leaves
 little to estimate: the standard errors above are in units of the variance of f - g.
@@ -24,12 +24,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coar_dist.config import MIN_CEILING_MASKS
+
 Array = NDArray[np.float64]
 Values = NDArray[np.floating[Any]]
 
-NUM_GROUPS = 20
-"""Groups of masks, left out in turn by the jackknife."""
-MIN_MASKS = 2 * NUM_GROUPS
+NUM_GROUPS = MIN_CEILING_MASKS // 2
+"""Groups of masks, left out in turn by the jackknife; two masks each at least."""
 _BYTES_OF_SUMS = 2**28
 
 
@@ -81,27 +82,32 @@ def linear_shares(
     ablation_fraction: float,
     weights: Values | None = None,
     pairs: Pairs | None = None,
+    is_fixed_size: bool = False,
 ) -> Shares:
     """Shares from products over all pairs of independent masks.
 
     Args:
-        masks: (num_masks, num_components) bool, at least ``MIN_MASKS``, of a ``bernoulli`` design.
+        masks: (num_masks, num_components) bool, at least ``MIN_CEILING_MASKS``, drawn independently of each other.
         outputs: (num_masks, num_examples).
-        ablation_fraction: of the design.
+        ablation_fraction: of every component, exactly.
         weights: (num_examples, num_components) of the linear g; None is g = 0.
         pairs: partners are further masks; a mask and its own partner are not multiplied.
+        is_fixed_size: whether every mask ablates equally many components. Standardised components then have
+            correlations -1 / (num_components - 1): their covariance, on the space of vectors that sum to 0 where they
+            live, is num_components / (num_components - 1) times the identity.
 
     Returns:
         The shares: W1 and V without bias, their ratio with one of order 1 / num_masks.
     """
-    assert len(masks) >= MIN_MASKS
+    assert len(masks) >= MIN_CEILING_MASKS
+    phi_scale = float(np.sqrt(1.0 - 1.0 / masks.shape[1])) if is_fixed_size else 1.0
     step = max(1, _BYTES_OF_SUMS // (4 * NUM_GROUPS * masks.shape[1]))
     blocks = []
     for first in range(0, outputs.shape[1], step):
         rows = slice(first, first + step)
         mates = None if pairs is None else Pairs(pairs.correlation, pairs.masks, pairs.outputs[:, rows])
         sets = _sets(masks, outputs[:, rows], None if weights is None else weights[rows], mates)
-        blocks.append(_linear_shares(sets, ablation_fraction, 0.0 if pairs is None else pairs.correlation))
+        blocks.append(_linear_shares(sets, ablation_fraction, phi_scale, 0.0 if pairs is None else pairs.correlation))
     return Shares.join(blocks)
 
 
@@ -110,17 +116,17 @@ def stability_bounds(
 ) -> tuple[Shares, Shares]:
     """Bounds on the shares from the covariance of mask and partner: (lower, upper).
 
-    The lower bound is the share itself where f - g has nothing beyond degree 2, the upper one where it has nothing below
-    infinite degree.
+    The lower bound is the share itself where f - g has nothing beyond degree 2, the upper one where it has, beyond
+    degree 1, nothing of finite degree.
 
     Args:
         masks: (num_masks, num_components) bool.
         outputs: (num_masks, num_examples).
-        pairs: at least ``MIN_MASKS``.
+        pairs: at least ``MIN_CEILING_MASKS``, of a ``bernoulli`` design.
         weights: as in ``linear_shares``.
     """
     num_pairs, rho = len(pairs.masks), pairs.correlation
-    assert MIN_MASKS <= num_pairs <= len(masks)
+    assert MIN_CEILING_MASKS <= num_pairs <= len(masks)
     sets = _sets(masks[:num_pairs], outputs[:num_pairs], weights, pairs)
     residuals = [part.residual for part in sets]
     by_group = np.stack([(residuals[0][g::NUM_GROUPS] * residuals[1][g::NUM_GROUPS]).sum(0) for g in range(NUM_GROUPS)])
@@ -198,14 +204,14 @@ def _sets(masks: NDArray[np.bool_], outputs: Values, weights: Values | None, pai
     ]
 
 
-def _linear_shares(sets: list[_Set], ablation_fraction: float, correlation: float) -> Shares:
+def _linear_shares(sets: list[_Set], ablation_fraction: float, phi_scale: float, correlation: float) -> Shares:
     num_examples, num_components = sets[0].output.shape[1], sets[0].masks.shape[1]
     sums = np.zeros((num_examples, NUM_GROUPS, num_components), np.float32)
     own = np.zeros((NUM_GROUPS, num_examples))  # products of a mask with itself and with its partner
     num_masks, num_own = np.zeros(NUM_GROUPS), np.zeros(NUM_GROUPS)
     for group in range(NUM_GROUPS):
         rows = [(part.residual[group::NUM_GROUPS], part.masks[group::NUM_GROUPS]) for part in sets]
-        members = [(h, _standardised(masks, ablation_fraction)) for h, masks in rows]
+        members = [(h, phi_scale * _standardised(masks, ablation_fraction)) for h, masks in rows]
         for h, phi in members:
             sums[:, group] += h.T.astype(np.float32) @ phi
         for h, phi in members:
@@ -239,7 +245,7 @@ def _linear_shares(sets: list[_Set], ablation_fraction: float, correlation: floa
 
 
 def _standardised(masks: NDArray[np.bool_], ablation_fraction: float) -> NDArray[np.float32]:
-    """Components with mean 0 and variance 1 over masks."""
+    """Components with mean 0 and variance 1 over masks: (num_masks, num_components) float32."""
     odds = np.float32(np.sqrt(ablation_fraction / (1.0 - ablation_fraction)))
     return np.where(masks, odds, -1.0 / odds)
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from coar_dist.errors import MissingWorkError
+from coar_dist.store.ceilings import CeilingTable, why_no_ceiling
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
 from coar_dist.store.tables import GRADIENT_RIDGE, EvaluationTable, fitted_methods
 
@@ -32,6 +33,28 @@ def _num_masks(run: RunDirectory, method: str) -> str:
     if method == GRADIENT_RIDGE:
         return f"{run.design(GRADIENT_DESIGN).num_masks:,} + {run.design(TRAIN_DESIGN).num_masks:,}"
     return f"{run.design(TRAIN_DESIGN if method in _FITTED else method).num_masks:,}"
+
+
+def _ceilings(run: RunDirectory, held_out: list[str]) -> tuple[list[str], list[str]]:
+    """Per held-out design a cell with the best that a linear model can reach, and what is to be said about them."""
+    cells: list[str] = []
+    notes: dict[str, None] = {}
+    for name in held_out:
+        design = run.design(name)
+        reason = why_no_ceiling(design)
+        if reason is not None:
+            cells.append("-")
+            notes[f"No ceiling of linear models: {reason}."] = None
+            continue
+        found = CeilingTable(run, name).read()
+        cells.append(f"{found.mean:.3f} ± {found.standard_error:.3f}" if np.isfinite(found.mean) else "undefined")
+        if np.isfinite(found.lower) and np.isfinite(found.upper):
+            notes[
+                f"Ceiling at {design.ablation_fraction:g} by noise stability, {found.num_pairs:,} pairs: "
+                f"{found.lower:.3f} ± {found.lower_standard_error:.3f} to "
+                f"{found.upper:.3f} ± {found.upper_standard_error:.3f}."
+            ] = None
+    return cells, list(notes)
 
 
 def report(run: RunDirectory, console: Console) -> None:
@@ -60,11 +83,15 @@ def report(run: RunDirectory, console: Console) -> None:
             num_undefined += len(correlations) - len(defined)
             cells.append(f"{defined.mean():.3f}" if defined.size else "undefined")
         table.add_row(_LABELS.get(method, method), _num_masks(run, method), *cells)
+    cells, notes = _ceilings(run, list(held_out))
+    table.add_row("Ceiling of linear models", "", *cells)
     examples = run.read_examples()
     console.print(
         "\nCorrelation of predicted and true margins on held-out masks, mean over examples, by ablation fraction:"
     )
     console.print(table)
+    for note in notes:
+        console.print(note, soft_wrap=True, highlight=False)
     if num_undefined:
         console.print(f"{num_undefined} correlations are undefined (constant margins or predictions): not averaged.")
     known = np.isfinite(examples["label"].astype(np.float64))

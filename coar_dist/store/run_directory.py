@@ -8,7 +8,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from typing import Any
@@ -32,7 +32,7 @@ _COMPONENTS_FILE, _EXAMPLES_FILE = "components.parquet", "examples.parquet"
 TRAIN_DESIGN, GRADIENT_DESIGN = "train", "gradients"
 FOLDERS = ("", "attributions", "evaluation", "logs")
 """Where files lie, besides the folders of shards."""
-ROLES = ("train", "gradients", "baseline", "evaluation")
+ROLES = ("train", "gradients", "baseline", "evaluation", "ceiling")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class RunDesign:
 
     Attributes:
         role: ``train`` (attributions are fitted from it), ``gradients`` (the same, from passes with gradients),
-            ``baseline`` or ``evaluation`` (held out).
+            ``baseline``, ``evaluation`` (held out) or ``ceiling`` (partners of held-out masks).
         design: the masks.
     """
 
@@ -222,7 +222,7 @@ class RunDirectory:
     def _all_designs(self) -> dict[str, RunDesign]:
         fields = [field.name for field in dataclasses.fields(MaskDesign)]
         return {
-            name: RunDesign(entry["role"], MaskDesign(**{key: entry[key] for key in fields}))
+            name: RunDesign(entry["role"], MaskDesign(**{key: entry[key] for key in fields if key in entry}))
             for name, entry in self._record["designs"].items()
         }
 
@@ -235,7 +235,10 @@ class RunDirectory:
         for name, entry in designs.items():
             self._check_design(name, entry)
         resting = {name: {**entry, "active": False} for name, entry in self._record["designs"].items()}
-        wanted = {name: {"role": entry.role, **asdict(entry.design), "active": True} for name, entry in designs.items()}
+        wanted = {
+            name: {"role": entry.role, **entry.design.identity(), "num_masks": entry.design.num_masks, "active": True}
+            for name, entry in designs.items()
+        }
         if self._record["designs"] != {**resting, **wanted}:
             self._record["designs"] = {**resting, **wanted}
             self._save()
@@ -261,10 +264,12 @@ class RunDirectory:
         old, new = existing.design.identity(), entry.design.identity()
         for key in old:
             if old[key] != new[key]:
-                option = "design" if entry.role == "train" or key == "ablation_fraction" else entry.role
+                option = f"{'design' if entry.role == 'train' or key == 'ablation_fraction' else entry.role}.{key}"
+                if entry.role == "ceiling":
+                    option = f"evaluation.{'ceiling_correlation' if key == 'correlation' else key}"
                 raise RunMismatchError(
-                    f"{option}.{key} is {new[key]!r}, but design {name!r} of {self.storage} was collected with "
-                    f"{old[key]!r}. Use another run.dir, or {option}.{key}={old[key]}."
+                    f"{option} is {new[key]!r}, but design {name!r} of {self.storage} was collected with "
+                    f"{old[key]!r}. Use another run.dir, or {option}={old[key]}."
                 )
 
     @property
