@@ -240,8 +240,8 @@ def _linear_shares(sets: list[_Set], ablation_fraction: float, phi_scale: float,
     with np.errstate(invalid="ignore", divide="ignore"):
         share = 1.0 - (residual - total / num_products) / variance
         without = 1.0 - (residual_without - total_without / num_without[:, None]) / variance_without
-        scaled = products / (variance * num_products)[:, None, None]
-    return Shares(np.where(defined, share, np.nan), without, _double(scaled), scaled[defined].sum(0))
+    scaled = products / (np.where(defined, variance, np.inf) * num_products)[:, None, None]
+    return Shares(np.where(defined, share, np.nan), without, _double(scaled), scaled.sum(0))
 
 
 def _standardised(masks: NDArray[np.bool_], ablation_fraction: float) -> NDArray[np.float32]:
