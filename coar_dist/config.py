@@ -21,6 +21,8 @@ LOSSES = ("cross_entropy", "next_token")
 OPTIMIZERS = ("sgd", "adamw")
 MARGIN_DTYPES = ("float32", "float16")
 RANDOM_DESIGNS = ("bernoulli", "fixed_size", "balanced")
+MIN_CEILING_MASKS = 40
+"""Masks below which the ceiling's standard error cannot be told."""
 BACKENDS = ("auto", "cuml", "torch", "sklearn")
 PILOT_MASKS, PILOT_GRADIENT_MASKS = 100, 40
 """Of a run with a budget, as in ``conf/estimator/budget.yaml``."""
@@ -186,6 +188,13 @@ class EvaluationConfig:
     curve_shares: list[float] = field(default_factory=lambda: [0.0625, 0.125, 0.25, 0.5])
     """Shares of the train design's masks from which attributions are fitted once more, to see what more masks would
     give; at most 1,024 examples are looked at. [] leaves that out."""
+    ceiling_pairs: int = 0
+    """The ceiling of linear models is estimated from the held-out masks, at no cost. So many of them at
+    ``design.ablation_fraction`` also get a partner with some components drawn anew, one pass each: the ceiling's error
+    shrinks as with so many more held-out masks, and bounds from the pairs stand beside it, for which only their number
+    matters. They are what is left where components are many and masks few."""
+    ceiling_correlation: float = 0.25
+    """Of mask and partner. Lower: closer bounds with more noise."""
 
 
 @dataclass

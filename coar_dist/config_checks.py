@@ -13,6 +13,7 @@ from coar_dist.config import (
     GRADIENT_BASELINES,
     LOSSES,
     MARGIN_DTYPES,
+    MIN_CEILING_MASKS,
     MODES,
     OPTIMIZERS,
     PATH_BASELINES,
@@ -22,6 +23,7 @@ from coar_dist.config import (
     STAGES,
     BaselineConfig,
     Config,
+    EvaluationConfig,
     ModelConfig,
     RegressionConfig,
     SubsetConfig,
@@ -87,6 +89,7 @@ def validate(config: Config) -> None:
     _require_choice("design.kind", design.kind, RANDOM_DESIGNS)
     _require_choice("evaluation.kind", evaluation.kind, RANDOM_DESIGNS)
     _validate_gradients(config)
+    _validate_ceiling(config)
     _require(evaluation.num_masks >= 2, "evaluation.num_masks", evaluation.num_masks, "at least 2")
     for key, fraction in [
         ("design.ablation_fraction", design.ablation_fraction),
@@ -231,6 +234,32 @@ def _validate_baselines(config: Config) -> None:
                 f"baseline_settings.{name}={value!r} has no effect with baselines={config.baselines}: it is of "
                 f"{', '.join(users)}. Leave it out, or add one."
             )
+
+
+def _validate_ceiling(config: Config) -> None:
+    evaluation, fraction = config.evaluation, config.design.ablation_fraction
+    pairs, rho = evaluation.ceiling_pairs, evaluation.ceiling_correlation
+    _require(0.0 < rho < 1.0, "evaluation.ceiling_correlation", rho, "strictly between 0 and 1")
+    _require(
+        pairs == 0 or MIN_CEILING_MASKS <= pairs <= evaluation.num_masks,
+        "evaluation.ceiling_pairs",
+        pairs,
+        f"0, or in {MIN_CEILING_MASKS}..{evaluation.num_masks} (evaluation.num_masks: each is of a held-out mask)",
+    )
+    if pairs == 0 and rho != EvaluationConfig().ceiling_correlation:
+        raise ConfigError(
+            f"evaluation.ceiling_correlation={rho} has no effect with evaluation.ceiling_pairs=0. Leave it out."
+        )
+    if pairs and evaluation.kind != "bernoulli":
+        raise ConfigError(
+            f"evaluation.ceiling_pairs={pairs} needs components that are ablated independently, but evaluation.kind="
+            f"{evaluation.kind}. Use evaluation.kind=bernoulli, or evaluation.ceiling_pairs=0."
+        )
+    if pairs and "ablate" in config.stages and fraction not in held_out_fractions(config):
+        raise ConfigError(
+            f"evaluation.ceiling_pairs={pairs} are of held-out masks at design.ablation_fraction={fraction}, which is "
+            f"not in evaluation.ablation_fractions={held_out_fractions(config)}. Add it, or leave out the pairs."
+        )
 
 
 def _validate_gradients(config: Config) -> None:

@@ -36,6 +36,8 @@ class MaskDesign:
             ablated components.
         seed: 0 .. 2**64 - 1.
         fingerprint: of an imported design's masks and margins, in the place of a rule; empty for all others.
+        correlation: rho of a ``correlated`` design, the share of components on which its mask i is bernoulli's mask i;
+            None of the others.
     """
 
     kind: str
@@ -44,6 +46,7 @@ class MaskDesign:
     ablation_fraction: float
     seed: int
     fingerprint: str = ""
+    correlation: float | None = None
 
     def __post_init__(self) -> None:
         assert (self.kind == IMPORTED) == bool(self.fingerprint)
@@ -51,6 +54,10 @@ class MaskDesign:
             raise ConfigError(f"design.kind={self.kind!r}: must be one of {', '.join(RULES)}.")
         if not 0.0 < self.ablation_fraction < 1.0:
             raise ConfigError(f"ablation_fraction={self.ablation_fraction}: must be strictly between 0 and 1.")
+        if (self.kind == "correlated") != (self.correlation is not None):
+            raise ConfigError(f"correlation={self.correlation} of kind {self.kind!r}: correlated masks have one alone.")
+        if self.correlation is not None and not 0.0 < self.correlation < 1.0:
+            raise ConfigError(f"correlation={self.correlation}: must be strictly between 0 and 1.")
         if self.kind == "balanced" and abs(self.ablation_fraction * self._parts - 1.0) > _BALANCED_TOLERANCE:
             raise ConfigError(
                 f"ablation_fraction={self.ablation_fraction}: a balanced design ablates 1/2, 1/3, 1/4, ... of the "
@@ -97,11 +104,13 @@ class MaskDesign:
 
     def identity(self) -> dict[str, Any]:
         """Everything that a mask depends on; ``num_masks`` is not among it, so a run can be extended."""
+        """Everything that a mask depends on; ``num_masks`` is not among it, so a run can be extended."""
         return {name: value for name, value in self.to_json().items() if name != "num_masks"}
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, but a ``fingerprint`` only where there is one."""
-        return {name: value for name, value in asdict(self).items() if name != "fingerprint" or value}
+        """All fields, but ``fingerprint`` and ``correlation`` only where there is one."""
+        values = asdict(self)
+        return {name: value for name, value in values.items() if name not in ("fingerprint", "correlation") or value}
 
 
 def _raw_words(design: MaskDesign, mask_id: int, num_words: int) -> NDArray[np.uint64]:
@@ -117,6 +126,20 @@ def bernoulli(design: MaskDesign, mask_id: int) -> NDArray[np.bool_]:
     words = _raw_words(design, mask_id, (design.num_components + 1) // 2).view("<u4")
     threshold = round(design.ablation_fraction * 2**32)
     return np.asarray(words[: design.num_components] >= threshold)
+
+
+def correlated(design: MaskDesign, mask_id: int) -> NDArray[np.bool_]:
+    """Mask i of the bernoulli design of the same seed, each component drawn anew with probability 1 - rho.
+
+    Over pairs of mask i there and here, every component's correlation is rho (rounded to a multiple of 2**-32); both
+    masks are bernoulli's. The words for it follow those of mask i in the same stream.
+    """
+    assert design.correlation is not None
+    size = design.num_components
+    words = _raw_words(design, mask_id, 3 * ((size + 1) // 2)).view("<u4").reshape(3, -1)[:, :size]
+    threshold = round(design.ablation_fraction * 2**32)
+    stays = words[1] < round(design.correlation * 2**32)
+    return np.asarray(np.where(stays, words[0], words[2]) >= threshold)
 
 
 def fixed_size(design: MaskDesign, mask_id: int) -> NDArray[np.bool_]:
@@ -150,6 +173,7 @@ def leave_one_out(design: MaskDesign, mask_id: int) -> NDArray[np.bool_]:
 
 RULES: dict[str, Callable[[MaskDesign, int], NDArray[np.bool_]]] = {
     "bernoulli": bernoulli,
+    "correlated": correlated,
     "fixed_size": fixed_size,
     "balanced": balanced,
     "leave_one_out": leave_one_out,

@@ -11,7 +11,11 @@ from coar_dist.errors import StorageError
 from coar_dist.evaluation.bootstrap import Means
 from coar_dist.report.figures import write_figures
 from coar_dist.report.summary import CurveSummary, Summary, methods_of, summarise
+from coar_dist.store.ceilings import CeilingTable, why_no_ceiling
 from coar_dist.store.run_directory import RunDirectory
+
+_Z95 = 1.96
+"""Half of a 95% interval in standard errors."""
 
 
 def report(run: RunDirectory, console: Console) -> None:
@@ -29,7 +33,10 @@ def report(run: RunDirectory, console: Console) -> None:
         "\nCorrelation of predicted and true margins on held-out masks by ablation fraction: mean over examples,"
         "\n± half of its 95% bootstrap interval over examples"
     )
-    console.print(_correlations(summary))
+    ceilings, notes = _ceilings(run, summary)
+    console.print(_correlations(summary, ceilings))
+    for note in notes:
+        say(note)
     column = summary.trained_column
     if column is not None:
         say(
@@ -68,7 +75,30 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _correlations(summary: Summary) -> Table:
+def _ceilings(run: RunDirectory, summary: Summary) -> tuple[list[str], list[str]]:
+    """Per held-out design a cell with the best that a linear model can reach, and what is to be said about them."""
+    cells: list[str] = []
+    notes: dict[str, None] = {}
+    for name, design in summary.held_out.items():
+        reason = why_no_ceiling(design)
+        if reason is not None:
+            cells.append("-")
+            notes[f"No ceiling of linear models: {reason}."] = None
+            continue
+        found = CeilingTable(run, name).read()
+        cells.append(
+            _number(found.mean) + (f" {_half(_Z95 * found.standard_error)}" if np.isfinite(found.mean) else "")
+        )
+        if np.isfinite(found.lower) and np.isfinite(found.upper):
+            notes[
+                f"Ceiling at {design.ablation_fraction:g} by noise stability, {found.num_pairs:,} pairs: "
+                f"{_number(found.lower)} {_half(_Z95 * found.lower_standard_error)} to "
+                f"{_number(found.upper)} {_half(_Z95 * found.upper_standard_error)}."
+            ] = None
+    return cells, list(notes)
+
+
+def _correlations(summary: Summary, ceilings: list[str]) -> Table:
     headers = []
     for design in summary.held_out.values():
         same = design.ablation_fraction == summary.trained_at
@@ -77,6 +107,7 @@ def _correlations(summary: Summary) -> Table:
     for method in summary.methods:
         cells = [_mean(method.correlation, column) for column in range(len(headers))]
         table.add_row(method.label, method.num_masks, *cells)
+    table.add_row("Ceiling of linear models", "", *ceilings)
     return table
 
 

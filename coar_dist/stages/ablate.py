@@ -25,6 +25,7 @@ from coar_dist.regression.planning import in_this_process
 from coar_dist.report.progress import StageProgress, stage_progress
 from coar_dist.stages.baselines import MissingBaselines, compute_baselines
 from coar_dist.stages.saying import say
+from coar_dist.store.ceilings import partners_of
 from coar_dist.store.lock import Hold
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDesign, RunDirectory
 from coar_dist.store.storage import Storage
@@ -206,4 +207,12 @@ def _designs(config: Config, num_components: int) -> dict[str, RunDesign]:
     for fraction in held_out_fractions(config):
         held_out = MaskDesign(evaluation.kind, num_components, evaluation.num_masks, fraction, evaluation.seed)
         designs[f"evaluation_{fraction!r}"] = RunDesign("evaluation", held_out)
+        if evaluation.ceiling_pairs and fraction == design.ablation_fraction:
+            partners = replace(
+                held_out,
+                kind="correlated",
+                num_masks=evaluation.ceiling_pairs,
+                correlation=evaluation.ceiling_correlation,
+            )
+            designs[partners_of(f"evaluation_{fraction!r}")] = RunDesign("ceiling", partners)
     return designs

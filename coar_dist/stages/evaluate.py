@@ -6,6 +6,7 @@ from rich.console import Console
 
 from coar_dist.config import Config
 from coar_dist.evaluation.correlation import evaluate
+from coar_dist.evaluation.held_out import measure_ceilings
 from coar_dist.report.progress import stage_progress
 from coar_dist.report.summary import FITTED, methods_of
 from coar_dist.stages.saying import say, while_held
@@ -14,11 +15,14 @@ from coar_dist.store.run_directory import RunDirectory
 
 
 def evaluate_stage(run: RunDirectory, config: Config, console: Console, hold: Hold) -> None:
-    """Compare what is not compared yet; the run must have been fitted."""
+    """Compare what is not compared yet, and estimate what could be reached; the run must have been fitted."""
     methods = methods_of(run)
     num_designs = len(run.held_out)
-    with stage_progress(console, "evaluate", len(methods) * num_designs, "tables") as progress:
-        computed = evaluate(run, methods, while_held(hold, progress))
+    with stage_progress(console, "evaluate", (len(methods) + 1) * num_designs, "tables") as progress:
+        on_progress = while_held(hold, progress)
+        computed = evaluate(run, methods, on_progress)
+        num_done = len(methods) * num_designs
+        computed |= measure_ceilings(run, methods[0], lambda done: on_progress(num_done + done))
         seconds = progress.seconds
     what = f"{len(methods)} methods on {num_designs} held-out designs"
     say(console, "evaluate", f"{what} in {seconds:.1f} s." if computed else f"{what} are there already.")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masks import check_masks
 from coar_dist.errors import MissingWorkError
+from coar_dist.store.ceilings import Ceiling, CeilingTable
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
 from coar_dist.store.storage import storage_at
 from coar_dist.store.tables import GRADIENT_RIDGE, AttributionTable, EvaluationTable
@@ -154,6 +155,20 @@ class Run:
         for block, rows in self._rows_by_block(ids):
             errors[rows] = table.read_standard_errors(block)[ids[rows] - block[0]]
         return errors
+
+    def ceiling(self, design_name: str | None = None) -> Ceiling:
+        """What the best linear component model would reach on held-out masks, estimated without fitting one.
+
+        Args:
+            design_name: a held-out design such as ``evaluation_0.05``; None is the one at the ablation fraction of the
+                training masks.
+
+        Raises:
+            MissingWorkError: there is no such design, none is estimated on masks of its kind, or the evaluate stage has
+                not been run.
+        """
+        name = design_name or f"evaluation_{self.directory.design(TRAIN_DESIGN).ablation_fraction!r}"
+        return CeilingTable(self.directory, name).read()
 
     def margins(self, design_name: str = TRAIN_DESIGN) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         """Masks (num_masks, num_components) bool and margins (num_masks, num_examples) float32 of a whole design.

@@ -35,7 +35,7 @@ FOLDERS = ("", "attributions", "evaluation", "evaluation/budget_curve", "report"
 """Where files lie, besides the folders of shards."""
 IMPORTED_FROM = "imported_from"
 """Key of the identity of a run whose margins were collected elsewhere: by whom."""
-ROLES = ("train", "gradients", "baseline", "evaluation")
+ROLES = ("train", "gradients", "baseline", "evaluation", "ceiling")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class RunDesign:
 
     Attributes:
         role: ``train`` (attributions are fitted from it), ``gradients`` (the same, from passes with gradients),
-            ``baseline`` or ``evaluation`` (held out).
+            ``baseline``, ``evaluation`` (held out) or ``ceiling`` (partners of held-out masks).
         design: the masks.
     """
 
@@ -293,10 +293,12 @@ class RunDirectory:
             )
         for key in old:
             if old[key] != new[key]:
-                option = "design" if entry.role == "train" or key == "ablation_fraction" else entry.role
+                option = f"{'design' if entry.role == 'train' or key == 'ablation_fraction' else entry.role}.{key}"
+                if entry.role == "ceiling":
+                    option = f"evaluation.{'ceiling_correlation' if key == 'correlation' else key}"
                 raise RunMismatchError(
-                    f"{option}.{key} is {new[key]!r}, but design {name!r} of {self.storage} was collected with "
-                    f"{old[key]!r}. Use another run.dir, or {option}.{key}={old[key]}."
+                    f"{option} is {new[key]!r}, but design {name!r} of {self.storage} was collected with "
+                    f"{old[key]!r}. Use another run.dir, or {option}={old[key]}."
                 )
 
     @property

@@ -22,8 +22,9 @@ def test_masks_are_the_same_for_ever() -> None:
 
 @pytest.mark.parametrize("kind", sorted(RULES))
 def test_a_mask_is_a_function_of_its_index(kind: str) -> None:
-    whole = MaskDesign(kind, 40, 40, 0.1, seed=3).masks(0, 40)
-    longer = MaskDesign(kind, 40, 1000, 0.1, seed=3)
+    correlation = 0.5 if kind == "correlated" else None
+    whole = MaskDesign(kind, 40, 40, 0.1, seed=3, correlation=correlation).masks(0, 40)
+    longer = MaskDesign(kind, 40, 1000, 0.1, seed=3, correlation=correlation)
     for start, stop in [(7, 8), (20, 40), (0, 5)]:
         np.testing.assert_array_equal(longer.masks(start, stop), whole[start:stop])
 
@@ -88,3 +89,30 @@ def test_a_balanced_round_ablates_every_component_once() -> None:
 def test_balanced_refuses_what_it_cannot_ablate(fraction: float, components: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         MaskDesign("balanced", components, 10, fraction, seed=0)
+
+
+def test_partners_agree_with_bernoulli_s_masks_as_they_should() -> None:
+    size, num_masks, alpha, rho = 51, 20_000, 0.1, 0.3
+    first = MaskDesign("bernoulli", size, num_masks, alpha, seed=9)
+    second = MaskDesign("correlated", size, num_masks, alpha, seed=9, correlation=rho)
+    masks, partners = first.masks(0, num_masks).astype(float), second.masks(0, num_masks).astype(float)
+    tolerance = 6 / np.sqrt(num_masks)
+    np.testing.assert_allclose(partners.mean(axis=0), 1 - alpha, atol=0.3 * tolerance)
+    joint = np.corrcoef(masks.T, partners.T)
+    np.testing.assert_allclose(joint[size:, size:], np.eye(size), atol=tolerance)  # bernoulli themselves
+    np.testing.assert_allclose(np.diag(joint[:size, size:]), rho, atol=2 * tolerance)
+    others = joint[:size, size:][~np.eye(size, dtype=bool)]
+    assert np.abs(others).max() < tolerance
+
+
+def test_a_correlation_is_of_correlated_designs_alone() -> None:
+    design = MaskDesign("correlated", 101, 50, 0.1, 12345, correlation=0.25)
+    assert hashlib.sha256(np.packbits(design.masks(0, 50))).hexdigest()[:16] == "2b70340cdbd12347"
+    assert design.identity()["correlation"] == 0.25
+    assert "correlation" not in MaskDesign("bernoulli", 101, 50, 0.1, 12345).identity()
+    with pytest.raises(ConfigError, match="correlation=None of kind 'correlated'"):
+        MaskDesign("correlated", 10, 5, 0.1, 0)
+    with pytest.raises(ConfigError, match=r"correlation=0\.5 of kind 'bernoulli'"):
+        MaskDesign("bernoulli", 10, 5, 0.1, 0, correlation=0.5)
+    with pytest.raises(ConfigError, match=r"correlation=1\.0: must be strictly"):
+        MaskDesign("correlated", 10, 5, 0.1, 0, correlation=1.0)

@@ -1,0 +1,83 @@
+"""Ceilings of linear models on the held-out designs of a run, from margins that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coar_dist.evaluation.ceiling import Pairs, Shares, linear_shares, mean_correlation, stability_bounds
+from coar_dist.store.ceilings import Ceiling, CeilingTable, partners_of, why_no_ceiling
+from coar_dist.store.margins import MarginStore
+from coar_dist.store.run_directory import RunDirectory
+from coar_dist.store.tables import AttributionTable
+
+
+def measure_ceilings(run: RunDirectory, method: str, on_progress: Callable[[int], None]) -> bool:
+    """Write the ceiling of every held-out design that has one, where it is not there already.
+
+    A design's masks and the margins of one example block are in memory at a time.
+
+    Args:
+        run: a run with fitted attributions and complete held-out designs.
+        method: attributions fitted from other masks. They are taken away from the margins first, for precision.
+        on_progress: called with the number of held-out designs done.
+
+    Returns:
+        Whether anything had to be computed.
+
+    Raises:
+        MissingWorkError: attributions or margins are missing.
+    """
+    computed = False
+    for num_done, (name, design) in enumerate(run.held_out.items(), start=1):
+        table = CeilingTable(run, name, method)
+        if why_no_ceiling(design) is None and not table.is_complete():
+            table.write(_measure(run, name, method))
+            computed = True
+        on_progress(num_done)
+    return computed
+
+
+def _measure(run: RunDirectory, design_name: str, method: str) -> Ceiling:
+    design, store, attributions = run.design(design_name), run.margins(design_name), AttributionTable(run, method)
+    partner_name = partners_of(design_name)
+    partners = run.design(partner_name) if partner_name in run.designs else None
+    is_fixed_size = design.kind == "fixed_size"
+    fraction = design.num_ablated / design.num_components if is_fixed_size else design.ablation_fraction
+    shares: list[Shares] = []
+    lower: list[Shares] = []
+    upper: list[Shares] = []
+    for block in store.blocks:
+        weights = attributions.read(block)[0]
+        masks, margins = _read(store, block)
+        pairs = None
+        if partners is not None:
+            assert partners.correlation is not None
+            pairs = Pairs(partners.correlation, *_read(run.margins(partner_name), block))
+            for bounds, bound in zip((lower, upper), stability_bounds(masks, margins, pairs, weights), strict=True):
+                bounds.append(bound)
+        shares.append(linear_shares(masks, margins, fraction, weights, pairs, is_fixed_size))
+    mean, standard_error, correlations = mean_correlation(Shares.join(shares))
+    (low, low_error), (high, high_error) = (
+        mean_correlation(Shares.join(bounds))[:2] if bounds else (np.nan, np.nan) for bounds in (lower, upper)
+    )
+    return Ceiling(
+        mean=mean,
+        standard_error=standard_error,
+        lower=low,
+        lower_standard_error=low_error,
+        upper=high,
+        upper_standard_error=high_error,
+        correlations=correlations,
+        num_masks=design.num_masks,
+        num_pairs=0 if partners is None else partners.num_masks,
+        method=method,
+    )
+
+
+def _read(store: MarginStore, block: tuple[int, int]) -> tuple[NDArray[np.bool_], NDArray[np.floating[Any]]]:
+    """All masks of a held-out design and the margins of one example block."""
+    return next(store.read(block, store.num_masks))

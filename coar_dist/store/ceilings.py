@@ -1,0 +1,142 @@
+"""The ceiling of linear component models on a held-out design: evaluation/ceiling.<design>.parquet.
+
+Columns as of every evaluation table, ``correlation`` being the best that a linear model can reach; what is known of all
+examples together stands in the file's metadata.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from coar_dist.config import MIN_CEILING_MASKS
+from coar_dist.designs.design import MaskDesign
+from coar_dist.errors import MissingWorkError
+from coar_dist.store.parquet import is_made_with, read_metadata, read_table, write_table
+from coar_dist.store.run_directory import RunDirectory
+from coar_dist.store.tables import AttributionTable
+
+CEILING = "ceiling"
+_NUMBERS = ("mean", "standard_error", "lower", "lower_standard_error", "upper", "upper_standard_error")
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """Correlation of the best linear component model, estimated without fitting it.
+
+    Attributes:
+        mean: over examples; NaN where no example has one.
+        standard_error: of ``mean`` over draws of the masks, with these examples.
+        lower: a bound on ``mean`` from pairs of correlated masks, what it is if the rest of the margins is of degree 2;
+            NaN without pairs.
+        lower_standard_error: of ``lower``.
+        upper: the other bound, what it is if the rest is of infinite degree.
+        upper_standard_error: of ``upper``.
+        correlations: (num_examples,) float64, NaN for constant margins; noisy ones drawn towards the mean.
+        num_masks: held-out masks.
+        num_pairs: those of them with a partner.
+        method: the attributions that were taken away first, to which the estimate owes precision alone.
+    """
+
+    mean: float
+    standard_error: float
+    lower: float
+    lower_standard_error: float
+    upper: float
+    upper_standard_error: float
+    correlations: NDArray[np.float64]
+    num_masks: int
+    num_pairs: int
+    method: str
+
+
+def partners_of(design_name: str) -> str:
+    """The name of the design with the partners of a held-out design's masks."""
+    return f"{CEILING}_{design_name}"
+
+
+def why_no_ceiling(design: MaskDesign) -> str | None:
+    """Why there is no estimate on the masks of a design; None if there is one."""
+    if design.kind not in ("bernoulli", "fixed_size"):
+        return f"{design.kind} masks are not independent of each other; use evaluation.kind=bernoulli"
+    if design.num_masks < MIN_CEILING_MASKS:
+        return f"it takes {MIN_CEILING_MASKS} held-out masks, there are {design.num_masks}"
+    return None
+
+
+class CeilingTable:
+    """The ceiling on one held-out design, estimated with the attributions of one method taken away."""
+
+    def __init__(self, run: RunDirectory, design_name: str, method: str | None = None) -> None:
+        """``method``: of the attributions; None reads what is there, whichever it was made with."""
+        self._run, self._storage = run, run.storage
+        self.design_name, self.method = design_name, method
+        self.file = f"evaluation/{CEILING}.{design_name}.parquet"
+
+    def _belongs_to(self, method: str) -> dict[str, Any]:
+        store = self._run.margins(self.design_name)
+        partners = partners_of(self.design_name)
+        pairs = self._run.margins(partners) if partners in self._run.designs else None
+        settings = {
+            "design": store.fingerprint,
+            "num_masks": store.num_masks,
+            "partners": None if pairs is None else pairs.fingerprint,
+            "num_pairs": 0 if pairs is None else pairs.num_masks,
+            "method": method,
+            "attributions": AttributionTable(self._run, method).settings_fingerprint(store.blocks),
+        }
+        return {"content": "evaluation", "run": self._run.fingerprint, "settings": settings}
+
+    def is_complete(self) -> bool:
+        """Whether the table is there and of the masks and attributions as they are now; a damaged one is set aside."""
+        assert self.method is not None
+        return is_made_with(self._storage, self.file, self._belongs_to(self.method))
+
+    def write(self, ceiling: Ceiling) -> None:
+        """Write the table."""
+        size = len(ceiling.correlations)
+        fraction = self._run.design(self.design_name).ablation_fraction
+        columns = {
+            "example_id": pa.array(np.arange(size)),
+            "method": pa.array([CEILING] * size),
+            "design": pa.array([self.design_name] * size),
+            "ablation_fraction": pa.array(np.full(size, fraction)),
+            "correlation": pa.array(ceiling.correlations, from_pandas=True),
+        }
+        numbers = {name: getattr(ceiling, name) for name in _NUMBERS}
+        known = {name: value if np.isfinite(value) else None for name, value in numbers.items()}
+        write_table(self._storage, self.file, columns, {**self._belongs_to(ceiling.method), CEILING: known})
+
+    def read(self) -> Ceiling:
+        """The ceiling.
+
+        Raises:
+            MissingWorkError: there is none on masks of this design, or it is not there, or of masks or attributions
+                that have changed since.
+            DamagedFileError: the file is damaged.
+        """
+        where = self._storage.where(self.file)
+        reason = why_no_ceiling(self._run.design(self.design_name))
+        if reason is not None:
+            raise MissingWorkError(f"{where}: no ceiling of linear models is estimated, because {reason}.")
+        missing = f"{where} is missing or of earlier attributions: run the evaluate stage."
+        if self._storage.size(self.file) is None:
+            raise MissingWorkError(missing)
+        metadata = read_metadata(self._storage, self.file)
+        settings = metadata.get("settings", {})
+        method = self.method or str(settings.get("method"))
+        belongs_to = self._belongs_to(method)
+        if not is_made_with(self._storage, self.file, belongs_to):
+            raise MissingWorkError(missing)
+        numbers = {name: float("nan") if value is None else float(value) for name, value in metadata[CEILING].items()}
+        return Ceiling(
+            **numbers,
+            correlations=np.asarray(read_table(self._storage, self.file, belongs_to)["correlation"].to_numpy()),
+            num_masks=int(settings["num_masks"]),
+            num_pairs=int(settings["num_pairs"]),
+            method=method,
+        )
