@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from itertools import combinations
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from coar_dist.errors import ConfigError, MissingWorkError, RunMismatchError
 from coar_dist.evaluation import ceiling as module
 from coar_dist.evaluation.ceiling import NUM_GROUPS, Pairs, Shares, linear_shares, mean_correlation, stability_bounds
 from coar_dist.pipeline import run_stages
+from coar_dist.report.terminal import _number
 from coar_dist.store.run import Run
 from tests.chaos import files_of, without_ray
 from tests.models import small_task
@@ -57,7 +59,7 @@ class World:
 
 def designs(num_masks: int, num_pairs: int, seed: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     masks = MaskDesign("bernoulli", COMPONENTS, num_masks, ALPHA, seed).masks(0, num_masks)
-    return masks, MaskDesign("correlated", COMPONENTS, num_pairs, ALPHA, seed, RHO).masks(0, num_pairs)
+    return masks, MaskDesign("correlated", COMPONENTS, num_pairs, ALPHA, seed, correlation=RHO).masks(0, num_pairs)
 
 
 def slow_share(
@@ -240,7 +242,7 @@ def test_a_run_knows_its_ceiling(made: Run) -> None:
     assert np.isnan(elsewhere.lower)
     text = report_of(made)
     assert "Ceiling of linear models" in text
-    assert f"{found.mean:.3f} ± {found.standard_error:.3f}" in text
+    assert re.search(rf"Ceiling of linear models +{_number(found.mean)} ±{_number(1.96 * found.standard_error)} ", text)
     assert "Ceiling at 0.2 by noise stability, 50 pairs" in text
     with pytest.raises(MissingWorkError, match=r"no design 'evaluation_0\.3'"):
         made.ceiling("evaluation_0.3")
