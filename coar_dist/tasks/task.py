@@ -144,9 +144,11 @@ class Task:
             raise
         except Exception as error:  # the user's own code may raise anything
             shapes = {name: (tuple(tensor.shape), str(tensor.dtype)) for name, tensor in probe.tensors()}
+            are_pixels = any(tensor.dtype == torch.uint8 for _, tensor in probe.tensors())
+            way_out = " (task.model.input_mean and input_std let a model take uint8 pixels.)" if are_pixels else ""
             raise TaskError(
                 f"{type(self.model).__name__} with output function {self.output_function.name!r} fails on the "
-                f"first examples, whose tensors are {shapes}: {type(error).__name__}: {error}"
+                f"first examples, whose tensors are {shapes}: {type(error).__name__}: {error}{way_out}"
             ) from error
         finally:
             self.model.train(was_training)

@@ -200,7 +200,12 @@ def _augmented(inputs: Inputs, config: TrainConfig) -> Tensor:
 
 def write_checkpoint(storage: Storage, model: nn.Module, settings: Mapping[str, Any]) -> None:
     """Write the model's weights and what they were trained with into the run directory."""
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    # A tied parameter is written under each of its names: safetensors refuses tensors that share memory.
+    state: dict[str, Tensor] = {}
+    written: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        state[name] = tensor.detach().clone() if id(tensor) in written else tensor.detach().contiguous()
+        written.add(id(tensor))
     trained_with = json.dumps(settings)
     metadata = {"train": trained_with, "sha256": _checksum(state, trained_with)}
     storage.write(CHECKPOINT, safetensors.torch.save(state, metadata))

@@ -101,11 +101,10 @@ def test_the_engine_in_every_way_against_zeroed_weights(build: Callable[[], nn.M
             assert sum(isinstance(m, nn.BatchNorm2d) for m in engine._model.modules()) == 0  # folded
         np.testing.assert_allclose(engine.margins(masks), truth, **tolerance)
         assert sum(len(rows) for _, rows in engine._split_by_cut(masks)[1]) >= 24
-        gradients = engine.gate_gradients(masks, (0, 7))
-        np.testing.assert_allclose(gradients.margins, truth, **tolerance)
-        of_plain = AblationEngine(copy.deepcopy(plain), components, "cpu", "float32")
-        expected = of_plain.gate_gradients(masks, (0, 7))
-        np.testing.assert_allclose(gradients.kept, expected.kept, rtol=1e-3, atol=1e-3)
+    gradients = engine.gate_gradients(masks[:6], (0, 7))
+    np.testing.assert_allclose(gradients.margins, truth[:6], **tolerance)
+    expected = AblationEngine(plain, components, "cpu", "float32").gate_gradients(masks[:6], (0, 7))
+    np.testing.assert_allclose(gradients.kept, expected.kept, rtol=1e-3, atol=1e-3)
 
 
 def test_it_compiles_as_one_graph() -> None:
@@ -136,6 +135,9 @@ def test_what_does_not_fit_is_refused() -> None:
         three(PIXELS)
     with pytest.raises(TaskError, match="the examples have no 'images'"):
         own.model(pixels=PIXELS)
+    plain = Task(SmallResNet(), own.examples, own.output_function)
+    with pytest.raises(TaskError, match=r"fails on .*torch\.uint8.*task\.model\.input_mean and input_std let a model"):
+        plain.check()
     for mean, std, message in [
         ([0.5], None, "input_mean is set alone"),
         (None, [0.5], "input_std is set alone"),

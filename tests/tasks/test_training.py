@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +15,17 @@ from coar_dist.errors import ConfigError, TaskError, TrainingError
 from coar_dist.tasks.build import build_model
 from coar_dist.tasks.outputs import OUTPUT_FUNCTIONS
 from coar_dist.tasks.task import ExampleSet
-from coar_dist.tasks.training import LOSSES, _augmented, accuracy, loss_for, train_model
+from coar_dist.tasks.training import (
+    LOSSES,
+    _augmented,
+    accuracy,
+    loss_for,
+    read_checkpoint,
+    train_model,
+    write_checkpoint,
+)
 from tests.hub_models import MODELS
+from tests.models import local_storage
 
 TOKENS = (torch.arange(40)[:, None] + torch.arange(8)) % 23  # the next token is the last one plus 1
 LENGTHS = 4 + torch.arange(40) % 5
@@ -51,13 +61,21 @@ def test_loss_and_accuracy_of_next_tokens() -> None:
     assert accuracy(Fixed(), TEXTS, batch_size=7, loss="next_token") == pytest.approx(right / counted)
 
 
-def test_a_language_model_learns_with_adamw_as_by_a_plain_loop() -> None:
+def test_a_language_model_learns_with_adamw_as_by_a_plain_loop(tmp_path: Path) -> None:
     config = TrainConfig(optimizer="adamw", epochs=3, batch_size=16, learning_rate=0.02, weight_decay=0.05, seed=5)
     losses: list[float] = []
     model, measured = train_model(gpt2, TEXTS, TEXTS, config, lambda _, loss: losses.append(loss), "next_token")
     assert losses[-1] < losses[0]
     assert measured > 1 / 23
     assert not model.training
+    storage = local_storage(tmp_path)
+    write_checkpoint(storage, model, {"seed": 5})
+    found = read_checkpoint(storage)
+    assert found is not None
+    again = gpt2()
+    again.load_state_dict(found[0])  # both names of the tied embedding are there
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+    assert again.lm_head.weight is again.transformer.wte.weight
     torch.manual_seed(5)
     plain = gpt2().train()
     optimizer = torch.optim.AdamW(plain.parameters(), 0.02, weight_decay=0.05)
