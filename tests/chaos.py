@@ -22,7 +22,6 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import coar_dist
-from coar_dist.ablation.actor import AblationActor
 from coar_dist.ablation.driver import AblationWork, DriverCallbacks
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.config import AblationConfig, ClusterConfig, EvaluationConfig
@@ -80,7 +79,7 @@ def without_ray() -> Iterator[None]:
     """Ranges are computed in this process, by the actor's own code."""
 
     def run_here(config: ClusterConfig, work: AblationWork, callbacks: DriverCallbacks) -> None:
-        actor = AblationActor()
+        actor = work.actor()
         actor.setup(work.task, work.job)
         if work.plan is None or work.needs_unablated:
             callbacks.on_start(actor.start(1, 1, work.plan))
@@ -95,7 +94,7 @@ def without_ray() -> Iterator[None]:
 
 def files_of(root: Path) -> dict[str, bytes]:
     """The files that must be the same in every run, by name, with their bytes."""
-    folders = ("margins", "gradients", "attributions", "evaluation")
+    folders = ("margins", "gradients", "baselines", "attributions", "evaluation")
     paths = [*root.glob("*.parquet"), *(path for folder in folders for path in (root / folder).rglob("*"))]
     return {
         str(path.relative_to(root)): path.read_bytes()
@@ -187,7 +186,9 @@ def _kill_actor(driver: int, rng: random.Random) -> int:
 def _actors_of(driver: int) -> list[int]:
     with contextlib.suppress(psutil.NoSuchProcess):
         children = psutil.Process(driver).children(recursive=True)
-        return [child.pid for child in children if _title(child).startswith("ray::AblationActor")]
+        return [
+            child.pid for child in children if _title(child).startswith(("ray::AblationActor", "ray::BaselineActor"))
+        ]
     return []
 
 
