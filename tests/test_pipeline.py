@@ -13,7 +13,16 @@ import torch
 from rich.console import Console
 
 import coar_dist
-from coar_dist.config import AblationConfig, ClusterConfig, Config, EvaluationConfig, RegressionConfig, RunConfig
+from coar_dist.config import (
+    AblationConfig,
+    ClusterConfig,
+    Config,
+    DesignConfig,
+    EvaluationConfig,
+    RegressionConfig,
+    RunConfig,
+    held_out_fractions,
+)
 from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunMismatchError, TaskError
 from coar_dist.pipeline import run_stages
 from coar_dist.store.run import Run
@@ -200,6 +209,22 @@ def test_the_paper_s_least_squares(small_run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("trained", "expected"),
+    [
+        (0.05, [0.1, 0.075, 0.05, 0.025]),
+        (1 / 3, [0.666666666667, 0.5, 1 / 3, 0.166666666667]),
+        (0.6, [0.9, 0.6, 0.3]),
+        (0.7, [0.7, 0.35]),
+    ],
+)
+def test_held_out_fractions_are_around_the_training_one(trained: float, expected: list[float]) -> None:
+    config = Config(design=DesignConfig(ablation_fraction=trained))
+    assert held_out_fractions(config) == expected
+    config.evaluation.ablation_fractions = [0.4]
+    assert held_out_fractions(config) == [0.4]
+
+
+@pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"ablation_fraction": 1.0}, ConfigError, r"design\.ablation_fraction=1\.0: must be strictly between 0 and 1"),
@@ -219,6 +244,12 @@ def test_the_paper_s_least_squares(small_run: Run, tmp_path: Path) -> None:
             ConfigError,
             r"cluster\.max_actors=2 is below cluster\.min_actors=3",
         ),
+        (
+            {"evaluation": EvaluationConfig(curve_shares=[0.5, 0.25])},
+            ConfigError,
+            r"evaluation\.curve_shares=\[0\.5, 0\.25\]: must be ascending",
+        ),
+        ({"evaluation": EvaluationConfig(curve_shares=[1.0])}, ConfigError, r"strictly between 0 and 1"),
         ({"seed": 1, "evaluation": EvaluationConfig(seed=1)}, ConfigError, r"evaluation\.seed=1 is design\.seed too"),
         ({"targets": torch.tensor([0, 1, 2, 3, 0, 0, 0])}, TaskError, "example 3 has target 3"),
         ({"output_function": "marginn"}, ConfigError, r"task\.output_function='marginn'.*margin"),

@@ -29,6 +29,11 @@ class Means:
     high: NDArray[np.float64]
     num_defined: NDArray[np.int64]
 
+    def split(self, num_parts: int) -> list[Means]:
+        """The means of as many equal parts of the columns, in order."""
+        columns = np.split(np.arange(len(self.mean)), num_parts)
+        return [Means(self.mean[at], self.low[at], self.high[at], self.num_defined[at]) for at in columns]
+
 
 def means_of(values: NDArray[np.float64]) -> Means:
     """Mean of each column with its 95% percentile bootstrap interval over examples (Efron & Tibshirani 1993, ch. 13).

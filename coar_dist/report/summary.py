@@ -127,22 +127,35 @@ def summarise(run: RunDirectory) -> Summary:
     if not held_out:
         raise MissingWorkError(f"{run.storage} has no held-out designs: run the ablate and evaluate stages.")
     methods = methods_of(run)
+    metrics = [_metrics(run, method, list(held_out)) for method in methods]
+    columns = [of_method[name] for of_method in metrics for name in ("correlation", "spearman")]
+    means = means_of(np.concatenate(columns, axis=1)).split(len(columns))  # drawing the resamples is what takes time
+    summaries = [
+        _method(run, method, of_method, *means[2 * i : 2 * i + 2])
+        for i, (method, of_method) in enumerate(zip(methods, metrics, strict=True))
+    ]
     return Summary(
         held_out,
         run.design(TRAIN_DESIGN).ablation_fraction,
-        [_method(run, method, list(held_out)) for method in methods],
+        summaries,
         [curve for curve in (_curve(run, method) for method in methods if method in FITTED) if curve is not None],
     )
 
 
-def _method(run: RunDirectory, method: str, held_out: list[str]) -> MethodSummary:
+def _metrics(run: RunDirectory, method: str, held_out: list[str]) -> dict[str, NDArray[np.float64]]:
+    """For each name of ``METRICS`` (num_examples, num_designs)."""
     tables = [EvaluationTable(run, method, name).read() for name in held_out]
-    metrics = {name: np.stack([table[name] for table in tables], axis=1) for name in METRICS}
+    return {name: np.stack([table[name] for table in tables], axis=1) for name in METRICS}
+
+
+def _method(
+    run: RunDirectory, method: str, metrics: dict[str, NDArray[np.float64]], correlation: Means, spearman: Means
+) -> MethodSummary:
     return MethodSummary(
         method=method,
         num_masks=_num_masks(run, method),
-        correlation=means_of(metrics["correlation"]),
-        spearman=means_of(metrics["spearman"]),
+        correlation=correlation,
+        spearman=spearman,
         medians={name: _medians(metrics[name]) for name in ("r2", "slope", "intercept")},
         num_undefined={name: int(np.isnan(values).sum()) for name, values in metrics.items()},
     )

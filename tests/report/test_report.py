@@ -1,0 +1,125 @@
+"""The report of a run: tables, figures, and what cannot be averaged."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from coar_dist.errors import MissingWorkError, StorageError
+from coar_dist.report.summary import summarise
+from coar_dist.report.terminal import report
+from coar_dist.store.run import Run, open_run
+from coar_dist.store.storage import LocalStorage
+from coar_dist.store.tables import METRICS, EvaluationTable
+
+
+@pytest.fixture
+def root(small_run: Run, tmp_path: Path) -> Path:
+    root = tmp_path / "run"
+    shutil.copytree(small_run.directory.storage.location, root)
+    return root
+
+
+def printed(root: Path, width: int = 80) -> str:
+    output = io.StringIO()
+    report(open_run(root).directory, Console(file=output, width=width))
+    return output.getvalue()
+
+
+def test_tables_show_means_with_intervals_in_80_columns(root: Path) -> None:
+    run = open_run(root)
+    lines = printed(root).splitlines()
+    header = next(i for i, line in enumerate(lines) if line.startswith("method"))
+    assert lines[header].split() == ["method", "masks", "(trained)", "at", "0.1"]
+    coar = lines[header + 2]
+    assert coar.split()[:2] == ["COAR", "150"]
+    for design_name in ("evaluation_0.2", "evaluation_0.1"):
+        mean = run.evaluation("coar", design_name)["correlation"].mean()
+        assert f"{mean:.3f}"[1:] + " ±." in coar
+    values = run.evaluation("coar")["correlation"]
+    agreement = next(line for line in lines if "Spearman" in line and line.startswith("method"))
+    assert agreement.split() == ["method", "Spearman", "R2", "slope", "intercept"]
+    row = lines[lines.index(agreement) + 2].split()
+    assert row[0] == "COAR"
+    assert row[1] == f"{run.evaluation('coar')['spearman'].mean():.3f}"[1:]
+    assert row[3] == f"{np.median(run.evaluation('coar')['r2']):.3f}"[1:]
+    assert f"COAR, 150 masks: {values.mean():.3f}; twice the masks about .".replace(" 0.", " .") in printed(root, 200)
+    assert "…" not in printed(root)
+
+
+def test_figures_are_of_the_tables_alone_and_the_same_again(root: Path) -> None:
+    printed(root)
+    names = ["budget_curve.png", "budget_curve.svg", "figure1.png", "figure1.svg"]
+    assert sorted(path.name for path in (root / "report").iterdir()) == names
+    contents = {name: (root / "report" / name).read_bytes() for name in names}
+    for name, content in contents.items():
+        if name.endswith(".png"):
+            assert content.startswith(b"\x89PNG\r\n\x1a\n")
+        else:
+            assert ElementTree.fromstring(content).tag.endswith("svg")
+    shutil.rmtree(root / "report")
+    printed(root)
+    assert {name: (root / "report" / name).read_bytes() for name in names} == contents
+
+
+def test_the_report_needs_neither_torch_nor_ray(root: Path) -> None:
+    program = (
+        "import sys; from coar_dist.config import Config, RunConfig; from coar_dist.pipeline import run_stages; "
+        "from rich.console import Console; "
+        f"run_stages(Config(stages=['report'], run=RunConfig({str(root)!r})), Console()); "
+        "print(sorted({'torch', 'ray', 'sklearn', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "At 0.2:" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_undefined_values_are_counted_and_left_out(root: Path) -> None:
+    run = open_run(root).directory
+    table = EvaluationTable(run, "coar", "evaluation_0.2")
+    metrics = table.read()
+    for name in ("correlation", "spearman", "r2"):
+        metrics[name] = np.where(np.arange(7) < 2, np.nan, metrics[name])
+    table.write(metrics)
+    summary = summarise(run)
+    np.testing.assert_allclose(summary.methods[0].correlation.mean[0], metrics["correlation"][2:].mean())
+    text = printed(root, 200)
+    assert "COAR: undefined and not averaged, as margins or predictions are constant: 2 of correlation, " in text
+    assert "2 of spearman, 2 of r2." in text
+    table.write({name: np.full(7, np.nan) for name in METRICS})
+    assert "undefined" in next(line for line in printed(root).splitlines() if line.startswith("COAR"))
+
+
+def test_without_a_curve_or_a_writable_folder_the_rest_is_shown(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(root / "evaluation" / "budget_curve")
+
+    def refuse(self: LocalStorage, name: str, content: bytes) -> None:
+        raise StorageError(f"{name} cannot be written: read-only")
+
+    monkeypatch.setattr(LocalStorage, "write", refuse)
+    text = printed(root, 200)
+    assert "No figures: report/figure1.png cannot be written: read-only" in text
+    assert "x 4" not in text
+    assert "Next, in Python" in text
+
+
+def test_evaluation_of_a_run(root: Path) -> None:
+    run = open_run(root)
+    trained = run.evaluation()
+    assert set(trained) == set(METRICS)
+    assert trained["slope"].shape == (7,)
+    np.testing.assert_array_equal(run.evaluation(example_ids=[4, 1])["r2"], trained["r2"][[4, 1]])
+    for name, design_name in (("evaluation_0.9", "evaluation_0.9"), ("train", "train")):
+        with pytest.raises(MissingWorkError, match=rf"no held-out masks {name}, there are: evaluation_0\.2, eval"):
+            run.evaluation(design_name=design_name)
+    shutil.rmtree(root / "evaluation")
+    with pytest.raises(MissingWorkError, match="run the evaluate stage"):
+        run.evaluation()
