@@ -31,7 +31,6 @@ Values = NDArray[np.floating[Any]]
 
 NUM_GROUPS = MIN_CEILING_MASKS // 2
 """Groups of masks, left out in turn by the jackknife; two masks each at least."""
-_BYTES_OF_SUMS = 2**28
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,9 @@ def linear_shares(
 ) -> Shares:
     """Shares from products over all pairs of independent masks.
 
+    Memory: 4 num_masks num_components bytes, and num_masks num_examples numbers a few times. Time: num_masks**2
+    (num_components + num_examples).
+
     Args:
         masks: (num_masks, num_components) bool, at least ``MIN_CEILING_MASKS``, drawn independently of each other.
         outputs: (num_masks, num_examples).
@@ -100,15 +102,43 @@ def linear_shares(
         The shares: W1 and V without bias, their ratio with one of order 1 / num_masks.
     """
     assert len(masks) >= MIN_CEILING_MASKS
-    phi_scale = float(np.sqrt(1.0 - 1.0 / masks.shape[1])) if is_fixed_size else 1.0
-    step = max(1, _BYTES_OF_SUMS // (4 * NUM_GROUPS * masks.shape[1]))
-    blocks = []
-    for first in range(0, outputs.shape[1], step):
-        rows = slice(first, first + step)
-        mates = None if pairs is None else Pairs(pairs.correlation, pairs.masks, pairs.outputs[:, rows])
-        sets = _sets(masks, outputs[:, rows], None if weights is None else weights[rows], mates)
-        blocks.append(_linear_shares(sets, ablation_fraction, phi_scale, 0.0 if pairs is None else pairs.correlation))
-    return Shares.join(blocks)
+    sets = _sets(masks, outputs, weights, pairs)
+    phi = _standardised(np.concatenate([part.masks for part in sets]), ablation_fraction)
+    residuals = np.concatenate([part.residual for part in sets])
+    mask_ids = np.concatenate([np.arange(len(part.masks)) for part in sets])  # of a partner, its mask's
+    order = np.argsort(mask_ids % NUM_GROUPS, kind="stable")
+    phi, residuals, mask_ids = phi[order], residuals[order], mask_ids[order]
+    groups = mask_ids % NUM_GROUPS
+    starts = np.searchsorted(groups, np.arange(NUM_GROUPS))
+    products = np.empty((outputs.shape[1], NUM_GROUPS, NUM_GROUPS))
+    num_masks, num_left_out = np.zeros(NUM_GROUPS), np.zeros(NUM_GROUPS)
+    for group in range(NUM_GROUPS):
+        rows = groups == group
+        kernel = (phi @ phi[rows].T).astype(np.float64)
+        if is_fixed_size:
+            kernel *= 1.0 - 1.0 / masks.shape[1]
+        are_one = mask_ids[:, None] == mask_ids[rows]  # a mask and itself, or its partner
+        kernel[are_one] = 0.0
+        products[:, :, group] = np.add.reduceat(residuals * (kernel @ residuals[rows]), starts).T
+        num_masks[group], num_left_out[group] = rows.sum(), are_one.sum()
+
+    # Of W1, residuals around their own mean lose 2 / n, and a little more where partners share the mean.
+    n = num_masks.sum()
+    shared = 0.0 if pairs is None else pairs.correlation * 2 * len(pairs.masks) / n
+    kept = 1.0 - 2.0 * (1.0 + shared) / n + 2.0 / n**2
+    num_products = (n**2 - num_left_out.sum()) * kept
+    num_without = ((n - num_masks) ** 2 - (num_left_out.sum() - num_left_out)) * kept
+    total = products.sum((1, 2))
+    total_without = total - 2.0 * products.sum(2).T + np.diagonal(products, axis1=1, axis2=2).T
+
+    variance, variance_without = _variances([part.output for part in sets])
+    residual, residual_without = _variances([part.residual for part in sets])
+    defined = _varies(sets, variance)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = 1.0 - (residual - total / num_products) / variance
+        without = 1.0 - (residual_without - total_without / num_without[:, None]) / variance_without
+    scaled = products / (np.where(defined, variance, np.inf) * num_products)[:, None, None]
+    return Shares(np.where(defined, share, np.nan), without, _double(scaled), scaled.sum(0))
 
 
 def stability_bounds(
@@ -202,46 +232,6 @@ def _sets(masks: NDArray[np.bool_], outputs: Values, weights: Values | None, pai
         _Set(some, value, residual - centre)
         for (some, _), value, residual in zip(given, values, residuals, strict=True)
     ]
-
-
-def _linear_shares(sets: list[_Set], ablation_fraction: float, phi_scale: float, correlation: float) -> Shares:
-    num_examples, num_components = sets[0].output.shape[1], sets[0].masks.shape[1]
-    sums = np.zeros((num_examples, NUM_GROUPS, num_components), np.float32)
-    own = np.zeros((NUM_GROUPS, num_examples))  # products of a mask with itself and with its partner
-    num_masks, num_own = np.zeros(NUM_GROUPS), np.zeros(NUM_GROUPS)
-    for group in range(NUM_GROUPS):
-        rows = [(part.residual[group::NUM_GROUPS], part.masks[group::NUM_GROUPS]) for part in sets]
-        members = [(h, phi_scale * _standardised(masks, ablation_fraction)) for h, masks in rows]
-        for h, phi in members:
-            sums[:, group] += h.T.astype(np.float32) @ phi
-        for h, phi in members:
-            for other_h, other_phi in members:
-                both = min(len(h), len(other_h))
-                kernel = np.einsum("ic,ic->i", phi[:both], other_phi[:both], dtype=np.float64)
-                own[group] += kernel @ (h[:both] * other_h[:both])
-                num_own[group] += both
-            num_masks[group] += len(h)
-    products = np.matmul(sums, sums.transpose(0, 2, 1)).astype(np.float64)
-    diagonal = np.arange(NUM_GROUPS)
-    products[:, diagonal, diagonal] -= own.T
-
-    # Of W1, residuals around their own mean lose 2 / n, and a little more where partners share the mean.
-    n = num_masks.sum()
-    partnered = (num_own - num_masks).sum() / n
-    kept = 1.0 - 2.0 * (1.0 + correlation * partnered) / n + 2.0 / n**2
-    num_products = (n**2 - num_own.sum()) * kept
-    num_without = ((n - num_masks) ** 2 - (num_own.sum() - num_own)) * kept
-    total = products.sum((1, 2))
-    total_without = total - 2.0 * products.sum(2).T + products[:, diagonal, diagonal].T
-
-    variance, variance_without = _variances([part.output for part in sets])
-    residual, residual_without = _variances([part.residual for part in sets])
-    defined = _varies(sets, variance)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        share = 1.0 - (residual - total / num_products) / variance
-        without = 1.0 - (residual_without - total_without / num_without[:, None]) / variance_without
-    scaled = products / (np.where(defined, variance, np.inf) * num_products)[:, None, None]
-    return Shares(np.where(defined, share, np.nan), without, _double(scaled), scaled.sum(0))
 
 
 def _standardised(masks: NDArray[np.bool_], ablation_fraction: float) -> NDArray[np.float32]:
