@@ -36,7 +36,7 @@ SHARDS = "baselines/neuron_conductance_num_steps_6"
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coar_dist.stages.baselines._EXAMPLES_PER_PATH_SHARD", 2)
+    monkeypatch.setattr("coar_dist.stages.baselines._FEWEST_ON_PATH", 2)
 
 
 def attribute_small(root: Path, **options: Any) -> tuple[coar_dist.Run, str]:

@@ -38,6 +38,9 @@ class GradientBaselines:
         rows_per_pass: rows of one forward and backward pass at most; None: a default of the device.
         device: where the model takes its inputs.
 
+    Attributes:
+        why_not_gated: why gradient x parameter takes one example at a time; None where it takes many.
+
     Raises:
         ConfigError: one of the methods cannot be had for this model or output function; the message says why.
     """
@@ -57,13 +60,11 @@ class GradientBaselines:
         self._rows = rows_per_pass or (_ROWS_ON_GPU if device.type == "cuda" else _ROWS)
         self._layout = layout_of(task.model)
         why = why_not_gated(task.model, components) or Probe(task, components, device).why_gates_fail(task.model)
-        self._is_gated = why is None
+        self.why_not_gated = why
         self._path: PathAttribution | None = None
         along_path = [method for method in methods if method in PATH_BASELINES]
         if why is not None and along_path:
             raise ConfigError(f"baselines={along_path} cannot be had: {why}. Leave them out.")
-        if why is not None and methods:
-            _log.warning("gradient_x_parameter is computed one example at a time, which is slow: %s", why)
         if along_path:
             probe = self._on_device(_two_of(task.examples))
             self._path = PathAttribution(task.model, components, task.output_function, probe)
@@ -90,7 +91,7 @@ class GradientBaselines:
 
     def _parts(self, method: str, examples: ExampleSet) -> list[Tensor]:
         if method not in PATH_BASELINES:
-            compute = by_gates if self._is_gated else by_parameters
+            compute = by_gates if self.why_not_gated is None else by_parameters
             batches = self._batches(examples, self._rows)
             return [compute(self._model, self._components, self._output_function, batch).cpu() for batch in batches]
         assert self._path is not None
@@ -106,8 +107,11 @@ class GradientBaselines:
         return examples.map(lambda tensor: with_layout(tensor.to(self._device), self._layout))
 
 
-def check_gradient_baselines(task: Task, components: ComponentIndex, methods: Sequence[str]) -> None:
+def check_gradient_baselines(task: Task, components: ComponentIndex, methods: Sequence[str]) -> str | None:
     """Compute the gradient baselines of the first examples, coarsely, where the model lies.
+
+    Returns:
+        Why gradient x parameter will take one example at a time; None where it will take many.
 
     Raises:
         ConfigError: a method cannot be had for this model, these inputs or this output function, or captum is missing.
@@ -120,6 +124,7 @@ def check_gradient_baselines(task: Task, components: ComponentIndex, methods: Se
         baselines = GradientBaselines(task, components, methods, 2, None, device)
         for method in methods:
             baselines.weights(method, _two_of(task.examples))
+        return baselines.why_not_gated
     finally:
         task.model.train(was_training)
 

@@ -66,7 +66,7 @@ def ablate_stage(
     run = RunDirectory.create(storage, identity, components, len(task.examples), probe_margins)
     run.set_designs(designs)
     baselines = MissingBaselines.of(run, config, console)
-    baselines.check(task, components)  # refused now, not after hours of ablation
+    baselines.check(task, components, console)  # refused now, not after hours of ablation
     _ablate(config, run, console, task, components, hold)
     compute_baselines(config, run, console, task, components, hold, baselines)
 

@@ -24,8 +24,9 @@ from coar_dist.store.lock import Hold
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.tasks.task import Task
 
-_EXAMPLES_PER_SHARD, _EXAMPLES_PER_PATH_SHARD = 512, 64
-"""A function of the method alone, so that the same shards, of the same bits, arise in every run."""
+_EXAMPLES_PER_SHARD = 512
+_FEWEST_ON_PATH, _MOST_ON_PATH, _SHARDS_ON_PATH = 8, 64, 64
+"""Of an example, a path costs some hundred forward passes: few of them are work enough for an actor."""
 _NO_PLAN = EnginePlan("weights", 1, compiled=False)
 """Baseline actors take no notice of the engine's."""
 _log = logging.getLogger(__name__)
@@ -55,17 +56,22 @@ class MissingBaselines:
                 say(console, "ablate", f"[yellow]{reason}[/yellow]")
         gaps = {method: store.missing() for method, store in stores.items()}
         stores = {method: store for method, store in stores.items() if gaps[method]}
-        sizes = dict.fromkeys(PATH_BASELINES, _EXAMPLES_PER_PATH_SHARD)
+        # A function of the run alone, so that the same shards, of the same bits, arise whoever computes them.
+        on_path = min(max(run.num_examples // _SHARDS_ON_PATH, _FEWEST_ON_PATH), _MOST_ON_PATH)
+        sizes = dict.fromkeys(PATH_BASELINES, on_path)
         return cls(stores, RangesToDo(gaps, _EXAMPLES_PER_SHARD, sizes, unit="examples"))
 
-    def check(self, task: Task, components: ComponentIndex) -> None:
-        """Check that what is missing can be computed.
+    def check(self, task: Task, components: ComponentIndex, console: Console) -> None:
+        """Check that what is missing can be computed, and say what will be slow.
 
         Raises:
             ConfigError: it cannot; the message says why.
         """
         if self.stores:
-            check_gradient_baselines(task, components, list(self.stores))
+            why_slow = check_gradient_baselines(task, components, list(self.stores))
+            if why_slow is not None:
+                text = f"gradient_x_parameter is computed one example at a time, which is slow: {why_slow}."
+                say(console, "ablate", f"[yellow]{text}[/yellow]")
 
 
 def compute_baselines(

@@ -65,7 +65,7 @@ class Run:
 
         Args:
             example_ids: which examples, in this order; None for all.
-            method: ``gradient_ridge``, ``coar``, or a baseline such as ``leave_one_out``; None is ``gradient_ridge``
+            method: ``gradient_ridge``, ``coar``, or a baseline (``leave_one_out``, ...); None is ``gradient_ridge``
                 where the run has passes with gradients, else ``coar``.
 
         Returns:

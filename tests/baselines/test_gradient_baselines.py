@@ -140,6 +140,7 @@ def test_conductance_of_a_layer_adds_up_to_the_margins_change() -> None:
 def test_components_without_a_gate_have_their_parameters_gradients() -> None:
     task = gpt2_task()
     tied = discover(task.model, "embedding_rows", include=["*wte*"])  # the output layer reads it, too
+    assert "tied" in str(check_gradient_baselines(task, tied, [GP]))
     assert_close(
         baselines_of(task, tied, None, GP).weights(GP, task.examples), literal.gradient_x_parameter(task, tied)
     )
@@ -292,7 +293,7 @@ def test_captum_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     task = small_task(1)
     components = discover(task.model, "conv_filters")
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    check_gradient_baselines(task, components, [GP])
+    assert check_gradient_baselines(task, components, [GP]) is None
     with pytest.raises(ConfigError, match=r"pip install 'coar-dist\[baselines\]'"):
         check_gradient_baselines(task, components, ["internal_influence"])
 
