@@ -31,7 +31,7 @@ def report(run: RunDirectory, console: Console) -> None:
 
     say(
         "\nCorrelation of predicted and true margins on held-out masks by ablation fraction: mean over examples,"
-        "\n± half of its 95% bootstrap interval over examples"
+        "\n± half of its 95% bootstrap interval over examples. Ceiling: of any linear model, ± over masks."
     )
     ceilings, notes = _ceilings(run, summary)
     console.print(_correlations(summary, ceilings))
@@ -86,9 +86,7 @@ def _ceilings(run: RunDirectory, summary: Summary) -> tuple[list[str], list[str]
             notes[f"No ceiling of linear models: {reason}."] = None
             continue
         found = CeilingTable(run, name).read()
-        cells.append(
-            _number(found.mean) + (f" {_half(_Z95 * found.standard_error)}" if np.isfinite(found.mean) else "")
-        )
+        cells.append(_number(found.mean) + (_half(_Z95 * found.standard_error) if np.isfinite(found.mean) else ""))
         if np.isfinite(found.lower) and np.isfinite(found.upper):
             notes[
                 f"Ceiling at {design.ablation_fraction:g} by noise stability, {found.num_pairs:,} pairs: "
@@ -107,7 +105,7 @@ def _correlations(summary: Summary, ceilings: list[str]) -> Table:
     for method in summary.methods:
         cells = [_mean(method.correlation, column) for column in range(len(headers))]
         table.add_row(method.label, method.num_masks, *cells)
-    table.add_row("Ceiling of linear models", "", *ceilings)
+    table.add_row("Ceiling, linear", "", *ceilings)
     return table
 
 
@@ -159,7 +157,7 @@ def _undefined(summary: Summary) -> list[str]:
 
 def _mean(means: Means, column: int) -> str:
     half = float(means.high[column] - means.low[column]) / 2
-    return f"{_number(means.mean[column])}{f' {_half(half)}' if np.isfinite(half) else ''}"
+    return f"{_number(means.mean[column])}{_half(half) if np.isfinite(half) else ''}"
 
 
 def _half(width: float) -> str:

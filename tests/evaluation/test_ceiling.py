@@ -249,8 +249,8 @@ def test_a_run_knows_its_ceiling(made: Run) -> None:
     assert elsewhere.num_pairs == 0
     assert np.isnan(elsewhere.lower)
     text = report_of(made)
-    assert "Ceiling of linear models" in text
-    assert re.search(rf"Ceiling of linear models +{_number(found.mean)} ±{_number(1.96 * found.standard_error)} ", text)
+    assert "Ceiling, linear" in text
+    assert re.search(rf"Ceiling, linear +{_number(found.mean)}±{_number(1.96 * found.standard_error)} ", text)
     assert "Ceiling at 0.2 by noise stability, 50 pairs" in text
     with pytest.raises(MissingWorkError, match=r"no design 'evaluation_0\.3'"):
         made.ceiling("evaluation_0.3")

@@ -43,7 +43,7 @@ def test_tables_show_means_with_intervals_in_80_columns(root: Path) -> None:
     assert coar.split()[:2] == ["COAR", "150"]
     for design_name in ("evaluation_0.2", "evaluation_0.1"):
         mean = run.evaluation("coar", design_name)["correlation"].mean()
-        assert f"{mean:.3f}"[1:] + " ±." in coar
+        assert f"{mean:.3f}"[1:] + "±." in coar
     values = run.evaluation("coar")["correlation"]
     agreement = next(line for line in lines if "Spearman" in line and line.startswith("method"))
     assert agreement.split() == ["method", "Spearman", "R2", "slope", "intercept"]
