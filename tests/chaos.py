@@ -59,9 +59,9 @@ def run_small(
         num_masks=200,
         num_gradient_masks=15,
         ablation_fraction=0.2,
-        stages=("ablate", "fit", "evaluate", "report"),
+        stages=("ablate", "fit", "evaluate"),
         baselines=["leave_one_out"],
-        evaluation=EvaluationConfig(num_masks=40, ablation_fractions=[0.2], seed=7),
+        evaluation=EvaluationConfig(num_masks=40, ablation_fractions=[0.2], seed=7, curve_shares=[0.5]),
         ablation=AblationConfig(
             masks_per_shard=4,
             mode=PLAN.mode,

@@ -64,7 +64,7 @@ def test_from_nothing_to_a_report_killed_half_way_and_again(tmp_path: Path) -> N
 
     third = run(tmp_path, *slow)
     assert third.returncode == 0
-    assert third.stdout.count("there already") == 6
+    assert third.stdout.count("there already") == 7
     assert "COAR" in third.stdout
     assert any((tmp_path / "runs" / "digits" / "logs").iterdir())
 
