@@ -27,7 +27,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]
 def test_a_damaged_file_is_named_and_made_anew(runs: tuple[Path, Path], tmp_path: Path) -> None:
     run, other = runs
     whole = files_of(run)
-    assert len(whole) == 65 + 6 + 3 + 2 + 2
+    assert len(whole) == 65 + 6 + 3 + 2 + 1 + 2  # shards, attributions, correlations, curves, ceiling, the rest
     assert files_of(other).keys() == whole.keys()
     for seed in range(NUM_CASES):
         root = tmp_path / str(seed)
