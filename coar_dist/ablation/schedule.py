@@ -188,8 +188,9 @@ class Schedule:
         return masks_or_none
 
     def _may_run(self, masks: MaskRange, actor: str) -> bool:
-        """A range that failed on an actor is left to others, where there are others."""
-        return len(self._in_flight) == 1 or all(failed_on != actor for failed_on, _ in self._failures.get(masks, ()))
+        """A range that failed on an actor is left to others, where there are others on which it has not."""
+        failed_on = {name for name, _ in self._failures.get(masks, ())}
+        return actor not in failed_on or failed_on.issuperset(self._in_flight)
 
     def _slow_range(self, actor: str, now: float) -> MaskRange | None:
         if len(self._times) < _MIN_TIMES:

@@ -250,6 +250,13 @@ def test_too_few_times_make_no_range_slow() -> None:
     assert schedule.next_for("b", 1000.0) is None
 
 
+def test_a_range_that_failed_on_all_actors_is_tried_again() -> None:
+    schedule = schedule_of(1, max_attempts=3)
+    for actor in ("a", "b"):
+        schedule.failed(take(schedule, actor, 0.0), actor, RuntimeError("one"))
+    assert schedule.next_for("a", 1.0) is not None
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     count=st.integers(0, 60),
