@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from coar_dist.ablation import driver
-from coar_dist.ablation.actor import AblationJob, LogLines, Start
+from coar_dist.ablation.actor import AblationJob, Start
 from coar_dist.ablation.cluster import native_precision_of_actors
 from coar_dist.ablation.driver import AblationWork, DriverCallbacks
 from coar_dist.ablation.plan import EnginePlan, PlanPins
@@ -24,7 +24,7 @@ from coar_dist.regression.fit import plan_passes
 from coar_dist.regression.planning import in_this_process
 from coar_dist.report.progress import StageProgress, stage_progress
 from coar_dist.stages.baselines import MissingBaselines, compute_baselines
-from coar_dist.stages.saying import say
+from coar_dist.stages.saying import say, say_log
 from coar_dist.store.ceilings import partners_of
 from coar_dist.store.lock import Hold
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDesign, RunDirectory
@@ -176,16 +176,10 @@ def _callbacks(run: RunDirectory, task: Task, console: Console, progress: StageP
             run.set_gradient_cost(start.gradient_cost)
         _log.info("engine plan: %s", start.plan)
 
-    def on_log(lines: LogLines) -> None:
-        for level, text in lines:
-            _log.log(level, text)
-            if level >= logging.WARNING:
-                say(console, "ablate", f"[yellow]{text}[/yellow]")
-
     return DriverCallbacks(
         on_progress=lambda done, actors: progress.update(done, f"{actors} actors"),
         on_start=on_start,
-        on_log=on_log,
+        on_log=lambda lines: say_log(console, "ablate", lines),
         on_wait=hold.check,
     )
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from coar_dist.ablation import driver
-from coar_dist.ablation.actor import LogLines
 from coar_dist.ablation.driver import AblationWork, DriverCallbacks
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.schedule import RangesToDo
@@ -18,7 +17,7 @@ from coar_dist.baselines.gradient_baselines import check_gradient_baselines
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config import GRADIENT_BASELINES, PATH_BASELINES, Config
 from coar_dist.report.progress import stage_progress
-from coar_dist.stages.saying import say
+from coar_dist.stages.saying import say, say_log
 from coar_dist.store.baselines import BaselineStore
 from coar_dist.store.lock import Hold
 from coar_dist.store.run_directory import RunDirectory
@@ -100,17 +99,10 @@ def compute_baselines(
     )
     num_missing = missing.ranges.num_masks
     with stage_progress(console, "ablate", num_missing, "examples") as progress:
-
-        def on_log(lines: LogLines) -> None:
-            for level, text in lines:
-                _log.log(level, text)
-                if level >= logging.WARNING:
-                    say(console, "ablate", f"[yellow]{text}[/yellow]")
-
         callbacks = DriverCallbacks(
             on_progress=lambda done, actors: progress.update(done, f"{actors} actors"),
             on_start=lambda _: None,
-            on_log=on_log,
+            on_log=lambda lines: say_log(console, "ablate", lines),
             on_wait=hold.check,
         )
         work = AblationWork(task, job, missing.ranges, _NO_PLAN, (0, 0), needs_unablated=False, actor=BaselineActor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from rich.console import Console
 
@@ -17,6 +17,14 @@ def say(console: Console, stage: str, text: str) -> None:
     """Print and log one line of a stage."""
     console.print(f"[bold]{stage:>9}[/bold]  {text}", soft_wrap=True, highlight=False)
     _log.info("%s: %s", stage, text)
+
+
+def say_log(console: Console, stage: str, lines: Iterable[tuple[int, str]]) -> None:
+    """Log what an actor has logged, (level, text) each; warnings are printed, too."""
+    for level, text in lines:
+        _log.log(level, text)
+        if level >= logging.WARNING:
+            console.print(f"[bold]{stage:>9}[/bold]  [yellow]{text}[/yellow]", soft_wrap=True, highlight=False)
 
 
 def while_held(hold: Hold, progress: StageProgress) -> Callable[[int], None]:
