@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from coar_dist.app import typed_config
 from coar_dist.components.discovery import discover
-from coar_dist.config import Config, ModelConfig
+from coar_dist.config import Config, ModelConfig, held_out_fractions
 from coar_dist.config_checks import validate
 from coar_dist.errors import ConfigError
 from coar_dist.tasks.build import build_model
@@ -65,7 +65,7 @@ def test_it_composes_and_is_valid(name: str, estimator: str) -> None:
     assert config.task.model.source in MODELS
     assert config.task.output_function in OUTPUT_FUNCTIONS
     assert bool(config.gradients.num_masks) == (estimator != "coar")
-    assert config.design.ablation_fraction in config.evaluation.ablation_fractions
+    assert config.design.ablation_fraction in held_out_fractions(config)
     if name not in ("digits", "cifar10_resnet20", "cifar10_resnet", "cifar10_backdoor"):
         assert not config.baselines  # as many masks as components
 

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coar_dist.config import RegressionConfig
-from coar_dist.designs.design import MaskDesign
 from coar_dist.errors import CoarWarning
 from coar_dist.evaluation.correlation import correlation_of, predictions_and_truth
 from coar_dist.regression.backends import choose_backend
@@ -28,6 +27,7 @@ from coar_dist.regression.gate_prior import GateSources
 from coar_dist.regression.observations import Observations
 from coar_dist.regression.planning import device, in_this_process
 from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable, regression_settings
+from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
 from coar_dist.store.sample import Sample, SampledAttributions, SampledGradients, SampledMargins, draw_sample
 from coar_dist.store.tables import GRADIENT_RIDGE, LEAVE_ONE_OUT, EvaluationTable
@@ -81,7 +81,7 @@ def evaluate_budgets(
         stored = regression_settings(run, method, train.blocks)
         own = {field.name for field in fields(RegressionConfig)} & stored.keys() - {"backend"}
         config = replace(regression, **{**{name: stored[name] for name in own}, "standard_errors": False})
-        numbers = _numbers_of_masks(run.design(TRAIN_DESIGN), shares, config)
+        numbers = _numbers_of_masks(train, shares, config)
         table = BudgetCurveTable(run, method, design_name)
         settings: dict[str, Any] = {"masks": numbers, "examples": most_examples, "seed": _SEED}
         if not table.is_complete(settings):
@@ -100,17 +100,17 @@ def evaluate_budgets(
     return computed
 
 
-def _numbers_of_masks(design: MaskDesign, shares: Sequence[float], config: RegressionConfig) -> list[int]:
+def _numbers_of_masks(train: MarginStore, shares: Sequence[float], config: RegressionConfig) -> list[int]:
     """How many masks are fitted, besides all: no fewer than the regression can be fitted from."""
     fewest = _FEWEST_MASKS
     if config.regularisation is None and config.selection == "bic":
-        fewest = max(fewest, design.num_components + 1)
+        fewest = max(fewest, train.num_components + 1)
     elif config.regularisation is None and config.method == "lasso":
         fewest = max(fewest, math.ceil(4.0 / min(config.held_out_fraction, 1.0 - config.held_out_fraction)))
-    while fewest < design.num_masks and _are_equal(design.masks(0, fewest)):
+    while fewest < train.num_masks and _are_equal(next(train.read(None, fewest))[0]):
         fewest *= 2
-    numbers = {round(design.num_masks * share) for share in shares}
-    return sorted(number for number in numbers if fewest <= number < design.num_masks)
+    numbers = {round(train.num_masks * share) for share in shares}
+    return sorted(number for number in numbers if fewest <= number < train.num_masks)
 
 
 def _are_equal(masks: NDArray[np.bool_]) -> bool:

@@ -98,7 +98,7 @@ def test_predictions_are_those_of_the_research_codes_regression(run: RunDirector
     np.testing.assert_array_equal(alone.read(3, 7)[0], ours.weights([3, 4, 5, 6], method="research"))
 
     run_stages(Config(stages=["evaluate", "report"], run=RunConfig(run.storage.location)), quiet)
-    found = EvaluationTable(run, "research", "evaluation_0.2").read()
+    found = EvaluationTable(run, "research", "evaluation_0.2").read()["correlation"]
     expected = [np.corrcoef(theirs[150:, i], margins[150:, i])[0, 1] for i in range(NUM_EXAMPLES)]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     text = quiet.file.getvalue()  # type: ignore[union-attr]

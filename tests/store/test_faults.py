@@ -40,7 +40,7 @@ def tmpfs(tmp_path: Path) -> Iterator[Path]:
 def test_writes_that_fail_at_any_moment(
     whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    for moment in random.Random(number).sample(range(100), 6):
+    for moment in random.Random(number).sample(range(100), 3):
         root = tmp_path / str(moment)
         calls = itertools.count()
 
