@@ -130,16 +130,19 @@ def save_tiny_clip(folder: Path) -> None:
 
 
 def torchvision_or_skip() -> Any:
-    """torchvision, also beside a build of torch that its compiled operators do not fit: models need none of them."""
+    """``import_torchvision``, where it can be."""
+    try:
+        return import_torchvision()
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"torchvision cannot be imported: {error}")
+
+
+def import_torchvision() -> Any:
+    """torchvision, also beside a build of torch that its compiled operators do not fit: no test needs them."""
     try:
         import torchvision
     except RuntimeError:
-        try:
-            torchvision = _with_declared_operators()
-        except RuntimeError as error:
-            pytest.skip(f"torchvision cannot be imported: {error}")
-    except ImportError as error:
-        pytest.skip(f"torchvision is not installed: {error}")
+        return _with_declared_operators()
     return torchvision
 
 

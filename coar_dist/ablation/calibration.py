@@ -89,16 +89,15 @@ def _choose_gradients(engine: AblationEngine, pins: PlanPins, masks_per_actor: i
     fastest = _best_of_close(engine, times, trial)
     work_s = times[fastest[0]] * masks_per_actor * engine.num_examples
     if pins.compiled or (pins.compiled is None and work_s > COMPILE_PAYS_AFTER_S):
-        eager = dict(times)
+        compiled: dict[EnginePlan, float] = {}
         for plan in fastest[:_MOST_COMPILED]:
             engine.use(replace(plan, gradients_compiled=True))
             seconds = trial()
             if not engine.plan.gradients_compiled:
                 break
-            times[engine.plan] = seconds
+            compiled[engine.plan] = seconds
             _log.info("trial %s: %.1f us per margin", engine.plan, seconds * 1e6)
-        if pins.compiled and len(times) > len(eager):
-            times = {plan: seconds for plan, seconds in times.items() if plan.gradients_compiled}
+        times = compiled if pins.compiled and compiled else {**times, **compiled}
         fastest = _best_of_close(engine, times, trial)  # what is compiled stays so: the turns cost trials alone
     engine.use(fastest[0])
 

@@ -15,6 +15,8 @@ from torch.nn import functional
 
 Gate = Callable[[Tensor], Tensor]
 """Multiplies the last axis of (num_rows, length, features) by the rows' gates."""
+PLACEMENTS = ("projections", "attention_output", "attention_input")
+"""Where gates stand within an attention module."""
 
 
 def _no_gate(features: Tensor) -> Tensor:
@@ -34,6 +36,15 @@ class AttentionGates:
     projections: list[Gate] = field(default_factory=lambda: [_no_gate, _no_gate, _no_gate])
     output_inputs: Gate = _no_gate
     output: Gate = _no_gate
+
+    def put(self, placement: str, gates: list[Gate]) -> None:
+        """Put gates where ``placement`` says, one of ``PLACEMENTS``: three for the projections, else one."""
+        if placement == "projections":
+            self.projections = gates
+        elif placement == "attention_output":
+            (self.output,) = gates
+        else:
+            (self.output_inputs,) = gates
 
 
 def can_be_gated(module: nn.MultiheadAttention) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coar_dist.components.attention import AttentionGates, can_be_gated, gated_attention
+from coar_dist.components.attention import PLACEMENTS, AttentionGates, can_be_gated, gated_attention
 from coar_dist.components.discovery import is_transposed_linear
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 
@@ -104,7 +104,7 @@ class GatedModel:
             gate = self.gates[:, start : start + group.num_components]
             module = modules[group.module]
             key = f"component_gate_{number}"
-            if placement in ("projections", "attention_output", "attention_input"):
+            if placement in PLACEMENTS:
                 name = group.module if placement == "projections" else group.module.rpartition(".")[0]
                 self._gate_attention(name, modules[name], placement, key, gate, group.block_size)
                 continue
@@ -166,12 +166,7 @@ class GatedModel:
             part_key = f"{key}_{number}"
             self._register_gate(name, module, part_key, part)
             functions.append(_feature_gate(module, part_key, block_size))
-        if placement == "projections":
-            gates.projections = functions
-        elif placement == "attention_output":
-            gates.output = functions[0]
-        else:
-            gates.output_inputs = functions[0]
+        gates.put(placement, functions)
 
     def remove(self) -> None:
         """Take hooks, gates and moved biases off the model again."""

@@ -7,7 +7,7 @@ at derivatives, so what ``nn.MultiheadAttention`` computes inside is tapped wher
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coar_dist.components.attention import AttentionGates, gated_attention
+from coar_dist.components.attention import PLACEMENTS, AttentionGates, gated_attention
 from coar_dist.components.gates import CONVOLUTIONS, placement_of
 from coar_dist.components.index import ComponentIndex
 from coar_dist.errors import ConfigError, TaskError
-
-_IN_ATTENTION = ("projections", "attention_output", "attention_input")
 
 
 @dataclass(frozen=True)
@@ -127,13 +125,12 @@ class Taps(nn.Module):
                 for part in range(num_parts):
                     where = f"{group.module} ({group.parameter}, axis {group.axis})"
                     self._places.append(_Place(where, first + part * num, num, group.block_size, axis, is_rows))
-                if placement in _IN_ATTENTION:
+                if placement in PLACEMENTS:
                     name = group.module if placement == "projections" else group.module.rpartition(".")[0]
                     if name not in attention:
                         attention[name] = AttentionGates()
                         stack.enter_context(_replaced_attention(modules[name], attention[name]))
-                    taps = [partial(self._pass, key) for key in keys]
-                    _set(attention[name], placement, taps)
+                    attention[name].put(placement, [partial(self._pass, key) for key in keys])
                 elif placement == "input":
                     stack.callback(module.register_forward_pre_hook(self._input_hook(keys[0])).remove)
                 else:
@@ -164,15 +161,6 @@ class Taps(nn.Module):
             return self._pass(key, output)
 
         return hook
-
-
-def _set(gates: AttentionGates, placement: str, taps: Sequence[Callable[[Tensor], Tensor]]) -> None:
-    if placement == "projections":
-        gates.projections = list(taps)
-    elif placement == "attention_output":
-        gates.output = taps[0]
-    else:
-        gates.output_inputs = taps[0]
 
 
 @contextmanager

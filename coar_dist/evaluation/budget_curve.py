@@ -107,7 +107,7 @@ def _numbers_of_masks(train: MarginStore, shares: Sequence[float], config: Regre
         fewest = max(fewest, train.num_components + 1)
     elif config.regularisation is None and config.method == "lasso":
         fewest = max(fewest, math.ceil(4.0 / min(config.held_out_fraction, 1.0 - config.held_out_fraction)))
-    while fewest < train.num_masks and _are_equal(next(train.read(None, fewest))[0]):
+    while fewest < train.num_masks and _are_equal(next(train.read(None, fewest, (0, fewest)))[0]):
         fewest *= 2
     numbers = {round(train.num_masks * share) for share in shares}
     return sorted(number for number in numbers if fewest <= number < train.num_masks)

@@ -51,24 +51,3 @@ def preset(array: NDArray[np.uint8], resize: int, image_size: int, filter_name: 
 
 def stacked(pictures: list[NDArray[np.uint8]], change: Callable[[NDArray[np.uint8]], torch.Tensor]) -> torch.Tensor:
     return torch.stack([change(array) for array in pictures])
-
-
-def import_torchvision() -> Any:
-    """torchvision, also beside a torch of another build, which lacks the compiled ops that importing it names."""
-    try:
-        import torchvision
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        kept_alive.append(library)
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        for name in ("roi_pool", "roi_align", "ps_roi_align", "ps_roi_pool", "deform_conv2d", "qroi_align"):
-            library.define(f"{name}(Tensor input) -> Tensor")
-        for name in ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"):
-            library.define(f"_{name}_backward(Tensor input) -> Tensor")
-        library.define("_deform_conv2d_backward(Tensor input) -> Tensor")
-        import torchvision
-    return torchvision
-
-
-kept_alive: list[Any] = []

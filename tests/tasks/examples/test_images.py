@@ -17,7 +17,8 @@ from PIL import Image
 from coar_dist.errors import ConfigError, TaskError
 from coar_dist.tasks.examples import pixels
 from coar_dist.tasks.examples.pixels import INTERPOLATIONS, Geometry, decode
-from tests.tasks.examples.making import built, import_torchvision, picture, png, preset, stacked, write_png
+from tests.hub_models import import_torchvision
+from tests.tasks.examples.making import built, picture, png, preset, stacked, write_png
 
 SIZES = {"resize": 16, "image_size": 12}
 
