@@ -19,6 +19,8 @@ _NESTED = ("state_dict", "model_state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""
 _IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
+_COUNTER = "num_batches_tracked"
+"""BatchNorm's buffer for training alone: older checkpoints, and those of other frameworks, have none."""
 _NAMES_SHOWN = 5
 
 
@@ -39,6 +41,7 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
     try:
         state = _unwrapped(_read_folder(path) if path.is_dir() else _read_file(path), where)
         own = model.state_dict(keep_vars=True)
+        state = {name: tensor for name, tensor in own.items() if name.rpartition(".")[2] == _COUNTER} | state
         # A tied parameter has several names, of which a file may hold only one.
         held = {id(tensor): state[name] for name, tensor in own.items() if name in state}
         chosen = {name: held[id(tensor)] for name, tensor in own.items() if id(tensor) in held}
@@ -50,6 +53,8 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
                 f"{'; ' if missing and unexpected else ''}{_listed('the model has no', unexpected)}."
             )
         model.load_state_dict(chosen)
+    except TaskError:
+        raise
     except pickle.UnpicklingError as error:
         raise TaskError(
             f"{where} is not a plain state dict, and a pickled object could run any code. "
