@@ -11,7 +11,7 @@ from typing import Any
 
 from coar_dist.errors import ConfigError
 
-STAGES = ("train", "ablate", "fit", "evaluate", "report")
+STAGES = ("train", "ablate", "fit", "evaluate", "edit", "report")
 PATH_BASELINES = ("neuron_conductance", "internal_influence")
 GRADIENT_BASELINES = ("gradient_x_parameter", *PATH_BASELINES)
 BASELINES = ("leave_one_out", *GRADIENT_BASELINES)
@@ -27,6 +27,13 @@ BACKENDS = ("auto", "cuml", "torch", "sklearn")
 PILOT_MASKS, PILOT_GRADIENT_MASKS = 100, 40
 """Of a run with a budget, as in ``conf/estimator/budget.yaml``."""
 SELECTIONS = {"ridge": ("gcv", "leave_one_out"), "lasso": ("held_out", "bic")}
+DIRECTIONS = ("raise", "lower")
+EDIT_METRICS = ("accuracy", "output")
+GREEDY, MAGNITUDE, RANDOM = "greedy", "magnitude", "random"
+UNATTRIBUTED = (MAGNITUDE, RANDOM)
+"""Selections of components that look at no attributions."""
+TARGETS, OTHERS, ALL = "targets", "others", "all"
+"""Measured groups that an edit has of itself."""
 
 
 @dataclass
@@ -281,6 +288,71 @@ class ClusterConfig:
 
 
 @dataclass
+class ExampleGroup:
+    """The examples that meet every condition that is set; of ``examples.parquet``'s columns."""
+
+    ids: list[int] | None = None
+    """Example ids of the run."""
+    classes: list[int] | None = None
+    """Class labels."""
+    correct: bool | None = None
+    """Whether the unablated model predicts the label."""
+    where: dict[str, Any] = field(default_factory=dict)
+    """Column: a value, a list of values, or {min: ..., max: ...}, ends included."""
+    predicate: str | None = None
+    """``module:function`` of the columns, a dict of (num_examples,) arrays: (num_examples,) bool."""
+    matching: str | None = None
+    """Of a reference: only examples whose value in this column a target has, e.g. the same image without a trigger."""
+    sample: int | None = None
+    """So many of them at random."""
+    seed: int = 0
+    """Of ``sample``."""
+
+
+@dataclass
+class EditConfig:
+    """COAR-Edit (Shah et al. 2024, section 5): components whose ablation raises or lowers the targets' outputs and leaves
+    the references' alone, as many as a criterion on held-out examples says."""
+
+    name: str = "edit"
+    """Of its folder: ``edits/<name>`` in the run directory."""
+    target: ExampleGroup = field(default_factory=ExampleGroup)
+    """Explained examples whose outputs are to change."""
+    reference: ExampleGroup = field(default_factory=ExampleGroup)
+    """Explained examples whose outputs are to stay; without conditions all that are no targets."""
+    direction: str = "raise"
+    each: bool = False
+    """Every target is a target of its own, with an edit of its own, which is to make it right."""
+    method: str | None = None
+    """What selects the components: a method with attributions, ``greedy`` (by the linear model's predictions, anew for
+    every component), ``magnitude`` or ``random``. None: the run's best attributions."""
+    compare: list[str] = field(default_factory=list)
+    """Other selections, measured beside it."""
+    max_components: int | None = None
+    """Components that are ablated at most; None: a twentieth of all."""
+    examples: ExamplesConfig | None = None
+    """Held-out examples on which the number of components is chosen and the edit is measured; None: the run's own that
+    are neither targets nor references."""
+    groups: dict[str, ExampleGroup] = field(default_factory=dict)
+    """Measured groups of the held-out examples, besides ``all``, ``targets`` (those that meet the conditions of
+    ``target``, but ids and sample) and ``others``."""
+    metric: str | None = None
+    """``accuracy`` or ``output``, the mean of the output function; None: accuracy where outputs are margins of one
+    prediction, else output."""
+    improve: list[str] = field(default_factory=lambda: [TARGETS])
+    """Groups whose metric is to rise or fall; the worst of them counts."""
+    keep: dict[str, float] = field(default_factory=lambda: {OTHERS: 0.01})
+    """Groups, and by how much their metric may get worse: fall, whatever the direction."""
+    pairs: str | None = None
+    """Column of the held-out examples whose equal values are two forms of one image, as with and without a trigger: both
+    are chosen on or measured on, and the correlation of their margins is measured."""
+    choice_fraction: float = 0.5
+    """Share of the held-out examples on which the number of components is chosen; the others measure the edit."""
+    seed: int = 0
+    """Of the split, and of ``random``."""
+
+
+@dataclass
 class Config:
     """One run."""
 
@@ -302,6 +374,7 @@ class Config:
     """Of ``leave_one_out``, ``gradient_x_parameter``, ``neuron_conductance``, ``internal_influence``."""
     baseline_settings: BaselineConfig = field(default_factory=BaselineConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    edit: EditConfig | None = None
     ablation: AblationConfig = field(default_factory=AblationConfig)
     regression: RegressionConfig = field(default_factory=RegressionConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
