@@ -10,19 +10,33 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coar_dist.ablation.direct import ablated_outputs
-    from coar_dist.api import attribute
+    from coar_dist.api import Run, attribute, open_run
     from coar_dist.components.index import ComponentGroup, ComponentIndex
-    from coar_dist.store.run import Run, open_run
+    from coar_dist.config import ExampleGroup
+    from coar_dist.editing.edit import Edit, load_edit
 
-__all__ = ["ComponentGroup", "ComponentIndex", "Run", "ablated_outputs", "attribute", "open_run"]
+__all__ = [
+    "ComponentGroup",
+    "ComponentIndex",
+    "Edit",
+    "ExampleGroup",
+    "Run",
+    "ablated_outputs",
+    "attribute",
+    "load_edit",
+    "open_run",
+]
 
 _HOME = {
     "ComponentGroup": "coar_dist.components.index",
     "ComponentIndex": "coar_dist.components.index",
-    "Run": "coar_dist.store.run",
+    "Edit": "coar_dist.editing.edit",
+    "ExampleGroup": "coar_dist.config",
+    "Run": "coar_dist.api",
     "ablated_outputs": "coar_dist.ablation.direct",
     "attribute": "coar_dist.api",
-    "open_run": "coar_dist.store.run",
+    "load_edit": "coar_dist.editing.edit",
+    "open_run": "coar_dist.api",
 }
 
 

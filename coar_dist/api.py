@@ -1,12 +1,14 @@
-"""``attribute``: the pipeline on a model in memory."""
+"""``attribute`` and ``Run.edit``: the pipeline on a model in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from numpy.typing import NDArray
 from rich.console import Console
 
 from coar_dist.config import (
@@ -18,20 +20,144 @@ from coar_dist.config import (
     ComponentsConfig,
     Config,
     DesignConfig,
+    EditConfig,
     EvaluationConfig,
+    ExampleGroup,
     GradientsConfig,
     RegressionConfig,
     RunConfig,
 )
 from coar_dist.errors import ConfigError
-from coar_dist.pipeline import run_stages
-from coar_dist.store.run import Run, open_run
+from coar_dist.store.run import Run as ReadRun
+from coar_dist.store.run_directory import RunDirectory
+from coar_dist.store.storage import storage_at
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from coar_dist.components.index import ComponentIndex
-    from coar_dist.tasks.task import Inputs
+    from coar_dist.editing.edit import Edit
+    from coar_dist.tasks.task import ExampleSet, Inputs, Task
+
+Examples = ExampleGroup | Mapping[str, Any] | Sequence[int] | NDArray[Any] | Callable[[dict[str, Any]], Any]
+"""A group of examples: its conditions, example ids, or a function of the examples' columns."""
+
+
+class Run(ReadRun):
+    """A run directory opened for reading, and for edits of its model."""
+
+    _task: Task | None = None
+
+    def edit(
+        self,
+        target: Examples,
+        reference: Examples | None = None,
+        direction: str = "raise",
+        max_components: int | None = None,
+        *,
+        model: nn.Module | None = None,
+        inputs: Inputs | None = None,
+        targets: Tensor | None = None,
+        columns: Mapping[str, Any] | None = None,
+        output_function: str | Callable[[Any, Tensor], Tensor] = "margin",
+        held_out: ExampleSet | None = None,
+        settings: EditConfig | None = None,
+        cluster: ClusterConfig | None = None,
+        console: Console | None = None,
+        **options: Any,
+    ) -> Edit:
+        """COAR-Edit (Shah et al. 2024, section 5): ablate the components that lower (or raise) the outputs of targets
+        and not those of references, as many as a criterion on held-out examples says.
+
+        Calling it again with the same arguments continues, or finds all done.
+
+        Args:
+            target: the examples whose outputs are to change: example ids, conditions as of ``ExampleGroup``, e.g.
+                ``{"classes": [3], "sample": 20}``, ``{"where": {"group": 2}}``, ``{"correct": False}``, or a function
+                of ``run.examples()`` that gives (num_examples,) bool.
+            reference: those whose outputs are to stay; None: all that do not meet the conditions of ``target``.
+            direction: ``raise`` or ``lower``.
+            max_components: ablated at most; None: a twentieth of all.
+            model: what the run explains; None: what ``attribute`` was given in this process.
+            inputs: its examples; None likewise.
+            targets: likewise.
+            columns: likewise.
+            output_function: of ``model``.
+            held_out: examples on which the number of components is chosen and the edit is measured; None: the run's own
+                that are neither targets nor references.
+            settings: everything else, as an ``EditConfig``; what is named here replaces its values.
+            cluster: Ray; None starts it on this machine.
+            console: where progress is printed; None is standard output.
+            options: fields of ``EditConfig``: ``name``, ``method``, ``compare``, ``groups``, ``improve``, ``keep``, ...
+
+        Returns:
+            The edit: ``edit.applied(model)``, ``edit.measured``.
+
+        Raises:
+            CoarDistError: naming what is wrong and the way out.
+
+        Example:
+            >>> edit = run.edit({"classes": [3], "sample": 20}, direction="lower", max_components=10)  # doctest: +SKIP
+            >>> edit.measured["targets"].after["accuracy"]  # doctest: +SKIP
+            0.25
+        """
+        from coar_dist.editing.edit import load_edit
+        from coar_dist.pipeline import run_stages
+        from coar_dist.store.edits import EDITS
+        from coar_dist.tasks.outputs import output_function as named_output_function
+        from coar_dist.tasks.task import ExampleSet, Task
+
+        if model is not None and inputs is not None and targets is not None:
+            task = Task(model, ExampleSet.of(inputs, targets, columns), named_output_function(output_function))
+        elif self._task is not None and model is None and inputs is None and targets is None:
+            task = self._task
+        else:
+            raise ConfigError(
+                "a run that was opened from its files has no model: give model, inputs and targets, the ones that it "
+                "explains, to edit. (A run that attribute returned has them.)"
+            )
+        unknown = sorted(set(options) - {entry.name for entry in fields(EditConfig)})
+        if unknown:
+            known = ", ".join(entry.name for entry in fields(EditConfig))
+            raise ConfigError(f"edit: unknown option {unknown[0]!r}; the options are {known}.")
+        chosen = {"direction": direction, "target": _group(target), **options}
+        chosen |= {} if reference is None else {"reference": _group(reference)}
+        chosen |= {} if max_components is None else {"max_components": max_components}
+        if "groups" in options:
+            chosen["groups"] = {name: _group(group) for name, group in options["groups"].items()}
+        edit = replace(settings or EditConfig(), **chosen)
+        location = self.directory.storage.location
+        config = Config(stages=["edit"], run=RunConfig(location), edit=edit, cluster=cluster or ClusterConfig())
+        run_stages(config, console or Console(), task, held_out=held_out)
+        return load_edit(f"{location.rstrip('/')}/{EDITS}/{edit.name}")
+
+
+def open_run(run_dir: str | Path) -> Run:
+    """Open a run directory, a path or an ``s3://`` or ``gs://`` URL, for reading and for edits.
+
+    Raises:
+        RunNotFoundError: there is no run in it.
+
+    Example:
+        >>> run = open_run("runs/digits")  # doctest: +SKIP
+        >>> run.weights(example_ids=[3, 5]).shape  # doctest: +SKIP
+        (2, 240)
+    """
+    return Run(RunDirectory.open(storage_at(run_dir)))
+
+
+def _group(examples: Examples) -> ExampleGroup:
+    if isinstance(examples, ExampleGroup):
+        return examples
+    if callable(examples):
+        return ExampleGroup(predicate=examples)
+    if not isinstance(examples, Mapping):
+        return ExampleGroup(ids=[index(i) for i in examples])
+    unknown = sorted(set(examples) - {entry.name for entry in fields(ExampleGroup)})
+    if unknown:
+        known = ", ".join(entry.name for entry in fields(ExampleGroup))
+        raise ConfigError(f"a group of examples has no condition {unknown[0]!r}; the conditions are {known}.")
+    return ExampleGroup(**examples)
 
 
 def attribute(
@@ -96,6 +222,7 @@ def attribute(
         CoarDistError: naming what is wrong and the way out.
     """
     from coar_dist.components.index import ComponentIndex
+    from coar_dist.pipeline import run_stages
     from coar_dist.tasks.outputs import output_function as named_output_function
     from coar_dist.tasks.task import ExampleSet, Task
 
@@ -129,4 +256,6 @@ def attribute(
     )
     task = Task(model, ExampleSet.of(inputs, targets, columns), named_output_function(output_function))
     run_stages(config, console or Console(), task, components if isinstance(components, ComponentIndex) else None)
-    return open_run(run_dir)
+    run = open_run(run_dir)
+    run._task = task
+    return run

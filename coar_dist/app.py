@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from coar_dist.config import Config
+from coar_dist.edit_checks import code_of
 from coar_dist.errors import CoarDistError, CoarWarning, ConfigError
 from coar_dist.secrets import check_no_secrets, without_secrets
 
@@ -46,8 +47,10 @@ _KEYS_OF_STAGE = {
         "evaluation",
     ),
     "fit": ("regression", "cluster"),
+    "edit": ("edit", "task", "ablation", "cluster"),
 }
 _CODE_KEYS = ("task.model.source", "task.examples.source", "task.output_function", "train.examples.source")
+"""Besides those of an edit (``code_of``)."""
 
 
 def main() -> None:
@@ -183,7 +186,8 @@ def _check_code(config: Config, overrides: list[str]) -> None:
                 f"{key}={value!r}: objects cannot be made by _target_ here. Name a function, as in "
                 f"task.model.source=module:function."
             )
-        if key not in _CODE_KEYS or not isinstance(value, str) or ":" not in value:
+        is_code = key in (*_CODE_KEYS, *({} if config.edit is None else code_of(config.edit)))
+        if not is_code or not isinstance(value, str) or ":" not in value:
             continue
         module = value.partition(":")[0]
         if module not in config.allow_code and values.get(key, "").strip("'\"") != value:

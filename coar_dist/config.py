@@ -299,8 +299,9 @@ class ExampleGroup:
     """Whether the unablated model predicts the label."""
     where: dict[str, Any] = field(default_factory=dict)
     """Column: a value, a list of values, or {min: ..., max: ...}, ends included."""
-    predicate: str | None = None
-    """``module:function`` of the columns, a dict of (num_examples,) arrays: (num_examples,) bool."""
+    predicate: Any = None
+    """``module:function``, or in Python a function, of the columns, a dict of (num_examples,) arrays: (num_examples,)
+    bool."""
     matching: str | None = None
     """Of a reference: only examples whose value in this column a target has, e.g. the same image without a trigger."""
     sample: int | None = None
@@ -311,8 +312,8 @@ class ExampleGroup:
 
 @dataclass
 class EditConfig:
-    """COAR-Edit (Shah et al. 2024, section 5): components whose ablation raises or lowers the targets' outputs and leaves
-    the references' alone, as many as a criterion on held-out examples says."""
+    """COAR-Edit (Shah et al. 2024, section 5): components whose ablation raises or lowers the targets' outputs and
+    leaves the references' alone, as many as a criterion on held-out examples says."""
 
     name: str = "edit"
     """Of its folder: ``edits/<name>`` in the run directory."""
@@ -341,11 +342,12 @@ class EditConfig:
     prediction, else output."""
     improve: list[str] = field(default_factory=lambda: [TARGETS])
     """Groups whose metric is to rise or fall; the worst of them counts."""
-    keep: dict[str, float] = field(default_factory=lambda: {OTHERS: 0.01})
-    """Groups, and by how much their metric may get worse: fall, whatever the direction."""
+    keep: dict[str, float] = field(default_factory=dict)
+    """Groups, and by how much their metric may fall, whatever the direction. {}: ``others`` by .01, or ``all`` with
+    ``each``."""
     pairs: str | None = None
-    """Column of the held-out examples whose equal values are two forms of one image, as with and without a trigger: both
-    are chosen on or measured on, and the correlation of their margins is measured."""
+    """Column of the held-out examples whose equal values are two forms of one image, as with and without a trigger:
+    both are chosen on or measured on, and the correlation of their margins is measured."""
     choice_fraction: float = 0.5
     """Share of the held-out examples on which the number of components is chosen; the others measure the edit."""
     seed: int = 0
@@ -387,6 +389,11 @@ def held_out_fractions(config: Config) -> list[float]:
     trained = config.design.ablation_fraction
     others = [float(f"{trained * factor:.12g}") for factor in (2.0, 1.5, 0.5)]  # .075, not .07500000000000001
     return [fraction for fraction in (*others[:2], trained, others[2]) if fraction < 1.0]
+
+
+def kept_groups(edit: EditConfig) -> dict[str, float]:
+    """The groups whose metric an edit is to keep, and by how much it may fall."""
+    return dict(edit.keep) or {ALL if edit.each else OTHERS: 0.01}
 
 
 def penalty_range(regression: RegressionConfig) -> tuple[float, float]:

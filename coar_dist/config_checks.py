@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -30,6 +31,7 @@ from coar_dist.config import (
     held_out_fractions,
     penalty_range,
 )
+from coar_dist.edit_checks import check_edit
 from coar_dist.errors import ConfigError
 from coar_dist.secrets import check_no_secrets
 
@@ -58,6 +60,12 @@ def _checked(value: Any, hint: Any, key: str) -> Any:
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     for kind in kinds:
         origin = get_origin(kind) or kind
+        if is_dataclass(kind) and is_dataclass(value) and type(value) is kind:
+            _check_types(value, f"{key}.")
+            return value
+        if origin is dict and isinstance(value, Mapping):
+            _, item_kind = get_args(kind)
+            return {str(name): _checked(item, item_kind, f"{key}.{name}") for name, item in value.items()}
         if origin is list and isinstance(value, list | tuple):
             (item_kind,) = get_args(kind)
             return [_checked(item, item_kind, f"{key}[{i}]") for i, item in enumerate(value)]
@@ -170,6 +178,12 @@ def validate(config: Config) -> None:
     _require(cluster.start_timeout_s > 0.0, "cluster.start_timeout_s", cluster.start_timeout_s, "positive")
 
     check_subset(config.task.examples.subset, "task.examples.subset")
+    if config.edit is not None:
+        check_edit(config.edit)
+        if config.edit.examples is not None:
+            check_subset(config.edit.examples.subset, "edit.examples.subset")
+    elif "edit" in config.stages and set(config.stages) != set(STAGES):
+        raise ConfigError(f"stages={config.stages}, but there is no edit to make: choose one, e.g. edit=forget_class.")
     train = config.train
     if train is not None:
         check_subset(train.examples.subset, "train.examples.subset")

@@ -21,13 +21,17 @@ from coar_dist.store.storage import storage_at
 
 if TYPE_CHECKING:
     from coar_dist.components.index import ComponentIndex
-    from coar_dist.tasks.task import Task
+    from coar_dist.tasks.task import ExampleSet, Task
 
 _log = logging.getLogger(__name__)
 
 
 def run_stages(
-    config: Config, console: Console, task: Task | None = None, components: ComponentIndex | None = None
+    config: Config,
+    console: Console,
+    task: Task | None = None,
+    components: ComponentIndex | None = None,
+    held_out: ExampleSet | None = None,
 ) -> None:
     """Run the stages that ``config.stages`` names, in the pipeline's order, whatever their order there.
 
@@ -36,6 +40,7 @@ def run_stages(
         console: where progress and results are printed.
         task: what to explain; None builds it from ``config.task``.
         components: the component index; None discovers it by ``config.components``.
+        held_out: examples on which an edit is chosen and measured, in the place of ``config.edit.examples``.
 
     Raises:
         CoarDistError: anything that a user can mend; the message says how. What is finished stays.
@@ -81,5 +86,9 @@ def run_stages(
                 from coar_dist.stages.evaluate import evaluate_stage
 
                 evaluate_stage(run, config, console, hold)
+        if "edit" in config.stages and config.edit is not None:
+            from coar_dist.stages.edit import edit_stage
+
+            edit_stage(config, config.edit, RunDirectory.open(storage), console, task, held_out, take())
     if "report" in config.stages:
         report(RunDirectory.open(storage), console)

@@ -10,7 +10,7 @@ streams for ever, unlike the methods of its ``Generator``. To add a design, writ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from coar_dist.errors import ConfigError
 
 _BALANCED_TOLERANCE = 0.1
+_OF_SINGLE_KINDS = ("fingerprint", "correlation", "ablated")
 IMPORTED = "imported"
 """The kind of a design whose masks were drawn elsewhere: no rule makes them, the shards alone hold them."""
 
@@ -38,6 +39,7 @@ class MaskDesign:
         fingerprint: of an imported design's masks and margins, in the place of a rule; empty for all others.
         correlation: rho of a ``correlated`` design, the share of components on which its mask i is bernoulli's mask i;
             None of the others.
+        ablated: of a ``listed`` design the ids of the components that each mask ablates; empty of the others.
     """
 
     kind: str
@@ -47,9 +49,11 @@ class MaskDesign:
     seed: int
     fingerprint: str = ""
     correlation: float | None = None
+    ablated: Sequence[Sequence[int]] = ()
 
     def __post_init__(self) -> None:
         assert (self.kind == IMPORTED) == bool(self.fingerprint)
+        assert len(self.ablated) == (self.num_masks if self.kind == "listed" else 0)
         if self.kind not in RULES and self.kind != IMPORTED:
             raise ConfigError(f"design.kind={self.kind!r}: must be one of {', '.join(RULES)}.")
         if not 0.0 < self.ablation_fraction < 1.0:
@@ -104,13 +108,12 @@ class MaskDesign:
 
     def identity(self) -> dict[str, Any]:
         """Everything that a mask depends on; ``num_masks`` is not among it, so a run can be extended."""
-        """Everything that a mask depends on; ``num_masks`` is not among it, so a run can be extended."""
         return {name: value for name, value in self.to_json().items() if name != "num_masks"}
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, but ``fingerprint`` and ``correlation`` only where there is one."""
+        """All fields, but those of single kinds only where there is one."""
         values = asdict(self)
-        return {name: value for name, value in values.items() if name not in ("fingerprint", "correlation") or value}
+        return {name: value for name, value in values.items() if name not in _OF_SINGLE_KINDS or value}
 
 
 def _raw_words(design: MaskDesign, mask_id: int, num_words: int) -> NDArray[np.uint64]:
@@ -171,12 +174,20 @@ def leave_one_out(design: MaskDesign, mask_id: int) -> NDArray[np.bool_]:
     return mask
 
 
+def listed(design: MaskDesign, mask_id: int) -> NDArray[np.bool_]:
+    """Mask i ablates the components that entry i of ``ablated`` lists."""
+    mask = np.ones(design.num_components, dtype=np.bool_)
+    mask[list(design.ablated[mask_id])] = False
+    return mask
+
+
 RULES: dict[str, Callable[[MaskDesign, int], NDArray[np.bool_]]] = {
     "bernoulli": bernoulli,
     "correlated": correlated,
     "fixed_size": fixed_size,
     "balanced": balanced,
     "leave_one_out": leave_one_out,
+    "listed": listed,
 }
 
 
@@ -189,3 +200,17 @@ def leave_one_out_design(num_components: int) -> MaskDesign:
     if num_components < 2:
         raise ConfigError(f"leave_one_out needs at least 2 components; there are {num_components}.")
     return MaskDesign("leave_one_out", num_components, num_components, 1.0 / num_components, seed=0)
+
+
+def listed_design(num_components: int, ablated: Sequence[Sequence[int]]) -> MaskDesign:
+    """The design whose mask i ablates the components ``ablated[i]``; its alpha is the mean share of them.
+
+    Args:
+        num_components: d.
+        ablated: component ids in 0 .. d - 1, of every mask none twice; at least one id in all, and one fewer than
+            everything.
+    """
+    assert all(len(set(ids)) == len(ids) and all(0 <= i < num_components for i in ids) for ids in ablated)
+    fraction = sum(map(len, ablated)) / (len(ablated) * num_components)
+    lists = [[int(i) for i in ids] for ids in ablated]
+    return MaskDesign("listed", num_components, len(lists), fraction, seed=0, ablated=lists)

@@ -16,10 +16,10 @@ from coar_dist.report.summary import CurveSummary, MethodSummary, Summary
 from coar_dist.store.storage import Storage
 
 _FOLDER = "report"
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666", "#000000")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666", "#000000")
 """Okabe and Ito's, told apart by the colour-blind."""
-_MARKERS = "osD^vPX*"
-_STYLE: Any = {
+MARKERS = "osD^vPX*"
+STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -44,7 +44,7 @@ def write_figures(storage: Storage, summary: Summary) -> list[str]:
         StorageError: they cannot be written.
     """
     names = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figures = {"figure1": _correlations(summary)}
         if summary.curves:
             figures["budget_curve"] = _budgets(summary.curves)
@@ -100,8 +100,8 @@ def _budgets(curves: Sequence[CurveSummary]) -> Figure:
                 [int(masks[-1]), *(number for number, _ in ahead)],
                 [found.measured[-1], *(forecast.value for _, forecast in ahead)],
                 [0.0, *(forecast.half_width for _, forecast in ahead)],
-                color=_COLOURS[i % len(_COLOURS)],
-                marker=_MARKERS[i % len(_MARKERS)],
+                color=COLOURS[i % len(COLOURS)],
+                marker=MARKERS[i % len(MARKERS)],
                 markerfacecolor="white",
                 linestyle="--",
                 linewidth=1.0,
@@ -123,8 +123,8 @@ def _line(axes: Any, x: Any, means: Means, label: str, i: int) -> None:
         x,
         means.mean,
         np.maximum(errors, 0.0),
-        color=_COLOURS[i % len(_COLOURS)],
-        marker=_MARKERS[i % len(_MARKERS)],
+        color=COLOURS[i % len(COLOURS)],
+        marker=MARKERS[i % len(MARKERS)],
         markersize=4.5,
         linewidth=1.4,
         capsize=2,

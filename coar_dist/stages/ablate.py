@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from rich.console import Console
+from torch import Tensor
 
 from coar_dist.ablation import driver
 from coar_dist.ablation.actor import AblationJob, Start
@@ -48,51 +50,66 @@ def ablate_stage(
 ) -> None:
     """Collect what is missing; ``take`` makes this process the run directory's writer, once all input is checked."""
     if task is None:
-        task = _build_task(config, storage)
+        task = build_task(config.task, trained_weights(config, storage))
     if components is None:
         chosen = config.components
         components = discover(task.model, chosen.selector, chosen.include, chosen.exclude, chosen.rules)
     check_components(task.model, components)
     designs = _designs(config, components.num_components)
     probe_margins = task.check()
-    ablation = config.ablation
-    identity = {
-        **task.identity(),
-        "ablation.precision": _precision(config, storage),
-        "ablation.margins_dtype": ablation.margins_dtype,
-        "ablation.examples_per_block": ablation.examples_per_block,
-    }
+    identity = identity_of(task, config, storage)
     hold = take()
     run = RunDirectory.create(storage, identity, components, len(task.examples), probe_margins)
     run.set_designs(designs)
     baselines = MissingBaselines.of(run, config, console)
     baselines.check(task, components, console)  # refused now, not after hours of ablation
-    _ablate(config, run, console, task, components, hold)
+    collect(config, run, console, task, components, hold)
     compute_baselines(config, run, console, task, components, hold, baselines)
 
 
-def _ablate(
+def identity_of(task: Task, config: Config, storage: Storage) -> dict[str, Any]:
+    """Everything that the margins of a run directory depend on, but its components."""
+    return {
+        **task.identity(),
+        "ablation.precision": _precision(config, storage),
+        "ablation.margins_dtype": config.ablation.margins_dtype,
+        "ablation.examples_per_block": config.ablation.examples_per_block,
+    }
+
+
+def collect(
     config: Config,
     run: RunDirectory,
     console: Console,
     task: Task,
     components: ComponentIndex,
     hold: Hold,
+    stage: str = "ablate",
 ) -> None:
-    """Margins and gate gradients of all masks."""
+    """Margins and gate gradients of all masks that the run's designs ask for and its stores lack.
+
+    Args:
+        config: how they are run, and on which cluster.
+        run: its designs are set.
+        console: where progress is printed.
+        task: model, examples, output function of the run.
+        components: the component index.
+        hold: of the run directory, or of the one that it lies in.
+        stage: in whose name things are said.
+    """
     ablation = config.ablation
     stores = stores_of(run)
     for _, store in stores.values():
         for reason in store.set_aside_wrong(run.is_new):
-            say(console, "ablate", f"[yellow]{reason}[/yellow]")
+            say(console, stage, f"[yellow]{reason}[/yellow]")
     work = missing_work(run, stores, config)
     ranges, missing = work.ranges, work.ranges.num_masks
     total = sum(store.num_masks for _, store in stores.values())
     has_examples = run.has_examples()
     if has_examples and run.update_examples(task.examples.columns):
-        say(console, "ablate", "columns of examples.parquet are new or have changed: written.")
+        say(console, stage, "columns of examples.parquet are new or have changed: written.")
     if not ranges and has_examples:
-        say(console, "ablate", f"all {total:,} masks are there already.")
+        say(console, stage, f"all {total:,} masks are there already.")
         return
     pins = PlanPins(ablation.mode, ablation.rows_per_forward, ablation.compile)
     recorded = run.engine_plan
@@ -109,18 +126,18 @@ def _ablate(
         num_threads=config.cluster.cpus_per_actor,
         pins=pins,
     )
-    with stage_progress(console, "ablate", missing, "masks") as progress:
+    with stage_progress(console, stage, missing, "masks") as progress:
         expected = work.plain_masks, work.gradient_masks
         if config.budget is not None:
             expected = max(expected[0], config.budget / 2), max(expected[1], config.budget / 2 / _ASSUMED_COST)
         whole = AblationWork(task, job, ranges, plan, expected, needs_unablated=not has_examples)
-        driver.run_ranges(config.cluster, whole, _callbacks(run, task, console, progress, hold))
+        driver.run_ranges(config.cluster, whole, _callbacks(run, task, console, progress, hold, stage))
         for _, store in stores.values():  # of actors that were killed while they wrote
             run.storage.sweep(store.folder)
         rate, seconds = progress.rate, progress.seconds
     say(
         console,
-        "ablate",
+        stage,
         f"{missing:,} masks{f', {work.gradient_masks:,.0f} with gradients,' if work.gradient_masks else ''} x "
         f"{len(task.examples):,} examples in {seconds:.1f} s ({rate:,.1f} masks/s); "
         f"{total - missing:,} masks were there already.",
@@ -142,13 +159,19 @@ def with_passes(config: Config, budget: float, run: RunDirectory, console: Conso
     return replace(config, gradients=gradients, design=replace(config.design, num_masks=passes.without))
 
 
-def _build_task(config: Config, storage: Storage) -> Task:
+def trained_weights(config: Config, storage: Storage) -> dict[str, Tensor] | None:
+    """What the train stage left; None where there is none in this run.
 
-    trained = read_checkpoint(storage) if config.train is not None else None
-    if config.train is not None and trained is None:
+    Raises:
+        MissingWorkError: it is still to be run.
+    """
+    if config.train is None:
+        return None
+    trained = read_checkpoint(storage)
+    if trained is None:
         where = storage.where(CHECKPOINT)
         raise MissingWorkError(f"{where} is missing: run the train stage, or set task.model.checkpoint.")
-    return build_task(config.task, None if trained is None else trained[0])
+    return trained[0]
 
 
 def _precision(config: Config, storage: Storage) -> str:
@@ -162,7 +185,9 @@ def _precision(config: Config, storage: Storage) -> str:
         return native_precision_of_actors(config.cluster)
 
 
-def _callbacks(run: RunDirectory, task: Task, console: Console, progress: StageProgress, hold: Hold) -> DriverCallbacks:
+def _callbacks(
+    run: RunDirectory, task: Task, console: Console, progress: StageProgress, hold: Hold, stage: str
+) -> DriverCallbacks:
 
     targets = task.examples.targets
 
@@ -179,7 +204,7 @@ def _callbacks(run: RunDirectory, task: Task, console: Console, progress: StageP
     return DriverCallbacks(
         on_progress=lambda done, actors: progress.update(done, f"{actors} actors"),
         on_start=on_start,
-        on_log=lambda lines: say_log(console, "ablate", lines),
+        on_log=lambda lines: say_log(console, stage, lines),
         on_wait=hold.check,
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from coar_dist.components.masks import check_masks
 from coar_dist.errors import MissingWorkError
 from coar_dist.store.ceilings import Ceiling, CeilingTable
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
-from coar_dist.store.storage import storage_at
 from coar_dist.store.tables import GRADIENT_RIDGE, AttributionTable, EvaluationTable
 
 
@@ -39,6 +37,11 @@ class Run:
     def components(self) -> ComponentIndex:
         """The component index."""
         return self.directory.components
+
+    @property
+    def best_method(self) -> str:
+        """The method that is read where none is named: ``gradient_ridge`` where the run has passes with gradients."""
+        return GRADIENT_RIDGE if GRADIENT_DESIGN in self.directory.designs else "coar"
 
     def examples(self, example_ids: Sequence[int] | None = None) -> dict[str, NDArray[Any]]:
         """What is known of the examples: every column of ``examples.parquet``, (num_examples,) each.
@@ -197,8 +200,7 @@ class Run:
         return weights, intercepts
 
     def _table(self, method: str | None) -> AttributionTable:
-        best = GRADIENT_RIDGE if GRADIENT_DESIGN in self.directory.designs else "coar"
-        return AttributionTable(self.directory, method or best)
+        return AttributionTable(self.directory, method or self.best_method)
 
     def _example_ids(self, example_ids: Sequence[int] | None) -> NDArray[np.int64]:
         num_examples = self.directory.num_examples
@@ -217,17 +219,3 @@ class Run:
             rows = np.flatnonzero((ids >= block[0]) & (ids < block[1]))
             if rows.size:
                 yield block, rows
-
-
-def open_run(run_dir: str | Path) -> Run:
-    """Open a run directory, a path or an ``s3://`` or ``gs://`` URL, for reading.
-
-    Raises:
-        RunNotFoundError: there is no run in it.
-
-    Example:
-        >>> run = open_run("runs/digits")  # doctest: +SKIP
-        >>> run.weights(example_ids=[3, 5]).shape  # doctest: +SKIP
-        (2, 288)
-    """
-    return Run(RunDirectory.open(storage_at(run_dir)))

@@ -35,7 +35,7 @@ FOLDERS = ("", "attributions", "evaluation", "evaluation/budget_curve", "report"
 """Where files lie, besides the folders of shards."""
 IMPORTED_FROM = "imported_from"
 """Key of the identity of a run whose margins were collected elsewhere: by whom."""
-ROLES = ("train", "gradients", "baseline", "evaluation", "ceiling")
+ROLES = ("train", "gradients", "baseline", "evaluation", "ceiling", "edit")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class RunDesign:
 
     Attributes:
         role: ``train`` (attributions are fitted from it), ``gradients`` (the same, from passes with gradients),
-            ``baseline``, ``evaluation`` (held out) or ``ceiling`` (partners of held-out masks).
+            ``baseline``, ``evaluation`` (held out), ``ceiling`` (partners of held-out masks) or ``edit`` (a sweep over
+            numbers of ablated components).
         design: the masks.
     """
 

@@ -53,12 +53,13 @@ def build_examples(config: ExamplesConfig, key: str) -> ExampleSet:
         raise TaskError(f"{key}.source={config.source!r} raises {type(error).__name__}: {error}") from error
 
 
-def build_task(config: TaskConfig, trained: Mapping[str, Tensor] | None) -> Task:
+def build_task(config: TaskConfig, trained: Mapping[str, Tensor] | None, examples_key: str = "task.examples") -> Task:
     """The whole task, its model in eval mode with the checkpoint's weights.
 
     Args:
         config: what to load.
         trained: weights from the train stage; used where ``config.model.checkpoint`` is None.
+        examples_key: the config key of ``config.examples``, for messages.
 
     Raises:
         ConfigError, TaskError: naming the key that is wrong.
@@ -76,5 +77,5 @@ def build_task(config: TaskConfig, trained: Mapping[str, Tensor] | None) -> Task
         load_checkpoint(model, Path(config.model.checkpoint))
     elif trained is not None:
         model.load_state_dict(trained)
-    examples = build_examples(config.examples, "task.examples")
+    examples = build_examples(config.examples, examples_key)
     return Task(model.eval(), examples, output_function(config.output_function))

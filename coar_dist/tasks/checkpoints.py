@@ -64,6 +64,18 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
         raise TaskError(f"{where} does not fit {type(model).__name__}: {error}") from error
 
 
+def state_to_save(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict as safetensors takes it, on the CPU: it refuses tensors that share memory, so a tied parameter is
+    there under each of its names."""
+    state: dict[str, Tensor] = {}
+    written: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        own = tensor.detach().cpu()
+        state[name] = own.clone() if id(tensor) in written else own.contiguous()
+        written.add(id(tensor))
+    return state
+
+
 def _read_file(path: Path) -> Any:
     if not path.is_file():
         raise TaskError(f"task.model.checkpoint={str(path)!r}: there is no such file.")

@@ -19,6 +19,7 @@ from coar_dist.config import TrainConfig
 from coar_dist.errors import ConfigError, DamagedFileError, TaskError, TrainingError
 from coar_dist.store.parquet import set_aside
 from coar_dist.store.storage import Storage
+from coar_dist.tasks.checkpoints import state_to_save
 from coar_dist.tasks.outputs import IGNORED_TOKEN, OUTPUT_FUNCTIONS, logits_of
 from coar_dist.tasks.task import ExampleSet, Inputs, Task, call_model, fingerprint_of_tensors
 
@@ -200,12 +201,7 @@ def _augmented(inputs: Inputs, config: TrainConfig) -> Tensor:
 
 def write_checkpoint(storage: Storage, model: nn.Module, settings: Mapping[str, Any]) -> None:
     """Write the model's weights and what they were trained with into the run directory."""
-    # A tied parameter is written under each of its names: safetensors refuses tensors that share memory.
-    state: dict[str, Tensor] = {}
-    written: set[int] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        state[name] = tensor.detach().clone() if id(tensor) in written else tensor.detach().contiguous()
-        written.add(id(tensor))
+    state = state_to_save(model)
     trained_with = json.dumps(settings)
     metadata = {"train": trained_with, "sha256": _checksum(state, trained_with)}
     storage.write(CHECKPOINT, safetensors.torch.save(state, metadata))

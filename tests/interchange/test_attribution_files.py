@@ -13,6 +13,7 @@ from rich.console import Console
 from sklearn.linear_model import LinearRegression
 from torch import nn
 
+from coar_dist.api import open_run
 from coar_dist.components.discovery import discover
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 from coar_dist.config import Config, RunConfig
@@ -31,7 +32,6 @@ from coar_dist.interchange.exporting import export_attributions
 from coar_dist.interchange.importing import import_attributions
 from coar_dist.interchange.units import MaskUnits
 from coar_dist.pipeline import run_stages
-from coar_dist.store.run import open_run
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 from coar_dist.store.storage import storage_at
 from coar_dist.store.tables import Attributions, AttributionTable, EvaluationTable

@@ -13,10 +13,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from coar_dist.api import open_run
 from coar_dist.errors import ConfigError, MissingWorkError
 from coar_dist.interchange.command import run_command
 from coar_dist.interchange.ids import in_ranges, parse_ids
-from coar_dist.store.run import open_run
 from tests.interchange.research import predict, regress, save, write_store
 from tests.models import random_masks
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from coar_dist.api import Run, open_run
 from coar_dist.errors import MissingWorkError, StorageError
 from coar_dist.report.summary import summarise
 from coar_dist.report.terminal import report
-from coar_dist.store.run import Run, open_run
 from coar_dist.store.storage import LocalStorage
 from coar_dist.store.tables import METRICS, EvaluationTable
 

@@ -1,0 +1,1 @@
+"""COAR-Edit: score, choose, apply, export."""

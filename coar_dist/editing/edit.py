@@ -1,0 +1,229 @@
+"""A finished edit: which components it ablates, what that changed, and how to do it to a model, and undo it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from coar_dist.components.discovery import check_components
+from coar_dist.components.index import ComponentIndex
+from coar_dist.components.masking import WeightMasker
+from coar_dist.errors import ComponentMismatchError, ConfigError
+from coar_dist.store.edits import EditStore
+from coar_dist.store.run_directory import RunDirectory
+from coar_dist.store.storage import storage_at
+from coar_dist.tasks.task import fingerprint_of_tensors
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One group of held-out examples, none of which chose the edit.
+
+    Attributes:
+        num_examples: in the group.
+        before: metrics of the unedited model by name: ``accuracy``, where there is one, and ``output``, the mean of the
+            output function.
+        after: of the edited model.
+    """
+
+    num_examples: int
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What one selection of components came to.
+
+    Attributes:
+        num_components: how many the criterion chose.
+        values: its metric by group on the examples that did not choose it.
+    """
+
+    num_components: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A finished edit.
+
+    Attributes:
+        name: of its folder.
+        run: fingerprint of the run whose attributions it is of.
+        model_weights: fingerprint of the unedited model's weights.
+        selection: what selected the components.
+        direction: ``raise`` or ``lower``.
+        targets: example ids (num_targets,) of the run.
+        references: example ids (num_references,) of the run.
+        component_ids: the ablated components, in the order of selection; empty where the criterion allows none, or with
+            ``each``.
+        scores: of ``component_ids``; None where the selection has none.
+        metric: what the criterion looks at.
+        criterion: in words.
+        unablated: the metric by group before the edit, on the examples that did not choose it, as ``selected`` has it.
+        selected: what ``selection`` and those that it was compared with came to, by name.
+        measured: before and after by group, by the models as they are.
+        paired_correlation: of the margins of two forms of the same examples, before and after; None without pairs.
+        each: of edits of one target each: number of targets, of those that became right, and their costs.
+        components: the component index.
+        storage: where it lies.
+    """
+
+    name: str
+    run: str
+    model_weights: str
+    selection: str
+    direction: str
+    targets: tuple[int, ...]
+    references: tuple[int, ...]
+    component_ids: tuple[int, ...]
+    scores: tuple[float, ...] | None
+    metric: str
+    criterion: str
+    unablated: Mapping[str, float]
+    selected: Mapping[str, Selected]
+    measured: Mapping[str, Measured]
+    paired_correlation: tuple[float, float] | None
+    each: Mapping[str, float] | None
+    components: ComponentIndex = field(repr=False)
+    storage: str
+
+    @cached_property
+    def mask(self) -> NDArray[np.bool_]:
+        """(num_components,) bool, False where a component is ablated."""
+        mask = np.ones(self.components.num_components, dtype=np.bool_)
+        mask[list(self.component_ids)] = False
+        return mask
+
+    @contextmanager
+    def applied(self, model: nn.Module, example_id: int | None = None) -> Iterator[nn.Module]:
+        """``model`` edited for the length of a ``with`` block; every exit restores its exact bits.
+
+        Args:
+            model: with the weights that the edit was made for.
+            example_id: with ``each``, the target whose edit it is.
+
+        Raises:
+            ComponentMismatchError: the model has other weights.
+            ConfigError: ``example_id`` is missing, or is no target of an edit of its own.
+
+        Example:
+            >>> with edit.applied(model):  # doctest: +SKIP
+            ...     model(images)
+        """
+        mask = self._mask_of(example_id)
+        self._check(model)
+        with WeightMasker(model, self.components).ablated(mask):
+            yield model
+
+    def edited(self, model: nn.Module, example_id: int | None = None) -> nn.Module:
+        """A copy of ``model`` with the components zeroed for good; ``model`` itself stays as it is.
+
+        Args, Raises: as ``applied``.
+        """
+        with self.applied(model, example_id):
+            return copy.deepcopy(model)
+
+    def _mask_of(self, example_id: int | None) -> NDArray[np.bool_]:
+        if (example_id is None) != (self.each is None):
+            raise ConfigError(
+                f"example_id={example_id}: the edit {self.name!r} "
+                f"{'is one for all its targets. Leave it out' if self.each is None else 'has one edit per target'}."
+            )
+        if example_id is None:
+            return self.mask
+        table = EditStore(RunDirectory.open(storage_at(self.storage))).read_each()
+        rows = np.flatnonzero(table["example_id"] == example_id)
+        if not rows.size:
+            raise ConfigError(f"example_id={example_id}: the targets of {self.name!r} are {list(self.targets)}.")
+        mask = np.ones(self.components.num_components, dtype=np.bool_)
+        mask[table["components"][int(rows[0])]] = False
+        return mask
+
+    def _check(self, model: nn.Module) -> None:
+        check_components(model, self.components)
+        found = weights_fingerprint(model)
+        if found != self.model_weights:
+            raise ComponentMismatchError(
+                f"the edit {self.name!r} in {self.storage} was made for a model with weights {self.model_weights}, but "
+                f"this {type(model).__name__} has {found}. Load the checkpoint that the run explains, or edit anew."
+            )
+
+    def record(self) -> dict[str, Any]:
+        """What ``edit.json`` says; ``components`` is spelt out for people and other programs."""
+        table = self.components.table()
+        spelt = [
+            {key: table[key][i] for key in ("component_id", "parameter", "axis", "index", "start", "size")}
+            for i in self.component_ids
+        ]
+        for i, entry in enumerate(spelt):
+            entry["score"] = None if self.scores is None else self.scores[i]
+        left_out = ("components", "component_ids", "scores", "storage")
+        values = {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self) if entry.name not in left_out}
+        return {**values, "components": spelt}
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any], components: ComponentIndex, storage: str) -> Edit:
+        """The inverse of ``record``."""
+        values = dict(record)
+        spelt = values.pop("components")
+        scores = [entry["score"] for entry in spelt]
+        pair = values["paired_correlation"]
+        return cls(
+            **{
+                **values,
+                "targets": tuple(values["targets"]),
+                "references": tuple(values["references"]),
+                "component_ids": tuple(entry["component_id"] for entry in spelt),
+                "scores": None if None in scores else tuple(scores),
+                "selected": {name: Selected(**of) for name, of in values["selected"].items()},
+                "measured": {name: Measured(**of) for name, of in values["measured"].items()},
+                "paired_correlation": None if pair is None else (_nan(pair[0]), _nan(pair[1])),
+                "each": None
+                if values["each"] is None
+                else {name: _nan(number) for name, number in values["each"].items()},
+            },
+            components=components,
+            storage=storage,
+        )
+
+
+def load_edit(folder: str | Path) -> Edit:
+    """Load an edit from its folder, ``<run.dir>/edits/<name>``.
+
+    Raises:
+        RunNotFoundError, MissingWorkError: there is no edit.
+        DamagedFileError: it is damaged.
+    """
+    sweep = RunDirectory.open(storage_at(folder))
+    return Edit.of_record(EditStore(sweep).read(), sweep.components, str(folder))
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Of a model's weights, as a run's identity has it."""
+    return fingerprint_of_tensors(sorted(model.state_dict().items()))
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it; NaN is null."""
+    if isinstance(value, Measured | Selected):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _nan(value: float | None) -> float:
+    return float("nan") if value is None else float(value)

@@ -1,0 +1,51 @@
+"""Outputs of a model as it is: nothing folded, compiled or ablated, in the model's own precision."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from coar_dist.editing.criterion import require_finite
+from coar_dist.tasks.outputs import logits_of
+from coar_dist.tasks.task import Task, call_model
+
+ROWS = 256
+"""Of one forward pass: the last bits of a float32 sum may depend on it."""
+
+
+@torch.no_grad()
+def plain_outputs(task: Task) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
+    """Outputs and predictions of all examples, on a GPU where this process sees one.
+
+    Args:
+        task: its model is put into eval mode and stays where it is put.
+
+    Returns:
+        The output function's values (num_examples,) float32, and predicted classes (num_examples,) int64; None where
+        targets are not class labels.
+
+    Raises:
+        NonFiniteMarginError: a value is NaN or infinite.
+    """
+    model = task.model.eval()
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    if torch.cuda.is_available() and not hasattr(model, "hf_device_map"):
+        device = torch.device("cuda")
+        model = model.to(device)
+    values: list[Tensor] = []
+    predictions: list[Tensor] = []
+    examples = task.examples.without_columns()
+    are_classes = examples.targets.ndim == 1 and not examples.targets.is_floating_point()
+    for start in range(0, len(examples), ROWS):
+        batch = examples.rows(start, start + ROWS).map(lambda tensor: tensor.to(device))
+        outputs = call_model(model, batch.inputs)
+        values.append(task.output_function(outputs, batch.targets).float().cpu())
+        if are_classes:
+            logits = logits_of(outputs)
+            if logits.ndim == 2:
+                predictions.append(logits.argmax(dim=1).cpu())
+    margins = torch.cat(values).numpy()
+    require_finite(margins, "the model's outputs")
+    return margins, torch.cat(predictions).numpy() if predictions else None

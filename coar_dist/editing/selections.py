@@ -1,0 +1,124 @@
+"""What selects components: attributions of targets and references, predictions anew for every component, or neither."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from coar_dist.components.index import ComponentIndex
+from coar_dist.config import GREEDY, MAGNITUDE, RANDOM, EditConfig
+from coar_dist.editing.scores import Moments, at_random, by_magnitude, by_score, greedily, moments_of, t_scores
+from coar_dist.errors import ConfigError
+from coar_dist.store.run import Run
+from coar_dist.store.run_directory import TRAIN_DESIGN
+from coar_dist.store.tables import AttributionTable, fitted_methods
+
+
+@dataclass(frozen=True)
+class Orders:
+    """In which order a selection ablates components.
+
+    Attributes:
+        order: (at least max_components,) int64 component ids.
+        scores: (num_components,) float64 t-statistics; None where the selection has none.
+    """
+
+    order: NDArray[np.int64]
+    scores: NDArray[np.float64] | None = None
+
+
+class Selector:
+    """The selections of an edit, over the attributions of one run.
+
+    Attributes:
+        main: the selection that the edit is made with.
+        names: all selections, ``main`` first.
+    """
+
+    def __init__(self, run: Run, edit: EditConfig) -> None:
+        self._run, self._edit = run, edit
+        self._best = run.best_method
+        self.main = edit.method or self._best
+        self.names = [self.main, *(name for name in edit.compare if name != self.main)]
+        self._references: tuple[bytes, dict[str, Moments]] = (b"", {})
+
+    @classmethod
+    def of(cls, run: Run, edit: EditConfig) -> Selector:
+        """The selections that an edit asks for.
+
+        Raises:
+            ConfigError: one of them is unknown, or has no attributions in the run.
+        """
+        selector = cls(run, edit)
+        there = fitted_methods(run.directory.storage)
+        for key, name in [("method", selector.main), *(("compare", name) for name in selector.names[1:])]:
+            if name not in (*there, GREEDY, MAGNITUDE, RANDOM):
+                raise ConfigError(
+                    f"edit.{key}={name!r}: the run has attributions of {', '.join(there) or 'no method'}. Use one of "
+                    f"these, {GREEDY}, {MAGNITUDE} or {RANDOM}, or run the stages ablate and fit for it."
+                )
+        return selector
+
+    @property
+    def _methods(self) -> list[str]:
+        """The methods whose attributions are read."""
+        names = [self._best if name in (GREEDY, RANDOM) else name for name in self.names if name != MAGNITUDE]
+        return list(dict.fromkeys(names))
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """Of the attributions: they may be fitted anew."""
+        blocks = self._run.directory.margins(TRAIN_DESIGN).blocks
+        directory = self._run.directory
+        return {name: AttributionTable(directory, name).settings_fingerprint(blocks) for name in self._methods}
+
+    def orders(
+        self, model: nn.Module, targets: NDArray[np.int64], references: NDArray[np.int64], max_components: int
+    ) -> dict[str, Orders]:
+        """The order of every selection, by name.
+
+        Args:
+            model: the unedited model.
+            targets: example ids.
+            references: example ids.
+            max_components: of every order's entries, how many count.
+        """
+        found: dict[str, Orders] = {}
+        for method in self._methods:
+            scores = t_scores(moments_of(self._run, targets, method), self._moments_of(references)[method])
+            found[method] = Orders(by_score(scores, self._edit.direction), scores)
+        if GREEDY in self.names:
+            weights, intercepts = (
+                (self._run.weights(ids.tolist(), self._best), self._run.intercepts(ids.tolist(), self._best))
+                for ids in (targets, references)
+            )
+            found[GREEDY] = Orders(greedily(*weights, *intercepts, self._edit.direction, max_components))
+        if MAGNITUDE in self.names:
+            found[MAGNITUDE] = Orders(by_magnitude(root_mean_squares(model, self._run.components)))
+        if RANDOM in self.names:
+            like = found[self.main].order if self.main in found else found[self._best].order
+            found[RANDOM] = Orders(at_random(like, self._run.components.offsets, self._edit.seed))
+        return {name: found[name] for name in self.names}
+
+    def _moments_of(self, references: NDArray[np.int64]) -> Mapping[str, Moments]:
+        """Of the references' weights, once for all targets."""
+        key = references.tobytes()
+        if self._references[0] != key:
+            moments = {method: moments_of(self._run, references, method) for method in self._methods}
+            self._references = key, moments
+        return self._references[1]
+
+
+@torch.no_grad()
+def root_mean_squares(model: nn.Module, components: ComponentIndex) -> NDArray[np.float64]:
+    """(num_components,) float64: the root mean square of every component's parameters."""
+    values = []
+    for group in components.groups:
+        slices = model.get_parameter(group.parameter).detach().double().movedim(group.axis, 0)
+        values.append(slices.reshape(group.num_components, -1).square().mean(dim=1).sqrt().cpu().numpy())
+    return np.concatenate(values)

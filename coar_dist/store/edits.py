@@ -1,0 +1,128 @@
+"""What an edit leaves in its folder ``edits/<name>``, which is a run directory of the held-out examples:
+
+- ``edit.json``: what was ablated and why, and what that changed; with a checksum of its content;
+- ``edited.safetensors``: the model's weights with those components zeroed;
+- ``curve.parquet``: every selection and number of components by group of examples;
+- ``each.parquet``: one row per target, where every target has an edit of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from coar_dist.errors import DamagedFileError, MissingWorkError
+from coar_dist.store.parquet import read_table, write_table
+from coar_dist.store.run_directory import RunDirectory, fingerprint_of
+
+EDITS = "edits"
+"""The folder of a run's edits."""
+EDIT_FILE, WEIGHTS_FILE = "edit.json", "edited.safetensors"
+_CURVE_FILE, _EACH_FILE = "curve.parquet", "each.parquet"
+CHOICE, MEASURE = "choice", "measure"
+"""The parts of the held-out examples: what the number of components is chosen on, and what the edit is measured on."""
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One row of ``curve.parquet``.
+
+    Attributes:
+        selection: what selected the components.
+        num_components: how many are ablated.
+        group: of examples.
+        part: ``choice`` or ``measure``.
+        num_examples: of the group in that part.
+        value: of the edit's metric.
+    """
+
+    selection: str
+    num_components: int
+    group: str
+    part: str
+    num_examples: int
+    value: float
+
+
+class EditStore:
+    """Reads and writes the files of one edit; ``sweep`` is its run directory."""
+
+    def __init__(self, sweep: RunDirectory) -> None:
+        self.sweep, self._storage = sweep, sweep.storage
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Write ``edit.json``: last of all files, it says that they are there."""
+        content = {"format": _FORMAT, "sweep": self.sweep.fingerprint, **record}
+        text = json.dumps({**content, "sha256": fingerprint_of(content)}, indent=2)
+        self._storage.write(EDIT_FILE, text.encode())
+
+    def read(self) -> dict[str, Any]:
+        """The record that ``write`` was given.
+
+        Raises:
+            MissingWorkError: there is none.
+            DamagedFileError: it is damaged, or of another run or version.
+        """
+        where = self._storage.where(EDIT_FILE)
+        if self._storage.size(EDIT_FILE) is None:
+            raise MissingWorkError(f"{where} is missing: run the edit stage.")
+        try:
+            content = json.loads(self._storage.read(EDIT_FILE))
+            checksum = content.pop("sha256")
+            if checksum != fingerprint_of(content):
+                raise ValueError("it does not have the checksum that it was written with")
+            if (content.pop("format"), content.pop("sweep")) != (_FORMAT, self.sweep.fingerprint):
+                raise ValueError("it is of another run or version")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedFileError(f"{where} is damaged: {error}. The edit stage makes it anew.") from error
+        return dict(content)
+
+    def write_weights(self, content: bytes) -> None:
+        """Write ``edited.safetensors``."""
+        self._storage.write(WEIGHTS_FILE, content)
+
+    def write_curve(self, points: Sequence[CurvePoint]) -> None:
+        """Write ``curve.parquet``."""
+        names = CurvePoint.__dataclass_fields__
+        columns = {name: pa.array([getattr(point, name) for point in points]) for name in names}
+        write_table(self._storage, _CURVE_FILE, columns, self._belongs_to("curve"))
+
+    def read_curve(self) -> list[CurvePoint]:
+        """The rows of ``curve.parquet``.
+
+        Raises:
+            MissingWorkError, DamagedFileError: it is not there, or damaged.
+        """
+        rows = self._table(_CURVE_FILE, "curve").to_pylist()
+        return [CurvePoint(**row) for row in rows]
+
+    def write_each(self, columns: Mapping[str, NDArray[Any]], components: Sequence[Sequence[int]]) -> None:
+        """Write ``each.parquet``: columns of one value per target, and the ids of the components of each edit."""
+        lists = pa.array([list(map(int, ids)) for ids in components], pa.list_(pa.int64()))
+        table = {name: pa.array(values, from_pandas=True) for name, values in columns.items()}
+        write_table(self._storage, _EACH_FILE, {**table, "components": lists}, self._belongs_to("each"))
+
+    def read_each(self) -> dict[str, Any]:
+        """The columns of ``each.parquet``, (num_targets,) each, ``components`` a list of lists; NaN for null.
+
+        Raises:
+            MissingWorkError, DamagedFileError: it is not there, or damaged.
+        """
+        table = self._table(_EACH_FILE, "each")
+        arrays = {name: np.asarray(table[name].to_numpy()) for name in table.column_names if name != "components"}
+        return {**arrays, "components": table["components"].to_pylist()}
+
+    def _table(self, name: str, content: str) -> pa.Table:
+        if self._storage.size(name) is None:
+            raise MissingWorkError(f"{self._storage.where(name)} is missing: run the edit stage.")
+        return read_table(self._storage, name, self._belongs_to(content))
+
+    def _belongs_to(self, content: str) -> dict[str, Any]:
+        return {"content": content, "run": self.sweep.fingerprint}
