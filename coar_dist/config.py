@@ -311,8 +311,8 @@ class ExampleGroup:
 
 @dataclass
 class EditConfig:
-    """COAR-Edit (Shah et al. 2024, section 5): components whose ablation raises or lowers the targets' outputs and leaves
-    the references' alone, as many as a criterion on held-out examples says."""
+    """COAR-Edit (Shah et al. 2024, section 5): components whose ablation raises or lowers the targets' outputs and
+    leaves the references' alone, as many as a criterion on held-out examples says."""
 
     name: str = "edit"
     """Of its folder: ``edits/<name>`` in the run directory."""
@@ -344,8 +344,8 @@ class EditConfig:
     keep: dict[str, float] = field(default_factory=lambda: {OTHERS: 0.01})
     """Groups, and by how much their metric may get worse: fall, whatever the direction."""
     pairs: str | None = None
-    """Column of the held-out examples whose equal values are two forms of one image, as with and without a trigger: both
-    are chosen on or measured on, and the correlation of their margins is measured."""
+    """Column of the held-out examples whose equal values are two forms of one image, as with and without a trigger:
+    both are chosen on or measured on, and the correlation of their margins is measured."""
     choice_fraction: float = 0.5
     """Share of the held-out examples on which the number of components is chosen; the others measure the edit."""
     seed: int = 0

@@ -1,0 +1,1 @@
+"""COAR-Edit: which components to ablate so that some outputs change and others stay."""
