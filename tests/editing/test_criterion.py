@@ -51,6 +51,8 @@ def test_pairs_stay_together() -> None:
         assert chosen.sum() == 24
         for value in pairs:
             assert len(set(chosen[pairs == value])) == 1
+    renamed = np.repeat(np.arange(30)[::-1], 2)  # what a pair is called does not matter
+    np.testing.assert_array_equal(split(60, 0.4, 5, renamed), split(60, 0.4, 5, np.repeat(np.arange(30), 2)))
 
 
 def test_both_sides_have_an_example() -> None:
@@ -96,6 +98,11 @@ def test_the_best_size_is_within_every_limit() -> None:
     assert choose(measured, SIZES, ["a"], {"b": 0.01, "c": 0.0}, "raise") == Choice(2, 2, ("b", "c"))
     assert choose(measured, SIZES, ["a"], {"b": 0.5, "c": 0.05}, "raise") == Choice(3, 3, ("c",))
     assert choose(measured, (0, 2, 5, 9, 20), ["a"], {"b": 0.02}, "raise") == Choice(3, 9, ("b",))
+
+
+def test_a_limit_binds_only_where_a_better_size_misses_it() -> None:
+    measured = curve(a=[0.3, 0.7, 0.7, 0.6], b=[0.9, 0.9, 0.5, 0.9], c=[0.9, 0.9, 0.9, 0.5])
+    assert choose(measured, (0, 1, 2, 3), ["a"], {"b": 0.01, "c": 0.01}, "raise") == Choice(1, 1, ())
 
 
 def test_a_limit_is_met_in_spite_of_rounding() -> None:
