@@ -1,1 +1,1 @@
-"""COAR-Edit: score, choose, apply, export."""
+"""COAR-Edit: which components to ablate so that some outputs change and others stay."""

@@ -84,7 +84,7 @@ class HeldOut:
     def part(self, group: str, part: str) -> Ids:
         """The ids of a group in ``choice`` or ``measure``."""
         ids = self.groups[group]
-        return ids[self.is_choice[ids] == (part == CHOICE)]
+        return np.asarray(ids[self.is_choice[ids] == (part == CHOICE)])
 
     def metrics(self, outputs: NDArray[np.float32]) -> dict[str, float]:
         """``accuracy``, where outputs tell it, and ``output``, means over some examples."""

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coar_dist.editing.criterion import require_finite
+from coar_dist.errors import NonFiniteMarginError
 from coar_dist.tasks.outputs import logits_of
 from coar_dist.tasks.task import Task, call_model
 
@@ -47,5 +47,10 @@ def plain_outputs(task: Task) -> tuple[NDArray[np.float32], NDArray[np.int64] | 
             if logits.ndim == 2:
                 predictions.append(logits.argmax(dim=1).cpu())
     margins = torch.cat(values).numpy()
-    require_finite(margins, "the model's outputs")
+    wrong = np.flatnonzero(~np.isfinite(margins))
+    if wrong.size:
+        raise NonFiniteMarginError(
+            f"outputs of {wrong.size} held-out examples are not finite: example {wrong[0]} has {margins[wrong[0]]}. "
+            f"Correct the inputs or the checkpoint, or leave these examples out."
+        )
     return margins, torch.cat(predictions).numpy() if predictions else None

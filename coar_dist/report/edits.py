@@ -27,10 +27,8 @@ def print_edit(edit: Edit, console: Console) -> None:
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, highlight=False)
 
-    targets, references = len(edit.targets), len(edit.references)
-    say(
-        f"\nEdit {edit.name!r}: {edit.direction} the outputs of {targets:,} targets, keep those of {references:,} others."
-    )
+    numbers = f"{len(edit.targets):,} targets, keep those of {len(edit.references):,} others"
+    say(f"\nEdit {edit.name!r}: {edit.direction} the outputs of {numbers}.")
     if edit.each is not None:
         say(f"One edit for each target, chosen to make {edit.criterion}; costs are of accuracy on other examples:")
         console.print(_each(edit))

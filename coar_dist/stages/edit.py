@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from coar_dist.config import ALL, Config, EditConfig, ExampleGroup, kept_groups
-from coar_dist.editing.criterion import criterion_in_words, sizes
+from coar_dist.editing.criterion import describe, sizes
 from coar_dist.editing.edit import Edit, Measured, weights_fingerprint
 from coar_dist.editing.edit_each import check_wrong, fix_each, sweep_name
 from coar_dist.editing.groups import check_disjoint, members, without_draws
@@ -115,7 +115,7 @@ def _references(edit: EditConfig, columns: Mapping[str, NDArray[Any]], targets: 
 
 
 def _has_conditions(group: ExampleGroup) -> bool:
-    return without_draws(group) != ExampleGroup()
+    return bool(without_draws(group) != ExampleGroup())
 
 
 def _task(config: Config, edit: EditConfig, run: RunDirectory, task: Task | None, held_out: ExampleSet | None) -> Task:
@@ -147,7 +147,7 @@ def _used(
     same = held_out is not None and (held_out.source, held_out.arguments) == (explained.source, explained.arguments)
     there = measured.examples.columns
     if same and SOURCE_ID in columns and SOURCE_ID in there:
-        return np.flatnonzero(np.isin(there[SOURCE_ID], columns[SOURCE_ID][ids]))
+        return np.asarray(np.flatnonzero(np.isin(there[SOURCE_ID], columns[SOURCE_ID][ids])))
     return np.array([], dtype=np.int64)
 
 
@@ -211,7 +211,7 @@ class _Making:
         store.write_curve(chosen.curve)
         main = orders[self._selector.main]
         component_ids = main.order[: chosen.selected[self._selector.main].num_components]
-        criterion = criterion_in_words(held_out.metric, edit.improve, kept_groups(edit), edit.direction)
+        criterion = describe(edit.improve, kept_groups(edit), held_out.metric, edit.direction)
         made = self._edit_of(criterion, unablated=chosen.unablated, selected=chosen.selected)
         made = replace(
             made,

@@ -84,6 +84,29 @@ class Run:
         """Intercepts (num_examples,) float64: the predicted margin with everything ablated."""
         return self._attributions(example_ids, method)[1]
 
+    def attributions_by_block(
+        self, example_ids: Sequence[int] | NDArray[np.int64] | None = None, method: str | None = None
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float64]]]:
+        """The same attributions, with one block of examples in memory at a time.
+
+        Args:
+            example_ids: which examples; None for all.
+            method: as in ``weights``.
+
+        Yields:
+            Where a block's examples stand among ``example_ids`` (n,) int64, their weights (n, num_components) float32
+            and their intercepts (n,) float64. Blocks without any are not read.
+
+        Raises:
+            IndexError, MissingWorkError: as ``weights``.
+        """
+        ids = self._example_ids(example_ids)
+        table = self._table(method)
+        for block, rows in self._rows_by_block(ids):
+            weights, intercepts = table.read(block)
+            of_block = ids[rows] - block[0]
+            yield rows, weights[of_block], intercepts[of_block]
+
     def predict(
         self, masks: NDArray[np.bool_], example_ids: Sequence[int] | None = None, method: str | None = None
     ) -> NDArray[np.float64]:
@@ -190,19 +213,17 @@ class Run:
         self, example_ids: Sequence[int] | None, method: str | None
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         ids = self._example_ids(example_ids)
-        table = self._table(method)
         weights = np.empty((len(ids), self.components.num_components), dtype=np.float32)
         intercepts = np.empty(len(ids))
-        for block, rows in self._rows_by_block(ids):
-            block_weights, block_intercepts = table.read(block)
-            weights[rows] = block_weights[ids[rows] - block[0]]
-            intercepts[rows] = block_intercepts[ids[rows] - block[0]]
+        for rows, block_weights, block_intercepts in self.attributions_by_block(ids, method):
+            weights[rows] = block_weights
+            intercepts[rows] = block_intercepts
         return weights, intercepts
 
     def _table(self, method: str | None) -> AttributionTable:
         return AttributionTable(self.directory, method or self.best_method)
 
-    def _example_ids(self, example_ids: Sequence[int] | None) -> NDArray[np.int64]:
+    def _example_ids(self, example_ids: Sequence[int] | NDArray[np.int64] | None) -> NDArray[np.int64]:
         num_examples = self.directory.num_examples
         ids = np.arange(num_examples) if example_ids is None else np.asarray(example_ids).reshape(-1)
         if ids.size and ids.dtype.kind not in "iu":

@@ -26,7 +26,8 @@ def resolve(key: str, source: str, registry: Mapping[str, Any]) -> Callable[...,
         return registry[source]  # type: ignore[no-any-return]
     module_name, colon, attribute = source.partition(":")
     if not colon or not module_name or not attribute:
-        raise ConfigError(f"{key}={source!r}: must be one of {', '.join(registry)}, or module:function of your own.")
+        registered = f"one of {', '.join(registry)}, or " if registry else ""
+        raise ConfigError(f"{key}={source!r}: must be {registered}module:function of your own.")
     try:
         function = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
