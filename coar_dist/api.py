@@ -75,7 +75,8 @@ class Run(ReadRun):
             target: the examples whose outputs are to change: example ids, conditions as of ``ExampleGroup``, e.g.
                 ``{"classes": [3], "sample": 20}``, ``{"where": {"group": 2}}``, ``{"correct": False}``, or a function
                 of ``run.examples()`` that gives (num_examples,) bool.
-            reference: those whose outputs are to stay; None: all that do not meet the conditions of ``target``.
+            reference: those whose outputs are to stay; None: those that do not meet the conditions of ``target``, half
+                of them without ``held_out``, so that the others measure the edit.
             direction: ``raise`` or ``lower``.
             max_components: ablated at most; None: a twentieth of all.
             model: what the run explains; None: what ``attribute`` was given in this process.

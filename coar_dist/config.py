@@ -320,7 +320,8 @@ class EditConfig:
     target: ExampleGroup = field(default_factory=ExampleGroup)
     """Explained examples whose outputs are to change."""
     reference: ExampleGroup = field(default_factory=ExampleGroup)
-    """Explained examples whose outputs are to stay; without conditions all that are no targets."""
+    """Explained examples whose outputs are to stay; without conditions those that do not meet the conditions of the
+    targets, half of them where ``examples`` is None, so that the others measure the edit."""
     direction: str = "raise"
     each: bool = False
     """Every target is a target of its own, with an edit of its own, which is to make it right."""

@@ -60,7 +60,7 @@ def run_stages(
             for folder in FOLDERS:
                 storage.sweep(folder)
             stack.enter_context(RunLog(storage))
-            _log.info("configuration: %s", json.dumps(asdict(config)))
+            _log.info("configuration: %s", json.dumps(asdict(config), default=repr))
             return hold
 
         if "train" in config.stages and config.train is not None:

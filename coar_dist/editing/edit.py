@@ -206,7 +206,7 @@ def load_edit(folder: str | Path) -> Edit:
         DamagedFileError: it is damaged.
     """
     sweep = RunDirectory.open(storage_at(folder))
-    return Edit.of_record(EditStore(sweep).read(), sweep.components, str(folder))
+    return Edit.of_record(EditStore(sweep).read()[0], sweep.components, str(folder))
 
 
 def weights_fingerprint(model: nn.Module) -> str:

@@ -73,8 +73,13 @@ def edit_stage(
     selector = Selector.of(Run(run), edit)
     columns = run.read_examples()
     targets = members(edit.target, columns, "edit.target")
-    references = _references(edit, columns, targets)
     is_own = edit.examples is None and held_out is None
+    references = _references(edit, columns, targets, is_own)
+    there = run.components.num_components
+    max_components = edit.max_components or max(there // 20, 1)
+    if max_components > there:
+        raise ConfigError(f"edit.max_components={max_components}: the model has {there} components. Ask for fewer.")
+    edit = replace(edit, max_components=max_components)
     measured = measured_task(_task(config, edit, run, task, held_out), edit)
     measured.check()
     storage = storage_at(f"{run.storage.location.rstrip('/')}/{EDITS}/{edit.name}")
@@ -97,19 +102,22 @@ def edit_stage(
     if edit.each:
         check_wrong(examples, targets)
     made = _Making(config, edit, run, console, hold, selector, targets, references, examples, storage).make()
-    EditStore(RunDirectory.open(storage)).write({"settings": settings, **made.record()})
+    EditStore(RunDirectory.open(storage)).write(made.record(), settings)
     print_edit(made, console)
     names = [name for name in storage.files() if name.startswith(("edit", "curve", "each"))]
     say(console, "edit", f"{storage}: {', '.join(sorted(names))}.")
 
 
-def _references(edit: EditConfig, columns: Mapping[str, NDArray[Any]], targets: Ids) -> Ids:
-    """The references; without conditions of their own, those that do not meet the conditions of the targets."""
-    among = None
-    if without_draws(edit.reference) == ExampleGroup() and edit.reference.ids is None:
+def _references(edit: EditConfig, columns: Mapping[str, NDArray[Any]], targets: Ids, is_own: bool) -> Ids:
+    """The references; without conditions of their own, those that do not meet the conditions of the targets: half of
+    them where the others are to measure the edit."""
+    among, reference = None, edit.reference
+    if not _has_conditions(reference) and reference.ids is None and reference.matching is None:
         alike = members(without_draws(edit.target), columns, "edit.target") if _has_conditions(edit.target) else targets
         among = np.setdiff1d(columns["example_id"], np.union1d(targets, alike))
-    references = members(edit.reference, columns, "edit.reference", targets, among)
+        if reference.sample is None and is_own and len(among) > 1:
+            reference = replace(reference, sample=len(among) // 2)
+    references = members(reference, columns, "edit.reference", targets, among)
     check_disjoint(targets, references)
     return references
 
@@ -155,13 +163,13 @@ def _made_with(storage: Storage, settings: str, console: Console) -> Edit | None
     """The edit that is there, if it is of these settings."""
     try:
         run = RunDirectory.open(storage)
-        record = EditStore(run).read()
+        record, made_with = EditStore(run).read()
     except (RunNotFoundError, MissingWorkError):
         return None
     except DamagedFileError as error:
         say(console, "edit", f"[yellow]{error}[/yellow]")
         return None
-    return Edit.of_record(record, run.components, str(storage)) if record.pop("settings") == settings else None
+    return Edit.of_record(record, run.components, str(storage)) if made_with == settings else None
 
 
 class _Making:
@@ -184,12 +192,8 @@ class _Making:
         self._edit, self._run, self._console, self._hold = edit, run, console, hold
         self._selector, self._targets, self._references = selector, targets, references
         self._held_out = held_out
-        there = run.components.num_components
-        self._max_components = edit.max_components or max(there // 20, 1)
-        if self._max_components > there:
-            raise ConfigError(
-                f"edit.max_components={self._max_components}: the model has {there} components. Ask for fewer."
-            )
+        assert edit.max_components is not None
+        self._max_components = edit.max_components
         if isinstance(storage, LocalStorage):
             storage.create()
         identity = identity_of(held_out.task, config, run.storage)

@@ -57,14 +57,15 @@ class EditStore:
     def __init__(self, sweep: RunDirectory) -> None:
         self.sweep, self._storage = sweep, sweep.storage
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Write ``edit.json``: last of all files, it says that they are there."""
-        content = {"format": _FORMAT, "sweep": self.sweep.fingerprint, **record}
+    def write(self, record: Mapping[str, Any], settings: str) -> None:
+        """Write ``edit.json``: last of all files, it says that they are there; ``settings`` is a fingerprint of all
+        that they depend on."""
+        content = {"format": _FORMAT, "sweep": self.sweep.fingerprint, "settings": settings, **record}
         text = json.dumps({**content, "sha256": fingerprint_of(content)}, indent=2)
         self._storage.write(EDIT_FILE, text.encode())
 
-    def read(self) -> dict[str, Any]:
-        """The record that ``write`` was given.
+    def read(self) -> tuple[dict[str, Any], str]:
+        """The record and the settings that ``write`` was given.
 
         Raises:
             MissingWorkError: there is none.
@@ -82,7 +83,8 @@ class EditStore:
                 raise ValueError("it is of another run or version")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedFileError(f"{where} is damaged: {error}. The edit stage makes it anew.") from error
-        return dict(content)
+        settings = str(content.pop("settings"))
+        return dict(content), settings
 
     def write_weights(self, content: bytes) -> None:
         """Write ``edited.safetensors``."""
