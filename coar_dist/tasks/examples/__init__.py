@@ -12,6 +12,7 @@ from coar_dist.tasks.examples.arrays import digits, npz_images, numpy_arrays, pa
 from coar_dist.tasks.examples.folders import celeba, image_folder, waterbirds
 from coar_dist.tasks.examples.huggingface import huggingface_images
 from coar_dist.tasks.examples.language import huggingface_answers, huggingface_text, text_file
+from coar_dist.tasks.examples.planted import with_cue, with_text, with_trigger
 from coar_dist.tasks.examples.source import Source
 from coar_dist.tasks.examples.torchvision_sets import torchvision_dataset
 
@@ -28,6 +29,9 @@ EXAMPLES: dict[str, Callable[..., Source]] = {
     "text_file": text_file,
     "waterbirds": waterbirds,
     "celeba": celeba,
+    "with_trigger": with_trigger,
+    "with_cue": with_cue,
+    "with_text": with_text,
 }
 
 __all__ = ["EXAMPLES", "digits", "npz_images"]

@@ -21,18 +21,22 @@ from coar_dist.tasks.task import ExampleSet
 NUM_DIGITS_TEST = 500
 
 
-def digits(split: str = "test", num_examples: int | None = None) -> ExampleSet:
-    """scikit-learn's 1,797 handwritten digits, 8x8 pixels scaled to [0, 1]: 1,297 for training, 500 for test.
+def digits(split: str = "test", num_examples: int | None = None, scale: int = 1) -> ExampleSet:
+    """scikit-learn's 1,797 handwritten digits, 8x8 pixels of values in [0, 1]: 1,297 for training, 500 for test.
 
     The split is a fixed random permutation, because the images of one writer stand together in the original order.
 
     Args:
         split: ``train`` or ``test``.
         num_examples: take the first so many; None takes all.
+        scale: every pixel becomes a square of so many pixels a side.
 
     Raises:
+        ConfigError: the scale is not positive.
         TaskError: the split is unknown, or has fewer examples.
     """
+    if scale < 1:
+        raise ConfigError(f"scale={scale}: must be at least 1.")
     if split not in ("train", "test"):
         raise TaskError(f"digits has the splits train and test, not {split!r}.")
     images, labels = load_digits(return_X_y=True)
@@ -40,6 +44,7 @@ def digits(split: str = "test", num_examples: int | None = None) -> ExampleSet:
     chosen = order[:NUM_DIGITS_TEST] if split == "test" else order[NUM_DIGITS_TEST:]
     chosen = _first(chosen, num_examples, "digits")
     inputs = torch.from_numpy((images[chosen] / 16).astype(np.float32).reshape(-1, 1, 8, 8))
+    inputs = inputs.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
     return ExampleSet(inputs, torch.from_numpy(labels[chosen].astype(np.int64)), {SOURCE_ID: chosen})
 
 

@@ -158,6 +158,41 @@ def _decode_one(name: str, content: Path | bytes | Any, geometry: Geometry) -> N
         raise TaskError(f"{name} cannot be decoded: {type(error).__name__}: {error}") from error
 
 
+def text_coverage(text: str, font_size: int, position: str, height: int, width: int) -> NDArray[np.float64]:
+    """How much of each pixel the letters of a text cover, in the font that comes with Pillow.
+
+    Args:
+        text: one line.
+        font_size: in pixels.
+        position: ``top``, ``centre`` or ``bottom``; the text is centred from left to right.
+        height, width: of the image.
+
+    Returns:
+        (height, width) float64 in [0, 1].
+
+    Raises:
+        ConfigError: the text has no ink, or is larger than the image.
+        TaskError: Pillow is not there, or has no scalable font.
+    """
+    try:
+        from PIL import Image, ImageDraw, ImageFont
+
+        font = ImageFont.load_default(font_size)
+    except (ImportError, TypeError) as error:  # TypeError: before Pillow 10.1
+        raise missing("Pillow with FreeType, 10.1 or later,", "vision", error) from error
+    left, top, right, bottom = ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), text, font=font)
+    ink_width, ink_height = int(right - left), int(bottom - top)
+    if not 0 < ink_width <= width or not 0 < ink_height <= height:
+        raise ConfigError(
+            f"the text {text!r} at font_size={font_size} takes {ink_height} x {ink_width} pixels of an image of "
+            f"{height} x {width}. Change font_size, or enlarge the images."
+        )
+    down = {"top": 0, "centre": (height - ink_height) // 2, "bottom": height - ink_height}[position]
+    canvas = Image.new("L", (width, height))
+    ImageDraw.Draw(canvas).text(((width - ink_width) // 2 - left, down - top), text, fill=255, font=font)
+    return np.asarray(canvas, dtype=np.float64) / 255
+
+
 def missing(package: str, extra: str, error: Exception) -> TaskError:
     """The error for a package that only some sources need."""
     return TaskError(f"{package} cannot be imported ({error}). Install it: pip install 'coar-dist[{extra}]'.")
