@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -159,6 +159,10 @@ def typed_config(hydra_config: DictConfig) -> Config:
 
 
 def _check_keys(values: Any, schema: Any, prefix: str) -> None:
+    if get_origin(schema) is dict and isinstance(values, dict):
+        for key, value in values.items():
+            _check_keys(value, get_args(schema)[1], f"{prefix}{key}.")
+        return
     kinds = [kind for kind in (schema, *get_args(schema)) if dataclasses.is_dataclass(kind)]
     if not kinds or not isinstance(values, dict):
         return

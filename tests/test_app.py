@@ -81,6 +81,14 @@ def test_from_nothing_to_a_report_killed_half_way_and_again(tmp_path: Path) -> N
     assert lasso.returncode == 0, lasso.stderr
     assert "coar_lasso of 20 examples (lasso, torch)" in lasso.stdout
     assert "COAR, lasso" in lasso.stdout
+    few = ["edit.target.sample=1", "edit.reference.sample=4", "edit.improve=[all]", "+edit.keep.all=1.0"]
+    same = ["task.examples.arguments.num_examples=20", *TINY[3:5]]
+    edited = run(tmp_path, "stages=[edit]", *same, "edit=forget_class", *few, "cluster.max_actors=1")
+    assert edited.returncode == 0, edited.stderr
+    for text in ("Edit 'forget_class': lower the outputs of 1 targets", "selected by", "greedy", "edits/forget_class"):
+        assert text in edited.stdout
+    inspected = run(tmp_path, "inspect", "run.dir=runs/digits/edits/forget_class")
+    assert inspected.returncode == 0, inspected.stdout + inspected.stderr
     no_effect = run(tmp_path, "stages=[fit,evaluate]", "design.num_masks=10")
     assert no_effect.returncode == 1
     assert "design.num_masks=10 has no effect" in no_effect.stderr
@@ -123,7 +131,7 @@ def test_help_shows_groups_and_defaults_without_loading_torch(tmp_path: Path) ->
     result = run(tmp_path, "--help")
     assert result.returncode == 0
     for text in (
-        "cifar10_resnet20, clip_zero_shot, digits",
+        "clip_typographic, clip_zero_shot, digits",
         "cluster: existing, local",
         "estimator: budget, coar, gradient",
         "num_masks: 500",
@@ -160,6 +168,11 @@ def test_code_from_a_configuration_file_runs_only_by_leave(tmp_path: Path) -> No
         allowed = run(tmp_path, *arguments, leave)
         assert "the code has run" in allowed.stdout, allowed.stderr
         assert "model(**{}) raises ValueError: no model" in allowed.stderr
+    predicate = '# @package _global_\nedit: {target: {predicate: "evil:model"}}\n'
+    (tmp_path / "conf" / "experiment" / "predicate.yaml").write_text(predicate)
+    refused = run(tmp_path, "--config-dir", "conf", "experiment=predicate", "run.dir=run")
+    assert "edit.target.predicate='evil:model' runs code of the module 'evil'" in refused.stderr
+    assert "the code has run" not in refused.stdout
     (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(FOREIGN + "allow_code: [evil]\n")
     smuggled = run(tmp_path, *arguments)
     assert "only the command line can allow code" in smuggled.stderr

@@ -26,9 +26,13 @@ EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 GIVEN = {
     "boolq_phi2": [],
     "celeba_resnet50": ["task.examples.arguments.path=x", "task.model.checkpoint=x"],
-    "cifar10_backdoor": ["task.examples.arguments.root=x", "task.model.checkpoint=x"],
+    "cifar10_backdoor": ["task.examples.arguments.arguments.root=x"],
     "cifar10_resnet": ["task.examples.arguments.root=x"],
     "cifar10_resnet20": ["task.examples.arguments.path=x", "task.model.checkpoint=x"],
+    "clip_typographic": [
+        "task.examples.arguments.arguments.path=x",
+        "task.model.arguments.class_names=[cat,dog]",
+    ],
     "clip_zero_shot": ["task.examples.arguments.path=x", "task.model.arguments.class_names=[cat,dog]"],
     "digits": [],
     "digits_vit": [],
@@ -55,6 +59,26 @@ def preset(name: str, *overrides: str) -> Config:
 
 def test_every_preset_is_tested() -> None:
     assert sorted(GIVEN) == EXPERIMENTS
+
+
+EDITS = sorted(path.stem for path in (CONF / "edit").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_every_edit_fits_its_configuration(edit: str) -> None:
+    group = ["edit.target.where.group=1"] if edit == "worst_group" else []
+    config = preset("digits", f"edit={edit}", *group)
+    validate(config)
+    assert config.edit is not None
+    assert config.edit.name == edit
+    with pytest.raises(ConfigError, match=r"edit\.direction='up': must be raise or lower"):
+        validate(preset("digits", f"edit={edit}", *group, "edit.direction=up"))
+
+
+def test_an_edit_stage_needs_an_edit() -> None:
+    validate(preset("digits"))
+    with pytest.raises(ConfigError, match=r"there is no edit to make: choose one, e\.g\. edit=forget_class"):
+        validate(preset("digits", "stages=[edit]"))
 
 
 @pytest.mark.parametrize("estimator", ["gradient", "coar", "budget"])
@@ -118,6 +142,7 @@ HUB = {
         ("tinystories_gpt2", 64_512),
         ("boolq_phi2", 5_120),
         ("clip_zero_shot", 82_944),
+        ("clip_typographic", 82_944),
         ("cifar10_resnet20", 688),
         ("digits", 240),
         ("digits_vit", 1_792),
