@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from rich import box
+from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
 from coar_dist.editing.edit import Edit
 from coar_dist.report.figures import COLOURS, MARKERS, STYLE
 from coar_dist.report.summary import label_of
+from coar_dist.report.tables import new_table, print_whole
 from coar_dist.store.edits import MEASURE, CurvePoint
 from coar_dist.store.storage import Storage
 
@@ -31,19 +32,19 @@ def print_edit(edit: Edit, console: Console) -> None:
     say(f"\nEdit {edit.name!r}: {edit.direction} the outputs of {numbers}.")
     if edit.each is not None:
         say(f"One edit for each target, chosen to make {edit.criterion}; costs are of accuracy on other examples:")
-        console.print(_each(edit))
+        print_whole(console, _each(edit))
         return
     groups = list(edit.measured)
     if edit.component_ids:
         say(f"Chosen, on held-out examples: {edit.criterion}. On others, by the exported weights, before and after:")
     else:
         say(f"No components are ablated: none give {edit.criterion}. The unedited model:")
-    console.print(_measured(edit))
+    print_whole(console, _measured(edit))
     if edit.paired_correlation is not None:
         before, after = edit.paired_correlation
         say(f"Correlation of the margins of both forms of an example: {_number(before)} -> {_number(after)}.")
     say(f"\n{edit.metric} by what selected the components, and how many of {edit.components.num_components:,}:")
-    console.print(_selections(edit, groups))
+    print_whole(console, _selections(edit, groups))
 
 
 def write_edit_figure(storage: Storage, edit: Edit, points: Sequence[CurvePoint]) -> None:
@@ -70,6 +71,7 @@ def write_edit_figure(storage: Storage, edit: Edit, points: Sequence[CurvePoint]
                 axes.plot(sizes[at], values[at], color=colour, marker=MARKERS[i % len(MARKERS)], markersize=5)
             axes.set_title(f"{group} ({edit.measured[group].num_examples:,})", fontsize=9)
             axes.set_xlabel("components ablated")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[0].set_ylabel(edit.metric)
         figure.legend(loc="outside upper center", ncols=min(len(edit.selected), 4))
         for kind in ("png", "svg"):
@@ -80,7 +82,7 @@ def write_edit_figure(storage: Storage, edit: Edit, points: Sequence[CurvePoint]
 
 def _measured(edit: Edit) -> Table:
     metrics = list(next(iter(edit.measured.values())).before)
-    table = _table("group", "examples", *(f"mean {name}" if name == "output" else name for name in metrics))
+    table = new_table("group", "examples", *(f"mean {name}" if name == "output" else name for name in metrics))
     for name, found in edit.measured.items():
         cells = [f"{_number(found.before[metric])} -> {_number(found.after[metric])}" for metric in metrics]
         table.add_row(name, f"{found.num_examples:,}", *cells)
@@ -89,7 +91,7 @@ def _measured(edit: Edit) -> Table:
 
 def _selections(edit: Edit, groups: Sequence[str]) -> Table:
     shown = groups[:_GROUPS_SHOWN]
-    table = _table("selected by", "components", *shown)
+    table = new_table("selected by", "components", *shown)
     table.add_row("nothing", "0", *_cells(edit.unablated, shown))
     for name, found in edit.selected.items():
         table.add_row(label_of(name), f"{found.num_components:,}", *_cells(found.values, shown))
@@ -97,7 +99,7 @@ def _selections(edit: Edit, groups: Sequence[str]) -> Table:
 
 
 def _each(edit: Edit) -> Table:
-    table = _table("selected by", "components, median", "made right", "cost, median", "cost, worst")
+    table = new_table("selected by", "components, median", "made right", "cost, median", "cost, worst")
     for name, found in edit.selected.items():
         cells = _cells(found.values, ("fixed", "median_cost", "worst_cost"))
         table.add_row(label_of(name), f"{found.num_components:,}", *cells)
@@ -106,13 +108,6 @@ def _each(edit: Edit) -> Table:
 
 def _cells(values: Mapping[str, float], names: Sequence[str]) -> list[str]:
     return [_number(values[name]) for name in names]
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
-    for i, name in enumerate(columns):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
-    return table
 
 
 def _number(value: float) -> str:

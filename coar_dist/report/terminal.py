@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -11,6 +10,7 @@ from coar_dist.errors import StorageError
 from coar_dist.evaluation.bootstrap import Means
 from coar_dist.report.figures import write_figures
 from coar_dist.report.summary import CurveSummary, Summary, methods_of, summarise
+from coar_dist.report.tables import new_table, print_whole
 from coar_dist.store.ceilings import CeilingTable, why_no_ceiling
 from coar_dist.store.run_directory import RunDirectory
 
@@ -34,7 +34,7 @@ def report(run: RunDirectory, console: Console) -> None:
         "\n± half of its 95% bootstrap interval over examples. Ceiling: of any linear model, ± over masks."
     )
     ceilings, notes = _ceilings(run, summary)
-    console.print(_correlations(summary, ceilings))
+    print_whole(console, _correlations(summary, ceilings))
     for note in notes:
         say(note)
     column = summary.trained_column
@@ -43,12 +43,12 @@ def report(run: RunDirectory, console: Console) -> None:
             f"\nAt {summary.trained_at:g}: Spearman correlation, mean; R2 and calibration (true = slope x predicted +\n"
             f"intercept), medians over examples"
         )
-        console.print(_agreement(summary, column))
+        print_whole(console, _agreement(summary, column))
     for line in _undefined(summary):
         say(line)
     if summary.curves:
         say(f"\nAt {summary.trained_at:g}: correlation by number of masks, measured and, after |, forecast for more")
-        console.print(_budgets(summary))
+        print_whole(console, _budgets(summary))
         for curve in summary.curves:
             say(_forecast_in_words(curve, run.num_examples))
     examples = run.read_examples()
@@ -66,13 +66,6 @@ def report(run: RunDirectory, console: Console) -> None:
         say(f"[yellow]No figures: {error}[/yellow]")
     say(f"Next, in Python: run = coar_dist.open_run({run.storage.location!r}); run.weights(example_ids=[0])")
     say(f"Or query {run.storage}/attributions/{methods_of(run)[0]}.*.parquet with DuckDB, pandas or Polars.")
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
-    for name in columns:
-        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-    return table
 
 
 def _ceilings(run: RunDirectory, summary: Summary) -> tuple[list[str], list[str]]:
@@ -101,7 +94,7 @@ def _correlations(summary: Summary, ceilings: list[str]) -> Table:
     for design in summary.held_out.values():
         same = design.ablation_fraction == summary.trained_at
         headers.append(f"at {design.ablation_fraction:g}{chr(10) + '(trained)' if same else ''}")
-    table = _table("method", "masks", *headers)
+    table = new_table("method", "masks", *headers)
     for method in summary.methods:
         cells = [_mean(method.correlation, column) for column in range(len(headers))]
         table.add_row(method.label, method.num_masks, *cells)
@@ -110,7 +103,7 @@ def _correlations(summary: Summary, ceilings: list[str]) -> Table:
 
 
 def _agreement(summary: Summary, column: int) -> Table:
-    table = _table("method", "Spearman", "R2", "slope", "intercept")
+    table = new_table("method", "Spearman", "R2", "slope", "intercept")
     for method in summary.methods:
         medians = [_number(method.medians[name][column]) for name in ("r2", "slope", "intercept")]
         table.add_row(method.label, _mean(method.spearman, column), *medians)
@@ -119,7 +112,7 @@ def _agreement(summary: Summary, column: int) -> Table:
 
 def _budgets(summary: Summary) -> Table:
     numbers = sorted({int(number) for curve in summary.curves for number in curve.curve.num_masks})
-    table = _table("method", *(f"{number:,}" for number in numbers), "|", "x 2", "x 4", "limit")
+    table = new_table("method", *(f"{number:,}" for number in numbers), "|", "x 2", "x 4", "limit")
     for curve in summary.curves:
         measured = dict(zip(curve.curve.num_masks.tolist(), curve.means.mean, strict=True))
         points = [_number(measured[number]) if number in measured else "" for number in numbers]

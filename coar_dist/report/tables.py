@@ -1,0 +1,24 @@
+"""Tables in the terminal: all of one look, and never with a digit cut off."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+_WIDEST = 10_000
+
+
+def new_table(*columns: str) -> Table:
+    """A table whose first column is text and whose others are numbers."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+    return table
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """Print a table at the width that it needs: on a narrower terminal its lines wrap."""
+    needed = Measurement.get(console, console.options.update(width=_WIDEST), table).maximum
+    console.print(table, width=max(needed, console.width), crop=False)
