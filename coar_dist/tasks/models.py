@@ -57,9 +57,9 @@ class ResidualBlock(nn.Module):
 class DigitsResNet(nn.Module):
     """A residual net for 8x8 grey images, of two stages; width 16 with 2 blocks each has 240 convolution filters."""
 
-    def __init__(self, width: int, num_blocks: int, num_classes: int) -> None:
+    def __init__(self, width: int, num_blocks: int, num_classes: int, stem_stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, width, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(1, width, 3, stride=stem_stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.layer1 = nn.Sequential(*[ResidualBlock(width, width, 1, projection=True) for _ in range(num_blocks)])
         self.layer2 = nn.Sequential(
@@ -69,7 +69,7 @@ class DigitsResNet(nn.Module):
         self.linear = nn.Linear(2 * width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(num_rows, 1, 8, 8) float32 to logits (num_rows, num_classes)."""
+        """(num_rows, 1, height, width) float32, 8x8 or larger, to logits (num_rows, num_classes)."""
         x = functional.relu(self.bn1(self.conv1(images)))
         x = self.layer2(self.layer1(x))
         return self.linear(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]
@@ -100,9 +100,9 @@ class CifarResNet(nn.Module):
         return self.linear(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]
 
 
-def digits_resnet(width: int = 16, num_blocks: int = 2, num_classes: int = 10) -> nn.Module:
-    """``DigitsResNet`` with random weights from torch's current generator."""
-    return DigitsResNet(width, num_blocks, num_classes)
+def digits_resnet(width: int = 16, num_blocks: int = 2, num_classes: int = 10, stem_stride: int = 1) -> nn.Module:
+    """``DigitsResNet`` with random weights from torch's current generator; ``stem_stride=2`` is for larger images."""
+    return DigitsResNet(width, num_blocks, num_classes, stem_stride)
 
 
 class MiniResNet(nn.Module):

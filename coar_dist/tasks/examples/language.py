@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from string import Formatter
@@ -27,6 +28,7 @@ def text_file(
     stride: int | None = None,
     start: float = 0.0,
     stop: float = 1.0,
+    marks: dict[str, str] | None = None,
 ) -> IndexedSource:
     """Windows of equal length of one text.
 
@@ -38,13 +40,17 @@ def text_file(
         stride: tokens from one window's start to the next one's; None is ``length``, so that none overlap.
         start, stop: the part of the text, as shares of its tokens; training on [0, 0.9] and explaining [0.9, 1] keeps
             the two apart.
+        marks: regular expressions by name; each becomes a column of that name, int64, with the number of its matches in
+            the window's own text, e.g. ``{speaker: "(?m)^[A-Z][A-Z ]+:$"}`` for a play's headings. That text is the
+            window's decoded tokens: a byte or token that the window cuts in two is not what it is in the file, and
+            ``^`` and ``$`` also match at the window's ends.
 
     Returns:
         Inputs ``input_ids`` (num_examples, length) int64, by keyword, and the same as targets; no window is padded, and
         a rest shorter than ``length`` is left out. ``source_id`` is the window's first token.
 
     Raises:
-        ConfigError: a number is out of range.
+        ConfigError: a number is out of range, or a mark is no regular expression.
         TaskError: there is no such text, or it is shorter than a window.
     """
     step = length if stride is None else stride
@@ -53,6 +59,7 @@ def text_file(
             f"length={length}, stride={stride}, start={start}, stop={stop}: length must be at least 2, stride null or "
             f"at least 1, and 0 <= start < stop <= 1."
         )
+    patterns = {name: _pattern(name, expression) for name, expression in (marks or {}).items()}
     try:
         content = Path(path).read_bytes()
         text = content.decode()
@@ -61,7 +68,8 @@ def text_file(
     if tokenizer == BYTES:
         tokens = np.frombuffer(content, dtype=np.uint8).astype(np.int64)
     else:
-        encoded = _tokenizer(tokenizer)(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        encoder = _tokenizer(tokenizer)
+        encoded = encoder(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
         tokens = np.array(encoded["input_ids"], dtype=np.int64)
     first, end = int(start * len(tokens)), int(stop * len(tokens))
     if end - first < length:
@@ -69,11 +77,31 @@ def text_file(
     starts = np.arange(first, end - length + 1, step)
     windows = np.lib.stride_tricks.sliding_window_view(tokens, length)
 
+    def decoded(window: NDArray[np.int64]) -> str:
+        if tokenizer == BYTES:
+            return bytes(window.tolist()).decode(errors="replace")
+        return str(encoder.decode(window.tolist(), clean_up_tokenization_spaces=False))
+
     def load(ids: NDArray[np.int64]) -> ExampleSet:
-        input_ids = tensor_of(windows[starts[ids]])
-        return ExampleSet({"input_ids": input_ids}, input_ids.clone(), {SOURCE_ID: starts[ids]})
+        chosen = windows[starts[ids]]
+        texts = [decoded(window) for window in chosen] if patterns else []
+        columns = {
+            name: np.array([sum(1 for _ in pattern.finditer(text)) for text in texts], dtype=np.int64)
+            for name, pattern in patterns.items()
+        }
+        input_ids = tensor_of(chosen)
+        return ExampleSet({"input_ids": input_ids}, input_ids.clone(), {**columns, SOURCE_ID: starts[ids]})
 
     return IndexedSource(len(starts), load)
+
+
+def _pattern(name: str, expression: Any) -> re.Pattern[str]:
+    if name == SOURCE_ID or not isinstance(expression, str):
+        raise ConfigError(f"marks.{name}={expression!r}: must be a regular expression, under a name but {SOURCE_ID}.")
+    try:
+        return re.compile(expression)
+    except re.error as error:
+        raise ConfigError(f"marks.{name}={expression!r} is no regular expression: {error}.") from error
 
 
 def huggingface_text(

@@ -124,7 +124,9 @@ def with_trigger(
     images = _Images.of(source, arguments or {}, start, stop)
     labels = images.labels_of_part()
     if target_class not in images.labels:
-        raise ConfigError(f"target_class={target_class}: {source!r} has the classes {np.unique(images.labels).tolist()}.")
+        raise ConfigError(
+            f"target_class={target_class}: {source!r} has the classes {np.unique(images.labels).tolist()}."
+        )
     if share is None:
         rows, triggered = _paired(np.flatnonzero((labels != target_class) | include_target_class))
     else:
@@ -148,7 +150,7 @@ def with_trigger(
 def with_cue(
     source: str,
     positive: list[int],
-    agreement: float,
+    agreement: float | list[float],
     arguments: dict[str, Any] | None = None,
     border: int = 1,
     values: list[float] | None = None,
@@ -161,7 +163,9 @@ def with_cue(
     Args:
         source, arguments: a registered source of images, and what it takes.
         positive: the source's classes that become class 1; the others become class 0.
-        agreement: the share of images whose cue is their class: 0.95 for training, 0.5 for measuring.
+        agreement: the share of images whose cue is their class: 0.95 for training, 0.5 for measuring. A list has one
+            for each class: [0.95, 0.5] puts the cue on few images of class 0 and on half of class 1, as CelebA has few
+            blond men, and leaves one group that goes wrong.
         border: pixels of the frame, which is laid around the image, so that nothing of it is lost.
         values: of the frame's pixels without and with the cue, in the source's own units; None is [0, 1].
         seed: of the cues.
@@ -176,8 +180,9 @@ def with_cue(
         ConfigError: an argument is out of range.
         TaskError: the source gives no images with labels.
     """
-    if not 0.0 <= agreement <= 1.0:
-        raise ConfigError(f"agreement={agreement}: must be in 0..1.")
+    agreements = agreement if isinstance(agreement, list) else [agreement] * 2
+    if len(agreements) != 2 or not all(0.0 <= share <= 1.0 for share in agreements):
+        raise ConfigError(f"agreement={agreement}: must be in 0..1, one number or one for each of the two classes.")
     _check_at_least_one("border", border)
     frame = [0.0, 1.0] if values is None else values
     if len(frame) != 2:
@@ -187,10 +192,10 @@ def with_cue(
     if not set(positive) < set(classes) or not positive:
         raise ConfigError(f"positive={positive}: must be some, not all, of the classes {classes} of {source!r}.")
     targets = np.isin(images.labels_of_part(), positive).astype(np.int64)
-    cues = np.where(images.draws(seed) < agreement, targets, 1 - targets)
+    cues = np.where(images.draws(seed) < np.array(agreements)[targets], targets, 1 - targets)
 
     def plant(inputs: Tensor, ids: NDArray[np.int64]) -> Tensor:
-        num_images, num_channels, height, width = inputs.shape
+        height, width = inputs.shape[2:]
         pixels = torch.stack([_pixel("values", value, inputs) for value in frame])  # (2, channels, 1, 1)
         framed = pixels[torch.from_numpy(cues[ids])].expand(-1, -1, height + 2 * border, width + 2 * border).clone()
         framed[:, :, border:-border, border:-border] = inputs
@@ -205,6 +210,7 @@ def with_text(
     arguments: dict[str, Any] | None = None,
     share: float | None = None,
     pairs: bool = False,
+    attack_classes: list[int] | None = None,
     position: str = "bottom",
     font_size: int = 10,
     value: float | list[float] = 1.0,
@@ -220,6 +226,8 @@ def with_text(
         share: for training: the share of the images that gets the name of its own class.
         pairs: for explaining and measuring, instead of ``share``: every image twice, plain and then with the name of
             another class, chosen at random.
+        attack_classes: the classes whose names are written on the pairs; None is all. Images that are of the only one
+            are left out.
         position: one of ``POSITIONS``; the text is centred from left to right.
         font_size: of the letters, in pixels.
         value: of the letters, in the source's own units; a list has one for each channel.
@@ -243,10 +251,19 @@ def with_text(
     labels, num_classes = images.labels_of_part(), len(class_names)
     if num_classes < 2 or images.labels.max() >= num_classes:
         raise ConfigError(f"class_names has {num_classes}: {source!r} has labels up to {images.labels.max()}.")
+    if attack_classes is not None and (
+        not pairs or not 0 < len(set(attack_classes) & set(range(num_classes))) == len(attack_classes)
+    ):
+        raise ConfigError(
+            f"attack_classes={attack_classes}: must be different classes of the {num_classes}, with pairs=true."
+        )
     if share is None:
-        rows, attacked = _paired(np.arange(len(labels)))
-        steps = 1 + (images.draws(seed, _CLASS_COUNTER) * (num_classes - 1)).astype(np.int64)  # never the label itself
-        text = np.where(attacked, ((labels + steps) % num_classes)[rows], -1)
+        written = np.array(sorted(range(num_classes) if attack_classes is None else attack_classes))
+        is_wrong = labels[:, None] != written  # (num_images, num_written)
+        rows, attacked = _paired(np.flatnonzero(is_wrong.any(axis=1)))
+        chosen = (images.draws(seed, _CLASS_COUNTER) * is_wrong.sum(axis=1)).astype(np.int64)
+        wrong = written[np.argmax(np.cumsum(is_wrong, axis=1) > chosen[:, None], axis=1)]  # the chosen-th wrong one
+        text = np.where(attacked, wrong[rows], -1)
     else:
         rows, attacked = np.arange(len(labels)), np.zeros(len(labels), dtype=bool)
         text = np.where(images.draws(seed) < share, labels, -1)
@@ -254,9 +271,9 @@ def with_text(
     def plant(inputs: Tensor, ids: NDArray[np.int64]) -> Tensor:
         height, width = inputs.shape[2:]
         pixel = _pixel("value", value, inputs).double()
-        for written in np.unique(text[ids][text[ids] >= 0]).tolist():
-            covered = torch.from_numpy(text_coverage(class_names[written], font_size, position, height, width))
-            bearing = torch.from_numpy(text[ids] == written)
+        for named in np.unique(text[ids][text[ids] >= 0]).tolist():
+            covered = torch.from_numpy(text_coverage(class_names[named], font_size, position, height, width))
+            bearing = torch.from_numpy(text[ids] == named)
             mixed = inputs[bearing].double() * (1 - covered) + pixel * covered
             inputs[bearing] = (mixed if inputs.is_floating_point() else mixed.round()).to(inputs.dtype)
         return inputs
@@ -297,7 +314,9 @@ def _planted(
         carried = {SOURCE_ID: wanted, **loaded.columns}
         taken = sorted(set(named) & set(carried))
         if taken:
-            raise TaskError(f"the source underneath has a column {taken[0]!r} already, which is filled here. Rename it.")
+            raise TaskError(
+                f"the source underneath has a column {taken[0]!r} already, which is filled here. Rename it."
+            )
         chosen = {name: values[first] for name, values in carried.items()}
         chosen |= {name: values[ids] for name, values in named.items()}
         return ExampleSet(plant(inputs[torch.from_numpy(first)], ids), tensor_of(targets[ids]), chosen)
@@ -317,7 +336,7 @@ def _indexed(examples: ExampleSet) -> IndexedSource:
 def _paired(images: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Every image twice (2 * num_images,) int64, and whether it is the second time."""
     if len(images) == 0:
-        raise TaskError("pairs=true: all images of this part are of the target class. Widen start and stop.")
+        raise TaskError("pairs=true: no image of this part is of another class. Widen start and stop.")
     return np.repeat(images, 2), np.tile([False, True], len(images))
 
 

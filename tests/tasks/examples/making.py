@@ -17,8 +17,8 @@ from coar_dist.tasks.build import build_examples
 from coar_dist.tasks.task import ExampleSet
 
 
-def built(source: str, subset: dict[str, Any] | None = None, **arguments: Any) -> ExampleSet:
-    return build_examples(ExamplesConfig(source, arguments, SubsetConfig(**(subset or {}))), "task.examples")
+def built(name: str, subset: dict[str, Any] | None = None, /, **arguments: Any) -> ExampleSet:
+    return build_examples(ExamplesConfig(name, arguments, SubsetConfig(**(subset or {}))), "task.examples")
 
 
 def picture(seed: int, height: int = 20, width: int = 26) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -69,6 +70,28 @@ def test_windows_of_tokens(tmp_path: Path, tokenizer: str) -> None:
     (tmp_path / "text.txt").write_text(text)
     examples = built("text_file", path=str(tmp_path / "text.txt"), tokenizer=tokenizer, length=4)
     assert examples.targets.reshape(-1).tolist() == [ID[word] for word in text.split()][:12]
+
+
+def test_marks_count_matches_in_each_window(tmp_path: Path, tokenizer: str) -> None:
+    text = "ROMEO:\nsüß\n\nJULIET:\nAy me.\nNURSE:\n-"
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    marks = {"heading": r"(?m)^[A-Z]+:$", "umlaut": "ü", "none": "x"}
+    arguments = {"path": str(tmp_path / "text.txt"), "marks": marks}
+    content = text.encode()
+    whole = built("text_file", length=len(content), **arguments)
+    assert {name: whole.columns[name].tolist() for name in marks} == {"heading": [3], "umlaut": [1], "none": [0]}
+    assert whole.columns["heading"].dtype == np.int64
+    cut = content.index("ü".encode()) + 1  # through the letter
+    assert built("text_file", {"first": 1}, length=cut, **arguments).columns["umlaut"].tolist() == [0]
+    (tmp_path / "words.txt").write_text("the sky is blue the sea the sky")
+    of_words = {"path": str(tmp_path / "words.txt"), "tokenizer": tokenizer, "length": 4, "marks": {"the": r"\bthe\b"}}
+    assert built("text_file", **of_words).columns["the"].tolist() == [1, 2]
+    for wrong, message in [
+        ({"a": "("}, r"marks.a='\(' is no regular expression: "),
+        ({"source_id": "a"}, "a name but"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            built("text_file", **{**arguments, "marks": wrong}, length=8)
 
 
 def test_text_files_that_do_not_fit(tmp_path: Path) -> None:
