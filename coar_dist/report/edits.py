@@ -19,7 +19,7 @@ from coar_dist.report.tables import new_table, print_whole
 from coar_dist.store.edits import MEASURE, CurvePoint
 from coar_dist.store.storage import Storage
 
-_GROUPS_SHOWN = 6
+_GROUPS_SHOWN = 8
 
 
 def print_edit(edit: Edit, console: Console) -> None:

@@ -68,7 +68,8 @@ class _Images:
 
     def draws(self, seed: int, counter: int = _CHOICE_COUNTER) -> NDArray[np.float64]:
         """(num_images,) float64 in [0, 1), one for each image of the part."""
-        return (_words(seed, counter, len(self.labels)) >> np.uint64(11))[self.places] * 2.0**-53
+        words = _words(seed, counter, len(self.labels))[self.places]
+        return np.asarray((words >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
 
 def with_trigger(
