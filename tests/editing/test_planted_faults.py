@@ -1,0 +1,58 @@
+"""A fault planted into a net's training, found by its attributions and edited away: presets at a smaller size."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from rich.console import Console
+
+import coar_dist
+from coar_dist.app import typed_config
+from coar_dist.config import Config
+from coar_dist.pipeline import run_stages
+from tests.chaos import without_ray
+
+SMALL = [
+    "task.model.arguments.width=16",
+    "gradients.num_masks=40",
+    "task.examples.arguments.stop=0.25",
+    "edit.examples.arguments.start=0.6",
+    "design.num_masks=0",
+    "edit.max_components=12",
+    "edit.compare=[random]",
+    "stages=[train,ablate,fit,edit]",
+    "evaluation.ablation_fractions=[]",
+    "ablation.compile=false",
+]
+
+
+@pytest.fixture(autouse=True)
+def _hydra(repository: Path) -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    ConfigStore.instance().store(name="schema", node=Config)
+    with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
+        yield
+
+
+def test_a_backdoor_is_removed(tmp_path: Path) -> None:
+    config = typed_config(compose("config", ["experiment=digits_backdoor", f"run.dir={tmp_path}", *SMALL]))
+    with without_ray():
+        run_stages(config, Console(file=io.StringIO()))
+    edit = coar_dist.load_edit(tmp_path / "edits" / "backdoor")
+    examples = coar_dist.open_run(tmp_path).examples()
+    assert examples["triggered"][list(edit.targets)].all()
+    assert not examples["triggered"][list(edit.references)].any()
+    assert set(examples["pair"][list(edit.targets)]) == set(examples["pair"][list(edit.references)])
+    triggered, clean = edit.measured["targets"], edit.measured["others"]
+    assert triggered.before["accuracy"] < 0.6 < 0.95 < clean.before["accuracy"]
+    assert triggered.after["accuracy"] > triggered.before["accuracy"] + 0.2
+    assert clean.after["accuracy"] > clean.before["accuracy"] - 0.05
+    assert edit.selected["random"].values["targets"] < triggered.after["accuracy"]
+    assert edit.paired_correlation is not None
+    assert edit.paired_correlation[1] > edit.paired_correlation[0]
