@@ -68,6 +68,7 @@ class Edit:
         component_ids: the ablated components, in the order of selection; empty where the criterion allows none, or with
             ``each``.
         scores: of ``component_ids``; None where the selection has none.
+        max_components: the largest number that was tried.
         metric: what the criterion looks at.
         criterion: in words.
         unablated: the metric by group before the edit, on the examples that did not choose it, as ``selected`` has it.
@@ -88,6 +89,7 @@ class Edit:
     references: tuple[int, ...]
     component_ids: tuple[int, ...]
     scores: tuple[float, ...] | None
+    max_components: int
     metric: str
     criterion: str
     unablated: Mapping[str, float]

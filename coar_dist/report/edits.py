@@ -45,6 +45,11 @@ def print_edit(edit: Edit, console: Console) -> None:
         say(f"Correlation of the margins of both forms of an example: {_number(before)} -> {_number(after)}.")
     say(f"\n{edit.metric} by what selected the components, and how many of {edit.components.num_components:,}:")
     print_whole(console, _selections(edit, groups))
+    largest = [label_of(name) for name, found in edit.selected.items() if found.num_components == edit.max_components]
+    if largest:
+        say(f"{', '.join(largest)}: the largest number tried; raise edit.max_components to try more.")
+    if any(found.num_components == 0 for found in edit.selected.values()):
+        say("0 components: no number of them does better than none within the limits.")
 
 
 def write_edit_figure(storage: Storage, edit: Edit, points: Sequence[CurvePoint]) -> None:

@@ -169,7 +169,11 @@ def _made_with(storage: Storage, settings: str, console: Console) -> Edit | None
     except DamagedFileError as error:
         say(console, "edit", f"[yellow]{error}[/yellow]")
         return None
-    return Edit.of_record(record, run.components, str(storage)) if made_with == settings else None
+    if made_with == settings:
+        return Edit.of_record(record, run.components, str(storage))
+    text = f"{storage} holds an edit of other settings or attributions, which this one replaces (edit.name keeps both)."
+    say(console, "edit", f"[yellow]{text}[/yellow]")
+    return None
 
 
 class _Making:
@@ -286,6 +290,7 @@ class _Making:
             references=tuple(self._references.tolist()),
             component_ids=(),
             scores=None,
+            max_components=self._max_components,
             metric=self._held_out.metric,
             criterion=criterion,
             measured={},

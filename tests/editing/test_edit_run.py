@@ -210,8 +210,13 @@ def test_finished_edits_are_found_and_broken_ones_continue(run: coar_dist.Run) -
     again, printed = edit(run, **options)
     assert "all 5 masks are there already" in printed
     assert (folder / "edit.json").read_bytes() == written
-    shard = next((folder / "margins").rglob("*.parquet"))
-    shard.unlink()
+    _, printed = edit(run, **{**options, "max_components": 1})
+    assert "holds an edit of other settings or attributions, which this one replaces" in printed
+    again, printed = edit(run, **options)
+    assert "which this one replaces" in printed
+    assert again == made
+    for shard in (folder / "margins").rglob("*.parquet"):
+        shard.unlink()
     (folder / "edit.json").unlink()
     again, printed = edit(run, **options)
     assert "5 masks x 80 examples" in printed
