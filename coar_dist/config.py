@@ -347,8 +347,9 @@ class EditConfig:
     """Groups, and by how much their metric may fall, whatever the direction. {}: ``others`` by .01, or ``all`` with
     ``each``."""
     pairs: str | None = None
-    """Column of the held-out examples whose equal values are two forms of one image, as with and without a trigger:
-    both are chosen on or measured on, and the correlation of their margins is measured."""
+    """Column of the held-out examples whose equal values are two forms of one image, as with and without a trigger, of
+    which the first group of ``improve`` holds one: both are chosen on or measured on, and the correlation of their
+    margins is measured."""
     choice_fraction: float = 0.5
     """Share of the held-out examples on which the number of components is chosen; the others measure the edit."""
     seed: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from coar_dist.components.discovery import discover
 from coar_dist.config import Config, ModelConfig, held_out_fractions
 from coar_dist.config_checks import validate
 from coar_dist.errors import ConfigError
-from coar_dist.tasks.build import build_model
+from coar_dist.tasks.build import build_examples, build_model
 from coar_dist.tasks.models import MODELS
 from coar_dist.tasks.outputs import OUTPUT_FUNCTIONS
 from tests.hub_models import torchvision_or_skip
@@ -69,7 +70,8 @@ EDITS = sorted(path.stem for path in (CONF / "edit").glob("*.yaml"))
 
 @pytest.mark.parametrize("edit", EDITS)
 def test_every_edit_fits_its_configuration(edit: str) -> None:
-    group = ["edit.target.where.group=1"] if edit == "worst_group" else []
+    wanted = {"worst_group": ["edit.target.where.group=1"], "custom": ["edit.target.classes=[1]"]}
+    group = wanted.get(edit, [])
     config = preset("digits", f"edit={edit}", *group)
     validate(config)
     assert config.edit is not None
@@ -167,6 +169,23 @@ def test_numbers_of_components(name: str, count: int) -> None:
         built = clip_image_tower() if model.source == "clip_zero_shot" else build_model(model)
     index = discover(built, chosen.selector, chosen.include, chosen.exclude, chosen.rules)
     assert index.num_components == count
+
+
+@pytest.mark.parametrize("name", ["digits_backdoor", "digits_cue", "digits_text"])
+def test_edits_are_measured_on_images_that_are_neither_trained_on_nor_explained(name: str) -> None:
+    config = preset(name)
+    assert config.train is not None
+    assert config.edit is not None
+    assert config.edit.examples is not None
+    trained = build_examples(config.train.examples, "train.examples")
+    explained = build_examples(config.task.examples, "task.examples")
+    held_out = build_examples(config.edit.examples, "edit.examples")
+    images = [set(examples.columns["source_id"].tolist()) for examples in (trained, explained, held_out)]
+    assert [len(one | other) for one, other in combinations(images, 2)] == [
+        len(one) + len(other) for one, other in combinations(images, 2)
+    ]
+    assert set(explained.columns) == set(held_out.columns)
+    assert explained.inputs[0].shape == held_out.inputs[0].shape == trained.inputs[0].shape
 
 
 def clip_image_tower() -> torch.nn.Module:

@@ -71,8 +71,6 @@ class HeldOut:
                 raise ConfigError(
                     f"edit.pairs={edit.pairs!r}: the held-out examples have no such column, but {', '.join(columns)}."
                 )
-            if TARGETS not in groups:
-                raise ConfigError("edit.pairs: edit.target has no condition that tells two forms of an example apart.")
             pairs = columns[edit.pairs]
         is_choice = split(len(outputs), edit.choice_fraction, edit.seed, pairs)
         held_out = cls(task, metric_of(edit, task.output_function.name), outputs, columns, groups, is_choice)
@@ -92,10 +90,10 @@ class HeldOut:
         names = ("accuracy", "output") if has_accuracy else ("output",)
         return {name: float(per_example(outputs, name).mean()) for name in names}
 
-    def paired_correlation(self, pairs: str, outputs: NDArray[np.float32]) -> float:
-        """Correlation of the outputs of targets and of their other forms, where the edit is measured."""
+    def paired_correlation(self, pairs: str, group: str, outputs: NDArray[np.float32]) -> float:
+        """Correlation of the outputs of both forms, of which ``group`` holds one, where the edit is measured."""
         ids = self.part(ALL, MEASURE)
-        return paired_correlation(outputs[ids], self.columns[pairs][ids], np.isin(ids, self.groups[TARGETS]))
+        return paired_correlation(outputs[ids], self.columns[pairs][ids], np.isin(ids, self.groups[group]))
 
     def _check(self, key: str, name: str) -> None:
         if name not in self.groups:

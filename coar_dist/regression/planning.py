@@ -296,7 +296,8 @@ def _check_design(design: DesignStatistics) -> None:
         warn(
             f"nothing can be said about components that none or all of the {design.num_masks} masks ablate: "
             f"{never.size} of {len(design.kept)}, component ids {', '.join(str(i) for i in never[:10])}"
-            f"{', ...' if never.size > 10 else ''}. Their weights are 0, but for what gradients tell. Raise design.num_masks."
+            f"{', ...' if never.size > 10 else ''}. Their weights are 0, but for what gradients tell. Raise "
+            f"design.num_masks."
         )
 
 

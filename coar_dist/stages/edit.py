@@ -240,7 +240,8 @@ class _Making:
             if ids.size
         }
         if edit.pairs is not None:
-            pair = (held_out.paired_correlation(edit.pairs, before), held_out.paired_correlation(edit.pairs, after))
+            forms = edit.pairs, edit.improve[0]
+            pair = held_out.paired_correlation(*forms, before), held_out.paired_correlation(*forms, after)
             made = replace(made, paired_correlation=pair)
         made = replace(made, measured=measured)
         write_edit_figure(self._sweep_run.storage, made, chosen.curve)
