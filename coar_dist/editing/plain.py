@@ -20,7 +20,7 @@ def plain_outputs(task: Task) -> tuple[NDArray[np.float32], NDArray[np.int64] | 
     """Outputs and predictions of all examples, on a GPU where this process sees one.
 
     Args:
-        task: its model is put into eval mode and stays where it is put.
+        task: its model is in eval mode, and perhaps on a GPU, meanwhile.
 
     Returns:
         The output function's values (num_examples,) float32, and predicted classes (num_examples,) int64; None where
@@ -29,23 +29,30 @@ def plain_outputs(task: Task) -> tuple[NDArray[np.float32], NDArray[np.int64] | 
     Raises:
         NonFiniteMarginError: a value is NaN or infinite.
     """
-    model = task.model.eval()
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    model, was_training = task.model, task.model.training
+    home = device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     if torch.cuda.is_available() and not hasattr(model, "hf_device_map"):
         device = torch.device("cuda")
-        model = model.to(device)
     values: list[Tensor] = []
     predictions: list[Tensor] = []
     examples = task.examples.without_columns()
     are_classes = examples.targets.ndim == 1 and not examples.targets.is_floating_point()
-    for start in range(0, len(examples), ROWS):
-        batch = examples.rows(start, start + ROWS).map(lambda tensor: tensor.to(device))
-        outputs = call_model(model, batch.inputs)
-        values.append(task.output_function(outputs, batch.targets).float().cpu())
-        if are_classes:
-            logits = logits_of(outputs)
-            if logits.ndim == 2:
-                predictions.append(logits.argmax(dim=1).cpu())
+    try:
+        if device != home:
+            model.to(device)
+        model.eval()
+        for start in range(0, len(examples), ROWS):
+            batch = examples.rows(start, start + ROWS).map(lambda tensor: tensor.to(device))
+            outputs = call_model(model, batch.inputs)
+            values.append(task.output_function(outputs, batch.targets).float().cpu())
+            if are_classes:
+                logits = logits_of(outputs)
+                if logits.ndim == 2:
+                    predictions.append(logits.argmax(dim=1).cpu())
+    finally:
+        model.train(was_training)
+        if device != home:  # it goes to actors from here, which may have no GPU
+            model.to(home)
     margins = torch.cat(values).numpy()
     wrong = np.flatnonzero(~np.isfinite(margins))
     if wrong.size:

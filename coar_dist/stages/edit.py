@@ -36,7 +36,7 @@ from coar_dist.store.margins import MarginStore
 from coar_dist.store.run import Run
 from coar_dist.store.run_directory import RunDesign, RunDirectory, fingerprint_of
 from coar_dist.store.storage import LocalStorage, Storage, storage_at
-from coar_dist.tasks.build import build_task
+from coar_dist.tasks.build import build_examples, build_task
 from coar_dist.tasks.checkpoints import state_to_save
 from coar_dist.tasks.examples.source import SOURCE_ID
 from coar_dist.tasks.outputs import output_function
@@ -70,6 +70,9 @@ def edit_stage(
     """
     stored = {key: run.identity[f"ablation.{key}"] for key in ("precision", "margins_dtype", "examples_per_block")}
     config = replace(config, ablation=replace(config.ablation, **stored))  # as the run was collected
+    if held_out is not None and (edit.each or edit.examples is not None):
+        other = "edit.each, which looks at the run's own examples" if edit.each else "edit.examples, which names others"
+        raise ConfigError(f"held_out has no effect beside {other}. Leave one of them out.")
     selector = Selector.of(Run(run), edit)
     columns = run.read_examples()
     targets = members(edit.target, columns, "edit.target")
@@ -134,6 +137,8 @@ def _task(config: Config, edit: EditConfig, run: RunDirectory, task: Task | None
         task = build_task(wanted, trained_weights(config, run.storage), key)
     elif held_out is not None:
         task = replace(task, examples=held_out)
+    elif edit.examples is not None:
+        task = replace(task, examples=build_examples(edit.examples, "edit.examples"))
     identity = task.identity()
     own_examples = ("examples",) if edit.examples is None and held_out is None else ()
     for key in ("model.weights", "model.architecture", *own_examples):

@@ -17,7 +17,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import coar_dist
+from coar_dist.config import ExamplesConfig, SubsetConfig
 from coar_dist.editing.criterion import split
+from coar_dist.editing.plain import plain_outputs
 from coar_dist.errors import ComponentMismatchError, ConfigError, DamagedFileError, RunMismatchError
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import ExampleSet, Task
@@ -327,6 +329,31 @@ def custom(outputs: Tensor, targets: Tensor) -> Tensor:
 def test_what_makes_no_sense_is_refused(run: coar_dist.Run, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         edit(run, **{"name": "refused", **arguments})
+
+
+def test_examples_by_name_beside_a_model_in_memory(run: coar_dist.Run, task: Task, tmp_path: Path) -> None:
+    path = tmp_path / "held_out.npz"
+    np.savez(path, images=task.examples.inputs.numpy() + 0.1, labels=task.examples.targets.numpy())
+    arguments = {"path": str(path), "inputs": "images", "targets": "labels"}
+    examples = ExamplesConfig("numpy_arrays", arguments, SubsetConfig(first=50))
+    options: dict[str, Any] = {
+        **LOWER,
+        "target": {"classes": [1], "sample": 6},
+        "max_components": 2,
+        "metric": "output",
+    }
+    made, _ = edit(run, **options, examples=examples, name="by_name")
+    assert sum(found.num_examples for name, found in made.measured.items() if name != "all") == 25
+    held_out = task.examples.rows(0, 30)
+    with pytest.raises(ConfigError, match=r"held_out has no effect beside edit\.examples"):
+        edit(run, **options, examples=examples, held_out=held_out)
+    with pytest.raises(ConfigError, match=r"held_out has no effect beside edit\.each"):
+        edit(run, {"correct": False}, each=True, held_out=held_out)
+    model = copy.deepcopy(task.model).train()
+    outputs, predictions = plain_outputs(Task(model, task.examples, task.output_function))
+    assert model.training
+    np.testing.assert_array_equal(outputs, margins_of(task.model, task))
+    np.testing.assert_array_equal(predictions == task.examples.targets.numpy(), outputs > 0)
 
 
 def test_another_model_is_refused(run: coar_dist.Run, task: Task) -> None:
