@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
+from rich.segment import Segments
 from rich.table import Table
 
 _WIDEST = 10_000
@@ -21,4 +22,5 @@ def new_table(*columns: str) -> Table:
 def print_whole(console: Console, table: Table) -> None:
     """Print a table at the width that it needs: on a narrower terminal its lines wrap."""
     needed = Measurement.get(console, console.options.update(width=_WIDEST), table).maximum
-    console.print(table, width=max(needed, console.width), crop=False)
+    options = console.options.update(width=max(needed, console.width))
+    console.print(Segments(console.render(table, options)), crop=False, end="")
