@@ -30,8 +30,6 @@ SELECTIONS = {"ridge": ("gcv", "leave_one_out"), "lasso": ("held_out", "bic")}
 DIRECTIONS = ("raise", "lower")
 EDIT_METRICS = ("accuracy", "output")
 GREEDY, MAGNITUDE, RANDOM = "greedy", "magnitude", "random"
-UNATTRIBUTED = (MAGNITUDE, RANDOM)
-"""Selections of components that look at no attributions."""
 TARGETS, OTHERS, ALL = "targets", "others", "all"
 """Measured groups that an edit has of itself."""
 

@@ -10,7 +10,6 @@ from coar_dist.config import (
     EDIT_METRICS,
     OTHERS,
     TARGETS,
-    UNATTRIBUTED,
     EditConfig,
     ExampleGroup,
     kept_groups,
@@ -70,11 +69,6 @@ def check_edit(edit: EditConfig) -> None:
         raise ConfigError(
             f"edit.keep: {both[0]!r} is to fall (edit.improve, edit.direction=lower). Leave it out there."
         )
-
-
-def uses_attributions(selection: str) -> bool:
-    """Whether a selection of components looks at attributions."""
-    return selection not in UNATTRIBUTED
 
 
 def _check_each(edit: EditConfig) -> None:

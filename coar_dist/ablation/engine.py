@@ -38,7 +38,7 @@ from coar_dist.components.masking import WeightMasker
 from coar_dist.components.masks import check_masks
 from coar_dist.errors import ConfigError, NonFiniteMarginError
 from coar_dist.store.gradients import GateGradients
-from coar_dist.tasks.outputs import logits_of
+from coar_dist.tasks.outputs import predicted_classes
 from coar_dist.tasks.task import ExampleSet, Inputs, Task, call_model
 
 _log = logging.getLogger(__name__)
@@ -349,9 +349,9 @@ class AblationEngine:
         for _, batch in self._batches():
             outputs = self._outputs(self._model, batch.inputs)
             margins.append(self._output_function(outputs, batch.targets).float())
-            logits = logits_of(outputs) if _has_logits(outputs) else None
-            if logits is not None and logits.ndim == 2 and batch.targets.ndim == 1:
-                predictions.append(logits.argmax(dim=1))
+            predicted = predicted_classes(outputs, batch.targets)
+            if predicted is not None:
+                predictions.append(predicted)
         values = torch.cat(margins).cpu().numpy()
         wrong = np.flatnonzero(~np.isfinite(values))
         if wrong.size:
@@ -390,7 +390,3 @@ class AblationEngine:
     def _margins_of(self, model: Callable[..., Any], batch: ExampleSet) -> Tensor:
         with torch.no_grad():
             return self._output_function(self._outputs(model, batch.inputs), batch.targets).float()
-
-
-def _has_logits(outputs: Any) -> bool:
-    return isinstance(outputs, Tensor) or hasattr(outputs, "logits")

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coar_dist.errors import NonFiniteMarginError
-from coar_dist.tasks.outputs import logits_of
+from coar_dist.tasks.outputs import predicted_classes
 from coar_dist.tasks.task import Task, call_model
 
 ROWS = 256
@@ -36,7 +36,6 @@ def plain_outputs(task: Task) -> tuple[NDArray[np.float32], NDArray[np.int64] | 
     values: list[Tensor] = []
     predictions: list[Tensor] = []
     examples = task.examples.without_columns()
-    are_classes = examples.targets.ndim == 1 and not examples.targets.is_floating_point()
     try:
         if device != home:
             model.to(device)
@@ -45,10 +44,9 @@ def plain_outputs(task: Task) -> tuple[NDArray[np.float32], NDArray[np.int64] | 
             batch = examples.rows(start, start + ROWS).map(lambda tensor: tensor.to(device))
             outputs = call_model(model, batch.inputs)
             values.append(task.output_function(outputs, batch.targets).float().cpu())
-            if are_classes:
-                logits = logits_of(outputs)
-                if logits.ndim == 2:
-                    predictions.append(logits.argmax(dim=1).cpu())
+            predicted = None if batch.targets.is_floating_point() else predicted_classes(outputs, batch.targets)
+            if predicted is not None:
+                predictions.append(predicted.cpu())
     finally:
         model.train(was_training)
         if device != home:  # it goes to actors from here, which may have no GPU

@@ -46,6 +46,7 @@ class Selector:
         self.main = edit.method or self._best
         self.names = [self.main, *(name for name in edit.compare if name != self.main)]
         self._references: tuple[bytes, dict[str, Moments]] = (b"", {})
+        self._smallest_first: NDArray[np.int64] | None = None
 
     @classmethod
     def of(cls, run: Run, edit: EditConfig) -> Selector:
@@ -83,7 +84,7 @@ class Selector:
         """The order of every selection, by name.
 
         Args:
-            model: the unedited model.
+            model: the unedited model, the same in every call.
             targets: example ids.
             references: example ids.
             max_components: of every order's entries, how many count.
@@ -99,7 +100,9 @@ class Selector:
             )
             found[GREEDY] = Orders(greedily(*weights, *intercepts, self._edit.direction, max_components))
         if MAGNITUDE in self.names:
-            found[MAGNITUDE] = Orders(by_magnitude(root_mean_squares(model, self._run.components)))
+            if self._smallest_first is None:  # the same for all targets
+                self._smallest_first = by_magnitude(root_mean_squares(model, self._run.components))
+            found[MAGNITUDE] = Orders(self._smallest_first)
         if RANDOM in self.names:
             like = found[self.main].order if self.main in found else found[self._best].order
             found[RANDOM] = Orders(at_random(like, self._run.components.offsets, self._edit.seed))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -12,8 +11,9 @@ from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
+from coar_dist.config import ALL
 from coar_dist.editing.edit import Edit
-from coar_dist.report.figures import COLOURS, MARKERS, STYLE
+from coar_dist.report.figures import COLOURS, MARKERS, STYLE, save_figure
 from coar_dist.report.summary import label_of
 from coar_dist.report.tables import new_table, print_whole
 from coar_dist.store.edits import MEASURE, CurvePoint
@@ -58,7 +58,7 @@ def write_edit_figure(storage: Storage, edit: Edit, points: Sequence[CurvePoint]
     Raises:
         StorageError: they cannot be written.
     """
-    groups = [name for name in edit.measured if name != "all"][:_GROUPS_SHOWN] or list(edit.measured)
+    groups = [name for name in edit.measured if name != ALL][:_GROUPS_SHOWN] or list(edit.measured)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.2 * len(groups), 3.2), layout="constrained")
         panels = figure.subplots(1, len(groups), sharex=True, squeeze=False)[0]
@@ -79,10 +79,7 @@ def write_edit_figure(storage: Storage, edit: Edit, points: Sequence[CurvePoint]
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[0].set_ylabel(edit.metric)
         figure.legend(loc="outside upper center", ncols=min(len(edit.selected), 4))
-        for kind in ("png", "svg"):
-            content = io.BytesIO()
-            figure.savefig(content, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
-            storage.write(f"curve.{kind}", content.getvalue())
+        save_figure(storage, "curve", figure)
 
 
 def _measured(edit: Edit) -> Table:

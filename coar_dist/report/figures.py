@@ -49,11 +49,22 @@ def write_figures(storage: Storage, summary: Summary) -> list[str]:
         if summary.curves:
             figures["budget_curve"] = _budgets(summary.curves)
         for name, figure in figures.items():
-            for kind in ("png", "svg"):
-                content = io.BytesIO()
-                figure.savefig(content, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
-                storage.write(f"{_FOLDER}/{name}.{kind}", content.getvalue())
-                names.append(f"{_FOLDER}/{name}.{kind}")
+            names += save_figure(storage, f"{_FOLDER}/{name}", figure)
+    return names
+
+
+def save_figure(storage: Storage, name: str, figure: Figure) -> list[str]:
+    """Write a figure as ``<name>.png`` and ``<name>.svg``, in the style that is set; gives the files' names.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
+    names = []
+    for kind in ("png", "svg"):
+        content = io.BytesIO()
+        figure.savefig(content, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
+        storage.write(f"{name}.{kind}", content.getvalue())
+        names.append(f"{name}.{kind}")
     return names
 
 

@@ -71,6 +71,15 @@ def logits_of(outputs: Any) -> Tensor:
     )
 
 
+def predicted_classes(outputs: Any, targets: Tensor) -> Tensor | None:
+    """Predicted classes (num_rows,) int64; None where outputs hold no logits (num_rows, num_classes), or targets are
+    not one per row."""
+    if not isinstance(outputs, Tensor) and not hasattr(outputs, "logits"):
+        return None
+    logits = logits_of(outputs)
+    return logits.argmax(dim=1) if logits.ndim == 2 and targets.ndim == 1 else None
+
+
 def margin(outputs: Any, targets: Tensor) -> Tensor:
     """Correct-class margin: the target's logit minus the largest other logit (Shah et al. 2024, section 2).
 

@@ -356,6 +356,23 @@ def test_examples_by_name_beside_a_model_in_memory(run: coar_dist.Run, task: Tas
     np.testing.assert_array_equal(predictions == task.examples.targets.numpy(), outputs > 0)
 
 
+class InADictionary(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"scores": self.inner(images)}
+
+
+def test_outputs_without_logits_have_no_predictions(task: Task) -> None:
+    of_scores = output_function(lambda outputs, targets: custom(outputs["scores"], targets))
+    outputs, predictions = plain_outputs(Task(InADictionary(task.model).eval(), task.examples, of_scores))
+    assert predictions is None
+    with torch.no_grad():
+        np.testing.assert_array_equal(outputs, custom(task.model(task.examples.inputs), task.examples.targets).numpy())
+
+
 def test_another_model_is_refused(run: coar_dist.Run, task: Task) -> None:
     inputs, targets = task.examples.inputs, task.examples.targets
     other = randomise(SmallResNet(), seed=9)
