@@ -219,6 +219,8 @@ class AblationConfig:
     """Rows of one forward pass at most; None: by the same trial. Halved where memory runs out."""
     compile: bool | None = None
     """Whether the model is compiled; None: where an actor has enough work for it to pay, and it is faster."""
+    cuda_graphs: bool | None = None
+    """Whether passes are recorded as CUDA graphs; None: on CUDA devices, where that is faster."""
     masks_per_shard: int | None = None
     """Masks in one shard: the unit of work, of failure and of resume. None: 64 to 1,024, about 8,192 margins, so that
     few examples still fill the forward passes of a shard."""

@@ -69,17 +69,37 @@ def _choose_margins(engine: AblationEngine, pins: PlanPins, masks_per_actor: int
         eager.update(_ladder(engine, plans, engine.trial))
     plan = _best_of_close(engine, eager, engine.trial)[0]
     work_s = eager[plan] * masks_per_actor * engine.num_examples
+    best_of_modes = [min((p for p in eager if p.mode == mode), key=eager.__getitem__) for mode in modes]
+    times = {best: eager[best] for best in best_of_modes}
+    recorded: dict[EnginePlan, float] = {}
+    for best in best_of_modes:
+        _try_recorded(engine, best, pins, recorded)
     if pins.compiled or (pins.compiled is None and work_s > COMPILE_PAYS_AFTER_S):
-        compiled = {}
-        for mode in modes:
-            best = min((p for p in eager if p.mode == mode), key=eager.__getitem__)
+        compiled: dict[EnginePlan, float] = {}
+        for best in best_of_modes:
             engine.use(replace(best, compiled=True))
             if engine.plan.compiled:
                 compiled[engine.plan] = engine.trial()
                 _log.info("trial %s: %.1f us per margin", engine.plan, compiled[engine.plan] * 1e6)
-        if compiled and (pins.compiled or min(compiled.values()) < eager[plan]):
-            plan = min(compiled, key=compiled.__getitem__)
-    engine.use(plan)
+                _try_recorded(engine, engine.plan, pins, recorded)
+        if compiled and pins.compiled:
+            times, recorded = {}, {p: seconds for p, seconds in recorded.items() if p.compiled}
+        times.update(compiled)
+    times = recorded if pins.recorded and recorded else {**times, **recorded}
+    engine.use(min(times, key=times.__getitem__))
+
+
+def _try_recorded(engine: AblationEngine, plan: EnginePlan, pins: PlanPins, times: dict[EnginePlan, float]) -> None:
+    """Add the seconds per margin of ``plan`` as a CUDA graph, where that is allowed and possible."""
+    if pins.recorded is False or (engine.why_not_recorded is not None and not pins.recorded):
+        return
+    try:
+        engine.use(replace(plan, recorded=True))
+    except torch.OutOfMemoryError:  # a recording has memory of its own
+        return
+    if engine.plan.recorded:
+        times[engine.plan] = engine.trial()
+        _log.info("trial %s: %.1f us per margin", engine.plan, times[engine.plan] * 1e6)
 
 
 def _choose_gradients(engine: AblationEngine, pins: PlanPins, masks_per_actor: int) -> None:
@@ -100,6 +120,13 @@ def _choose_gradients(engine: AblationEngine, pins: PlanPins, masks_per_actor: i
         times = compiled if pins.compiled and compiled else {**times, **compiled}
         fastest = _best_of_close(engine, times, trial)  # what is compiled stays so: the turns cost trials alone
     engine.use(fastest[0])
+    if pins.recorded is False or (engine.why_not_recorded is not None and not pins.recorded):
+        return
+    engine.use(replace(fastest[0], gradients_recorded=True))
+    seconds = trial()
+    _log.info("trial %s: %.1f us per margin", engine.plan, seconds * 1e6)
+    if engine.plan.gradient_rows != fastest[0].gradient_rows or not (pins.recorded or seconds < times[fastest[0]]):
+        engine.use(fastest[0])
 
 
 def _best_of_close(

@@ -6,7 +6,7 @@ Two ways that give the same margins:
 - ``rows``: every row of a forward pass is one (mask, example) pair and carries its own gates, so that few examples
   still fill the device, and nothing is written to the weights.
 
-Both run on a prepared model: BatchNorm folded, channels last, optionally compiled.
+Both run on a prepared model: BatchNorm folded, channels last, optionally compiled, optionally as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 from coar_dist.ablation.folding import fold_batch_norms
 from coar_dist.ablation.gradients import WITHOUT_GRADIENTS, GradientPasses, sharing_tensors
+from coar_dist.ablation.graphs import RecordedFunction, why_not_recorded
 from coar_dist.ablation.placement import fits_on, layout_of, select_rows, with_layout
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.prefix import Cut, PrefixCuts
@@ -113,6 +115,8 @@ class AblationEngine:
         self._masker: WeightMasker | None = None
         self._gated: GatedModel | None = None
         self._forward: Callable[..., Any] = self._model
+        self._recorded: RecordedFunction | None = None
+        self.why_not_recorded = why_not_recorded(self._model, self._device)
         self.why_not_gated = why_not_gated(self._model, components) or self._probe.why_gates_fail(self._model)
         self.plan = EnginePlan("weights", min(512, self.num_examples), compiled=False)
         self._twin = sharing_tensors(self._model)
@@ -129,11 +133,25 @@ class AblationEngine:
 
         Raises:
             ConfigError: mode ``rows`` is asked for and the model has components without a gated form.
+            torch.OutOfMemoryError: the plan has too many rows; the engine has no plan then.
         """
-        if (self._masker or self._gated) is not None and plan.margins_as(self.plan):
+        is_ready = (self._masker or self._gated) is not None
+        if is_ready and plan.margins_as(self.plan):
             self.plan = plan
             return
-        self.close()
+        try:
+            if is_ready and plan.margins_as(replace(self.plan, recorded=plan.recorded)):
+                self.plan, self._recorded = plan, None
+            else:
+                self.close()
+                self._prepare(plan)
+            if plan.recorded:
+                self._record()
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, plan: EnginePlan) -> None:
         self.plan = plan
         if plan.mode == "weights":
             self._masker = WeightMasker(self._model, self.components)
@@ -149,7 +167,7 @@ class AblationEngine:
         """Take gates and masks off the model; ``use`` starts again."""
         if self._gated is not None:
             self._gated.remove()
-        self._gated = self._masker = None
+        self._gated = self._masker = self._recorded = None
         self._forward = self._model
 
     def _fold(self, model: nn.Module) -> nn.Module:
@@ -169,12 +187,37 @@ class AblationEngine:
         compiled = torch.compile(self._model, dynamic=False)
         try:
             self._margins_of(compiled, self._trial_batch())
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # the compiler fails in its own ways: no C++ compiler, unsupported code
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             _log.warning("torch.compile failed, the model runs eagerly (ablation.compile=false says so): %s", reason)
             self.plan = replace(self.plan, compiled=False)
             return self._model
         return compiled
+
+    def _record(self) -> None:
+        batch, reason = self._trial_batch(), self.why_not_recorded
+        if reason is None:
+            try:
+                self._recorded = RecordedFunction(
+                    lambda inputs, targets: self._margins_of(self._forward, ExampleSet(inputs, targets)),
+                    (batch.inputs, batch.targets),
+                )
+                return
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # a model may wait for the device, or run on the host in part
+                reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        _log.warning("forward passes are not recorded (ablation.cuda_graphs=false says so): %s", reason)
+        self.plan = replace(self.plan, recorded=False)
+
+    def _whole_margins(self, batch: ExampleSet) -> Tensor:
+        """Margins of a batch of ``_row_count()`` rows, by the whole model in the plan's form."""
+        if self._recorded is None:
+            return self._margins_of(self._forward, batch)
+        recorded: Tensor = self._recorded(batch.inputs, batch.targets)
+        return recorded
 
     def _row_count(self) -> int:
         """Rows of every forward pass: fixed in mode ``rows``; in mode ``weights`` the examples are split evenly."""
@@ -193,17 +236,20 @@ class AblationEngine:
             (num_masks, num_examples) float32; not checked for NaN, which the store refuses.
         """
         check_masks(masks, self.components.num_components)
+        plan = self.plan
         while True:
             try:
+                self.use(plan)
                 compute = self._margins_by_rows if self._gated is not None else self._margins_by_weights
                 return compute(masks).cpu().numpy()
             except torch.OutOfMemoryError:
-                if self.plan.rows_per_forward == 1:
+                if plan.rows_per_forward == 1:
                     raise
-                halved = replace(self.plan, rows_per_forward=self.plan.rows_per_forward // 2)
-                _log.warning("out of memory with %s: going on with %d rows", self.plan, halved.rows_per_forward)
+                fewer = replace(plan, rows_per_forward=plan.rows_per_forward // 2)
+                _log.warning("out of memory with %s: going on with %d rows", plan, fewer.rows_per_forward)
+                plan = fewer
+            self.close()
             torch.cuda.empty_cache()
-            self.use(halved)
 
     def gate_gradients(self, masks: NDArray[np.bool_], block: tuple[int, int]) -> GateGradients:
         """Margins and sums of gate gradients under every mask, of the examples ``block[0] .. block[1] - 1``.
@@ -237,13 +283,13 @@ class AblationEngine:
             if self._masker is not None:
                 with self._masker.ablated(mask):
                     masked = time.perf_counter()
-                    self._margins_of(self._forward, batch)
+                    self._whole_margins(batch)
                     self._synchronise()
                     forward = time.perf_counter() - masked
                 masking = time.perf_counter() - started - forward
                 times.append(forward / len(batch.targets) + masking / self.num_examples)
             else:
-                self._margins_of(self._forward, batch)
+                self._whole_margins(batch)
                 self._synchronise()
                 times.append((time.perf_counter() - started) / len(batch.targets))
         return min(times[1:])
@@ -259,25 +305,27 @@ class AblationEngine:
         assert self._masker is not None
         margins = torch.empty(len(masks), self.num_examples, device=self._device)
         alone, by_cut = self._split_by_cut(masks)
-        for row in alone:
-            with self._masker.ablated(masks[row]):
+        with self._masker.ablating() as zero:
+            for row in alone:
+                zero(masks[row])
                 for start, batch in self._batches():
                     margins[row, start : start + len(batch)] = self._padded_margins(batch)
         for cut, rows in by_cut:
             for start, batch in self._batches():
                 activations = self._outputs(cut.before, batch.inputs)
-                for row in rows:
-                    with self._masker.ablated(masks[row]):
+                with self._masker.ablating() as zero:
+                    for row in rows:
+                        zero(masks[row])
                         values = self._margins_of(cut.after, ExampleSet(activations, batch.targets))
-                    margins[row, start : start + len(batch)] = values
+                        margins[row, start : start + len(batch)] = values
         return margins
 
     def _padded_margins(self, batch: ExampleSet) -> Tensor:
-        """Margins of a batch; a compiled model gets a shorter last batch filled up: its shape is fixed."""
+        """Margins of a batch; what has a fixed shape gets a shorter last batch filled up."""
         num_rows = self._row_count()
-        if not self.plan.compiled or len(batch) == num_rows:
-            return self._margins_of(self._forward, batch)
-        return self._margins_of(self._forward, self._filled(batch, num_rows))[: len(batch)]
+        if len(batch) == num_rows or not (self.plan.compiled or self.plan.recorded):
+            return self._whole_margins(batch)
+        return self._whole_margins(self._filled(batch, num_rows))[: len(batch)]
 
     def _margins_by_rows(self, masks: NDArray[np.bool_]) -> Tensor:
         assert self._gated is not None
@@ -285,28 +333,34 @@ class AblationEngine:
         margins = torch.empty(len(masks), self.num_examples, device=self._device)
         alone, by_cut = self._split_by_cut(masks)
         if alone:
-            margins[alone] = self._pairs(kept[alone], self._examples, self._forward)
+            margins[alone] = self._pairs(kept[alone], self._examples, self._whole_margins)
         for cut, rows in by_cut:
             for start, batch in self._batches():
                 self._gated.gates.fill_(1.0)
                 activations = self._outputs(cut.before, self._filled(batch, self._row_count()).inputs)[: len(batch)]
-                values = self._pairs(kept[rows], ExampleSet(activations, batch.targets), cut.after)
+                behind = ExampleSet(activations, batch.targets)
+                values = self._pairs(kept[rows], behind, partial(self._margins_of, cut.after))
                 margins[rows, start : start + len(batch)] = values
         self._gated.gates.fill_(1.0)
         return margins
 
-    def _pairs(self, kept: Tensor, examples: ExampleSet, forward: Callable[..., Any]) -> Tensor:
+    def _pairs(self, kept: Tensor, examples: ExampleSet, margins_of: Callable[[ExampleSet], Tensor]) -> Tensor:
         """Margins (num_masks, num_examples) of all pairs of a mask and an example, one pair a row."""
         assert self._gated is not None
         num_rows, num_examples = self.plan.rows_per_forward, len(examples)
         margins = torch.empty(len(kept) * num_examples, device=self._device)
+        num_passes = math.ceil(len(margins) / num_rows)
+        # The last forward pass is filled up with pairs that are computed twice: its shape stays the same. Indices are
+        # made where they are used: a copy from the host would wait for all that the device still has to do.
+        pairs = [
+            torch.arange(num_passes * num_rows, device=device).clamp(max=len(margins) - 1)
+            for device in (self._device, examples.targets.device)
+        ]
+        masks, rows = pairs[0] // num_examples, pairs[1] % num_examples
         for start in range(0, len(margins), num_rows):
-            # The last forward pass is filled up with pairs that are computed twice: its shape stays the same.
-            pairs = torch.arange(start, start + num_rows).clamp(max=len(margins) - 1)
-            masks, rows = (pairs // num_examples).to(self._device), (pairs % num_examples).to(examples.targets.device)
-            torch.index_select(kept, 0, masks, out=self._gated.gates)
-            batch = self._on_device(self._selected(examples, rows))
-            margins[start : start + num_rows] = self._margins_of(forward, batch)[: len(margins) - start]
+            torch.index_select(kept, 0, masks[start : start + num_rows], out=self._gated.gates)
+            batch = self._on_device(self._selected(examples, rows[start : start + num_rows]))
+            margins[start : start + num_rows] = margins_of(batch)[: len(margins) - start]
         return margins.reshape(len(kept), num_examples)
 
     def _split_by_cut(self, masks: NDArray[np.bool_]) -> tuple[list[int], list[tuple[Cut, list[int]]]]:

@@ -111,7 +111,7 @@ def collect(
     if not ranges and has_examples:
         say(console, stage, f"all {total:,} masks are there already.")
         return
-    pins = PlanPins(ablation.mode, ablation.rows_per_forward, ablation.compile)
+    pins = PlanPins(ablation.mode, ablation.rows_per_forward, ablation.compile, ablation.cuda_graphs)
     recorded = run.engine_plan
     plan = None if recorded is None else EnginePlan(**recorded)
     if plan is not None and (not pins.allow(plan) or (work.gradient_masks and plan.gradient_rows is None)):
