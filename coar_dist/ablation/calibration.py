@@ -22,8 +22,11 @@ _CLOSE = 1.5
 _MOST_COMPILED = 2
 """Row counts at which gradient passes are compiled: the best eager one need not be the best compiled one."""
 _LONGEST_FORWARD_S = 3.0
-COMPILE_PAYS_AFTER_S = 240.0
-"""Compiling takes ten seconds to minutes per actor, and saves a third or so: tried where eager work is longer."""
+_COMPILE_PAYS_AFTER_S = {"cpu": 240.0, "cuda": 60.0}
+"""Compiling a model takes ten seconds (an H200's host) to a minute per actor, and saves a third (CPU) to a half: tried
+where eager work is longer."""
+_COMPILED_GRADIENTS_PAY_AFTER_S = 240.0
+"""Compiling a gradient pass takes a minute for a ResNet-50."""
 _log = logging.getLogger(__name__)
 
 
@@ -74,7 +77,9 @@ def _choose_margins(engine: AblationEngine, pins: PlanPins, masks_per_actor: int
     recorded: dict[EnginePlan, float] = {}
     for best in best_of_modes:
         _try_recorded(engine, best, pins, recorded)
-    if pins.compiled or (pins.compiled is None and work_s > COMPILE_PAYS_AFTER_S):
+    if pins.compiled or (
+        pins.compiled is None and work_s > _COMPILE_PAYS_AFTER_S["cuda" if engine.device.type == "cuda" else "cpu"]
+    ):
         compiled: dict[EnginePlan, float] = {}
         for best in best_of_modes:
             engine.use(replace(best, compiled=True))
@@ -93,11 +98,8 @@ def _try_recorded(engine: AblationEngine, plan: EnginePlan, pins: PlanPins, time
     """Add the seconds per margin of ``plan`` as a CUDA graph, where that is allowed and possible."""
     if pins.recorded is False or (engine.why_not_recorded is not None and not pins.recorded):
         return
-    try:
-        engine.use(replace(plan, recorded=True))
-    except torch.OutOfMemoryError:  # a recording has memory of its own
-        return
-    if engine.plan.recorded:
+    engine.use(replace(plan, recorded=True))
+    if engine.plan.recorded and engine.plan.rows_per_forward == plan.rows_per_forward:
         times[engine.plan] = engine.trial()
         _log.info("trial %s: %.1f us per margin", engine.plan, times[engine.plan] * 1e6)
 
@@ -108,7 +110,7 @@ def _choose_gradients(engine: AblationEngine, pins: PlanPins, masks_per_actor: i
     times = _ladder(engine, {replace(engine.plan, gradient_rows=count): count for count in counts}, trial)
     fastest = _best_of_close(engine, times, trial)
     work_s = times[fastest[0]] * masks_per_actor * engine.num_examples
-    if pins.compiled or (pins.compiled is None and work_s > COMPILE_PAYS_AFTER_S):
+    if pins.compiled or (pins.compiled is None and work_s > _COMPILED_GRADIENTS_PAY_AFTER_S):
         compiled: dict[EnginePlan, float] = {}
         for plan in fastest[:_MOST_COMPILED]:
             engine.use(replace(plan, gradients_compiled=True))

@@ -75,6 +75,7 @@ class AblationEngine:
         plan: how to run; ``use`` changes it.
 
     Attributes:
+        device: where the model takes its inputs.
         reuse_activations: whether masks that leave the first layers untouched reuse their activations.
     """
 
@@ -88,27 +89,28 @@ class AblationEngine:
     ) -> None:
         self.components = components
         self._output_function = task.output_function
-        self._device = torch.device(device)
+        self.device = torch.device(device)
         self._precision = precision
-        if precision == "float32" and self._device.type == "cuda":
+        if precision == "float32" and self.device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True  # the same masks give the same bits, gradients among them
         check_components(task.model, components)
         model = task.model.eval().requires_grad_(False)
         if hasattr(model, "hf_device_map"):  # spread over several devices: inputs go to the first
-            self._device = next(model.parameters()).device
+            self.device = next(model.parameters()).device
         else:
-            model = model.to(self._device)
-        self._probe = Probe(task, components, self._device)
+            model = model.to(self.device)
+        self._probe = Probe(task, components, self.device)
         self._model = self._fold(model)
         self._layout = layout_of(self._model)
         if self._layout != torch.preserve_format:
             self._model = self._model.to(memory_format=self._layout)  # type: ignore[call-overload]
         self._examples = task.examples.without_columns().map(lambda tensor: with_layout(tensor, self._layout))
-        if fits_on(self._device, self._examples):
+        if fits_on(self.device, self._examples):
             self._examples = self._on_device(self._examples)
-        elif self._device.type == "cuda":
-            _log.info("the examples do not fit on %s: they are streamed from pinned memory", self._device)
+        elif self.device.type == "cuda":
+            _log.info("the examples do not fit on %s: they are streamed from pinned memory", self.device)
             self._examples = self._examples.map(lambda tensor: tensor.pin_memory())
         self._cuts = PrefixCuts(self._model, components, self._filled(self._examples, 2).inputs)
         self.reuse_activations = self._probe.parts_are_the_whole(self._model, self._cuts)
@@ -116,7 +118,7 @@ class AblationEngine:
         self._gated: GatedModel | None = None
         self._forward: Callable[..., Any] = self._model
         self._recorded: RecordedFunction | None = None
-        self.why_not_recorded = why_not_recorded(self._model, self._device)
+        self.why_not_recorded = why_not_recorded(self._model, self.device)
         self.why_not_gated = why_not_gated(self._model, components) or self._probe.why_gates_fail(self._model)
         self.plan = EnginePlan("weights", min(512, self.num_examples), compiled=False)
         self._twin = sharing_tensors(self._model)
@@ -133,8 +135,26 @@ class AblationEngine:
 
         Raises:
             ConfigError: mode ``rows`` is asked for and the model has components without a gated form.
-            torch.OutOfMemoryError: the plan has too many rows; the engine has no plan then.
+            torch.OutOfMemoryError: a single row needs more memory than there is.
         """
+        while True:
+            try:
+                self._take_up(plan)
+                return
+            except torch.OutOfMemoryError:  # what is compiled or recorded has run once
+                if plan.rows_per_forward == 1:
+                    raise
+            plan = self._halved(plan)  # outside of the handler: its traceback holds on to tensors
+
+    def _halved(self, plan: EnginePlan) -> EnginePlan:
+        """The plan with half the rows, and the memory to try it."""
+        fewer = replace(plan, rows_per_forward=plan.rows_per_forward // 2)
+        _log.warning("out of memory with %s: going on with %d rows", plan, fewer.rows_per_forward)
+        self.close()
+        torch.cuda.empty_cache()
+        return fewer
+
+    def _take_up(self, plan: EnginePlan) -> None:
         is_ready = (self._masker or self._gated) is not None
         if is_ready and plan.margins_as(self.plan):
             self.plan = plan
@@ -160,7 +180,7 @@ class AblationEngine:
                 raise ConfigError(
                     f"ablation.mode='rows' cannot be used: {self.why_not_gated}. Use ablation.mode=weights."
                 )
-            self._gated = GatedModel(self._model, self.components, plan.rows_per_forward, self._device)
+            self._gated = GatedModel(self._model, self.components, plan.rows_per_forward, self.device)
         self._forward = self._compiled() if plan.compiled else self._model
 
     def close(self) -> None:
@@ -236,20 +256,14 @@ class AblationEngine:
             (num_masks, num_examples) float32; not checked for NaN, which the store refuses.
         """
         check_masks(masks, self.components.num_components)
-        plan = self.plan
         while True:
             try:
-                self.use(plan)
                 compute = self._margins_by_rows if self._gated is not None else self._margins_by_weights
                 return compute(masks).cpu().numpy()
             except torch.OutOfMemoryError:
-                if plan.rows_per_forward == 1:
+                if self.plan.rows_per_forward == 1:
                     raise
-                fewer = replace(plan, rows_per_forward=plan.rows_per_forward // 2)
-                _log.warning("out of memory with %s: going on with %d rows", plan, fewer.rows_per_forward)
-                plan = fewer
-            self.close()
-            torch.cuda.empty_cache()
+            self.use(self._halved(self.plan))
 
     def gate_gradients(self, masks: NDArray[np.bool_], block: tuple[int, int]) -> GateGradients:
         """Margins and sums of gate gradients under every mask, of the examples ``block[0] .. block[1] - 1``.
@@ -298,12 +312,12 @@ class AblationEngine:
         return self._filled(self._examples, self._row_count())
 
     def _synchronise(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _margins_by_weights(self, masks: NDArray[np.bool_]) -> Tensor:
         assert self._masker is not None
-        margins = torch.empty(len(masks), self.num_examples, device=self._device)
+        margins = torch.empty(len(masks), self.num_examples, device=self.device)
         alone, by_cut = self._split_by_cut(masks)
         with self._masker.ablating() as zero:
             for row in alone:
@@ -329,8 +343,8 @@ class AblationEngine:
 
     def _margins_by_rows(self, masks: NDArray[np.bool_]) -> Tensor:
         assert self._gated is not None
-        kept = torch.from_numpy(np.ascontiguousarray(masks)).to(self._device, self._gated.gates.dtype)
-        margins = torch.empty(len(masks), self.num_examples, device=self._device)
+        kept = torch.from_numpy(np.ascontiguousarray(masks)).to(self.device).to(self._gated.gates.dtype)
+        margins = torch.empty(len(masks), self.num_examples, device=self.device)
         alone, by_cut = self._split_by_cut(masks)
         if alone:
             margins[alone] = self._pairs(kept[alone], self._examples, self._whole_margins)
@@ -348,13 +362,13 @@ class AblationEngine:
         """Margins (num_masks, num_examples) of all pairs of a mask and an example, one pair a row."""
         assert self._gated is not None
         num_rows, num_examples = self.plan.rows_per_forward, len(examples)
-        margins = torch.empty(len(kept) * num_examples, device=self._device)
+        margins = torch.empty(len(kept) * num_examples, device=self.device)
         num_passes = math.ceil(len(margins) / num_rows)
         # The last forward pass is filled up with pairs that are computed twice: its shape stays the same. Indices are
         # made where they are used: a copy from the host would wait for all that the device still has to do.
         pairs = [
             torch.arange(num_passes * num_rows, device=device).clamp(max=len(margins) - 1)
-            for device in (self._device, examples.targets.device)
+            for device in (self.device, examples.targets.device)
         ]
         masks, rows = pairs[0] // num_examples, pairs[1] % num_examples
         for start in range(0, len(margins), num_rows):
@@ -367,8 +381,8 @@ class AblationEngine:
         """Rows of ``masks`` that run the whole model, and per cut those that reuse what comes before it."""
         alone: list[int] = []
         by_cut: dict[int, list[int]] = {}
-        for row, mask in enumerate(masks):
-            position = self._cuts.of_mask(mask) if self.reuse_activations else None
+        positions = self._cuts.of_masks(masks) if self.reuse_activations else [None] * len(masks)
+        for row, position in enumerate(positions):
             if position is None:
                 alone.append(row)
             else:
@@ -430,12 +444,12 @@ class AblationEngine:
         return self._on_device(self._selected(examples, rows))
 
     def _on_device(self, examples: ExampleSet) -> ExampleSet:
-        return examples.map(lambda tensor: tensor.to(self._device, non_blocking=True))
+        return examples.map(lambda tensor: tensor.to(self.device, non_blocking=True))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._precision == "float32":
             return nullcontext()
-        return torch.autocast(self._device.type, dtype=getattr(torch, self._precision))
+        return torch.autocast(self.device.type, dtype=getattr(torch, self._precision))
 
     def _outputs(self, model: Callable[..., Any], inputs: Inputs) -> Any:
         with torch.no_grad(), self._autocast():

@@ -170,15 +170,15 @@ def next_token_margin(outputs: Any, targets: Tensor) -> Tensor:
     logits = logits_of(outputs)
     next_tokens = targets[:, 1:]
     counted = next_tokens != IGNORED_TOKEN
-    # A few rows at a time: the work space is not a second batch of logits. The last position, which predicts nothing, is
-    # computed and left out: without it the logits would be copied.
+    # A few rows at a time: the work space is not a second batch of logits. The last position, which predicts nothing,
+    # is computed and left out: without it the logits would be copied.
     most = _LOGITS_AT_ONCE["cuda" if logits.device.type == "cuda" else "cpu"]
     num_rows = max(most // (logits.shape[1] * logits.shape[2]), 1)
     labels = targets.clamp(min=0).roll(-1, dims=1)
-    parts = [
-        _class_margins(rows.flatten(0, 1), of_rows.flatten())
-        for rows, of_rows in zip(logits.split(num_rows), labels.split(num_rows), strict=True)
-    ]
+    parts = []
+    for start in range(0, len(logits), num_rows):
+        rows = slice(start, start + num_rows)
+        parts.append(_class_margins(logits[rows].flatten(0, 1), labels[rows].flatten()))
     margins = torch.cat(parts).reshape(targets.shape)[:, :-1]
     return (margins * counted).sum(dim=1) / counted.sum(dim=1)
 

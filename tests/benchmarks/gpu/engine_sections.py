@@ -7,10 +7,10 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from coar_dist.ablation.calibration import choose_plan, gradient_cost
@@ -107,11 +107,12 @@ def throughput(section: Section) -> None:
                     section.skip(what, "the engine fell back to another form; see the log")
                     continue
                 section.reset_peak()
-                took = seconds(lambda engine=engine: engine.margins(masks), section.device, 3) / num_masks
+                took = seconds(partial(engine.margins, masks), section.device, 3) / num_masks
                 peak = section.peak_gib()
                 section.add(
-                    what, 1 / took, "masks/s", limit=1 / bare, limit_name="bare forward", note=f"peak {peak:.2f} GiB"
-                )
+                    what, 1 / took, "masks/s", limit=1 / bare, limit_name="bare forward", group=name,
+                    note=f"peak {peak:.2f} GiB",
+                )  # fmt: skip
             engine.close()
 
 
@@ -139,33 +140,31 @@ def bare_forward(section: Section, task: Task, about: str, *, compiled: bool) ->
 
 def few_examples(section: Section) -> None:
     """Many masks per forward for few examples: both modes, what ``auto`` takes, and where they cross."""
-    name = "resnet50"
-    most = 8 if section.is_tiny else 256
-    task, components = build(name, 64 if not section.is_tiny else 8, section.is_tiny)
-    whole = Task(
-        task.model, task.examples.map(lambda t: t.repeat(-(-most // len(t)), *[1] * (t.ndim - 1))), task.output_function
-    )
-    bare = bare_forward(section, whole, f"{name}, {most} rows", compiled=False) / most
+    name, most, num_examples = "resnet50", 8 if section.is_tiny else 256, 8 if section.is_tiny else 64
+    task, components = build(name, most, section.is_tiny)
+    bare = bare_forward(section, task, f"{name}, {most} rows", compiled=False) / most
     crossover = []
     for count in (1, 4, 16, 64):
         if section.is_over(f"{count} examples"):
             return
-        small = Task(task.model, task.examples.rows(0, min(count, len(task.examples))), task.output_function)
-        num_masks = max(most * 2 // len(small.examples), 4)
+        count = min(count, num_examples)
+        small = Task(task.model, task.examples.rows(0, count), task.output_function)
+        num_masks = max(most * 4 // count, 4)
         masks, rates = masks_of(components, num_masks), {}
-        limit = 1 / (bare * len(small.examples))
-        for mode in ("weights", "rows", "auto"):
+        for mode in ("weights", "rows", "rows, CUDA graph", "auto"):
+            if "graph" in mode and not section.is_cuda:
+                continue
             engine = new_engine(small, components, section, "bfloat16")
             if mode == "auto":
-                plan = choose_plan(engine, PlanPins(compiled=False), num_masks)
+                choose_plan(engine, PlanPins(compiled=False), num_masks)
             else:
-                rows = len(small.examples) if mode == "weights" else most
-                plan = EnginePlan(mode, rows, compiled=False, recorded=section.is_cuda)
-                engine.use(plan)
-            rates[mode] = num_masks / seconds(lambda engine=engine: engine.margins(masks), section.device, 3)
+                kind, _, recorded = mode.partition(", ")
+                rows = count if kind == "weights" else most
+                engine.use(EnginePlan(kind, rows, compiled=False, recorded=bool(recorded)))
+            rates[mode] = num_masks / seconds(partial(engine.margins, masks), section.device, 3)
             section.add(
-                f"{count} examples, {mode}", rates[mode], "masks/s", limit=limit, limit_name="bare forward per row",
-                note=str(engine.plan),
+                f"{count} examples, {mode}", rates[mode], "masks/s", limit=1 / (bare * count),
+                limit_name="bare forward, by rows", note=str(engine.plan), group=f"{count} examples",
             )  # fmt: skip
         crossover.append(f"{count}: {rates['rows'] / rates['weights']:.2f}")
     section.add("rows / weights by number of examples", None, note="; ".join(crossover))
@@ -173,17 +172,16 @@ def few_examples(section: Section) -> None:
 
 def gradients(section: Section) -> None:
     """A pass with gate gradients, in passes without."""
-    for name, rows in (("resnet50", 256), ("vit_b16", 128)):
+    for name, rows in (("vit_b16", 128), ("resnet50", 256)):
         num_examples = 8 if section.is_tiny else rows
         task, components = build(name, num_examples, section.is_tiny)
-        masks = masks_of(components, 2)
+        masks, block = masks_of(components, 2), (0, num_examples)
         engine = new_engine(task, components, section, "bfloat16")
-        for compiled in (False, True) if not section.is_tiny else (False,):
+        for compiled in (False,) if section.is_tiny else (False, True):
             if section.is_over(f"{name}, compiled {compiled}"):
                 return
-            plain = EnginePlan("weights", num_examples, compiled=compiled, recorded=section.is_cuda)
-            engine.use(plain)
-            forward = seconds(lambda: engine.margins(masks), section.device, 3) / len(masks)
+            engine.use(EnginePlan("weights", num_examples, compiled=compiled, recorded=section.is_cuda))
+            forward = seconds(partial(engine.margins, masks), section.device, 3) / len(masks)
             for recorded in (False, True) if section.is_cuda else (False,):
                 how = dataclasses.replace(
                     engine.plan, gradient_rows=num_examples, gradients_compiled=compiled, gradients_recorded=recorded
@@ -191,15 +189,14 @@ def gradients(section: Section) -> None:
                 engine.use(how)
                 what = f"{name}, {num_examples} rows, {'compiled' if compiled else 'eager'}{', CUDA graph' * recorded}"
                 section.reset_peak()
-                block = (0, num_examples)
-                took = seconds(lambda block=block: engine.gate_gradients(masks, block), section.device, 3) / len(masks)
+                took = seconds(partial(engine.gate_gradients, masks, block), section.device, 3) / len(masks)
                 if engine.plan != how:
                     section.skip(what, f"the engine fell back to {engine.plan}")
                     continue
                 note = f"{took * 1e3:.1f} ms against {forward * 1e3:.1f} ms, peak {section.peak_gib():.2f} GiB"
                 section.add(
-                    what, took / forward, "forward passes", limit=2.0, limit_name="forward and backward to activations",
-                    kind="cost", note=note,
+                    what, took / forward, "forward passes", limit=2.0, limit_name="one forward, one backward",
+                    kind="cost", note=note, group=name,
                 )  # fmt: skip
         if section.is_tiny:
             section.add(f"{name}, gradient_cost as planned", gradient_cost(engine), "forward passes")
@@ -219,11 +216,7 @@ def out_of_memory(section: Section) -> None:
         logging.getLogger("coar_dist.ablation").addHandler(heard)
         try:
             with section.scarce_memory(engine, rows_that_fit=64 if section.is_cuda else 16):
-                try:
-                    engine.use(EnginePlan("rows", too_many, compiled=False, recorded=recorded))
-                except torch.OutOfMemoryError:  # a recording needs its memory at once; masks come with fewer rows
-                    section.add(f"{what}, refused by use()", None, note="then halved by hand, as the calibration does")
-                    engine.use(EnginePlan("rows", 64, compiled=False, recorded=recorded))
+                engine.use(EnginePlan("rows", too_many, compiled=False, recorded=recorded))
                 margins = engine.margins(masks)
         finally:
             logging.getLogger("coar_dist.ablation").removeHandler(heard)

@@ -90,7 +90,7 @@ def ridge_section(section: Section) -> None:
         if section.is_over(f"{d} components"):
             return
         whole, margins = statistics(synthetic(m, d, n), section.device)
-        matrix = torch.from_numpy(whole.centred(whole.design.mean)).to(section.device)
+        matrix = whole.centred(whole.design.mean, section.device)
         cross = torch.from_numpy(margins.centred_cross(whole.design)).to(section.device)
         problem = RidgeProblem(section, f"{d:,} components, {n:,} examples", matrix, cross)
         rounds = 1 if d > 10_000 else 3

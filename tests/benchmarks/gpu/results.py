@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+_TOO_SHORT_S = 0.1
+"""Below it nobody waits for the difference."""
 _PACKAGES = ("torch", "numpy", "pyarrow", "triton", "ray", "hydra-core", "cuml-cu13", "transformers")
 
 
@@ -29,6 +31,7 @@ class Row:
         kind: ``rate`` (higher is better, up to the limit), ``cost`` (lower is better, down to the limit) or ``error``
             (must not be above the limit).
         note: more, in words.
+        group: rows of one group are forms of the same work: the best of them counts.
     """
 
     section: str
@@ -39,6 +42,7 @@ class Row:
     limit_name: str = ""
     kind: str = "rate"
     note: str = ""
+    group: str = ""
 
     @property
     def share(self) -> float | None:
@@ -84,12 +88,17 @@ class Results:
 
     def largest_gap(self) -> str:
         """The row that is furthest from its limit, in words."""
-        shares = [(row.share, row) for row in self.rows if row.share is not None]
-        if not shares:
+        best: dict[str, tuple[float, Row]] = {}
+        for row in self.rows:
+            too_short = row.unit == "s" and row.value is not None and row.value < _TOO_SHORT_S
+            if row.share is not None and not too_short:
+                group = f"{row.section}, {row.group or row.what}"
+                best[group] = max(best.get(group, (0.0, row)), (row.share, row), key=lambda pair: pair[0])
+        if not best:
             return "No number has a limit to be compared with."
-        share, row = min(shares, key=lambda pair: pair[0])
+        share, row = min(best.values(), key=lambda pair: pair[0])
         return (
-            f"Largest gap: {row.section}, {row.what}: {share:.0%} of its limit "
+            f"Largest gap of the best forms: {row.section}, {row.what}: {share:.0%} of its limit "
             f"({row.value:,.4g} against {row.limit:,.4g} {row.unit}, {row.limit_name})."
         )
 
