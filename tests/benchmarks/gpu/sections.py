@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +45,11 @@ class Section:
 
     def skip(self, what: str, why: str) -> None:
         self.results.skip(self.name, what, why)
+
+    def fail(self, what: str, error: Exception) -> None:
+        """Say that one measurement failed; the section goes on."""
+        self.results.failed[f"{self.name}, {what}"] = f"{type(error).__name__}: {error}"
+        traceback.print_exc()
 
     def is_over(self, what: str) -> bool:
         """Whether the section's time is over; then a row says what was left out."""
