@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from coar_dist.ablation.folding import fold_batch_norms
 from coar_dist.ablation.gradients import WITHOUT_GRADIENTS, GradientPasses, sharing_tensors
 from coar_dist.ablation.graphs import RecordedFunction, why_not_recorded
-from coar_dist.ablation.placement import fits_on, layout_of, select_rows, with_layout
+from coar_dist.ablation.placement import fits_on, layout_of, on_host, select_rows, with_layout
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.prefix import Cut, PrefixCuts
 from coar_dist.ablation.probe import Probe
@@ -259,7 +259,7 @@ class AblationEngine:
         while True:
             try:
                 compute = self._margins_by_rows if self._gated is not None else self._margins_by_weights
-                return compute(masks).cpu().numpy()
+                return on_host(compute(masks))
             except torch.OutOfMemoryError:
                 if self.plan.rows_per_forward == 1:
                     raise

@@ -25,7 +25,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from coar_dist.ablation.graphs import RecordedFunction, why_not_recorded
-from coar_dist.ablation.placement import select_rows
+from coar_dist.ablation.placement import on_host, select_rows
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.probe import Probe
 from coar_dist.components.gates import GatedModel
@@ -151,7 +151,7 @@ class GradientPasses:
                 margins[first : first + num_masks, start : start + len(own)] = values
                 sums[:, start : start + len(own)] += added[:, : len(own)]
                 squares += added_squares
-        return GateGradients(margins.cpu().numpy(), *sums.cpu().numpy(), *squares.cpu().numpy())
+        return GateGradients(on_host(margins), *on_host(sums), *on_host(squares))
 
     def _run(self, kept: Tensor, counted: Tensor, batch: ExampleSet, plan: EnginePlan) -> tuple[Tensor, Tensor, Tensor]:
         compiled = plan.gradients_compiled and self._can_compile

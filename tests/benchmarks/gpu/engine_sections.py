@@ -175,7 +175,7 @@ def gradients(section: Section) -> None:
     for name, rows in (("vit_b16", 128), ("resnet50", 256)):
         num_examples = 8 if section.is_tiny else rows
         task, components = build(name, num_examples, section.is_tiny)
-        masks, block = masks_of(components, 2), (0, num_examples)
+        masks, block = masks_of(components, 2 if section.is_tiny else 8), (0, num_examples)
         engine = new_engine(task, components, section, "bfloat16")
         for compiled in (False,) if section.is_tiny else (False, True):
             if section.is_over(f"{name}, compiled {compiled}"):
