@@ -16,6 +16,7 @@ PATH_BASELINES = ("neuron_conductance", "internal_influence")
 GRADIENT_BASELINES = ("gradient_x_parameter", *PATH_BASELINES)
 BASELINES = ("leave_one_out", *GRADIENT_BASELINES)
 PRECISIONS = ("float32", "bfloat16", "auto")
+PLACEMENTS = ("pack", "spread")
 MODES = ("weights", "rows")
 LOSSES = ("cross_entropy", "next_token")
 OPTIMIZERS = ("sgd", "adamw")
@@ -279,7 +280,10 @@ class ClusterConfig:
     cpus_per_actor: int = 1
     """CPUs and torch threads of one actor. Thread counts can change the last bits of float32 sums."""
     gpus_per_actor: float | None = None
-    """None: 1 where the cluster has GPUs, else 0."""
+    """None: 1 where the cluster has GPUs, else 0. A fraction shares a GPU, several are for ablation.device_map."""
+    placement: str | None = None
+    """``pack``: fill one node after another, so that an autoscaler can take idle ones away; ``spread``: as evenly over
+    the nodes as they have room, for the most memory and network an actor; None: as Ray sees fit."""
     start_timeout_s: float = 120.0
     ranges_in_flight: int = 2
     """Ranges handed to one actor at a time, so that it never waits for the driver."""

@@ -18,6 +18,7 @@ from coar_dist.config import (
     MODES,
     OPTIMIZERS,
     PATH_BASELINES,
+    PLACEMENTS,
     PRECISIONS,
     RANDOM_DESIGNS,
     SELECTIONS,
@@ -175,6 +176,8 @@ def validate(config: Config) -> None:
         )
     gpus = cluster.gpus_per_actor
     _require(gpus is None or gpus >= 0.0, "cluster.gpus_per_actor", gpus, "null or at least 0")
+    if cluster.placement is not None:
+        _require_choice("cluster.placement", cluster.placement, PLACEMENTS)
     _require(cluster.start_timeout_s > 0.0, "cluster.start_timeout_s", cluster.start_timeout_s, "positive")
 
     check_subset(config.task.examples.subset, "task.examples.subset")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,11 +18,15 @@ from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.ablation.schedule import MaskRange
 from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.design import MaskDesign
-from coar_dist.errors import TaskError
+from coar_dist.errors import ClusterError, TaskError
 from coar_dist.store.gradients import GradientStore
 from coar_dist.store.margins import MarginStore
+from coar_dist.store.run_directory import RUN_FILE
 from coar_dist.store.shards import ShardFolder
+from coar_dist.store.storage import Storage
 from coar_dist.tasks.task import Task
+
+_NUM_LOOKS, _BETWEEN_LOOKS_S = 10, 0.5  # network file systems may show a new file late
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,11 @@ class AblationJob:
     def store(self, name: str) -> ShardFolder:
         """Where the shards of a ``MaskRange`` of this name go."""
         return self.designs[name][1]
+
+    @property
+    def storage(self) -> Storage:
+        """The run directory's."""
+        return next(iter(self.designs.values()))[1].storage
 
 
 LogLines = tuple[tuple[int, str], ...]
@@ -90,8 +100,9 @@ class AblationActor:
     outputs yet, on all others ``use``, and then ``run`` for every range.
     """
 
-    def address(self) -> Address:
-        """Where the actor runs; answered as soon as it has started."""
+    def address(self, job: AblationJob) -> Address:
+        """Where the actor runs, from where the run directory can be seen; answered as soon as it has started."""
+        require_visible(job.storage)
         return own_address()
 
     def setup(self, task: Task, job: AblationJob) -> None:
@@ -140,6 +151,23 @@ def own_address() -> Address:
     """Of this process."""
     node_id = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
     return Address(socket.gethostname(), node_id)
+
+
+def require_visible(storage: Storage) -> None:
+    """Check that this process sees the run directory that the driver has made.
+
+    Raises:
+        ClusterError: it does not, after some seconds.
+    """
+    for _ in range(_NUM_LOOKS):
+        if storage.size(RUN_FILE) is not None:
+            return
+        time.sleep(_BETWEEN_LOOKS_S)
+    raise ClusterError(
+        f"node {socket.gethostname()} does not see {storage.where(RUN_FILE)}, which the driver has written: it has a "
+        f"directory of its own there, or none. Set run.dir to a file system that all nodes share, or to an s3:// or "
+        f"gs:// address."
+    )
 
 
 def spread_over_devices(model: nn.Module, device_map: str) -> None:
