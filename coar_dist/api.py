@@ -14,6 +14,7 @@ from rich.console import Console
 from coar_dist.config import (
     PILOT_GRADIENT_MASKS,
     PILOT_MASKS,
+    PLAN,
     AblationConfig,
     BaselineConfig,
     ClusterConfig,
@@ -230,6 +231,8 @@ def attribute(
     for key, names in (("stages", stages), ("baselines", baselines)):
         if isinstance(names, str):
             raise ConfigError(f"{key}={names!r}: must be a list, e.g. [{names!r}].")
+    if PLAN in stages:
+        raise ConfigError(f"stages={list(stages)}: {PLAN} is of the command line, coar-dist 'stages=[{PLAN}]'.")
     if evaluation is None:
         evaluation = EvaluationConfig(ablation_fractions=None if "evaluate" in stages else [], seed=index(seed) + 1)
     design, gradients = DesignConfig(ablation_fraction=ablation_fraction, seed=seed), GradientsConfig()

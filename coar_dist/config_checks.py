@@ -18,6 +18,7 @@ from coar_dist.config import (
     MODES,
     OPTIMIZERS,
     PATH_BASELINES,
+    PLAN,
     PRECISIONS,
     RANDOM_DESIGNS,
     SELECTIONS,
@@ -88,8 +89,12 @@ def validate(config: Config) -> None:
     _check_types(config, "")
     check_no_secrets(asdict(config))
     for stage in config.stages:
-        _require_choice("stages", stage, STAGES)
+        _require_choice("stages", stage, (*STAGES, PLAN))
     _require(len(config.stages) > 0, "stages", config.stages, f"a non-empty subset of {list(STAGES)}")
+    if PLAN in config.stages and config.stages != [PLAN]:
+        raise ConfigError(
+            f"stages={config.stages}: {PLAN} estimates a run and starts none. Use it alone, stages=[{PLAN}]."
+        )
     _validate_baselines(config)
     _require(config.run.dir != "", "run.dir", config.run.dir, "a path")
 
@@ -176,6 +181,8 @@ def validate(config: Config) -> None:
     gpus = cluster.gpus_per_actor
     _require(gpus is None or gpus >= 0.0, "cluster.gpus_per_actor", gpus, "null or at least 0")
     _require(cluster.start_timeout_s > 0.0, "cluster.start_timeout_s", cluster.start_timeout_s, "positive")
+    price = cluster.price_per_hour
+    _require(price is None or 0.0 <= price < float("inf"), "cluster.price_per_hour", price, "null or at least 0")
 
     check_subset(config.task.examples.subset, "task.examples.subset")
     if config.edit is not None:
@@ -206,6 +213,11 @@ def validate(config: Config) -> None:
                 f"task.model.checkpoint={config.task.model.checkpoint!r} and train are both set: the checkpoint "
                 f"replaces the training. Set train=null, or task.model.checkpoint=null."
             )
+
+
+def _ablates(config: Config) -> bool:
+    """Whether the run is collected, or planned as it would be."""
+    return bool({"ablate", PLAN} & set(config.stages))
 
 
 def check_subset(subset: SubsetConfig, key: str) -> None:
@@ -269,7 +281,7 @@ def _validate_ceiling(config: Config) -> None:
             f"evaluation.ceiling_pairs={pairs} needs components that are ablated independently, but evaluation.kind="
             f"{evaluation.kind}. Use evaluation.kind=bernoulli, or evaluation.ceiling_pairs=0."
         )
-    if pairs and "ablate" in config.stages and fraction not in held_out_fractions(config):
+    if pairs and _ablates(config) and fraction not in held_out_fractions(config):
         raise ConfigError(
             f"evaluation.ceiling_pairs={pairs} are of held-out masks at design.ablation_fraction={fraction}, which is "
             f"not in evaluation.ablation_fractions={held_out_fractions(config)}. Add it, or leave out the pairs."
@@ -301,7 +313,7 @@ def _validate_gradients(config: Config) -> None:
             f"gradients.seed={gradients.seed} is design.seed too, so the same masks would be run twice. Use another "
             f"gradients.seed."
         )
-    if regression.method != "ridge" and "ablate" in config.stages:
+    if regression.method != "ridge" and _ablates(config):
         raise ConfigError(
             f"regression.method={regression.method} does not use gradients, but gradients.num_masks="
             f"{gradients.num_masks}. Use regression.method=ridge, or estimator=coar."

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from coar_dist.config import Config
+from coar_dist.config import PLAN, Config
 from coar_dist.config_checks import validate
 from coar_dist.report.terminal import report
 from coar_dist.store.lock import Hold, only_writer
@@ -51,6 +51,11 @@ def run_stages(
 
         check_backend(config.regression.backend)  # refused now, not after hours of ablation
     storage = storage_at(config.run.dir)
+    if config.stages == [PLAN]:
+        from coar_dist.stages.plan import plan_stage
+
+        plan_stage(config, storage, console, task, components)
+        return
     with contextlib.ExitStack() as stack:
 
         @cache

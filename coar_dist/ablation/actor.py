@@ -67,28 +67,33 @@ class Address:
 
 
 @dataclass(frozen=True)
-class Start:
-    """What the first actor finds out for all.
+class Choice:
+    """What the first actor chooses for all.
 
     Attributes:
-        unablated: the unablated model's outputs.
         plan: the engine plan that every actor is to use.
         gradient_cost: what a gradient pass costs in passes without gradients; None where there are none.
         log: what the engine logged.
     """
 
-    unablated: Unablated
     plan: EnginePlan
     gradient_cost: float | None
     log: LogLines
 
 
-class AblationActor:
-    """Runs in a Ray actor process; a plain class, so that it can be tested without Ray.
+@dataclass(frozen=True)
+class Start(Choice):
+    """What the first actor finds out for all.
 
-    The driver calls ``address``, ``setup``, on one actor ``start`` if the run has no engine plan or no unablated
-    outputs yet, on all others ``use``, and then ``run`` for every range.
+    Attributes:
+        unablated: the unablated model's outputs.
     """
+
+    unablated: Unablated
+
+
+class EngineActor:
+    """An engine in a Ray actor process; a plain class, so that it can be tested without Ray."""
 
     def address(self) -> Address:
         """Where the actor runs; answered as soon as it has started."""
@@ -104,17 +109,31 @@ class AblationActor:
         self._engine = AblationEngine(task, job.components, device, job.precision)
         self._job = job
 
-    def start(self, masks_per_actor: int, gradient_masks_per_actor: int, plan: EnginePlan | None) -> Start:
-        """Run the unablated model, and choose the engine plan for about so many masks, or take over ``plan``."""
-        unablated = self._engine.unablated()
+    def _choose(
+        self, masks_per_actor: int, gradient_masks_per_actor: int, plan: EnginePlan | None
+    ) -> tuple[EnginePlan, float | None]:
+        """The engine plan for about so many masks, or ``plan``, and what a gradient pass costs with it."""
         if plan is None:
             plan = choose_plan(
                 self._engine, self._job.pins, masks_per_actor, gradient_masks_per_actor=gradient_masks_per_actor
             )
         else:
             self._engine.use(plan)
-        cost = gradient_cost(self._engine) if gradient_masks_per_actor else None
-        return Start(unablated, plan, cost, self._log.drain())
+        return plan, gradient_cost(self._engine) if gradient_masks_per_actor else None
+
+
+class AblationActor(EngineActor):
+    """Computes ranges of masks.
+
+    The driver calls ``address``, ``setup``, on one actor ``start`` if the run has no engine plan or no unablated
+    outputs yet, on all others ``use``, and then ``run`` for every range.
+    """
+
+    def start(self, masks_per_actor: int, gradient_masks_per_actor: int, plan: EnginePlan | None) -> Start:
+        """Run the unablated model, and choose the engine plan for about so many masks, or take over ``plan``."""
+        unablated = self._engine.unablated()
+        chosen, cost = self._choose(masks_per_actor, gradient_masks_per_actor, plan)
+        return Start(chosen, cost, self._log.drain(), unablated)
 
     def use(self, plan: EnginePlan) -> None:
         """Take over the plan that another actor chose."""

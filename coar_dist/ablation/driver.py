@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from coar_dist.ablation.actor import AblationActor, LogLines, Start
+from coar_dist.ablation.actor import AblationActor, LogLines
 from coar_dist.ablation.cluster import Cluster, connect
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.pool import ActorPool, Member, cause, node_died
@@ -66,13 +66,13 @@ class DriverCallbacks:
 
     Attributes:
         on_progress: called with (masks done in this call, live actors).
-        on_start: called once with what the first actor found out, where there was anything to find out.
+        on_start: called once with what the first actor's ``start`` gave, where there was anything to find out.
         on_log: called with what an engine logged.
         on_wait: called at least once a second; what it raises ends the run.
     """
 
     on_progress: Callable[[int, int], None]
-    on_start: Callable[[Start], None]
+    on_start: Callable[[Any], None]
     on_log: Callable[[LogLines], None]
     on_wait: Callable[[], None]
 

@@ -16,7 +16,7 @@ from coar_dist.ablation.actor import AblationJob, Start
 from coar_dist.ablation.cluster import native_precision_of_actors
 from coar_dist.ablation.driver import AblationWork, DriverCallbacks
 from coar_dist.ablation.plan import EnginePlan, PlanPins
-from coar_dist.ablation.work import missing_work, stores_of
+from coar_dist.ablation.work import MissingWork, Stores, missing_work, stores_of
 from coar_dist.components.discovery import check_components, discover
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config import Config, held_out_fractions
@@ -55,7 +55,7 @@ def ablate_stage(
         chosen = config.components
         components = discover(task.model, chosen.selector, chosen.include, chosen.exclude, chosen.rules)
     check_components(task.model, components)
-    designs = _designs(config, components.num_components)
+    designs = designs_of(config, components.num_components)
     probe_margins = task.check()
     identity = identity_of(task, config, storage)
     hold = take()
@@ -97,7 +97,6 @@ def collect(
         hold: of the run directory, or of the one that it lies in.
         stage: in whose name things are said.
     """
-    ablation = config.ablation
     stores = stores_of(run)
     for _, store in stores.values():
         for reason in store.set_aside_wrong(run.is_new):
@@ -111,25 +110,12 @@ def collect(
     if not ranges and has_examples:
         say(console, stage, f"all {total:,} masks are there already.")
         return
-    pins = PlanPins(ablation.mode, ablation.rows_per_forward, ablation.compile)
-    recorded = run.engine_plan
-    plan = None if recorded is None else EnginePlan(**recorded)
-    if plan is not None and (not pins.allow(plan) or (work.gradient_masks and plan.gradient_rows is None)):
-        plan = None
+    plan = recorded_plan(run, config, work)
     if plan is not None and run.is_new:  # the shards have told it
         run.set_engine_plan(plan.to_json())
-    job = AblationJob(
-        components=components,
-        designs=stores,
-        precision=str(run.identity["ablation.precision"]),
-        device_map=ablation.device_map,
-        num_threads=config.cluster.cpus_per_actor,
-        pins=pins,
-    )
+    job = job_of(run, config, components, stores)
     with stage_progress(console, stage, missing, "masks") as progress:
-        expected = work.plain_masks, work.gradient_masks
-        if config.budget is not None:
-            expected = max(expected[0], config.budget / 2), max(expected[1], config.budget / 2 / _ASSUMED_COST)
+        expected = expected_masks(config, work)
         whole = AblationWork(task, job, ranges, plan, expected, needs_unablated=not has_examples)
         driver.run_ranges(config.cluster, whole, _callbacks(run, task, console, progress, hold, stage))
         for _, store in stores.values():  # of actors that were killed while they wrote
@@ -142,6 +128,39 @@ def collect(
         f"{len(task.examples):,} examples in {seconds:.1f} s ({rate:,.1f} masks/s); "
         f"{total - missing:,} masks were there already.",
     )
+
+
+def recorded_plan(run: RunDirectory, config: Config, work: MissingWork) -> EnginePlan | None:
+    """The run's engine plan; None where it has none that the configuration allows and the work can use."""
+    recorded = run.engine_plan
+    plan = None if recorded is None else EnginePlan(**recorded)
+    if plan is not None and (not _pins(config).allow(plan) or (work.gradient_masks and plan.gradient_rows is None)):
+        return None
+    return plan
+
+
+def job_of(run: RunDirectory, config: Config, components: ComponentIndex, stores: Stores) -> AblationJob:
+    """What every actor is told."""
+    return AblationJob(
+        components=components,
+        designs=stores,
+        precision=str(run.identity["ablation.precision"]),
+        device_map=config.ablation.device_map,
+        num_threads=config.cluster.cpus_per_actor,
+        pins=_pins(config),
+    )
+
+
+def _pins(config: Config) -> PlanPins:
+    return PlanPins(config.ablation.mode, config.ablation.rows_per_forward, config.ablation.compile)
+
+
+def expected_masks(config: Config, work: MissingWork) -> tuple[float, float]:
+    """Masks to be run without and with gradients, those that a budget will add among them."""
+    if config.budget is None:
+        return work.plain_masks, work.gradient_masks
+    half = config.budget / 2
+    return max(work.plain_masks, half), max(work.gradient_masks, half / _ASSUMED_COST)
 
 
 def with_passes(config: Config, budget: float, run: RunDirectory, console: Console) -> Config:
@@ -209,7 +228,8 @@ def _callbacks(
     )
 
 
-def _designs(config: Config, num_components: int) -> dict[str, RunDesign]:
+def designs_of(config: Config, num_components: int) -> dict[str, RunDesign]:
+    """The mask designs that a configuration asks for, by name."""
     design, evaluation = config.design, config.evaluation
     designs = {
         TRAIN_DESIGN: RunDesign(
