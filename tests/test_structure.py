@@ -21,7 +21,13 @@ TIERS = [
     {"pipeline", "api", "app", "__init__", "__main__"},
 ]
 OWNERS = {
-    "ray": {"ablation/actor.py", "ablation/driver.py", "ablation/pool.py", "ablation/cluster.py"},
+    "ray": {
+        "ablation/actor.py",
+        "ablation/driver.py",
+        "ablation/pool.py",
+        "ablation/cluster.py",
+        "ablation/metrics.py",
+    },
     "hydra": {"app.py", "config.py"},
     "omegaconf": {"app.py", "config.py"},
     "pyarrow": {"store/*"},

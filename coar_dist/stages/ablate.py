@@ -116,7 +116,7 @@ def collect(
     job = job_of(run, config, components, stores)
     with stage_progress(console, stage, missing, "masks") as progress:
         expected = expected_masks(config, work)
-        whole = AblationWork(task, job, ranges, plan, expected, needs_unablated=not has_examples)
+        whole = AblationWork(run.storage.label, task, job, ranges, plan, expected, needs_unablated=not has_examples)
         driver.run_ranges(config.cluster, whole, _callbacks(run, task, console, progress, hold, stage))
         for _, store in stores.values():  # of actors that were killed while they wrote
             run.storage.sweep(store.folder)
@@ -221,9 +221,9 @@ def _callbacks(
         _log.info("engine plan: %s", start.plan)
 
     return DriverCallbacks(
-        on_progress=lambda done, actors: progress.update(done, f"{actors} actors"),
+        on_progress=lambda counts: progress.update(counts.num_masks, f"{counts.num_actors} actors"),
         on_start=on_start,
-        on_log=lambda lines: say_log(console, stage, lines),
+        on_log=lambda lines, origin: say_log(console, stage, lines, origin),
         on_wait=hold.check,
     )
 

@@ -109,6 +109,7 @@ def _trial(
     """What one of so many actors finds out, and after how many seconds it could have begun with its first mask."""
     plain, with_gradients = (count / num_actors for count in expected_masks(config, work))
     whole = AblationWork(
+        f"plan of {run.storage.label}",
         task,
         job_of(run, config, components, {}),
         RangesToDo({}, 1),
@@ -121,7 +122,7 @@ def _trial(
     callbacks = DriverCallbacks(
         on_progress=lambda *_: None,
         on_start=trials.append,
-        on_log=lambda lines: say_log(console, _STAGE, lines),
+        on_log=lambda lines, origin: say_log(console, _STAGE, lines, origin),
         on_wait=lambda: None,
     )
     started = time.monotonic()
