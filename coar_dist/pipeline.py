@@ -56,6 +56,7 @@ def run_stages(
 
         plan_stage(config, storage, console, task, components)
         return
+    log = RunLog(storage, config.stages[0])
     with contextlib.ExitStack() as stack:
 
         @cache
@@ -64,16 +65,18 @@ def run_stages(
             hold = stack.enter_context(only_writer(storage))
             for folder in FOLDERS:
                 storage.sweep(folder)
-            stack.enter_context(RunLog(storage))
+            stack.enter_context(log)
             _log.info("configuration: %s", json.dumps(asdict(config), default=repr))
             return hold
 
         if "train" in config.stages and config.train is not None:
+            log.stage = "train"
             take()
             from coar_dist.stages.train import train_stage
 
             train_stage(config, config.train, storage, console)
         if "ablate" in config.stages:
+            log.stage = "ablate"
             from coar_dist.stages.ablate import ablate_stage, with_passes
 
             ablate_stage(config, storage, console, task, components, take)
@@ -84,14 +87,17 @@ def run_stages(
             run = RunDirectory.open(storage)
             hold = take()
             if "fit" in config.stages:
+                log.stage = "fit"
                 from coar_dist.stages.fit import fit_stage
 
                 fit_stage(run, config, console, hold)
             if "evaluate" in config.stages:
+                log.stage = "evaluate"
                 from coar_dist.stages.evaluate import evaluate_stage
 
                 evaluate_stage(run, config, console, hold)
         if "edit" in config.stages and config.edit is not None:
+            log.stage = "edit"
             from coar_dist.stages.edit import edit_stage
 
             edit_stage(config, config.edit, RunDirectory.open(storage), console, task, held_out, take())
