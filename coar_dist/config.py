@@ -25,6 +25,7 @@ MARGIN_DTYPES = ("float32", "float16")
 RANDOM_DESIGNS = ("bernoulli", "fixed_size", "balanced")
 MIN_CEILING_MASKS = 40
 """Masks below which the ceiling's standard error cannot be told."""
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 BACKENDS = ("auto", "cuml", "torch", "sklearn")
 PILOT_MASKS, PILOT_GRADIENT_MASKS = 100, 40
 """Of a run with a budget, as in ``conf/estimator/budget.yaml``."""
@@ -385,6 +386,8 @@ class Config:
     ablation: AblationConfig = field(default_factory=AblationConfig)
     regression: RegressionConfig = field(default_factory=RegressionConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: list[str] = field(default_factory=list)
+    """Of ``tensorboard``, ``wandb``, ``mlflow``: where the ablate and evaluate stages' figures go, too."""
 
 
 def held_out_fractions(config: Config) -> list[float]:

@@ -23,6 +23,7 @@ from coar_dist.config import (
     RANDOM_DESIGNS,
     SELECTIONS,
     STAGES,
+    TRACKERS,
     BaselineConfig,
     Config,
     EvaluationConfig,
@@ -95,6 +96,7 @@ def validate(config: Config) -> None:
         raise ConfigError(
             f"stages={config.stages}: {PLAN} estimates a run and starts none. Use it alone, stages=[{PLAN}]."
         )
+    _validate_tracking(config)
     _validate_baselines(config)
     _require(config.run.dir != "", "run.dir", config.run.dir, "a path")
 
@@ -244,6 +246,18 @@ def check_subset(subset: SubsetConfig, key: str) -> None:
     _require(0 <= subset.seed < 2**64, f"{key}.seed", subset.seed, "in 0..2**64-1")
     if subset.seed != SubsetConfig().seed and subset.sample is None:
         raise ConfigError(f"{key}.seed={subset.seed} has no effect without {key}.sample. Leave it out.")
+
+
+def _validate_tracking(config: Config) -> None:
+    names = config.tracking
+    for name in names:
+        _require_choice("tracking", name, TRACKERS)
+    _require(len(set(names)) == len(names), "tracking", names, "free of repetitions")
+    if names and not {"ablate", "evaluate", PLAN} & set(config.stages):
+        raise ConfigError(
+            f"tracking={names} has no effect with stages={config.stages}: it is of the figures of ablate and evaluate. "
+            f"Leave it out."
+        )
 
 
 def _validate_baselines(config: Config) -> None:

@@ -41,6 +41,8 @@ OWNERS = {
     "datasets": {"tasks/examples/huggingface.py"},
     "transformers": {"tasks/*"},
     "torchvision": {"tasks/*"},
+    "wandb": {"report/tracking.py"},
+    "mlflow": {"report/tracking.py"},
 }
 # An installed package holds the configuration too, which is no code.
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "conf")

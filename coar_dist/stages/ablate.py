@@ -14,7 +14,7 @@ from torch import Tensor
 from coar_dist.ablation import driver
 from coar_dist.ablation.actor import AblationJob, Start
 from coar_dist.ablation.cluster import native_precision_of_actors
-from coar_dist.ablation.driver import AblationWork, DriverCallbacks
+from coar_dist.ablation.driver import AblationWork, Counts, DriverCallbacks
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.ablation.work import MissingWork, Stores, missing_work, stores_of
 from coar_dist.components.discovery import check_components, discover
@@ -25,6 +25,7 @@ from coar_dist.errors import DamagedFileError, MissingWorkError, RunNotFoundErro
 from coar_dist.regression.fit import plan_passes
 from coar_dist.regression.planning import in_this_process
 from coar_dist.report.progress import StageProgress, stage_progress
+from coar_dist.report.tracking import Tracking
 from coar_dist.stages.baselines import MissingBaselines, compute_baselines
 from coar_dist.stages.saying import say, say_log
 from coar_dist.store.ceilings import partners_of
@@ -47,6 +48,7 @@ def ablate_stage(
     task: Task | None,
     components: ComponentIndex | None,
     take: Callable[[], Hold],
+    tracking: Tracking,
 ) -> None:
     """Collect what is missing; ``take`` makes this process the run directory's writer, once all input is checked."""
     if task is None:
@@ -63,7 +65,7 @@ def ablate_stage(
     run.set_designs(designs)
     baselines = MissingBaselines.of(run, config, console)
     baselines.check(task, components, console)  # refused now, not after hours of ablation
-    collect(config, run, console, task, components, hold)
+    collect(config, run, console, task, components, hold, tracking=tracking)
     compute_baselines(config, run, console, task, components, hold, baselines)
 
 
@@ -85,6 +87,7 @@ def collect(
     components: ComponentIndex,
     hold: Hold,
     stage: str = "ablate",
+    tracking: Tracking | None = None,
 ) -> None:
     """Margins and gate gradients of all masks that the run's designs ask for and its stores lack.
 
@@ -96,6 +99,7 @@ def collect(
         components: the component index.
         hold: of the run directory, or of the one that it lies in.
         stage: in whose name things are said.
+        tracking: where the figures go, too.
     """
     stores = stores_of(run)
     for _, store in stores.values():
@@ -103,7 +107,7 @@ def collect(
             say(console, stage, f"[yellow]{reason}[/yellow]")
     work = missing_work(run, stores, config)
     ranges, missing = work.ranges, work.ranges.num_masks
-    total = sum(store.num_masks for _, store in stores.values())
+    total = run.num_masks
     has_examples = run.has_examples()
     if has_examples and run.update_examples(task.examples.columns):
         say(console, stage, "columns of examples.parquet are new or have changed: written.")
@@ -117,7 +121,10 @@ def collect(
     with stage_progress(console, stage, missing, "masks") as progress:
         expected = expected_masks(config, work)
         whole = AblationWork(run.storage.label, task, job, ranges, plan, expected, needs_unablated=not has_examples)
-        driver.run_ranges(config.cluster, whole, _callbacks(run, task, console, progress, hold, stage))
+        tracking = tracking or Tracking()
+        show = _shown(progress, tracking, total - missing)
+        driver.run_ranges(config.cluster, whole, _callbacks(run, task, console, show, hold, stage))
+        tracking.flush()
         for _, store in stores.values():  # of actors that were killed while they wrote
             run.storage.sweep(store.folder)
         rate, seconds = progress.rate, progress.seconds
@@ -204,8 +211,27 @@ def _precision(config: Config, storage: Storage) -> str:
         return native_precision_of_actors(config.cluster)
 
 
+def _shown(progress: StageProgress, tracking: Tracking, num_before: int) -> Callable[[Counts], None]:
+    """Shows counts in the terminal, and offers them to trackers; ``num_before`` masks were there already."""
+
+    def show(counts: Counts) -> None:
+        progress.update(counts.num_masks, f"{counts.num_actors} actors")
+        figures = {
+            "masks_per_s": progress.rate,
+            "shards_done": counts.num_shards,
+            "shards_failed": counts.num_failed,
+            "shards_retried": counts.num_retried,
+            "actors_lost": counts.num_lost,
+            "actors_alive": counts.num_actors,
+        }
+        step = num_before + counts.num_masks
+        tracking.offer({f"ablate/{name}": float(value) for name, value in figures.items()}, step)
+
+    return show
+
+
 def _callbacks(
-    run: RunDirectory, task: Task, console: Console, progress: StageProgress, hold: Hold, stage: str
+    run: RunDirectory, task: Task, console: Console, show: Callable[[Counts], None], hold: Hold, stage: str
 ) -> DriverCallbacks:
 
     targets = task.examples.targets
@@ -221,7 +247,7 @@ def _callbacks(
         _log.info("engine plan: %s", start.plan)
 
     return DriverCallbacks(
-        on_progress=lambda counts: progress.update(counts.num_masks, f"{counts.num_actors} actors"),
+        on_progress=show,
         on_start=on_start,
         on_log=lambda lines, origin: say_log(console, stage, lines, origin),
         on_wait=hold.check,
