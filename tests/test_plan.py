@@ -11,9 +11,10 @@ from rich.console import Console
 
 import coar_dist
 from coar_dist.ablation import trial
-from coar_dist.ablation.actor import EngineActor
+from coar_dist.ablation.actor import AblationJob, EngineActor
 from coar_dist.ablation.estimate import Estimate
-from coar_dist.ablation.plan import EnginePlan
+from coar_dist.ablation.plan import EnginePlan, PlanPins
+from coar_dist.components.discovery import discover
 from coar_dist.config import (
     AblationConfig,
     ClusterConfig,
@@ -155,15 +156,19 @@ def test_a_budget_counts_beyond_its_pilot(ray_cluster: None, tmp_path: Path, mon
     assert "by the budget, after the pilot" in text
 
 
+def test_a_budget_that_is_spent_leaves_nothing(ray_cluster: None, tmp_path: Path) -> None:
+    changes: dict[str, object] = {"budget": 150.0, "baselines": []}
+    quiet, output = Console(file=io.StringIO()), io.StringIO()
+    run_stages(config_of(tmp_path / "run", ("ablate",), **changes), quiet, small_task())
+    run_stages(config_of(tmp_path / "run", **changes), Console(file=output, width=200), small_task())
+    assert "nothing is missing" in output.getvalue()
+
+
 def test_the_trial_takes_over_a_run_s_own_engine_plan() -> None:
     plan_of_run = EnginePlan("weights", 3, compiled=False)
     actor = trial.TrialActor()
     assert isinstance(actor, EngineActor)
     task = small_task()
-    from coar_dist.ablation.actor import AblationJob
-    from coar_dist.ablation.plan import PlanPins
-    from coar_dist.components.discovery import discover
-
     actor.setup(task, AblationJob(discover(task.model, "conv_filters"), {}, "float32", None, 1, PlanPins()))
     found = actor.start(10, 0, plan_of_run)
     assert found.plan == plan_of_run
