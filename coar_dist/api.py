@@ -14,6 +14,7 @@ from rich.console import Console
 from coar_dist.config import (
     PILOT_GRADIENT_MASKS,
     PILOT_MASKS,
+    PLAN,
     AblationConfig,
     BaselineConfig,
     ClusterConfig,
@@ -182,6 +183,7 @@ def attribute(
     ablation: AblationConfig | None = None,
     regression: RegressionConfig | None = None,
     cluster: ClusterConfig | None = None,
+    tracking: Sequence[str] = (),
     console: Console | None = None,
 ) -> Run:
     """Attribute the outputs of any model to its components: the same pipeline as the command line.
@@ -214,6 +216,7 @@ def attribute(
         ablation: forward passes; None is the default.
         regression: fit; None is the default.
         cluster: Ray; None starts it on this machine.
+        tracking: of ``"tensorboard"``, ``"wandb"``, ``"mlflow"``: where figures go, too.
         console: where progress is printed; None is standard output.
 
     Returns:
@@ -227,9 +230,11 @@ def attribute(
     from coar_dist.tasks.outputs import output_function as named_output_function
     from coar_dist.tasks.task import ExampleSet, Task
 
-    for key, names in (("stages", stages), ("baselines", baselines)):
+    for key, names in (("stages", stages), ("baselines", baselines), ("tracking", tracking)):
         if isinstance(names, str):
             raise ConfigError(f"{key}={names!r}: must be a list, e.g. [{names!r}].")
+    if PLAN in stages:
+        raise ConfigError(f"stages={list(stages)}: {PLAN} is of the command line, coar-dist 'stages=[{PLAN}]'.")
     if evaluation is None:
         evaluation = EvaluationConfig(ablation_fractions=None if "evaluate" in stages else [], seed=index(seed) + 1)
     design, gradients = DesignConfig(ablation_fraction=ablation_fraction, seed=seed), GradientsConfig()
@@ -254,6 +259,7 @@ def attribute(
         ablation=ablation or AblationConfig(),
         regression=regression or RegressionConfig(),
         cluster=cluster or ClusterConfig(),
+        tracking=list(tracking),
     )
     task = Task(model, ExampleSet.of(inputs, targets, columns), named_output_function(output_function))
     run_stages(config, console or Console(), task, components if isinstance(components, ComponentIndex) else None)

@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from coar_dist.config import Config
+from coar_dist.config import PLAN, Config
 from coar_dist.edit_checks import code_of
 from coar_dist.errors import CoarDistError, CoarWarning, ConfigError
 from coar_dist.secrets import check_no_secrets, without_secrets
@@ -210,7 +210,12 @@ def _leaves(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _check_overrides(config: Config, overrides: list[str]) -> None:
-    """Options of a stage have no effect without it: what later stages read is what the run was made with."""
+    """Options of a stage have no effect without it: what later stages read is what the run was made with.
+
+    A plan is of the whole command, so it takes the options of all stages.
+    """
+    if config.stages == [PLAN]:
+        return
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0].partition("@")[0]
         part = key.partition(".")[0].partition("/")[0]

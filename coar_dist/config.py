@@ -12,6 +12,8 @@ from typing import Any
 from coar_dist.errors import ConfigError
 
 STAGES = ("train", "ablate", "fit", "evaluate", "edit", "report")
+PLAN = "plan"
+"""Instead of all others: what the ablate stage would take."""
 PATH_BASELINES = ("neuron_conductance", "internal_influence")
 GRADIENT_BASELINES = ("gradient_x_parameter", *PATH_BASELINES)
 BASELINES = ("leave_one_out", *GRADIENT_BASELINES)
@@ -24,6 +26,7 @@ MARGIN_DTYPES = ("float32", "float16")
 RANDOM_DESIGNS = ("bernoulli", "fixed_size", "balanced")
 MIN_CEILING_MASKS = 40
 """Masks below which the ceiling's standard error cannot be told."""
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 BACKENDS = ("auto", "cuml", "torch", "sklearn")
 PILOT_MASKS, PILOT_GRADIENT_MASKS = 100, 40
 """Of a run with a budget, as in ``conf/estimator/budget.yaml``."""
@@ -289,6 +292,8 @@ class ClusterConfig:
     """Ranges handed to one actor at a time, so that it never waits for the driver."""
     max_attempts: int = 3
     """How often one range may fail, each time on another actor where there is one, before the run stops."""
+    price_per_hour: float | None = None
+    """What an actor costs, in USD per hour; ``stages=[plan]`` then also estimates the run's price."""
 
 
 @dataclass
@@ -365,6 +370,7 @@ class Config:
     """One run."""
 
     stages: list[str] = field(default_factory=lambda: list(STAGES))
+    """Of these, in this order; or ``plan`` alone, which estimates time, cost and bytes and writes nothing."""
     allow_code: list[str] = field(default_factory=list)
     """Modules whose functions a configuration file may name as ``module:function``; only the command line can say so.
     What the command line names itself needs no leave."""
@@ -386,6 +392,8 @@ class Config:
     ablation: AblationConfig = field(default_factory=AblationConfig)
     regression: RegressionConfig = field(default_factory=RegressionConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: list[str] = field(default_factory=list)
+    """Of ``tensorboard``, ``wandb``, ``mlflow``: where the ablate and evaluate stages' figures go, too."""
 
 
 def held_out_fractions(config: Config) -> list[float]:

@@ -19,10 +19,12 @@ from coar_dist.config import (
     OPTIMIZERS,
     PATH_BASELINES,
     PLACEMENTS,
+    PLAN,
     PRECISIONS,
     RANDOM_DESIGNS,
     SELECTIONS,
     STAGES,
+    TRACKERS,
     BaselineConfig,
     Config,
     EvaluationConfig,
@@ -89,8 +91,13 @@ def validate(config: Config) -> None:
     _check_types(config, "")
     check_no_secrets(asdict(config))
     for stage in config.stages:
-        _require_choice("stages", stage, STAGES)
+        _require_choice("stages", stage, (*STAGES, PLAN))
     _require(len(config.stages) > 0, "stages", config.stages, f"a non-empty subset of {list(STAGES)}")
+    if PLAN in config.stages and config.stages != [PLAN]:
+        raise ConfigError(
+            f"stages={config.stages}: {PLAN} estimates a run and starts none. Use it alone, stages=[{PLAN}]."
+        )
+    _validate_tracking(config)
     _validate_baselines(config)
     _require(config.run.dir != "", "run.dir", config.run.dir, "a path")
 
@@ -179,6 +186,8 @@ def validate(config: Config) -> None:
     if cluster.placement is not None:
         _require_choice("cluster.placement", cluster.placement, PLACEMENTS)
     _require(cluster.start_timeout_s > 0.0, "cluster.start_timeout_s", cluster.start_timeout_s, "positive")
+    price = cluster.price_per_hour
+    _require(price is None or 0.0 <= price < float("inf"), "cluster.price_per_hour", price, "null or at least 0")
 
     check_subset(config.task.examples.subset, "task.examples.subset")
     if config.edit is not None:
@@ -211,6 +220,11 @@ def validate(config: Config) -> None:
             )
 
 
+def _ablates(config: Config) -> bool:
+    """Whether the run is collected, or planned as it would be."""
+    return bool({"ablate", PLAN} & set(config.stages))
+
+
 def check_subset(subset: SubsetConfig, key: str) -> None:
     """Check what can be said of a subset without its source.
 
@@ -235,6 +249,18 @@ def check_subset(subset: SubsetConfig, key: str) -> None:
     _require(0 <= subset.seed < 2**64, f"{key}.seed", subset.seed, "in 0..2**64-1")
     if subset.seed != SubsetConfig().seed and subset.sample is None:
         raise ConfigError(f"{key}.seed={subset.seed} has no effect without {key}.sample. Leave it out.")
+
+
+def _validate_tracking(config: Config) -> None:
+    names = config.tracking
+    for name in names:
+        _require_choice("tracking", name, TRACKERS)
+    _require(len(set(names)) == len(names), "tracking", names, "free of repetitions")
+    if names and not {"ablate", "evaluate", PLAN} & set(config.stages):
+        raise ConfigError(
+            f"tracking={names} has no effect with stages={config.stages}: it is of the figures of ablate and evaluate. "
+            f"Leave it out."
+        )
 
 
 def _validate_baselines(config: Config) -> None:
@@ -272,7 +298,7 @@ def _validate_ceiling(config: Config) -> None:
             f"evaluation.ceiling_pairs={pairs} needs components that are ablated independently, but evaluation.kind="
             f"{evaluation.kind}. Use evaluation.kind=bernoulli, or evaluation.ceiling_pairs=0."
         )
-    if pairs and "ablate" in config.stages and fraction not in held_out_fractions(config):
+    if pairs and _ablates(config) and fraction not in held_out_fractions(config):
         raise ConfigError(
             f"evaluation.ceiling_pairs={pairs} are of held-out masks at design.ablation_fraction={fraction}, which is "
             f"not in evaluation.ablation_fractions={held_out_fractions(config)}. Add it, or leave out the pairs."
@@ -304,7 +330,7 @@ def _validate_gradients(config: Config) -> None:
             f"gradients.seed={gradients.seed} is design.seed too, so the same masks would be run twice. Use another "
             f"gradients.seed."
         )
-    if regression.method != "ridge" and "ablate" in config.stages:
+    if regression.method != "ridge" and _ablates(config):
         raise ConfigError(
             f"regression.method={regression.method} does not use gradients, but gradients.num_masks="
             f"{gradients.num_masks}. Use regression.method=ridge, or estimator=coar."

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from coar_dist.config import Config
+from coar_dist.config import PLAN, Config
 from coar_dist.config_checks import validate
 from coar_dist.report.terminal import report
+from coar_dist.report.tracking import Tracking, check_tracking
 from coar_dist.store.lock import Hold, only_writer
 from coar_dist.store.run_directory import FOLDERS, RunDirectory
 from coar_dist.store.run_log import RunLog
@@ -51,6 +52,13 @@ def run_stages(
 
         check_backend(config.regression.backend)  # refused now, not after hours of ablation
     storage = storage_at(config.run.dir)
+    check_tracking(config.tracking, storage)
+    if config.stages == [PLAN]:
+        from coar_dist.stages.plan import plan_stage
+
+        plan_stage(config, storage, console, task, components)
+        return
+    log, tracking = RunLog(storage, config.stages[0]), Tracking(config.tracking)
     with contextlib.ExitStack() as stack:
 
         @cache
@@ -59,34 +67,40 @@ def run_stages(
             hold = stack.enter_context(only_writer(storage))
             for folder in FOLDERS:
                 storage.sweep(folder)
-            stack.enter_context(RunLog(storage))
+            stack.enter_context(log)
             _log.info("configuration: %s", json.dumps(asdict(config), default=repr))
+            stack.enter_context(tracking.opened(storage, asdict(config)))
             return hold
 
         if "train" in config.stages and config.train is not None:
+            log.stage = "train"
             take()
             from coar_dist.stages.train import train_stage
 
             train_stage(config, config.train, storage, console)
         if "ablate" in config.stages:
+            log.stage = "ablate"
             from coar_dist.stages.ablate import ablate_stage, with_passes
 
-            ablate_stage(config, storage, console, task, components, take)
+            ablate_stage(config, storage, console, task, components, take, tracking)
             if config.budget is not None:
                 config = with_passes(config, config.budget, RunDirectory.open(storage), console)
-                ablate_stage(config, storage, console, task, components, take)
+                ablate_stage(config, storage, console, task, components, take, tracking)
         if {"fit", "evaluate"} & set(config.stages):
             run = RunDirectory.open(storage)
             hold = take()
             if "fit" in config.stages:
+                log.stage = "fit"
                 from coar_dist.stages.fit import fit_stage
 
                 fit_stage(run, config, console, hold)
             if "evaluate" in config.stages:
+                log.stage = "evaluate"
                 from coar_dist.stages.evaluate import evaluate_stage
 
-                evaluate_stage(run, config, console, hold)
+                evaluate_stage(run, config, console, hold, tracking)
         if "edit" in config.stages and config.edit is not None:
+            log.stage = "edit"
             from coar_dist.stages.edit import edit_stage
 
             edit_stage(config, config.edit, RunDirectory.open(storage), console, task, held_out, take())

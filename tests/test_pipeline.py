@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,9 @@ from coar_dist.config import (
 from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunMismatchError, TaskError
 from coar_dist.pipeline import run_stages
 from coar_dist.store.run import Run
+from coar_dist.store.storage import storage_at
+from coar_dist.tasks.outputs import output_function
+from tests.ablation.driving import only_once
 from tests.models import slow_margins, small_task
 
 
@@ -287,3 +292,25 @@ def test_another_model_in_the_same_run_directory_is_refused(small_run: Run) -> N
     other = small_task(seed=1)
     with pytest.raises(RunMismatchError, match=r"model\.weights is 'sha256:.*examples is"):
         coar_dist.attribute(other.model, other.examples.inputs, other.examples.targets, run_dir=root_of(small_run))
+
+
+def test_the_log_says_which_shard_failed_on_which_actor_and_node(ray_cluster: None, tmp_path: Path) -> None:
+    flag = tmp_path / "failed"
+
+    def output(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if (tmp_path / "run" / "margins" / "train").is_dir() and only_once(flag):
+            raise OSError("a disk was away for a moment")
+        return output_function("margin")(outputs, targets)
+
+    attribute_small(tmp_path / "run", output_function=output)
+    (path,) = (tmp_path / "run" / "logs").iterdir()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {line["run"] for line in lines} == {storage_at(tmp_path / "run").label}
+    assert {line["stage"] for line in lines} == {"ablate", "fit"}
+    (failed,) = (line for line in lines if line["level"] == "WARNING")
+    assert failed["message"].endswith("OSError: a disk was away for a moment")
+    assert (tmp_path / "run" / failed["shard"]).is_file()  # by the second attempt
+    assert failed["node"] == socket.gethostname()
+    (again,) = (line for line in lines if "is tried again by" in line["message"])
+    assert again["shard"] == failed["shard"]
+    assert again["actor"] != failed["actor"]

@@ -21,7 +21,13 @@ TIERS = [
     {"pipeline", "api", "app", "__init__", "__main__"},
 ]
 OWNERS = {
-    "ray": {"ablation/actor.py", "ablation/driver.py", "ablation/pool.py", "ablation/cluster.py"},
+    "ray": {
+        "ablation/actor.py",
+        "ablation/driver.py",
+        "ablation/pool.py",
+        "ablation/cluster.py",
+        "ablation/metrics.py",
+    },
     "hydra": {"app.py", "config.py"},
     "omegaconf": {"app.py", "config.py"},
     "pyarrow": {"store/*"},
@@ -35,6 +41,8 @@ OWNERS = {
     "datasets": {"tasks/examples/huggingface.py"},
     "transformers": {"tasks/*"},
     "torchvision": {"tasks/*"},
+    "wandb": {"report/tracking.py"},
+    "mlflow": {"report/tracking.py"},
 }
 # An installed package holds the configuration too, which is no code.
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "conf")

@@ -54,13 +54,57 @@ class AblationJob:
         return self.designs[name][1]
 
     @property
-    def storage(self) -> Storage:
-        """The run directory's."""
-        return next(iter(self.designs.values()))[1].storage
+    def storage(self) -> Storage | None:
+        """The run directory's; None where nothing is to be stored."""
+        return next((store.storage for _, store in self.designs.values()), None)
+
+    def num_margins(self, masks: MaskRange) -> int:
+        """Margins of a range."""
+        store = self.designs[masks.design_name][1]
+        num_examples = store.num_examples if isinstance(store, MarginStore) else store.block[1] - store.block[0]
+        return masks.num_masks * num_examples
 
 
 LogLines = tuple[tuple[int, str], ...]
 """Level and text of what the engine logged; the driver logs it again where the user sees it."""
+
+
+@dataclass(frozen=True)
+class RangeReport:
+    """What an actor answers when a range's shard is written.
+
+    Attributes:
+        log: what was logged meanwhile.
+        wait_s: seconds between the work before and this range.
+        forward_s: seconds in making masks and in forward and backward passes.
+        write_s: seconds in writing the shard.
+        gpu_memory_bytes: most that tensors of the process have had so far on one GPU; None without a GPU.
+    """
+
+    log: LogLines
+    wait_s: float
+    forward_s: float
+    write_s: float
+    gpu_memory_bytes: int | None
+
+
+class Laps:
+    """A clock that says how long it is since it was last asked."""
+
+    def __init__(self) -> None:
+        self._at = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Since the last call, or since it was made."""
+        before, self._at = self._at, time.perf_counter()
+        return self._at - before
+
+
+def gpu_memory_peak() -> int | None:
+    """Most bytes that tensors of this process have had on one GPU; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    return max(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
 
 
 @dataclass(frozen=True)
@@ -77,32 +121,38 @@ class Address:
 
 
 @dataclass(frozen=True)
-class Start:
-    """What the first actor finds out for all.
+class Choice:
+    """What the first actor chooses for all.
 
     Attributes:
-        unablated: the unablated model's outputs.
         plan: the engine plan that every actor is to use.
         gradient_cost: what a gradient pass costs in passes without gradients; None where there are none.
         log: what the engine logged.
     """
 
-    unablated: Unablated
     plan: EnginePlan
     gradient_cost: float | None
     log: LogLines
 
 
-class AblationActor:
-    """Runs in a Ray actor process; a plain class, so that it can be tested without Ray.
+@dataclass(frozen=True)
+class Start(Choice):
+    """What the first actor finds out for all.
 
-    The driver calls ``address``, ``setup``, on one actor ``start`` if the run has no engine plan or no unablated
-    outputs yet, on all others ``use``, and then ``run`` for every range.
+    Attributes:
+        unablated: the unablated model's outputs.
     """
+
+    unablated: Unablated
+
+
+class EngineActor:
+    """An engine in a Ray actor process; a plain class, so that it can be tested without Ray."""
 
     def address(self, job: AblationJob) -> Address:
         """Where the actor runs, from where the run directory can be seen; answered as soon as it has started."""
-        require_visible(job.storage)
+        if job.storage is not None:
+            require_visible(job.storage)
         return own_address()
 
     def setup(self, task: Task, job: AblationJob) -> None:
@@ -114,37 +164,55 @@ class AblationActor:
             spread_over_devices(task.model, job.device_map)
         self._engine = AblationEngine(task, job.components, device, job.precision)
         self._job = job
+        self._laps = Laps()
 
-    def start(self, masks_per_actor: int, gradient_masks_per_actor: int, plan: EnginePlan | None) -> Start:
-        """Run the unablated model, and choose the engine plan for about so many masks, or take over ``plan``."""
-        unablated = self._engine.unablated()
+    def _choose(
+        self, masks_per_actor: int, gradient_masks_per_actor: int, plan: EnginePlan | None
+    ) -> tuple[EnginePlan, float | None]:
+        """The engine plan for about so many masks, or ``plan``, and what a gradient pass costs with it."""
         if plan is None:
             plan = choose_plan(
                 self._engine, self._job.pins, masks_per_actor, gradient_masks_per_actor=gradient_masks_per_actor
             )
         else:
             self._engine.use(plan)
-        cost = gradient_cost(self._engine) if gradient_masks_per_actor else None
-        return Start(unablated, plan, cost, self._log.drain())
+        return plan, gradient_cost(self._engine) if gradient_masks_per_actor else None
+
+
+class AblationActor(EngineActor):
+    """Computes ranges of masks.
+
+    The driver calls ``address``, ``setup``, on one actor ``start`` if the run has no engine plan or no unablated
+    outputs yet, on all others ``use``, and then ``run`` for every range.
+    """
+
+    def start(self, masks_per_actor: int, gradient_masks_per_actor: int, plan: EnginePlan | None) -> Start:
+        """Run the unablated model, and choose the engine plan for about so many masks, or take over ``plan``."""
+        unablated = self._engine.unablated()
+        chosen, cost = self._choose(masks_per_actor, gradient_masks_per_actor, plan)
+        self._laps = Laps()
+        return Start(chosen, cost, self._log.drain(), unablated)
 
     def use(self, plan: EnginePlan) -> None:
         """Take over the plan that another actor chose."""
         self._engine.use(plan)
+        self._laps = Laps()
 
-    def run(self, masks: MaskRange) -> LogLines:
-        """Compute the margins, or the gate gradients, of a range of masks and write its shard.
-
-        Returns:
-            What the engine logged meanwhile, e.g. that memory ran out.
-        """
+    def run(self, masks: MaskRange) -> RangeReport:
+        """Compute the margins, or the gate gradients, of a range of masks and write its shard."""
+        wait_s = self._laps.seconds()
         design, store = self._job.designs[masks.design_name]
         rows = design.masks(masks.start, masks.stop)
         made_by = {"engine": self._engine.plan.to_json()}
         if isinstance(store, GradientStore):
-            store.write(masks.start, rows, self._engine.gate_gradients(rows, store.block), made_by)
+            gradients = self._engine.gate_gradients(rows, store.block)
+            forward_s = self._laps.seconds()
+            store.write(masks.start, rows, gradients, made_by)
         else:
-            store.write(masks.start, rows, self._engine.margins(rows), made_by)
-        return self._log.drain()
+            margins = self._engine.margins(rows)
+            forward_s = self._laps.seconds()
+            store.write(masks.start, rows, margins, made_by)
+        return RangeReport(self._log.drain(), wait_s, forward_s, self._laps.seconds(), gpu_memory_peak())
 
 
 def own_address() -> Address:

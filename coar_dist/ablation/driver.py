@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from coar_dist.ablation.actor import AblationActor, LogLines, Start
+from coar_dist.ablation.actor import AblationActor, LogLines, RangeReport
 from coar_dist.ablation.cluster import Cluster, connect
+from coar_dist.ablation.metrics import RunMetrics
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.pool import ActorPool, Member, cause, node_died
 from coar_dist.ablation.schedule import MaskRange, RangesToDo, Schedule
@@ -26,6 +28,7 @@ _USER_ERRORS = (ValueError, TypeError, LookupError, AttributeError, NotImplement
 _WAIT_S = 0.5
 _NUM_LOOKS = 6  # for a node's first shard, half a second apart: network file systems may show it late
 _ADDRESS, _SETUP, _START, _USE = "address", "setup", "start", "use"
+_log = logging.getLogger(__name__)
 
 
 class Job(Protocol):
@@ -34,12 +37,16 @@ class Job(Protocol):
     def store(self, name: str) -> ShardFolder:
         """Where the shards of a ``MaskRange`` of this name go."""
 
+    def num_margins(self, masks: MaskRange) -> int:
+        """Margins of a range."""
+
 
 @dataclass(frozen=True)
 class AblationWork:
     """What is to be computed.
 
     Attributes:
+        run: the run's label, in metrics.
         task: what is explained; sent once to every node.
         job: the same for every actor; ``store(name)`` of it says where the shards of a range go.
         ranges: what to compute, in order.
@@ -50,6 +57,7 @@ class AblationWork:
             does so anyhow.
     """
 
+    run: str
     task: Task
     job: Job
     ranges: RangesToDo
@@ -61,19 +69,59 @@ class AblationWork:
 
 
 @dataclass(frozen=True)
+class Counts:
+    """How far the driver's call is.
+
+    Attributes:
+        num_masks: masks done, or examples of baselines.
+        num_shards: shards written.
+        num_failed: attempts at a shard that raised.
+        num_retried: shards handed out again after a failure or a loss.
+        num_lost: actors that died.
+        num_actors: actors at work.
+    """
+
+    num_masks: int
+    num_shards: int
+    num_failed: int
+    num_retried: int
+    num_lost: int
+    num_actors: int
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Whence a line of the log.
+
+    Attributes:
+        actor: its name.
+        node: its host.
+        shard: the file, in the run directory, that it was at work on; None at none.
+    """
+
+    actor: str
+    node: str
+    shard: str | None = None
+
+    def fields(self) -> dict[str, str]:
+        """As ``extra`` of a logging call."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
 class DriverCallbacks:
     """What the driver tells its caller.
 
     Attributes:
-        on_progress: called with (masks done in this call, live actors).
-        on_start: called once with what the first actor found out, where there was anything to find out.
-        on_log: called with what an engine logged.
+        on_progress: called when something is done.
+        on_start: called once with what the first actor's ``start`` gave, where there was anything to find out.
+        on_log: called with what an actor logged, and whence it is.
         on_wait: called at least once a second; what it raises ends the run.
     """
 
-    on_progress: Callable[[int, int], None]
-    on_start: Callable[[Start], None]
-    on_log: Callable[[LogLines], None]
+    on_progress: Callable[[Counts], None]
+    on_start: Callable[[Any], None]
+    on_log: Callable[[LogLines, Origin], None]
     on_wait: Callable[[], None]
 
 
@@ -107,6 +155,8 @@ class _Driver:
         self._task_reference, self._job_reference = ray.put(work.task), ray.put(work.job)
         self._schedule = Schedule(work.ranges, cluster.config.max_attempts)
         self._num_masks, self._num_masks_done = work.ranges.num_masks, 0
+        self._unit = work.ranges.unit
+        self._metrics = RunMetrics(work.run)
         self._expected_masks = work.expected_masks
         self._pool = ActorPool(cluster, work.actor)
         self._in_flight: dict[Any, tuple[str, MaskRange | str]] = {}
@@ -131,9 +181,29 @@ class _Driver:
                     self._handle(reference, *self._in_flight.pop(reference))
                 self._hand_out_work()
                 if finished:
-                    self._callbacks.on_progress(self._num_masks_done, len(self._live))
+                    self._tell()
         finally:
             self._pool.kill_all()
+            self._live.clear()
+            self._set_gauges()
+
+    def _tell(self) -> None:
+        self._set_gauges()
+        schedule, num_done = self._schedule, self._num_masks_done
+        self._callbacks.on_progress(
+            Counts(
+                num_done,
+                schedule.num_done,
+                schedule.num_failed,
+                schedule.num_retried,
+                schedule.num_lost,
+                len(self._live),
+            )
+        )
+
+    def _set_gauges(self) -> None:
+        self._metrics.set_of_run("coar_actors_alive", len(self._live))
+        self._metrics.set_of_run(f"coar_{self._unit}_left", self._num_masks - self._num_masks_done)
 
     def _keep_house(self) -> None:
         self._cluster.raise_if_interrupted()
@@ -164,6 +234,9 @@ class _Driver:
         except RayTaskError as error:
             self._handle_failure(member, work, error)
         except RayError as error:
+            origin = self._origin(member, self._schedule.executing(name))
+            _log.warning("%s is lost: %s", name, cause(error), extra=origin.fields())
+            self._metrics.add("coar_actors_lost_total", 1, name, origin.node)
             self._schedule.lost(name, cause(error), node_died(member, error))
             self._drop(name)
         else:
@@ -174,15 +247,18 @@ class _Driver:
         if work == _ADDRESS:
             member.address = result
             self._schedule.joined(name, result.host)
+            _log.info("%s has started", name, extra=self._origin(member, work).fields())
             self._call(member, _SETUP, self._task_reference, self._job_reference)
         elif work == _SETUP:
             self._without_role.append(name)
         elif isinstance(work, MaskRange):
             self._hungry[name] = None
-            if self._schedule.done(work, name, time.monotonic()):
+            is_first = self._schedule.done(work, name, time.monotonic())
+            self._count(work, self._origin(member, work), result, is_first)
+            if is_first:
                 self._num_masks_done += work.num_masks
                 self._check_visible(member, work)
-            self._callbacks.on_log(result)
+            self._callbacks.on_log(result.log, self._origin(member, work))
         else:
             self._live.add(name)
             self._hungry[name] = None
@@ -191,7 +267,32 @@ class _Driver:
                 self._plan = result.plan
                 self._needs_start = False
                 self._callbacks.on_start(result)
-                self._callbacks.on_log(result.log)
+                self._callbacks.on_log(result.log, self._origin(member, work))
+
+    def _count(self, masks: MaskRange, origin: Origin, report: RangeReport, is_first: bool) -> None:
+        """Time is spent on every copy of a range; masks count once."""
+        figures = {
+            "coar_forward_seconds_total": report.forward_s,
+            "coar_write_seconds_total": report.write_s,
+            "coar_wait_seconds_total": report.wait_s,
+        }
+        if is_first:
+            figures |= {
+                "coar_shards_done_total": 1,
+                f"coar_{self._unit}_done_total": masks.num_masks,
+                "coar_margins_done_total": self._job.num_margins(masks),
+            }
+        for name, value in figures.items():
+            self._metrics.add(name, value, origin.actor, origin.node)
+        if report.gpu_memory_bytes is not None:
+            peak = report.gpu_memory_bytes
+            self._metrics.set_of_actor("coar_gpu_memory_peak_bytes", peak, origin.actor, origin.node)
+
+    def _origin(self, member: Member, work: MaskRange | str | None) -> Origin:
+        node = "" if member.address is None else member.address.host
+        if not isinstance(work, MaskRange):
+            return Origin(member.name, node)
+        return Origin(member.name, node, self._job.store(work.design_name).file(work.start, work.stop))
 
     def _handle_failure(self, member: Member, work: MaskRange | str, error: RayTaskError) -> None:
         if isinstance(work, str) or self._schedule.is_running(work):  # else another actor has done it meanwhile
@@ -199,7 +300,11 @@ class _Driver:
                 raise error.cause from error
             if isinstance(error.cause, _USER_ERRORS):
                 raise TaskError(f"{work}: {type(error.cause).__name__}: {error.cause}") from error
+        origin = self._origin(member, work)
+        _log.warning("%s raised on %s: %s", work, member.name, _last_line(error), extra=origin.fields())
         if isinstance(work, MaskRange):
+            if self._schedule.is_running(work):
+                self._metrics.add("coar_shards_failed_total", 1, origin.actor, origin.node)
             try:
                 self._schedule.failed(work, member.name, error)
             except RangeFailedError as final:
@@ -242,9 +347,14 @@ class _Driver:
         now = time.monotonic()
         for name in list(self._hungry):
             while self._schedule.num_in_flight(name) < limit:
+                num_retried = self._schedule.num_retried
                 masks = self._schedule.next_for(name, now)
                 if masks is None:
                     break
+                if self._schedule.num_retried > num_retried:
+                    origin = self._origin(self._pool.members[name], masks)
+                    _log.info("%s is tried again by %s", masks, name, extra=origin.fields())
+                    self._metrics.add("coar_shards_retried_total", 1, name, origin.node)
                 self._call(self._pool.members[name], masks, masks)
             if self._schedule.num_in_flight(name) >= most:
                 del self._hungry[name]
@@ -266,3 +376,8 @@ class _Driver:
             f"node {member.address.host} computed {masks}, but {where} is not there for the driver: it wrote to a "
             f"directory of its own. Set run.dir to a file system that all nodes share, or to an s3:// or gs:// address."
         )
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

@@ -110,6 +110,12 @@ class Schedule:
         ranges: what is to be done, in order.
         max_attempts: how often one range may raise before the run stops.
         max_losses: actors that may be lost in a row, with no range done in between, besides two for every actor.
+
+    Attributes:
+        num_done: ranges that are done.
+        num_failed: attempts that raised.
+        num_retried: ranges handed out again after a failure or a loss; copies of slow ones do not count.
+        num_lost: actors that were lost.
     """
 
     def __init__(self, ranges: RangesToDo, max_attempts: int, max_losses: int = 10) -> None:
@@ -132,6 +138,7 @@ class Schedule:
         self._num_losses = 0  # since a range was done
         self._num_suspect_losses = 0  # of these, while a suspect was computed
         self._last_losses: deque[str] = deque(maxlen=_LISTED)
+        self.num_done = self.num_failed = self.num_retried = self.num_lost = 0
 
     @property
     def is_done(self) -> bool:
@@ -151,6 +158,11 @@ class Schedule:
     def num_in_flight(self, actor: str) -> int:
         """Ranges handed to ``actor`` that it has not answered, those included that another has done meanwhile."""
         return len(self._in_flight[actor])
+
+    def executing(self, actor: str) -> MaskRange | None:
+        """What the actor computes at the moment; None where that is nothing, or has been done by another."""
+        masks = next(iter(self._in_flight.get(actor, ())), None)
+        return masks if masks in self._num_copies else None
 
     def is_running(self, masks: MaskRange) -> bool:
         """Whether some actor computes the range, and none has done it."""
@@ -179,11 +191,13 @@ class Schedule:
         for position, masks in enumerate(self._again):
             if self._may_run(masks, actor):
                 del self._again[position]
+                self.num_retried += 1
                 return masks
         masks_or_none = next(self._fresh, None)
         if masks_or_none is not None:
             self._num_fresh -= 1
         elif self._last and self._only_suspects_left:
+            self.num_retried += 1
             return self._last.popleft()
         return masks_or_none
 
@@ -222,6 +236,7 @@ class Schedule:
         self._deaths.pop(masks, None)
         self._suspects.discard(masks)
         self._num_left -= 1
+        self.num_done += 1
         self._times.append(now - since)
         self._num_losses = self._num_suspect_losses = 0
         return True
@@ -235,6 +250,7 @@ class Schedule:
         del self._in_flight[actor][masks]
         if masks not in self._num_copies:
             return
+        self.num_failed += 1
         failures = self._failures.setdefault(masks, [])
         failures.append((actor, self._nodes[actor]))
         if len(failures) >= self._max_attempts:
@@ -270,11 +286,10 @@ class Schedule:
         Raises:
             ClusterError: too many actors were lost without any progress.
         """
-        executing = next(iter(self._in_flight.get(actor, ())), None)
-        if executing not in self._num_copies:
-            executing = None  # nothing, or a copy of a range that is done
+        executing = self.executing(actor)
         where = f"{actor} on {self._nodes[actor]}: {cause}" if actor in self._nodes else f"{actor}: {cause}"
         self._num_losses += 1
+        self.num_lost += 1
         self._last_losses.append(f"{where} (at {executing or 'no range'})")
         if executing is not None and not node_died:
             deaths = self._deaths.setdefault(executing, [])

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 import torch
 
-from coar_dist.ablation.actor import Address, LogCollector, LogLines, own_address, require_visible, spread_over_devices
+from coar_dist.ablation.actor import (
+    Address,
+    Laps,
+    LogCollector,
+    RangeReport,
+    gpu_memory_peak,
+    own_address,
+    require_visible,
+    spread_over_devices,
+)
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.schedule import MaskRange
 from coar_dist.baselines.gradient_baselines import GradientBaselines, untouched
@@ -39,6 +48,11 @@ class BaselineJob:
     def store(self, name: str) -> BaselineStore:
         """Where the weights of a method go."""
         return self.stores[name]
+
+    def num_margins(self, examples: MaskRange) -> int:
+        """None: a baseline's shard holds weights."""
+        del examples
+        return 0
 
 
 class BaselineActor:
@@ -78,14 +92,15 @@ class BaselineActor:
 
     def use(self, plan: EnginePlan) -> None:
         """Take over nothing: the engine's plan is of passes without gradients."""
+        del plan
+        self._laps = Laps()
 
-    def run(self, examples: MaskRange) -> LogLines:
-        """Compute the weights of a range of examples and write their shard.
-
-        Returns:
-            What was logged meanwhile, e.g. that memory ran out.
-        """
+    def run(self, examples: MaskRange) -> RangeReport:
+        """Compute the weights of a range of examples and write their shard."""
+        wait_s = self._laps.seconds()
         rows = self._examples.rows(examples.start, examples.stop)
         store = self._job.store(examples.design_name)
-        store.write(examples.start, self._baselines.weights(examples.design_name, rows))
-        return self._log.drain()
+        weights = self._baselines.weights(examples.design_name, rows)
+        forward_s = self._laps.seconds()
+        store.write(examples.start, weights)
+        return RangeReport(self._log.drain(), wait_s, forward_s, self._laps.seconds(), gpu_memory_peak())

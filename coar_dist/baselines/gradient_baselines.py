@@ -22,7 +22,20 @@ from coar_dist.errors import CoarDistError, ConfigError, TaskError
 from coar_dist.tasks.task import ExampleSet, Task
 
 _ROWS, _ROWS_ON_GPU = 128, 512
+_PASSES_PER_STEP = {"neuron_conductance": 3.1, "internal_influence": 2.6}
+_PASSES_WITHOUT_PATH = 3.0
+"""Forward passes that the baselines cost, per example: of ResNet-20, measured."""
 _log = logging.getLogger(__name__)
+
+
+def passes_per_example(method: str, num_steps: int) -> float:
+    """About what a gradient baseline costs per example, in forward passes.
+
+    Args:
+        method: of ``config.GRADIENT_BASELINES``.
+        num_steps: of the path, for those that have one.
+    """
+    return _PASSES_PER_STEP[method] * num_steps if method in PATH_BASELINES else _PASSES_WITHOUT_PATH
 
 
 class GradientBaselines:

@@ -85,7 +85,7 @@ def import_margins(
     design = MaskDesign(
         IMPORTED, store.num_components, len(content.rows), ablation_fraction, seed=0, fingerprint=content.fingerprint
     )
-    with only_writer(storage) as hold, RunLog(storage):
+    with only_writer(storage) as hold, RunLog(storage, "import-research"):
         _log.info("import of %s from %s as design %s", store.name, store.folder, design_name)
         run = _run_for(store, content, storage, design_name, components)
         role = "train" if design_name == TRAIN_DESIGN else "evaluation"
@@ -209,7 +209,7 @@ def import_attributions(
         "examples": "" if attributions.num_examples == file.num_examples else attributions.example_ids.tolist(),
         "nan_is_zero": attributions.nan_is_zero,
     }
-    with only_writer(storage) as hold, RunLog(storage):
+    with only_writer(storage) as hold, RunLog(storage, "import-research"):
         _log.info("import of %s as %s", file.path, method)
         table = AttributionTable(run, method)
         blocks = run.margins(TRAIN_DESIGN).blocks

@@ -116,6 +116,22 @@ def methods_of(run: RunDirectory) -> list[str]:
     return [*fitted, *imported, *ablated, *run.baselines]
 
 
+def mean_correlations(run: RunDirectory, methods: list[str]) -> dict[str, float]:
+    """Means over examples, by ``correlation/<method>/<ablation fraction>``; those without a defined value are left out.
+
+    Raises:
+        MissingWorkError: a method has not been evaluated.
+        DamagedFileError: a table is damaged.
+    """
+    found = {}
+    for method in methods:
+        for name, design in run.held_out.items():
+            values = EvaluationTable(run, method, name).read()["correlation"]
+            if np.isfinite(values).any():
+                found[f"correlation/{method}/{design.ablation_fraction:g}"] = float(np.nanmean(values))
+    return found
+
+
 def summarise(run: RunDirectory) -> Summary:
     """Read a run's evaluation tables.
 

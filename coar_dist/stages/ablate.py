@@ -14,9 +14,9 @@ from torch import Tensor
 from coar_dist.ablation import driver
 from coar_dist.ablation.actor import AblationJob, Start
 from coar_dist.ablation.cluster import native_precision_of_actors
-from coar_dist.ablation.driver import AblationWork, DriverCallbacks
+from coar_dist.ablation.driver import AblationWork, Counts, DriverCallbacks
 from coar_dist.ablation.plan import EnginePlan, PlanPins
-from coar_dist.ablation.work import missing_work, stores_of
+from coar_dist.ablation.work import MissingWork, Stores, missing_work, stores_of
 from coar_dist.components.discovery import check_components, discover
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config import Config, held_out_fractions
@@ -25,6 +25,7 @@ from coar_dist.errors import DamagedFileError, MissingWorkError, RunNotFoundErro
 from coar_dist.regression.fit import plan_passes
 from coar_dist.regression.planning import in_this_process
 from coar_dist.report.progress import StageProgress, stage_progress
+from coar_dist.report.tracking import Tracking
 from coar_dist.stages.baselines import MissingBaselines, compute_baselines
 from coar_dist.stages.saying import say, say_log
 from coar_dist.store.ceilings import partners_of
@@ -47,6 +48,7 @@ def ablate_stage(
     task: Task | None,
     components: ComponentIndex | None,
     take: Callable[[], Hold],
+    tracking: Tracking,
 ) -> None:
     """Collect what is missing; ``take`` makes this process the run directory's writer, once all input is checked."""
     if task is None:
@@ -55,7 +57,7 @@ def ablate_stage(
         chosen = config.components
         components = discover(task.model, chosen.selector, chosen.include, chosen.exclude, chosen.rules)
     check_components(task.model, components)
-    designs = _designs(config, components.num_components)
+    designs = designs_of(config, components.num_components)
     probe_margins = task.check()
     identity = identity_of(task, config, storage)
     hold = take()
@@ -63,7 +65,7 @@ def ablate_stage(
     run.set_designs(designs)
     baselines = MissingBaselines.of(run, config, console)
     baselines.check(task, components, console)  # refused now, not after hours of ablation
-    collect(config, run, console, task, components, hold)
+    collect(config, run, console, task, components, hold, tracking=tracking)
     compute_baselines(config, run, console, task, components, hold, baselines)
 
 
@@ -85,6 +87,7 @@ def collect(
     components: ComponentIndex,
     hold: Hold,
     stage: str = "ablate",
+    tracking: Tracking | None = None,
 ) -> None:
     """Margins and gate gradients of all masks that the run's designs ask for and its stores lack.
 
@@ -96,42 +99,32 @@ def collect(
         components: the component index.
         hold: of the run directory, or of the one that it lies in.
         stage: in whose name things are said.
+        tracking: where the figures go, too.
     """
-    ablation = config.ablation
     stores = stores_of(run)
     for _, store in stores.values():
         for reason in store.set_aside_wrong(run.is_new):
             say(console, stage, f"[yellow]{reason}[/yellow]")
     work = missing_work(run, stores, config)
     ranges, missing = work.ranges, work.ranges.num_masks
-    total = sum(store.num_masks for _, store in stores.values())
+    total = run.num_masks
     has_examples = run.has_examples()
     if has_examples and run.update_examples(task.examples.columns):
         say(console, stage, "columns of examples.parquet are new or have changed: written.")
     if not ranges and has_examples:
         say(console, stage, f"all {total:,} masks are there already.")
         return
-    pins = PlanPins(ablation.mode, ablation.rows_per_forward, ablation.compile, ablation.cuda_graphs)
-    recorded = run.engine_plan
-    plan = None if recorded is None else EnginePlan(**recorded)
-    if plan is not None and (not pins.allow(plan) or (work.gradient_masks and plan.gradient_rows is None)):
-        plan = None
+    plan = recorded_plan(run, config, work)
     if plan is not None and run.is_new:  # the shards have told it
         run.set_engine_plan(plan.to_json())
-    job = AblationJob(
-        components=components,
-        designs=stores,
-        precision=str(run.identity["ablation.precision"]),
-        device_map=ablation.device_map,
-        num_threads=config.cluster.cpus_per_actor,
-        pins=pins,
-    )
+    job = job_of(run, config, components, stores)
     with stage_progress(console, stage, missing, "masks") as progress:
-        expected = work.plain_masks, work.gradient_masks
-        if config.budget is not None:
-            expected = max(expected[0], config.budget / 2), max(expected[1], config.budget / 2 / _ASSUMED_COST)
-        whole = AblationWork(task, job, ranges, plan, expected, needs_unablated=not has_examples)
-        driver.run_ranges(config.cluster, whole, _callbacks(run, task, console, progress, hold, stage))
+        expected = expected_masks(config, work)
+        whole = AblationWork(run.storage.label, task, job, ranges, plan, expected, needs_unablated=not has_examples)
+        tracking = tracking or Tracking()
+        show = _shown(progress, tracking, total - missing)
+        driver.run_ranges(config.cluster, whole, _callbacks(run, task, console, show, hold, stage))
+        tracking.flush()
         for _, store in stores.values():  # of actors that were killed while they wrote
             run.storage.sweep(store.folder)
         rate, seconds = progress.rate, progress.seconds
@@ -142,6 +135,40 @@ def collect(
         f"{len(task.examples):,} examples in {seconds:.1f} s ({rate:,.1f} masks/s); "
         f"{total - missing:,} masks were there already.",
     )
+
+
+def recorded_plan(run: RunDirectory, config: Config, work: MissingWork) -> EnginePlan | None:
+    """The run's engine plan; None where it has none that the configuration allows and the work can use."""
+    recorded = run.engine_plan
+    plan = None if recorded is None else EnginePlan(**recorded)
+    if plan is not None and (not _pins(config).allow(plan) or (work.gradient_masks and plan.gradient_rows is None)):
+        return None
+    return plan
+
+
+def job_of(run: RunDirectory, config: Config, components: ComponentIndex, stores: Stores) -> AblationJob:
+    """What every actor is told."""
+    return AblationJob(
+        components=components,
+        designs=stores,
+        precision=str(run.identity["ablation.precision"]),
+        device_map=config.ablation.device_map,
+        num_threads=config.cluster.cpus_per_actor,
+        pins=_pins(config),
+    )
+
+
+def _pins(config: Config) -> PlanPins:
+    ablation = config.ablation
+    return PlanPins(ablation.mode, ablation.rows_per_forward, ablation.compile, ablation.cuda_graphs)
+
+
+def expected_masks(config: Config, work: MissingWork) -> tuple[float, float]:
+    """Masks to be run without and with gradients, those that a budget will add among them."""
+    if config.budget is None:
+        return work.plain_masks, work.gradient_masks
+    half = config.budget / 2
+    return max(work.plain_masks, half), max(work.gradient_masks, half / _ASSUMED_COST)
 
 
 def with_passes(config: Config, budget: float, run: RunDirectory, console: Console) -> Config:
@@ -185,8 +212,27 @@ def _precision(config: Config, storage: Storage) -> str:
         return native_precision_of_actors(config.cluster)
 
 
+def _shown(progress: StageProgress, tracking: Tracking, num_before: int) -> Callable[[Counts], None]:
+    """Shows counts in the terminal, and offers them to trackers; ``num_before`` masks were there already."""
+
+    def show(counts: Counts) -> None:
+        progress.update(counts.num_masks, f"{counts.num_actors} actors")
+        figures = {
+            "masks_per_s": progress.rate,
+            "shards_done": counts.num_shards,
+            "shards_failed": counts.num_failed,
+            "shards_retried": counts.num_retried,
+            "actors_lost": counts.num_lost,
+            "actors_alive": counts.num_actors,
+        }
+        step = num_before + counts.num_masks
+        tracking.offer({f"ablate/{name}": float(value) for name, value in figures.items()}, step)
+
+    return show
+
+
 def _callbacks(
-    run: RunDirectory, task: Task, console: Console, progress: StageProgress, hold: Hold, stage: str
+    run: RunDirectory, task: Task, console: Console, show: Callable[[Counts], None], hold: Hold, stage: str
 ) -> DriverCallbacks:
 
     targets = task.examples.targets
@@ -202,14 +248,15 @@ def _callbacks(
         _log.info("engine plan: %s", start.plan)
 
     return DriverCallbacks(
-        on_progress=lambda done, actors: progress.update(done, f"{actors} actors"),
+        on_progress=show,
         on_start=on_start,
-        on_log=lambda lines: say_log(console, stage, lines),
+        on_log=lambda lines, origin: say_log(console, stage, lines, origin),
         on_wait=hold.check,
     )
 
 
-def _designs(config: Config, num_components: int) -> dict[str, RunDesign]:
+def designs_of(config: Config, num_components: int) -> dict[str, RunDesign]:
+    """The mask designs that a configuration asks for, by name."""
     design, evaluation = config.design, config.evaluation
     designs = {
         TRAIN_DESIGN: RunDesign(

@@ -100,12 +100,13 @@ def compute_baselines(
     num_missing = missing.ranges.num_masks
     with stage_progress(console, "ablate", num_missing, "examples") as progress:
         callbacks = DriverCallbacks(
-            on_progress=lambda done, actors: progress.update(done, f"{actors} actors"),
+            on_progress=lambda counts: progress.update(counts.num_masks, f"{counts.num_actors} actors"),
             on_start=lambda _: None,
-            on_log=lambda lines: say_log(console, "ablate", lines),
+            on_log=lambda lines, origin: say_log(console, "ablate", lines, origin),
             on_wait=hold.check,
         )
-        work = AblationWork(task, job, missing.ranges, _NO_PLAN, (0, 0), needs_unablated=False, actor=BaselineActor)
+        label, ranges = run.storage.label, missing.ranges
+        work = AblationWork(label, task, job, ranges, _NO_PLAN, (0, 0), needs_unablated=False, actor=BaselineActor)
         driver.run_ranges(config.cluster, work, callbacks)
         for store in missing.stores.values():  # of actors that were killed while they wrote
             run.storage.sweep(store.folder)

@@ -8,13 +8,14 @@ from coar_dist.config import Config
 from coar_dist.evaluation.correlation import evaluate
 from coar_dist.evaluation.held_out import measure_ceilings
 from coar_dist.report.progress import stage_progress
-from coar_dist.report.summary import FITTED, methods_of
+from coar_dist.report.summary import FITTED, mean_correlations, methods_of
+from coar_dist.report.tracking import Tracking
 from coar_dist.stages.saying import say, while_held
 from coar_dist.store.lock import Hold
 from coar_dist.store.run_directory import RunDirectory
 
 
-def evaluate_stage(run: RunDirectory, config: Config, console: Console, hold: Hold) -> None:
+def evaluate_stage(run: RunDirectory, config: Config, console: Console, hold: Hold, tracking: Tracking) -> None:
     """Compare what is not compared yet, and estimate what could be reached; the run must have been fitted."""
     methods = methods_of(run)
     num_designs = len(run.held_out)
@@ -26,6 +27,7 @@ def evaluate_stage(run: RunDirectory, config: Config, console: Console, hold: Ho
         seconds = progress.seconds
     what = f"{len(methods)} methods on {num_designs} held-out designs"
     say(console, "evaluate", f"{what} in {seconds:.1f} s." if computed else f"{what} are there already.")
+    tracking.log(mean_correlations(run, methods), run.num_masks)
     shares = config.evaluation.curve_shares
     if shares:
         _evaluate_budgets(run, [method for method in methods if method in FITTED], config, console, hold)

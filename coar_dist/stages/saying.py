@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from coar_dist.report.progress import StageProgress
 from coar_dist.store.lock import Hold
+
+if TYPE_CHECKING:  # who says something need not load Ray
+    from coar_dist.ablation.driver import Origin
 
 _log = logging.getLogger(__name__)
 
@@ -16,13 +20,13 @@ _log = logging.getLogger(__name__)
 def say(console: Console, stage: str, text: str) -> None:
     """Print and log one line of a stage."""
     console.print(f"[bold]{stage:>9}[/bold]  {text}", soft_wrap=True, highlight=False)
-    _log.info("%s: %s", stage, text)
+    _log.info(text, extra={"stage": stage})
 
 
-def say_log(console: Console, stage: str, lines: Iterable[tuple[int, str]]) -> None:
+def say_log(console: Console, stage: str, lines: Iterable[tuple[int, str]], origin: Origin) -> None:
     """Log what an actor has logged, (level, text) each; warnings are printed, too."""
     for level, text in lines:
-        _log.log(level, text)
+        _log.log(level, text, extra={"stage": stage, **origin.fields()})
         if level >= logging.WARNING:
             console.print(f"[bold]{stage:>9}[/bold]  [yellow]{text}[/yellow]", soft_wrap=True, highlight=False)
 

@@ -30,6 +30,10 @@ class BaselineStore(ShardFolder):
     unit: ClassVar[str] = "examples"
     method: str
 
+    def bytes_of(self, num_masks: int) -> int:
+        """As in ``ShardFolder``."""
+        return self._overhead(2) + num_masks * (8 + 4 * self.num_components)
+
     def write(self, start: int, weights: NDArray[np.float32]) -> None:
         """Write the shard of examples ``start .. start + len(weights) - 1``, atomically.
 

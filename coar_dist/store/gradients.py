@@ -54,6 +54,13 @@ class GradientStore(ShardFolder):
     content: ClassVar[str] = "gradients"
     block: tuple[int, int]
 
+    def bytes_of(self, num_masks: int) -> int:
+        """As in ``ShardFolder``."""
+        num_examples = self.block[1] - self.block[0]
+        rows = num_examples * (8 + 4 * num_masks + 2 * 4 * self.num_components)
+        metadata = num_masks * -(-self.num_components // 8) + 2 * 8 * self.num_components  # in base64
+        return self._overhead(4) + rows + metadata * 4 // 3
+
     def write(self, start: int, masks: NDArray[np.bool_], gradients: GateGradients, made_by: Mapping[str, Any]) -> None:
         """Write the shard of masks ``start .. start + len(masks) - 1``, atomically.
 

@@ -40,6 +40,11 @@ class MarginStore(ShardFolder):
         step = self.examples_per_block
         return [(start, min(start + step, self.num_examples)) for start in range(0, self.num_examples, step)]
 
+    def bytes_of(self, num_masks: int) -> int:
+        """As in ``ShardFolder``."""
+        values = self.num_examples * np.dtype(self.dtype).itemsize
+        return self._overhead(2 + len(self.blocks)) + num_masks * (8 + -(-self.num_components // 8) + values)
+
     def write(
         self, start: int, masks: NDArray[np.bool_], margins: NDArray[np.float32], made_by: Mapping[str, Any]
     ) -> None:

@@ -230,6 +230,11 @@ class RunDirectory:
         return {name: design for name, design in self._all_designs().items() if self._record["designs"][name]["active"]}
 
     @property
+    def num_masks(self) -> int:
+        """Masks of all designs; those with gradients once per block of examples."""
+        return sum(store.num_masks for name in self.designs for store in self.shards(name))
+
+    @property
     def held_out(self) -> dict[str, MaskDesign]:
         """The designs that attributions are evaluated on, by name, from the largest ablation fraction down."""
         held_out = {name: entry.design for name, entry in self.designs.items() if entry.role == "evaluation"}

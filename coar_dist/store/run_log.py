@@ -1,8 +1,14 @@
-"""The log of one command, in the run directory: ``logs/<time>-<process>.log``."""
+"""The log of one command, in the run directory: ``logs/<time>-<process>.log``, one JSON object per line.
+
+Fields: ``time`` (ISO 8601, UTC), ``level``, ``logger``, ``message``, ``run`` (the run directory's label, as in the
+metrics), ``stage``; where known ``shard`` (its file), ``actor`` and ``node``; and ``traceback`` where an error ended
+the command.
+"""
 
 from __future__ import annotations
 
 import datetime
+import json
 import logging
 import os
 import sys
@@ -15,6 +21,8 @@ from coar_dist.store.storage import Storage
 
 _LOGGER = logging.getLogger("coar_dist")
 _WRITE_EVERY_S = 1.0
+_FIELDS = ("stage", "shard", "actor", "node")
+"""Of a record, by ``extra=``."""
 
 
 class RunLog(logging.Handler):
@@ -22,22 +30,44 @@ class RunLog(logging.Handler):
 
     An object store cannot append, so the file is written whole: with the first line, with a later one when a second has
     passed, at once with a warning, and at the end.
+
+    Args:
+        storage: the run directory.
+
+    Attributes:
+        stage: what the command is at; of lines that name no stage themselves.
     """
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, stage: str) -> None:
         super().__init__(logging.INFO)
         now = datetime.datetime.now(datetime.UTC)
+        self.stage = stage
         self._storage = storage
         self._name = f"logs/{now:%Y-%m-%dT%H-%M-%S}-{os.getpid()}.log"
         self._lines: list[str] = []
         self._written_at = float("-inf")
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+        self.setFormatter(logging.Formatter())
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep one line."""
-        self._lines.append(without_secrets(self.format(record)) + "\n")
+        self._lines.append(json.dumps(self._entry(record)) + "\n")
         if record.levelno >= logging.WARNING or time.monotonic() - self._written_at > _WRITE_EVERY_S:
             self._write()
+
+    def _entry(self, record: logging.LogRecord) -> dict[str, str]:
+        at = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        entry = {
+            "time": at.isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": without_secrets(record.getMessage()),
+            "run": self._storage.label,
+            "stage": self.stage,
+        }
+        entry |= {name: str(getattr(record, name)) for name in _FIELDS if hasattr(record, name)}
+        if record.exc_info and self.formatter is not None:
+            entry["traceback"] = without_secrets(self.formatter.formatException(record.exc_info))
+        return entry
 
     def _write(self) -> None:
         self._written_at = time.monotonic()

@@ -18,6 +18,8 @@ from coar_dist.store.storage import Storage
 
 _T = TypeVar("_T")
 _MOST_FOOTERS = 20_000
+_FILE_BYTES, _COLUMN_BYTES = 600, 280
+"""Schema, metadata and checksums, about; measured."""
 Check = Literal["names", "footers", "everything"]
 _NAME = re.compile(r"(\d{10})-(\d{10})\.parquet")
 
@@ -46,6 +48,15 @@ class ShardFolder:
     def file(self, start: int, stop: int) -> str:
         """The name of the shard of masks ``start .. stop - 1``."""
         return f"{self.folder}/{start:010d}-{stop:010d}.parquet"
+
+    def bytes_of(self, num_masks: int) -> int:
+        """About the bytes of one shard of so many masks."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _overhead(num_columns: int) -> int:
+        """About the bytes of a file beside its values."""
+        return _FILE_BYTES + num_columns * _COLUMN_BYTES
 
     def has(self, start: int, stop: int) -> bool:
         """Whether the shard of masks ``start .. stop - 1`` is there."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import os
 import re
 import time
@@ -45,6 +46,12 @@ class Storage(ABC):
 
     def __str__(self) -> str:
         return self.location
+
+    @property
+    def label(self) -> str:
+        """Short, and other than another directory's: the last part of its path, and a hash of the whole path."""
+        place = self.location if "://" in self.location else os.path.abspath(self.location)
+        return f"{place.rstrip('/').rpartition('/')[2]}-{hashlib.sha256(place.encode()).hexdigest()[:6]}"
 
     def where(self, name: str) -> str:
         """The file's path or URL."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coar_dist.ablation.actor import AblationJob, Start
-from coar_dist.ablation.driver import AblationWork, DriverCallbacks, run_ranges
+from coar_dist.ablation.driver import AblationWork, Counts, DriverCallbacks, run_ranges
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.ablation.schedule import RangesToDo
 from coar_dist.components.discovery import discover
@@ -55,6 +55,7 @@ class Driven:
     task: Task
     starts: list[Start]
     progress: list[tuple[int, int]]
+    counts: list[Counts]
 
 
 def drive(
@@ -85,6 +86,7 @@ def drive(
         store = replace(store, storage=unseen)
     pins = PlanPins(mode="weights", compiled=False)
     work = AblationWork(
+        run.storage.label,
         task,
         AblationJob(components, {"train": (design, store)}, "float32", None, 1, pins),
         RangesToDo({"train": store.missing()}, MASKS_PER_SHARD),
@@ -92,13 +94,14 @@ def drive(
         expected_masks=(store.num_masks, 0),
         needs_unablated=needs_unablated,
     )
-    driven = Driven(store, task, [], [])
+    driven = Driven(store, task, [], [], [])
 
-    def note_progress(done: int, actors: int) -> None:
-        driven.progress.append((done, actors))
-        on_progress(done, actors)
+    def note_progress(counts: Counts) -> None:
+        driven.counts.append(counts)
+        driven.progress.append((counts.num_masks, counts.num_actors))
+        on_progress(counts.num_masks, counts.num_actors)
 
-    callbacks = DriverCallbacks(note_progress, driven.starts.append, lambda lines: None, on_wait)
+    callbacks = DriverCallbacks(note_progress, driven.starts.append, lambda lines, origin: None, on_wait)
     run_ranges(ClusterConfig(**{"max_actors": 2, **cluster}), work, callbacks)  # type: ignore[arg-type]
     return driven
 
