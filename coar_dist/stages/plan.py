@@ -85,12 +85,13 @@ def plan_stage(
             return
         num_actors = cluster.num_wanted(cluster.capacity(), len(work.ranges) or len(baselines.ranges) or 1)
         trial, start_s = _trial(config, run, work, task, components, num_actors, console)
-        loads = [*_mask_loads(run, stores, work, trial.gradient_cost), *_baseline_loads(config, run, baselines)]
+        cost = run.gradient_cost or trial.gradient_cost  # a pilot's own decides what its budget is spent on
+        loads = [*_mask_loads(run, stores, work, cost), *_baseline_loads(config, run, baselines)]
         estimate = Estimate(
             tuple(loads),
             num_examples,
             trial.seconds_per_margin,
-            trial.gradient_cost,
+            cost,
             num_actors,
             cluster.num_gpus,
             start_s,
@@ -98,6 +99,9 @@ def plan_stage(
         )
     if config.budget is not None:
         estimate = estimate.with_budget(config.budget, [_ROLES["train"], _ROLES["gradients"]])
+        if not work.ranges and not baselines.ranges and not estimate.budget_passes:
+            say(console, _STAGE, f"nothing is missing in {storage}: the pilot has taken the budget.")
+            return
     print_estimate(estimate, config, trial.plan, console)
 
 
