@@ -18,6 +18,7 @@ PATH_BASELINES = ("neuron_conductance", "internal_influence")
 GRADIENT_BASELINES = ("gradient_x_parameter", *PATH_BASELINES)
 BASELINES = ("leave_one_out", *GRADIENT_BASELINES)
 PRECISIONS = ("float32", "bfloat16", "auto")
+PLACEMENTS = ("pack", "spread")
 MODES = ("weights", "rows")
 LOSSES = ("cross_entropy", "next_token")
 OPTIMIZERS = ("sgd", "adamw")
@@ -222,6 +223,8 @@ class AblationConfig:
     """Rows of one forward pass at most; None: by the same trial. Halved where memory runs out."""
     compile: bool | None = None
     """Whether the model is compiled; None: where an actor has enough work for it to pay, and it is faster."""
+    cuda_graphs: bool | None = None
+    """Whether passes are recorded as CUDA graphs; None: on CUDA devices, where that is faster."""
     masks_per_shard: int | None = None
     """Masks in one shard: the unit of work, of failure and of resume. None: 64 to 1,024, about 8,192 margins, so that
     few examples still fill the forward passes of a shard."""
@@ -280,7 +283,10 @@ class ClusterConfig:
     cpus_per_actor: int = 1
     """CPUs and torch threads of one actor. Thread counts can change the last bits of float32 sums."""
     gpus_per_actor: float | None = None
-    """None: 1 where the cluster has GPUs, else 0."""
+    """None: 1 where the cluster has GPUs, else 0. A fraction shares a GPU, several are for ablation.device_map."""
+    placement: str | None = None
+    """``pack``: fill one node after another, so that an autoscaler can take idle ones away; ``spread``: as evenly over
+    the nodes as they have room, for the most memory and network an actor; None: as Ray sees fit."""
     start_timeout_s: float = 120.0
     ranges_in_flight: int = 2
     """Ranges handed to one actor at a time, so that it never waits for the driver."""

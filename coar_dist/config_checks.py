@@ -18,6 +18,7 @@ from coar_dist.config import (
     MODES,
     OPTIMIZERS,
     PATH_BASELINES,
+    PLACEMENTS,
     PLAN,
     PRECISIONS,
     RANDOM_DESIGNS,
@@ -182,6 +183,8 @@ def validate(config: Config) -> None:
         )
     gpus = cluster.gpus_per_actor
     _require(gpus is None or gpus >= 0.0, "cluster.gpus_per_actor", gpus, "null or at least 0")
+    if cluster.placement is not None:
+        _require_choice("cluster.placement", cluster.placement, PLACEMENTS)
     _require(cluster.start_timeout_s > 0.0, "cluster.start_timeout_s", cluster.start_timeout_s, "positive")
     price = cluster.price_per_hour
     _require(price is None or 0.0 <= price < float("inf"), "cluster.price_per_hour", price, "null or at least 0")

@@ -26,11 +26,15 @@ class ObjectStore:
         fail_every: every so many requests one fails, in turn by a 500, by a connection reset before the request is
             carried out, and by one after; 0 is never.
         num_failures: failures so far.
+        lets_write: while it is not set, what writes to a path with ``held_path`` in it waits.
+        held_path: a part of paths.
     """
 
     def __init__(self) -> None:
         self.fail_every = 0
         self.num_failures = 0
+        self.lets_write, self.held_path = threading.Event(), ""
+        self.lets_write.set()
         self._requests = count(1)
         self._application = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet)
@@ -48,10 +52,13 @@ class ObjectStore:
         }
 
     def stop(self) -> None:
+        self.lets_write.set()
         self._server.shutdown()
         self._thread.join()
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] in ("PUT", "POST") and self.held_path in environ["PATH_INFO"]:
+            self.lets_write.wait()
         if not self.fail_every or next(self._requests) % self.fail_every:
             return self._application(environ, start_response)  # type: ignore[no-any-return]
         kind = self.num_failures % 3

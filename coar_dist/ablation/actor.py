@@ -18,11 +18,15 @@ from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.ablation.schedule import MaskRange
 from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.design import MaskDesign
-from coar_dist.errors import TaskError
+from coar_dist.errors import ClusterError, TaskError
 from coar_dist.store.gradients import GradientStore
 from coar_dist.store.margins import MarginStore
+from coar_dist.store.run_directory import RUN_FILE
 from coar_dist.store.shards import ShardFolder
+from coar_dist.store.storage import Storage
 from coar_dist.tasks.task import Task
+
+_NUM_LOOKS, _BETWEEN_LOOKS_S = 10, 0.5  # network file systems may show a new file late
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,11 @@ class AblationJob:
         store = self.designs[masks.design_name][1]
         num_examples = store.num_examples if isinstance(store, MarginStore) else store.block[1] - store.block[0]
         return masks.num_masks * num_examples
+
+    @property
+    def storage(self) -> Storage:
+        """The run directory's."""
+        return next(iter(self.designs.values()))[1].storage
 
 
 LogLines = tuple[tuple[int, str], ...]
@@ -140,8 +149,9 @@ class Start(Choice):
 class EngineActor:
     """An engine in a Ray actor process; a plain class, so that it can be tested without Ray."""
 
-    def address(self) -> Address:
+    def address(self, job: AblationJob) -> Address:
         """Where the actor runs; answered as soon as it has started."""
+        del job
         return own_address()
 
     def setup(self, task: Task, job: AblationJob) -> None:
@@ -174,6 +184,11 @@ class AblationActor(EngineActor):
     The driver calls ``address``, ``setup``, on one actor ``start`` if the run has no engine plan or no unablated
     outputs yet, on all others ``use``, and then ``run`` for every range.
     """
+
+    def address(self, job: AblationJob) -> Address:
+        """Where the actor runs, from where the run directory can be seen; answered as soon as it has started."""
+        require_visible(job.storage)
+        return own_address()
 
     def start(self, masks_per_actor: int, gradient_masks_per_actor: int, plan: EnginePlan | None) -> Start:
         """Run the unablated model, and choose the engine plan for about so many masks, or take over ``plan``."""
@@ -208,6 +223,23 @@ def own_address() -> Address:
     """Of this process."""
     node_id = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
     return Address(socket.gethostname(), node_id)
+
+
+def require_visible(storage: Storage) -> None:
+    """Check that this process sees the run directory that the driver has made.
+
+    Raises:
+        ClusterError: it does not, after some seconds.
+    """
+    for _ in range(_NUM_LOOKS):
+        if storage.size(RUN_FILE) is not None:
+            return
+        time.sleep(_BETWEEN_LOOKS_S)
+    raise ClusterError(
+        f"node {socket.gethostname()} does not see {storage.where(RUN_FILE)}, which the driver has written: it has a "
+        f"directory of its own there, or none. Set run.dir to a file system that all nodes share, or to an s3:// or "
+        f"gs:// address."
+    )
 
 
 def spread_over_devices(model: nn.Module, device_map: str) -> None:

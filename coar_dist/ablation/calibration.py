@@ -22,8 +22,11 @@ _CLOSE = 1.5
 _MOST_COMPILED = 2
 """Row counts at which gradient passes are compiled: the best eager one need not be the best compiled one."""
 _LONGEST_FORWARD_S = 3.0
-COMPILE_PAYS_AFTER_S = 240.0
-"""Compiling takes ten seconds to minutes per actor, and saves a third or so: tried where eager work is longer."""
+_COMPILE_PAYS_AFTER_S = {"cpu": 240.0, "cuda": 60.0}
+"""Compiling a model takes ten seconds (an H200's host) to a minute per actor, and saves a third (CPU) to a half: tried
+where eager work is longer."""
+_COMPILED_GRADIENTS_PAY_AFTER_S = 240.0
+"""Compiling a gradient pass takes a minute for a ResNet-50."""
 _log = logging.getLogger(__name__)
 
 
@@ -69,17 +72,36 @@ def _choose_margins(engine: AblationEngine, pins: PlanPins, masks_per_actor: int
         eager.update(_ladder(engine, plans, engine.trial))
     plan = _best_of_close(engine, eager, engine.trial)[0]
     work_s = eager[plan] * masks_per_actor * engine.num_examples
-    if pins.compiled or (pins.compiled is None and work_s > COMPILE_PAYS_AFTER_S):
-        compiled = {}
-        for mode in modes:
-            best = min((p for p in eager if p.mode == mode), key=eager.__getitem__)
+    best_of_modes = [min((p for p in eager if p.mode == mode), key=eager.__getitem__) for mode in modes]
+    times = {best: eager[best] for best in best_of_modes}
+    recorded: dict[EnginePlan, float] = {}
+    for best in best_of_modes:
+        _try_recorded(engine, best, pins, recorded)
+    if pins.compiled or (
+        pins.compiled is None and work_s > _COMPILE_PAYS_AFTER_S["cuda" if engine.device.type == "cuda" else "cpu"]
+    ):
+        compiled: dict[EnginePlan, float] = {}
+        for best in best_of_modes:
             engine.use(replace(best, compiled=True))
             if engine.plan.compiled:
                 compiled[engine.plan] = engine.trial()
                 _log.info("trial %s: %.1f us per margin", engine.plan, compiled[engine.plan] * 1e6)
-        if compiled and (pins.compiled or min(compiled.values()) < eager[plan]):
-            plan = min(compiled, key=compiled.__getitem__)
-    engine.use(plan)
+                _try_recorded(engine, engine.plan, pins, recorded)
+        if compiled and pins.compiled:
+            times, recorded = {}, {p: seconds for p, seconds in recorded.items() if p.compiled}
+        times.update(compiled)
+    times = recorded if pins.recorded and recorded else {**times, **recorded}
+    engine.use(min(times, key=times.__getitem__))
+
+
+def _try_recorded(engine: AblationEngine, plan: EnginePlan, pins: PlanPins, times: dict[EnginePlan, float]) -> None:
+    """Add the seconds per margin of ``plan`` as a CUDA graph, where that is allowed and possible."""
+    if pins.recorded is False or (engine.why_not_recorded is not None and not pins.recorded):
+        return
+    engine.use(replace(plan, recorded=True))
+    if engine.plan.recorded and engine.plan.rows_per_forward == plan.rows_per_forward:
+        times[engine.plan] = engine.trial()
+        _log.info("trial %s: %.1f us per margin", engine.plan, times[engine.plan] * 1e6)
 
 
 def _choose_gradients(engine: AblationEngine, pins: PlanPins, masks_per_actor: int) -> None:
@@ -88,7 +110,7 @@ def _choose_gradients(engine: AblationEngine, pins: PlanPins, masks_per_actor: i
     times = _ladder(engine, {replace(engine.plan, gradient_rows=count): count for count in counts}, trial)
     fastest = _best_of_close(engine, times, trial)
     work_s = times[fastest[0]] * masks_per_actor * engine.num_examples
-    if pins.compiled or (pins.compiled is None and work_s > COMPILE_PAYS_AFTER_S):
+    if pins.compiled or (pins.compiled is None and work_s > _COMPILED_GRADIENTS_PAY_AFTER_S):
         compiled: dict[EnginePlan, float] = {}
         for plan in fastest[:_MOST_COMPILED]:
             engine.use(replace(plan, gradients_compiled=True))
@@ -100,6 +122,13 @@ def _choose_gradients(engine: AblationEngine, pins: PlanPins, masks_per_actor: i
         times = compiled if pins.compiled and compiled else {**times, **compiled}
         fastest = _best_of_close(engine, times, trial)  # what is compiled stays so: the turns cost trials alone
     engine.use(fastest[0])
+    if pins.recorded is False or (engine.why_not_recorded is not None and not pins.recorded):
+        return
+    engine.use(replace(fastest[0], gradients_recorded=True))
+    seconds = trial()
+    _log.info("trial %s: %.1f us per margin", engine.plan, seconds * 1e6)
+    if engine.plan.gradient_rows != fastest[0].gradient_rows or not (pins.recorded or seconds < times[fastest[0]]):
+        engine.use(fastest[0])
 
 
 def _best_of_close(

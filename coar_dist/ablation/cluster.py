@@ -56,7 +56,11 @@ class Cluster:
 
     def capacity(self) -> int:
         """Actors that the nodes have room for, were they free; none spans two nodes."""
-        return sum(_room(resources, self.num_cpus, self.num_gpus) for resources in alive_nodes().values())
+        return sum(self.room_by_node().values())
+
+    def room_by_node(self) -> dict[str, int]:
+        """Actors that every node has room for, were it free, by node id."""
+        return {node: _room(found, self.num_cpus, self.num_gpus) for node, found in alive_nodes().items()}
 
     def num_wanted(self, capacity: int, num_left: int) -> int:
         """Actors wanted for ``num_left`` units of work on nodes with room for ``capacity``: at least 1."""

@@ -175,7 +175,7 @@ class _Driver:
             while self._needs_start or not self._schedule.is_done:
                 self._keep_house()
                 for member in self._pool.resize(self._schedule.num_left):
-                    self._call(member, _ADDRESS)
+                    self._call(member, _ADDRESS, self._job_reference)
                 finished = self._wait()
                 for reference in finished:
                     self._handle(reference, *self._in_flight.pop(reference))

@@ -6,7 +6,7 @@ Two ways that give the same margins:
 - ``rows``: every row of a forward pass is one (mask, example) pair and carries its own gates, so that few examples
   still fill the device, and nothing is written to the weights.
 
-Both run on a prepared model: BatchNorm folded, channels last, optionally compiled.
+Both run on a prepared model: BatchNorm folded, channels last, optionally compiled, optionally as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ from torch import Tensor, nn
 
 from coar_dist.ablation.folding import fold_batch_norms
 from coar_dist.ablation.gradients import WITHOUT_GRADIENTS, GradientPasses, sharing_tensors
-from coar_dist.ablation.placement import fits_on, layout_of, select_rows, with_layout
+from coar_dist.ablation.graphs import RecordedFunction, why_not_recorded
+from coar_dist.ablation.placement import fits_on, layout_of, on_host, select_rows, with_layout
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.prefix import Cut, PrefixCuts
 from coar_dist.ablation.probe import Probe
@@ -73,6 +75,7 @@ class AblationEngine:
         plan: how to run; ``use`` changes it.
 
     Attributes:
+        device: where the model takes its inputs.
         reuse_activations: whether masks that leave the first layers untouched reuse their activations.
     """
 
@@ -86,33 +89,36 @@ class AblationEngine:
     ) -> None:
         self.components = components
         self._output_function = task.output_function
-        self._device = torch.device(device)
+        self.device = torch.device(device)
         self._precision = precision
-        if precision == "float32" and self._device.type == "cuda":
+        if precision == "float32" and self.device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True  # the same masks give the same bits, gradients among them
         check_components(task.model, components)
         model = task.model.eval().requires_grad_(False)
         if hasattr(model, "hf_device_map"):  # spread over several devices: inputs go to the first
-            self._device = next(model.parameters()).device
+            self.device = next(model.parameters()).device
         else:
-            model = model.to(self._device)
-        self._probe = Probe(task, components, self._device)
+            model = model.to(self.device)
+        self._probe = Probe(task, components, self.device)
         self._model = self._fold(model)
         self._layout = layout_of(self._model)
         if self._layout != torch.preserve_format:
             self._model = self._model.to(memory_format=self._layout)  # type: ignore[call-overload]
         self._examples = task.examples.without_columns().map(lambda tensor: with_layout(tensor, self._layout))
-        if fits_on(self._device, self._examples):
+        if fits_on(self.device, self._examples):
             self._examples = self._on_device(self._examples)
-        elif self._device.type == "cuda":
-            _log.info("the examples do not fit on %s: they are streamed from pinned memory", self._device)
+        elif self.device.type == "cuda":
+            _log.info("the examples do not fit on %s: they are streamed from pinned memory", self.device)
             self._examples = self._examples.map(lambda tensor: tensor.pin_memory())
         self._cuts = PrefixCuts(self._model, components, self._filled(self._examples, 2).inputs)
         self.reuse_activations = self._probe.parts_are_the_whole(self._model, self._cuts)
         self._masker: WeightMasker | None = None
         self._gated: GatedModel | None = None
         self._forward: Callable[..., Any] = self._model
+        self._recorded: RecordedFunction | None = None
+        self.why_not_recorded = why_not_recorded(self._model, self.device)
         self.why_not_gated = why_not_gated(self._model, components) or self._probe.why_gates_fail(self._model)
         self.plan = EnginePlan("weights", min(512, self.num_examples), compiled=False)
         self._twin = sharing_tensors(self._model)
@@ -129,11 +135,43 @@ class AblationEngine:
 
         Raises:
             ConfigError: mode ``rows`` is asked for and the model has components without a gated form.
+            torch.OutOfMemoryError: a single row needs more memory than there is.
         """
-        if (self._masker or self._gated) is not None and plan.margins_as(self.plan):
+        while True:
+            try:
+                self._take_up(plan)
+                return
+            except torch.OutOfMemoryError:  # what is compiled or recorded has run once
+                if plan.rows_per_forward == 1:
+                    raise
+            plan = self._halved(plan)  # outside of the handler: its traceback holds on to tensors
+
+    def _halved(self, plan: EnginePlan) -> EnginePlan:
+        """The plan with half the rows, and the memory to try it."""
+        fewer = replace(plan, rows_per_forward=plan.rows_per_forward // 2)
+        _log.warning("out of memory with %s: going on with %d rows", plan, fewer.rows_per_forward)
+        self.close()
+        torch.cuda.empty_cache()
+        return fewer
+
+    def _take_up(self, plan: EnginePlan) -> None:
+        is_ready = (self._masker or self._gated) is not None
+        if is_ready and plan.margins_as(self.plan):
             self.plan = plan
             return
-        self.close()
+        try:
+            if is_ready and plan.margins_as(replace(self.plan, recorded=plan.recorded)):
+                self.plan, self._recorded = plan, None
+            else:
+                self.close()
+                self._prepare(plan)
+            if plan.recorded:
+                self._record()
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, plan: EnginePlan) -> None:
         self.plan = plan
         if plan.mode == "weights":
             self._masker = WeightMasker(self._model, self.components)
@@ -142,14 +180,14 @@ class AblationEngine:
                 raise ConfigError(
                     f"ablation.mode='rows' cannot be used: {self.why_not_gated}. Use ablation.mode=weights."
                 )
-            self._gated = GatedModel(self._model, self.components, plan.rows_per_forward, self._device)
+            self._gated = GatedModel(self._model, self.components, plan.rows_per_forward, self.device)
         self._forward = self._compiled() if plan.compiled else self._model
 
     def close(self) -> None:
         """Take gates and masks off the model; ``use`` starts again."""
         if self._gated is not None:
             self._gated.remove()
-        self._gated = self._masker = None
+        self._gated = self._masker = self._recorded = None
         self._forward = self._model
 
     def _fold(self, model: nn.Module) -> nn.Module:
@@ -169,12 +207,37 @@ class AblationEngine:
         compiled = torch.compile(self._model, dynamic=False)
         try:
             self._margins_of(compiled, self._trial_batch())
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # the compiler fails in its own ways: no C++ compiler, unsupported code
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             _log.warning("torch.compile failed, the model runs eagerly (ablation.compile=false says so): %s", reason)
             self.plan = replace(self.plan, compiled=False)
             return self._model
         return compiled
+
+    def _record(self) -> None:
+        batch, reason = self._trial_batch(), self.why_not_recorded
+        if reason is None:
+            try:
+                self._recorded = RecordedFunction(
+                    lambda inputs, targets: self._margins_of(self._forward, ExampleSet(inputs, targets)),
+                    (batch.inputs, batch.targets),
+                )
+                return
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # a model may wait for the device, or run on the host in part
+                reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        _log.warning("forward passes are not recorded (ablation.cuda_graphs=false says so): %s", reason)
+        self.plan = replace(self.plan, recorded=False)
+
+    def _whole_margins(self, batch: ExampleSet) -> Tensor:
+        """Margins of a batch of ``_row_count()`` rows, by the whole model in the plan's form."""
+        if self._recorded is None:
+            return self._margins_of(self._forward, batch)
+        recorded: Tensor = self._recorded(batch.inputs, batch.targets)
+        return recorded
 
     def _row_count(self) -> int:
         """Rows of every forward pass: fixed in mode ``rows``; in mode ``weights`` the examples are split evenly."""
@@ -196,14 +259,11 @@ class AblationEngine:
         while True:
             try:
                 compute = self._margins_by_rows if self._gated is not None else self._margins_by_weights
-                return compute(masks).cpu().numpy()
+                return on_host(compute(masks))
             except torch.OutOfMemoryError:
                 if self.plan.rows_per_forward == 1:
                     raise
-                halved = replace(self.plan, rows_per_forward=self.plan.rows_per_forward // 2)
-                _log.warning("out of memory with %s: going on with %d rows", self.plan, halved.rows_per_forward)
-            torch.cuda.empty_cache()
-            self.use(halved)
+            self.use(self._halved(self.plan))
 
     def gate_gradients(self, masks: NDArray[np.bool_], block: tuple[int, int]) -> GateGradients:
         """Margins and sums of gate gradients under every mask, of the examples ``block[0] .. block[1] - 1``.
@@ -237,13 +297,13 @@ class AblationEngine:
             if self._masker is not None:
                 with self._masker.ablated(mask):
                     masked = time.perf_counter()
-                    self._margins_of(self._forward, batch)
+                    self._whole_margins(batch)
                     self._synchronise()
                     forward = time.perf_counter() - masked
                 masking = time.perf_counter() - started - forward
                 times.append(forward / len(batch.targets) + masking / self.num_examples)
             else:
-                self._margins_of(self._forward, batch)
+                self._whole_margins(batch)
                 self._synchronise()
                 times.append((time.perf_counter() - started) / len(batch.targets))
         return min(times[1:])
@@ -252,69 +312,77 @@ class AblationEngine:
         return self._filled(self._examples, self._row_count())
 
     def _synchronise(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _margins_by_weights(self, masks: NDArray[np.bool_]) -> Tensor:
         assert self._masker is not None
-        margins = torch.empty(len(masks), self.num_examples, device=self._device)
+        margins = torch.empty(len(masks), self.num_examples, device=self.device)
         alone, by_cut = self._split_by_cut(masks)
-        for row in alone:
-            with self._masker.ablated(masks[row]):
+        with self._masker.ablating() as zero:
+            for row in alone:
+                zero(masks[row])
                 for start, batch in self._batches():
                     margins[row, start : start + len(batch)] = self._padded_margins(batch)
         for cut, rows in by_cut:
             for start, batch in self._batches():
                 activations = self._outputs(cut.before, batch.inputs)
-                for row in rows:
-                    with self._masker.ablated(masks[row]):
+                with self._masker.ablating() as zero:
+                    for row in rows:
+                        zero(masks[row])
                         values = self._margins_of(cut.after, ExampleSet(activations, batch.targets))
-                    margins[row, start : start + len(batch)] = values
+                        margins[row, start : start + len(batch)] = values
         return margins
 
     def _padded_margins(self, batch: ExampleSet) -> Tensor:
-        """Margins of a batch; a compiled model gets a shorter last batch filled up: its shape is fixed."""
+        """Margins of a batch; what has a fixed shape gets a shorter last batch filled up."""
         num_rows = self._row_count()
-        if not self.plan.compiled or len(batch) == num_rows:
-            return self._margins_of(self._forward, batch)
-        return self._margins_of(self._forward, self._filled(batch, num_rows))[: len(batch)]
+        if len(batch) == num_rows or not (self.plan.compiled or self.plan.recorded):
+            return self._whole_margins(batch)
+        return self._whole_margins(self._filled(batch, num_rows))[: len(batch)]
 
     def _margins_by_rows(self, masks: NDArray[np.bool_]) -> Tensor:
         assert self._gated is not None
-        kept = torch.from_numpy(np.ascontiguousarray(masks)).to(self._device, self._gated.gates.dtype)
-        margins = torch.empty(len(masks), self.num_examples, device=self._device)
+        kept = torch.from_numpy(np.ascontiguousarray(masks)).to(self.device).to(self._gated.gates.dtype)
+        margins = torch.empty(len(masks), self.num_examples, device=self.device)
         alone, by_cut = self._split_by_cut(masks)
         if alone:
-            margins[alone] = self._pairs(kept[alone], self._examples, self._forward)
+            margins[alone] = self._pairs(kept[alone], self._examples, self._whole_margins)
         for cut, rows in by_cut:
             for start, batch in self._batches():
                 self._gated.gates.fill_(1.0)
                 activations = self._outputs(cut.before, self._filled(batch, self._row_count()).inputs)[: len(batch)]
-                values = self._pairs(kept[rows], ExampleSet(activations, batch.targets), cut.after)
+                behind = ExampleSet(activations, batch.targets)
+                values = self._pairs(kept[rows], behind, partial(self._margins_of, cut.after))
                 margins[rows, start : start + len(batch)] = values
         self._gated.gates.fill_(1.0)
         return margins
 
-    def _pairs(self, kept: Tensor, examples: ExampleSet, forward: Callable[..., Any]) -> Tensor:
+    def _pairs(self, kept: Tensor, examples: ExampleSet, margins_of: Callable[[ExampleSet], Tensor]) -> Tensor:
         """Margins (num_masks, num_examples) of all pairs of a mask and an example, one pair a row."""
         assert self._gated is not None
         num_rows, num_examples = self.plan.rows_per_forward, len(examples)
-        margins = torch.empty(len(kept) * num_examples, device=self._device)
+        margins = torch.empty(len(kept) * num_examples, device=self.device)
+        num_passes = math.ceil(len(margins) / num_rows)
+        # The last forward pass is filled up with pairs that are computed twice: its shape stays the same. Indices are
+        # made where they are used: a copy from the host would wait for all that the device still has to do.
+        pairs = [
+            torch.arange(num_passes * num_rows, device=device).clamp(max=len(margins) - 1)
+            for device in (self.device, examples.targets.device)
+        ]
+        masks, rows = pairs[0] // num_examples, pairs[1] % num_examples
         for start in range(0, len(margins), num_rows):
-            # The last forward pass is filled up with pairs that are computed twice: its shape stays the same.
-            pairs = torch.arange(start, start + num_rows).clamp(max=len(margins) - 1)
-            masks, rows = (pairs // num_examples).to(self._device), (pairs % num_examples).to(examples.targets.device)
-            torch.index_select(kept, 0, masks, out=self._gated.gates)
-            batch = self._on_device(self._selected(examples, rows))
-            margins[start : start + num_rows] = self._margins_of(forward, batch)[: len(margins) - start]
+            torch.index_select(kept, 0, masks[start : start + num_rows], out=self._gated.gates)
+            batch = self._on_device(self._selected(examples, rows[start : start + num_rows]))
+            margins[start : start + num_rows] = margins_of(batch)[: len(margins) - start]
         return margins.reshape(len(kept), num_examples)
 
     def _split_by_cut(self, masks: NDArray[np.bool_]) -> tuple[list[int], list[tuple[Cut, list[int]]]]:
         """Rows of ``masks`` that run the whole model, and per cut those that reuse what comes before it."""
         alone: list[int] = []
         by_cut: dict[int, list[int]] = {}
-        for row, mask in enumerate(masks):
-            position = self._cuts.of_mask(mask) if self.reuse_activations else None
+        positions = self._cuts.of_masks(masks) if self.reuse_activations else [None] * len(masks)
+        for row, position in enumerate(positions):
             if position is None:
                 alone.append(row)
             else:
@@ -376,12 +444,12 @@ class AblationEngine:
         return self._on_device(self._selected(examples, rows))
 
     def _on_device(self, examples: ExampleSet) -> ExampleSet:
-        return examples.map(lambda tensor: tensor.to(self._device, non_blocking=True))
+        return examples.map(lambda tensor: tensor.to(self.device, non_blocking=True))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._precision == "float32":
             return nullcontext()
-        return torch.autocast(self._device.type, dtype=getattr(torch, self._precision))
+        return torch.autocast(self.device.type, dtype=getattr(torch, self._precision))
 
     def _outputs(self, model: Callable[..., Any], inputs: Inputs) -> Any:
         with torch.no_grad(), self._autocast():

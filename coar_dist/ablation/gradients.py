@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from coar_dist.ablation.placement import select_rows
+from coar_dist.ablation.graphs import RecordedFunction, why_not_recorded
+from coar_dist.ablation.placement import on_host, select_rows
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.probe import Probe
 from coar_dist.components.gates import GatedModel
@@ -82,7 +83,8 @@ class GradientPasses:
         self._model, self._output_function, self._layout, self._autocast = model, output_function, layout, autocast
         self._device = device = probe.device
         self._compiled: dict[tuple[int, int], _Pass] = {}
-        self._can_compile = True
+        self._recorded: dict[tuple[int, int, bool], _Pass] = {}
+        self._can_compile, self._why_not_recorded = True, why_not_recorded(model, device)
         self._secants: LocalSecants | None = LocalSecants()
         self._gated = GatedModel(model, components, 1, device, self._secants.gate_output)
         try:
@@ -115,16 +117,19 @@ class GradientPasses:
         while True:
             num_rows = plan.gradient_rows or DEFAULT_ROWS
             try:
-                gradients = self._sums(masks, examples, num_rows, plan.gradients_compiled)
-                return gradients, plan if self._can_compile else replace(plan, gradients_compiled=False)
+                gradients = self._sums(masks, examples, num_rows, plan)
+                compiled = plan.gradients_compiled and self._can_compile
+                recorded = plan.gradients_recorded and self._why_not_recorded is None
+                return gradients, replace(plan, gradients_compiled=compiled, gradients_recorded=recorded)
             except torch.OutOfMemoryError:
                 if num_rows == 1:
                     raise
                 _log.warning("out of memory with %d rows per gradient pass: going on with %d", num_rows, num_rows // 2)
+            self._recorded = {}
             torch.cuda.empty_cache()
             plan = replace(plan, gradient_rows=num_rows // 2)
 
-    def _sums(self, masks: NDArray[np.bool_], examples: ExampleSet, num_rows: int, compiled: bool) -> GateGradients:
+    def _sums(self, masks: NDArray[np.bool_], examples: ExampleSet, num_rows: int, plan: EnginePlan) -> GateGradients:
         num_examples = math.ceil(len(examples) / math.ceil(len(examples) / num_rows))
         num_masks = math.ceil(len(masks) / math.ceil(len(masks) / (num_rows // num_examples)))
         kept = torch.from_numpy(np.ascontiguousarray(masks)).to(self._device, torch.float32)
@@ -141,15 +146,18 @@ class GradientPasses:
             for first in range(0, len(masks), num_masks):
                 chosen = torch.arange(first, first + num_masks, device=self._device).clamp(max=len(masks) - 1)
                 counted = ((first + of_mask < len(masks)) & (of_example < len(own))).float()
-                values, added, added_squares = self._run(kept[chosen], counted, batch, compiled)
+                values, added, added_squares = self._run(kept[chosen], counted, batch, plan)
                 values = values.reshape(num_masks, num_examples)[: len(masks) - first, : len(own)]
                 margins[first : first + num_masks, start : start + len(own)] = values
                 sums[:, start : start + len(own)] += added[:, : len(own)]
                 squares += added_squares
-        return GateGradients(margins.cpu().numpy(), *sums.cpu().numpy(), *squares.cpu().numpy())
+        return GateGradients(on_host(margins), *on_host(sums), *on_host(squares))
 
-    def _run(self, kept: Tensor, counted: Tensor, batch: ExampleSet, compiled: bool) -> tuple[Tensor, Tensor, Tensor]:
-        run = self._compiled_pass(kept, counted, batch) if compiled and self._can_compile else self._pass
+    def _run(self, kept: Tensor, counted: Tensor, batch: ExampleSet, plan: EnginePlan) -> tuple[Tensor, Tensor, Tensor]:
+        compiled = plan.gradients_compiled and self._can_compile
+        run = self._compiled_pass(kept, counted, batch) if compiled else self._pass
+        if plan.gradients_recorded and self._why_not_recorded is None:
+            run = self._recorded_pass(run, compiled and self._can_compile, kept, counted, batch)
         with torch.no_grad():  # the backward half is within the pass
             return run(kept, counted, batch.inputs, batch.targets)
 
@@ -218,3 +226,18 @@ class GradientPasses:
                 return self._pass
             self._compiled[shape] = compiled
         return self._compiled[shape]
+
+    def _recorded_pass(self, run: _Pass, compiled: bool, kept: Tensor, counted: Tensor, batch: ExampleSet) -> _Pass:
+        """The pass for batches of this shape as a CUDA graph."""
+        key = (len(kept), len(batch), compiled)
+        if key not in self._recorded:
+            try:
+                with torch.no_grad():
+                    self._recorded[key] = RecordedFunction(run, (kept, counted, batch.inputs, batch.targets))
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # a model may wait for the device, or run on the host in part
+                self._why_not_recorded = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                _log.warning("gradient passes are not recorded: %s", self._why_not_recorded)
+                return run
+        return self._recorded[key]

@@ -16,6 +16,8 @@ class EnginePlan:
         compiled: whether the model is compiled.
         gradient_rows: rows of one gradient pass at most; None where none was planned.
         gradients_compiled: whether gradient passes are compiled.
+        recorded: whether forward passes are CUDA graphs.
+        gradients_recorded: whether gradient passes are CUDA graphs.
     """
 
     mode: str
@@ -23,26 +25,30 @@ class EnginePlan:
     compiled: bool
     gradient_rows: int | None = None
     gradients_compiled: bool = False
+    recorded: bool = False
+    gradients_recorded: bool = False
 
     def __str__(self) -> str:
-        text = f"mode={self.mode}, {self.rows_per_forward} rows per forward, {_how(self.compiled)}"
+        text = f"mode={self.mode}, {self.rows_per_forward} rows per forward, {_how(self.compiled, self.recorded)}"
         if self.gradient_rows is None:
             return text
-        return f"{text}; {self.gradient_rows} rows per gradient pass, {_how(self.gradients_compiled)}"
+        how = _how(self.gradients_compiled, self.gradients_recorded)
+        return f"{text}; {self.gradient_rows} rows per gradient pass, {how}"
 
     def margins_as(self, other: EnginePlan) -> bool:
         """Whether margins are computed as by ``other``, whatever gradient passes do."""
-        return replace(self, gradient_rows=None, gradients_compiled=False) == replace(
-            other, gradient_rows=None, gradients_compiled=False
-        )
+        return self._without_gradients() == other._without_gradients()
+
+    def _without_gradients(self) -> EnginePlan:
+        return replace(self, gradient_rows=None, gradients_compiled=False, gradients_recorded=False)
 
     def to_json(self) -> dict[str, Any]:
         """As in ``run.json``."""
         return asdict(self)
 
 
-def _how(compiled: bool) -> str:
-    return "compiled" if compiled else "eager"
+def _how(compiled: bool, recorded: bool) -> str:
+    return ("compiled" if compiled else "eager") + (", CUDA graph" if recorded else "")
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class PlanPins:
     mode: str | None = None
     rows_per_forward: int | None = None
     compiled: bool | None = None
+    recorded: bool | None = None
 
     def allow(self, plan: EnginePlan) -> bool:
         """Whether ``plan`` has everything that is fixed."""
@@ -59,4 +66,5 @@ class PlanPins:
             self.mode in (None, plan.mode)
             and self.rows_per_forward in (None, plan.rows_per_forward)
             and self.compiled in (None, plan.compiled)
+            and self.recorded in (None, plan.recorded)
         )

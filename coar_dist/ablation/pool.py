@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, NodeDiedError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from coar_dist.ablation.actor import Address
 from coar_dist.ablation.cluster import Cluster, alive_nodes
@@ -25,11 +28,18 @@ class Member:
         name: for errors and the schedule.
         handle: Ray's.
         address: where it runs; None until its process has answered.
+        preferred_node: where it was asked to run; "" is anywhere.
     """
 
     name: str
     handle: Any
     address: Address | None = None
+    preferred_node: str = ""
+
+    @property
+    def node_id(self) -> str:
+        """Where it runs, or is likely to."""
+        return self.address.node_id if self.address is not None else self.preferred_node
 
 
 class ActorPool:
@@ -48,9 +58,8 @@ class ActorPool:
         self.members: dict[str, Member] = {}
         self.num_wanted = 0
         self._cluster = cluster
-        self._class: Any = ray.remote(actor).options(
-            num_cpus=cluster.num_cpus, num_gpus=cluster.num_gpus, max_restarts=0
-        )
+        self._class: Any = ray.remote(actor)
+        self._options: dict[str, Any] = {"num_cpus": cluster.num_cpus, "num_gpus": cluster.num_gpus, "max_restarts": 0}
         self._num_started = 0
         self._capacity = 0
         self._polled_at = float("-inf")
@@ -77,11 +86,20 @@ class ActorPool:
                 self.remove(name)
         new = []
         while len(self.members) < self.num_wanted:
-            member = Member(f"actor-{self._num_started}", self._class.remote())
-            self._num_started += 1
+            member = self._ask_for_one()
             self.members[member.name] = member
             new.append(member)
         return new
+
+    def _ask_for_one(self) -> Member:
+        name = f"actor-{self._num_started}"
+        self._num_started += 1
+        placement, options, node = self._cluster.config.placement, dict(self._options), ""
+        if placement is not None:
+            node = preferred_node(placement, self._cluster.room_by_node(), [m.node_id for m in self.members.values()])
+        if node:  # where there is room; others' work may have filled it, so it is a wish
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
+        return Member(name, self._class.options(**options).remote(), preferred_node=node)
 
     def check_alive(self) -> None:
         """Check that ``cluster.min_actors`` are alive.
@@ -104,6 +122,20 @@ class ActorPool:
         """End all actors, without waiting for them."""
         for name in list(self.members):
             self.remove(name)
+
+
+def preferred_node(placement: str, room: Mapping[str, int], taken: Sequence[str]) -> str:
+    """The node for one more actor; "" where none has room.
+
+    Args:
+        placement: ``pack`` or ``spread``.
+        room: actors that every node has room for, by node id.
+        taken: the nodes of the actors that there are.
+    """
+    used = Counter(taken)
+    free = {node: count - used[node] for node, count in room.items() if count > used[node]}
+    first = -1 if placement == "pack" else 1  # the fullest node, or the emptiest; of equal ones that with the most room
+    return min(free, key=lambda node: (first * used[node], -free[node], node), default="")
 
 
 def node_died(member: Member, error: RayError) -> bool:

@@ -83,6 +83,14 @@ class PrefixCuts:
             self._cut_of_group[number] = before[-1] if before else None
         self.part = cache(self._part)
 
+    def of_masks(self, masks: NDArray[np.bool_]) -> list[int | None]:
+        """``of_mask`` of every one of ``masks`` (num_masks, num_components)."""
+        whole = np.zeros(len(masks), dtype=np.bool_)  # ablates what no cut comes before, as random masks mostly do
+        for number, cut in enumerate(self._cut_of_group):
+            if cut is None:
+                whole |= ~masks[:, self._offsets[number] : self._offsets[number + 1]].all(axis=1)
+        return [None if is_whole else self.of_mask(mask) for mask, is_whole in zip(masks, whole, strict=True)]
+
     def of_mask(self, mask: NDArray[np.bool_]) -> int | None:
         """The last cut before every component that ``mask`` ablates: a node index; None where there is none.
 

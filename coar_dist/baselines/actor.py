@@ -14,6 +14,7 @@ from coar_dist.ablation.actor import (
     RangeReport,
     gpu_memory_peak,
     own_address,
+    require_visible,
     spread_over_devices,
 )
 from coar_dist.ablation.plan import EnginePlan
@@ -60,8 +61,9 @@ class BaselineActor:
     The driver calls ``address``, ``setup``, ``use`` and then ``run`` for every range.
     """
 
-    def address(self) -> Address:
-        """Where the actor runs; answered as soon as it has started."""
+    def address(self, job: BaselineJob) -> Address:
+        """Where the actor runs, from where the run directory can be seen; answered as soon as it has started."""
+        require_visible(next(iter(job.stores.values())).storage)
         return own_address()
 
     def setup(self, task: Task, job: BaselineJob) -> None:
@@ -72,6 +74,7 @@ class BaselineActor:
         if device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
+            torch.backends.cudnn.deterministic = True
         if job.device_map is not None:
             spread_over_devices(task.model, job.device_map)
         model = untouched(task.model, device)

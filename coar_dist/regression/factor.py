@@ -115,7 +115,7 @@ def factorise(gram: Gram, device: str, scale: NDArray[np.float64] | None = None)
         device: a torch device.
         scale: the diagonal of S (d,); None is 1.
     """
-    centred = torch.from_numpy(gram.centred(gram.design.mean)).to(device)
+    centred = gram.centred(gram.design.mean, device)
     diagonal = None if scale is None else torch.from_numpy(scale).to(device)
     if diagonal is not None:
         centred *= diagonal

@@ -58,8 +58,7 @@ class LassoProblem:
 
 def extremes_of(gram: Gram, device: str) -> tuple[float, float]:
     """Smallest (at least 0) and largest eigenvalue of Xc'Xc / m."""
-    centred = torch.from_numpy(gram.centred(gram.design.mean) / gram.num_masks).to(device)
-    values = torch.linalg.eigvalsh(centred)
+    values = torch.linalg.eigvalsh(gram.centred(gram.design.mean, device).div_(gram.num_masks))
     return max(float(values[0]), 0.0), float(values[-1])
 
 
@@ -73,8 +72,9 @@ def problem_of(gram: Gram, extremes: tuple[float, float], margins: MarginStatist
         device: where it is solved.
     """
     design = gram.design
-    parts = (gram.centred(design.mean), margins.centred_cross(design), margins.centred_squares(design))
-    matrix, cross, squares = (torch.from_numpy(part / gram.num_masks).to(device) for part in parts)
+    matrix = gram.centred(design.mean, device).div_(gram.num_masks)
+    parts = (margins.centred_cross(design), margins.centred_squares(design))
+    cross, squares = (torch.from_numpy(part / gram.num_masks).to(device) for part in parts)
     return LassoProblem(matrix, extremes, cross, squares)
 
 
@@ -234,8 +234,8 @@ class HeldOut:
         sums = margins.sums + held.num_masks * offset
         cross = margins.cross + np.outer(held.design.kept, offset) - np.outer(train.mean, sums)
         squares = margins.square_sums + 2 * offset * margins.sums + held.num_masks * offset**2
-        parts = (held.centred(train.mean), cross, squares)
-        return cls(held.num_masks, *(torch.from_numpy(part).to(device) for part in parts))
+        parts = (torch.from_numpy(part).to(device) for part in (cross, squares))
+        return cls(held.num_masks, held.centred(train.mean, device), *parts)
 
     def errors(self, weights: torch.Tensor) -> torch.Tensor:
         """Mean squared error of weights (d, n) on these masks: (n,) float64."""

@@ -70,10 +70,13 @@ class Gram:
         """The means that go with it."""
         return DesignStatistics(self.num_masks, self.products.diagonal().copy())
 
-    def centred(self, mean: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(X - mean)'(X - mean): (d, d) float64."""
-        kept = np.outer(self.products.diagonal(), mean)
-        return self.products - kept - kept.T + self.num_masks * np.outer(mean, mean)
+    def centred(self, mean: NDArray[np.float64], device: str) -> torch.Tensor:
+        """(X - mean)'(X - mean): (d, d) float64, computed in place on ``device``."""
+        centred = torch.from_numpy(self.products).to(device, copy=True)
+        kept, about = centred.diagonal().clone(), torch.from_numpy(mean).to(device)
+        return (
+            centred.addr_(kept, about, alpha=-1).addr_(about, kept, alpha=-1).addr_(about, about, alpha=self.num_masks)
+        )
 
 
 @dataclass(frozen=True)

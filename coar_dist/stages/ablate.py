@@ -159,7 +159,8 @@ def job_of(run: RunDirectory, config: Config, components: ComponentIndex, stores
 
 
 def _pins(config: Config) -> PlanPins:
-    return PlanPins(config.ablation.mode, config.ablation.rows_per_forward, config.ablation.compile)
+    ablation = config.ablation
+    return PlanPins(ablation.mode, ablation.rows_per_forward, ablation.compile, ablation.cuda_graphs)
 
 
 def expected_masks(config: Config, work: MissingWork) -> tuple[float, float]:

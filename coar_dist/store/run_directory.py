@@ -136,7 +136,7 @@ class RunDirectory:
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "versions": {
                 "python": platform.python_version(),
-                **{name: metadata.version(name) for name in ("coar-dist", "torch", "ray", "numpy", "pyarrow")},
+                **{name: _version(name) for name in ("coar-dist", "torch", "ray", "numpy", "pyarrow")},
             },
             "identity": identity,
             "probe_margins": list(probe_margins),
@@ -468,3 +468,10 @@ class RunDirectory:
 def fingerprint_of(identity: Mapping[str, Any]) -> str:
     """SHA-256 over the canonical JSON of an identity."""
     return "sha256:" + hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # a checkout on the path; a fit without Ray
+        return "not installed"

@@ -26,6 +26,8 @@ from coar_dist.tasks.registry import resolve
 Check = Callable[[Any, Tensor], None]
 IGNORED_TOKEN = -100
 """Hugging Face's label of tokens that do not count."""
+_LOGITS_AT_ONCE = {"cpu": 1 << 23, "cuda": 1 << 28}
+"""Logits that the margins of a language model are found from at a time: enough to fill the device."""
 
 
 @dataclass(frozen=True)
@@ -168,10 +170,16 @@ def next_token_margin(outputs: Any, targets: Tensor) -> Tensor:
     logits = logits_of(outputs)
     next_tokens = targets[:, 1:]
     counted = next_tokens != IGNORED_TOKEN
-    # Row by row: the float32 work space is one row's logits, not a second batch of them.
-    margins = torch.stack(
-        [_class_margins(row[:-1], tokens.clamp(min=0)) for row, tokens in zip(logits, next_tokens, strict=True)]
-    )
+    # A few rows at a time: the work space is not a second batch of logits. The last position, which predicts nothing,
+    # is computed and left out: without it the logits would be copied.
+    most = _LOGITS_AT_ONCE["cuda" if logits.device.type == "cuda" else "cpu"]
+    num_rows = max(most // (logits.shape[1] * logits.shape[2]), 1)
+    labels = targets.clamp(min=0).roll(-1, dims=1)
+    parts = []
+    for start in range(0, len(logits), num_rows):
+        rows = slice(start, start + num_rows)
+        parts.append(_class_margins(logits[rows].flatten(0, 1), labels[rows].flatten()))
+    margins = torch.cat(parts).reshape(targets.shape)[:, :-1]
     return (margins * counted).sum(dim=1) / counted.sum(dim=1)
 
 

@@ -19,7 +19,7 @@ from coar_dist.config import ClusterConfig
 from coar_dist.designs.design import MaskDesign
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import RunDesign, RunDirectory
-from coar_dist.store.storage import storage_at
+from coar_dist.store.storage import Storage, storage_at
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import Task
 from tests.models import small_task
@@ -66,6 +66,7 @@ def drive(
     num_masks: int = 30,
     needs_unablated: bool = False,
     is_shared: bool = True,
+    unseen: Storage | None = None,
     on_wait: Callable[[], None] = lambda: None,
     on_progress: Callable[[int, int], None] = lambda done, actors: None,
     **cluster: object,
@@ -81,6 +82,8 @@ def drive(
     store = run.margins("train")
     if not is_shared:
         store = UnseenStore(**vars(store))
+    if unseen is not None:
+        store = replace(store, storage=unseen)
     pins = PlanPins(mode="weights", compiled=False)
     work = AblationWork(
         run.storage.label,

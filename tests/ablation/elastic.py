@@ -1,4 +1,4 @@
-"""A run on a Ray cluster of several nodes, one of which joins and is killed meanwhile; in a process of its own."""
+"""Runs on a Ray cluster of several nodes, in a process of their own: a node joins and is killed; actors are placed."""
 
 from __future__ import annotations
 
@@ -45,6 +45,19 @@ def main(folder: Path) -> None:
     assert counts[-1] == 1, counts
     assert losses == [True, True]
     assert driven.store.missing() == []
+    for _ in range(2):
+        cluster.add_node(num_cpus=2)
+    for placement, num_nodes in (("pack", 1), ("spread", 2)):
+        seen = folder / placement
+        seen.mkdir()
+
+        def note_node(_start: int, seen: Path = seen) -> None:
+            (seen / ray.get_runtime_context().get_node_id()).touch()
+            time.sleep(0.2)
+
+        drive(seen, note_node, num_masks=60, max_actors=2, min_actors=2, placement=placement)
+        nodes_used = [path.name for path in seen.iterdir() if path.name != "run"]
+        assert len(nodes_used) == num_nodes, (placement, nodes_used)
     ray.shutdown()
     cluster.shutdown()
     print("complete")

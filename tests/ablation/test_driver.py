@@ -16,14 +16,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from coar_dist.ablation import driver
+from coar_dist.ablation import actor, driver
 from coar_dist.ablation.cluster import Cluster, _room
 from coar_dist.ablation.interruption import Interruption
+from coar_dist.ablation.pool import preferred_node
 from coar_dist.ablation.schedule import Schedule
 from coar_dist.components.discovery import discover
 from coar_dist.config import ClusterConfig
 from coar_dist.errors import ClusterError, NonFiniteMarginError, RangeFailedError, StorageError, TaskError
 from coar_dist.store.parquet import read_metadata
+from coar_dist.store.storage import storage_at
 from tests.ablation.driving import PLAN, drive, only_once
 from tests.models import slow_margins
 
@@ -249,6 +251,35 @@ def test_actors_wanted_where_there_is_room_for_eight(
     config: ClusterConfig, is_fixed: bool, num_left: int, wanted: int
 ) -> None:
     assert Cluster(config, 0.0, is_fixed, Interruption()).num_wanted(8, num_left) == wanted
+
+
+@pytest.mark.parametrize(
+    ("placement", "taken", "expected"),
+    [
+        ("pack", [], "b"),  # the most room
+        ("pack", ["a"], "a"),
+        ("pack", ["a", "a"], "b"),
+        ("pack", ["a", "a", "b", "b", "b", "c"], ""),
+        ("spread", [], "b"),
+        ("spread", ["b", "a"], "c"),
+        ("spread", ["a", "b", "c"], "b"),
+        ("spread", ["a", "a", "b", "c", "gone"], "b"),
+    ],
+)
+def test_nodes_preferred_for_one_more_actor(placement: str, taken: list[str], expected: str) -> None:
+    assert preferred_node(placement, {"a": 2, "b": 3, "c": 1}, taken) == expected
+
+
+def test_a_node_that_does_not_see_the_run_directory_is_an_error_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actor, "_BETWEEN_LOOKS_S", 0.01)
+    elsewhere = storage_at(tmp_path / "elsewhere")
+    with pytest.raises(ClusterError, match=rf"node {re.escape(socket.gethostname())} does not see {tmp_path}/else"):
+        actor.require_visible(elsewhere)
+    with pytest.raises(ClusterError, match=r"does not see .*/elsewhere/run\.json, .*s3://"):
+        drive(tmp_path, unseen=elsewhere)
+    assert not list((tmp_path / "run" / "margins").rglob("*.parquet"))
 
 
 def test_nodes_that_join_get_actors_and_a_node_that_is_killed_costs_nothing(tmp_path: Path, repository: Path) -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from coar_dist.ablation.calibration import choose_plan
 from coar_dist.ablation.direct import ablated_outputs
@@ -45,6 +48,97 @@ def test_the_compiled_model_gives_the_same(mode: str) -> None:
     assert compiled.plan.compiled
     np.testing.assert_allclose(compiled.margins(MASKS), TRUTH, rtol=1e-4, atol=2e-5)
     np.testing.assert_allclose(compiled.margins(MASKS[::-1]), TRUTH[::-1], rtol=1e-4, atol=2e-5)
+
+
+class Recording:
+    """Stands in for a CUDA graph: arguments and results lie where they lay first."""
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self._function, self._arguments = function, tree_map(torch.clone, arguments)
+        self._results = tree_map(torch.clone, function(*self._arguments))
+
+    def __call__(self, *arguments: Any) -> Any:
+        for own, given in zip(tree_leaves(self._arguments), tree_leaves(arguments), strict=True):
+            assert own.shape == given.shape
+            own.copy_(given)
+        for own, given in zip(tree_leaves(self._results), tree_leaves(self._function(*self._arguments)), strict=True):
+            own.copy_(given)
+        return self._results
+
+
+@pytest.fixture
+def recordings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("engine", "gradients"):
+        monkeypatch.setattr(f"coar_dist.ablation.{module}.why_not_recorded", lambda *_: None)
+        monkeypatch.setattr(f"coar_dist.ablation.{module}.RecordedFunction", Recording)
+
+
+@pytest.mark.usefixtures("recordings")
+@pytest.mark.parametrize("mode", ["weights", "rows"])
+def test_recorded_passes_give_the_same(mode: str) -> None:
+    """Their shapes are fixed and their results overwritten: 7 examples in passes of 4 rows."""
+    recorded = engine(EnginePlan(mode, 4, compiled=False, recorded=True))
+    assert recorded.plan.recorded
+    np.testing.assert_allclose(recorded.margins(MASKS), TRUTH, rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(recorded.margins(MASKS[::-1]), TRUTH[::-1], rtol=1e-4, atol=2e-5)
+    plan = EnginePlan(mode, 4, compiled=False, gradient_rows=4)
+    plain = engine(plan).gate_gradients(MASKS, (0, 7))
+    recorded.use(replace(plan, gradients_recorded=True))
+    assert not recorded.plan.recorded
+    np.testing.assert_allclose(recorded.margins(MASKS), TRUTH, rtol=1e-4, atol=2e-5)
+    gradients = recorded.gate_gradients(MASKS, (0, 7))
+    assert recorded.plan.gradients_recorded
+    np.testing.assert_array_equal(gradients.kept, plain.kept)
+    np.testing.assert_array_equal(gradients.ablated, plain.ablated)
+    assert plain.kept.std() > 0
+
+
+@pytest.mark.usefixtures("recordings")
+def test_the_trial_takes_recorded_passes_unless_they_are_excluded() -> None:
+    chosen = choose_plan(engine(), PlanPins(compiled=False, recorded=True), 10, gradient_masks_per_actor=10)
+    assert chosen.recorded
+    assert chosen.gradients_recorded
+    assert "CUDA graph" in str(chosen)
+    chosen = choose_plan(engine(), PlanPins(compiled=False, recorded=False), 10, gradient_masks_per_actor=10)
+    assert not chosen.recorded
+    assert not chosen.gradients_recorded
+
+
+def test_what_cannot_be_recorded_runs_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    on_cpu = engine(EnginePlan("rows", 4, compiled=False, recorded=True))
+    assert not on_cpu.plan.recorded
+    assert "there are no CUDA graphs on cpu" in caplog.text
+    np.testing.assert_allclose(on_cpu.margins(MASKS), TRUTH, rtol=1e-4, atol=2e-5)
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    for module in ("engine", "gradients"):
+        monkeypatch.setattr(f"coar_dist.ablation.{module}.why_not_recorded", lambda *_: None)
+        monkeypatch.setattr(f"coar_dist.ablation.{module}.RecordedFunction", fails)
+    waits = engine(EnginePlan("weights", 4, compiled=False, recorded=True, gradient_rows=4, gradients_recorded=True))
+    assert not waits.plan.recorded
+    waits.gate_gradients(MASKS, (0, 7))
+    assert not waits.plan.gradients_recorded
+    assert caplog.text.count("RuntimeError: operation not permitted when stream is capturing") == 2
+    np.testing.assert_allclose(waits.margins(MASKS), TRUTH, rtol=1e-4, atol=2e-5)
+
+
+def test_a_plan_that_does_not_fit_is_taken_up_with_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever chose it may have had more memory."""
+
+    def too_large(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Recording:
+        if len(arguments[1]) > 2:
+            raise torch.OutOfMemoryError("3 rows")
+        return Recording(function, arguments)
+
+    monkeypatch.setattr("coar_dist.ablation.engine.why_not_recorded", lambda *_: None)
+    monkeypatch.setattr("coar_dist.ablation.engine.RecordedFunction", too_large)
+    fits = engine(EnginePlan("rows", 8, compiled=False, recorded=True))
+    assert fits.plan == EnginePlan("rows", 2, compiled=False, recorded=True)
+    np.testing.assert_allclose(fits.margins(MASKS), TRUTH, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("mode", ["weights", "rows"])

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.benchmarks import ablation, chaos, estimators, regression, scale
+from tests.benchmarks.gpu.__main__ import SECTIONS
+from tests.benchmarks.gpu.results import Results
 
 
 def test_ablation_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,3 +52,54 @@ def test_estimators_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     printed = capsys.readouterr().out
     for part in ("9 examples, 240 components", "Plain COAR", "gradient_ridge", "resnet20 is left out: --checkpoint"):
         assert part in printed
+
+
+_WITHOUT = """
+import runpy, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {absent!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+import importlib.util
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name in {absent!r} else real(name, *more)
+sys.argv = ["gpu", *sys.argv[1:]]
+runpy.run_module("tests.benchmarks.gpu", run_name="__main__")
+"""
+
+
+def test_gpu_command_smoke(tmp_path: Path) -> None:
+    """Every section, tiny, on the CPU, in a process without what the command does not need: Ray runs elsewhere."""
+    absent = ["ray", "hydra", "omegaconf", "cuml", "cupy", "transformers", "rich", "sklearn", "matplotlib", "PIL"]
+    code = _WITHOUT.format(absent=absent)
+    command = [sys.executable, "-c", code, "--out", str(tmp_path), "--smoke"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["failed"] == {}
+    assert [name for name in SECTIONS if not any(row["section"] == name for row in found["rows"])] == []
+    assert not any(row["fails"] for row in found["rows"])
+    skipped = [row["section"] for row in found["rows"] if row["note"].startswith("skipped")]
+    assert sorted(skipped) == ["lasso", "ray", "ridge"]
+    halved = [row for row in found["rows"] if row["section"] == "memory" and "halvings" in row["note"]]
+    assert halved
+    assert not halved[0]["note"].startswith("0 ")
+    table = (tmp_path / "gpu.md").read_text()
+    assert "Largest gap of the best forms: " in table
+    assert "| lasso | cuML, 30 components, 8 examples |  |  |  | skipped: no CUDA device |" in table
+
+
+def test_gpu_command_says_what_fails(tmp_path: Path) -> None:
+    results = Results(tmp_path, "cpu")
+    assert results.is_sound
+    results.add("a", "slow form", 2.0, "s", limit=1.0, limit_name="product", kind="cost", group="a")
+    results.add("a", "fast form", 1.25, "s", limit=1.0, limit_name="product", kind="cost", group="a")
+    results.add("b", "short", 0.01, "s", limit=0.001, limit_name="product", kind="cost")
+    results.add("c", "rate", 9.0, "masks/s", limit=10.0, limit_name="bare forward")
+    assert "a, fast form: 80% of its limit" in results.largest_gap()
+    assert results.is_sound
+    results.add("d", "wrong", float("nan"), "of the effects", limit=1e-3, limit_name="allowed", kind="error")
+    assert not results.is_sound
+    results.write()
+    assert "| d | wrong | nan of the effects | 0.001 allowed | FAILS |" in (tmp_path / "gpu.md").read_text()

@@ -18,17 +18,28 @@ def bits(model: nn.Module) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()}
 
 
-def test_masks_zero_their_slices_and_give_the_exact_bits_back() -> None:
+@pytest.mark.parametrize("writes_whole", [False, True])  # as on a CPU, and as on a CUDA device
+def test_masks_zero_their_slices_and_give_the_exact_bits_back(writes_whole: bool) -> None:
     model = randomise(SmallResNet())
-    components = ComponentIndex((*discover(model, "conv_filters").groups, ComponentGroup("linear.weight", 1, 2, 2)))
+    groups = (ComponentGroup("linear.weight", 1, 2, 2), ComponentGroup("linear.weight", 0, 3))
+    components = ComponentIndex((*discover(model, "conv_filters").groups, *groups))
     mask = np.ones(components.num_components, dtype=bool)
-    mask[[1, 12]] = False  # filter 1 of conv1, input features 0..1 of linear
+    mask[[1, 12, 15]] = False  # filter 1 of conv1, input features 0..1 and output feature 1 of linear
     before = bits(model)
-    with WeightMasker(model, components).ablated(mask):
+    masker = WeightMasker(model, components)
+    masker.writes_whole = writes_whole
+    with masker.ablated(mask):
         assert not model.conv1.weight[1].any()
         assert model.conv1.weight[0].all()
         assert not model.linear.weight[:, :2].any()
-        assert model.linear.weight[:, 2:].all()
+        assert not model.linear.weight[1].any()
+        assert model.linear.weight[0, 2:].all()
+    assert bits(model) == before
+    with masker.ablating() as zero:
+        zero(mask)
+        zero(~mask)
+        assert model.conv1.weight[1].all()
+        assert not model.conv1.weight[0].any()
     assert bits(model) == before
 
 

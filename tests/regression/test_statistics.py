@@ -40,7 +40,7 @@ def test_centring_about_other_means() -> None:
     masks, _ = problem(num_masks=60)
     mean = np.linspace(0.1, 0.9, masks.shape[1])
     x = masks - mean
-    np.testing.assert_allclose(gram(batches(masks), "cpu").centred(mean), x.T @ x, rtol=1e-12)
+    np.testing.assert_allclose(gram(batches(masks), "cpu").centred(mean, "cpu"), x.T @ x, rtol=1e-12)
 
 
 def test_constant_margins_are_seen_exactly() -> None:

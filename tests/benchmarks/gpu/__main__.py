@@ -1,0 +1,87 @@
+"""Everything about coar_dist that only a GPU can show, in one command of 8 minutes.
+
+    python -m tests.benchmarks.gpu --out DIR                        all sections; DIR/gpu.md and DIR/gpu.json
+    python -m tests.benchmarks.gpu --out DIR --sections exactness throughput
+    python -m tests.benchmarks.gpu --out DIR --smoke                every section, tiny, on the CPU
+
+It needs torch, numpy, pyarrow and this repository; what else is missing (ray, cuml) is named as skipped. Sections are
+independent of each other, and each begins no further measurement when its time is over. The exit status is 1 where a
+section failed or an error is above its limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from tests.benchmarks.gpu import engine_sections, regression_sections
+from tests.benchmarks.gpu.results import Results
+from tests.benchmarks.gpu.sections import Section, measure_limits
+
+SECTIONS: dict[str, tuple[Callable[[Section], None], float]] = {
+    "exactness": (engine_sections.exactness, 100),
+    "identical": (engine_sections.identical, 30),
+    "throughput": (engine_sections.throughput, 120),
+    "few": (engine_sections.few_examples, 40),
+    "gradients": (engine_sections.gradients, 50),
+    "memory": (engine_sections.out_of_memory, 20),
+    "statistics": (regression_sections.sufficient_statistics, 20),
+    "ridge": (regression_sections.ridge_section, 45),
+    "lasso": (regression_sections.lasso_section, 25),
+    "fit": (regression_sections.whole_fit, 20),
+    "ray": (engine_sections.ray_actors, 10),
+}
+"""By name: what it does, and after how many seconds it begins nothing more."""
+_NEEDS = {"ray": "ray"}
+
+
+def main() -> int:
+    """Run the sections; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of gpu.md and gpu.json")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, on the CPU")
+    parser.add_argument("--sections", nargs="+", choices=tuple(SECTIONS), default=list(SECTIONS))
+    parser.add_argument("--minutes", type=float, default=8.0, help="of all sections; each has its share")
+    arguments = parser.parse_args()
+    if not arguments.smoke and not torch.cuda.is_available():
+        parser.error("no CUDA device answers. --smoke runs every section tiny on the CPU.")
+    logging.basicConfig(level=logging.WARNING)
+    device = "cpu" if arguments.smoke else "cuda"
+    results = Results(arguments.out, device)
+    print("; ".join(f"{key} {value}" for key, value in results.machine.items()))
+    limits = measure_limits(device, arguments.smoke)
+    for name, rate in limits.items():
+        is_bytes = name in ("copy", "upload")
+        results.add("limits", name, rate / (1e9 if is_bytes else 1e12), "GB/s" if is_bytes else "TFLOP/s")
+    share = arguments.minutes * 60 / sum(SECTIONS[name][1] for name in arguments.sections)
+    for name in arguments.sections:
+        function, most = SECTIONS[name]
+        print(name, flush=True)
+        section = Section(name, device, arguments.smoke, time.monotonic() + most * min(share, 1.0), limits, results)
+        needed = _NEEDS.get(name)
+        try:
+            if needed and importlib.util.find_spec(needed) is None:
+                section.skip(name, f"{needed} is not installed")
+            else:
+                function(section)
+        except Exception as error:  # the other sections are worth as much without this one
+            results.failed[name] = f"{type(error).__name__}: {error}"
+            traceback.print_exc()
+        results.seconds[name] = time.monotonic() - section.started
+        results.write()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+    print((arguments.out / "gpu.md").read_text())
+    return 0 if results.is_sound else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""Models of the shapes that the field runs, with random weights, in plain torch; and the bare forward pass."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from coar_dist.ablation.folding import fold_batch_norms
+from coar_dist.ablation.graphs import RecordedFunction
+from coar_dist.ablation.placement import layout_of, with_layout
+from coar_dist.components.discovery import discover
+from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.tasks.models_vit import SmallViT
+from coar_dist.tasks.outputs import output_function
+from coar_dist.tasks.task import ExampleSet, Task
+
+MODELS = ("resnet50", "vit_b16", "gpt2")
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions around a shortcut (He et al. 2016, figure 5)."""
+
+    def __init__(self, width_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(width_in, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width)
+        same = stride == 1 and width_in == 4 * width
+        self.shortcut = nn.Identity() if same else nn.Conv2d(width_in, 4 * width, 1, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.relu(self.bn1(self.conv1(x)))
+        y = functional.relu(self.bn2(self.conv2(y)))
+        return functional.relu(self.bn3(self.conv3(y)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """ResNet-50 for ``width`` 64 and ``depths`` 3, 4, 6, 3."""
+
+    def __init__(self, width: int, depths: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(width)
+        blocks, width_in = [], width
+        for stage, depth in enumerate(depths):
+            for number in range(depth):
+                blocks.append(Bottleneck(width_in, width << stage, 2 if stage and not number else 1))
+                width_in = 4 * (width << stage)
+        self.blocks, self.head = nn.Sequential(*blocks), nn.Linear(width_in, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = functional.max_pool2d(functional.relu(self.bn(self.stem(images))), 3, stride=2, padding=1)
+        return self.head(self.blocks(x).mean(dim=(2, 3)))
+
+
+class CausalBlock(nn.Module):
+    """A block of GPT-2 (Radford et al. 2019)."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.c_attn, self.attn_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.c_fc, self.mlp_proj = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.c_attn(self.ln_1(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True)
+        x = x + self.attn_proj(mixed.transpose(1, 2).flatten(2))
+        return x + self.mlp_proj(functional.gelu(self.c_fc(self.ln_2(x)), approximate="tanh"))
+
+
+class CausalLM(nn.Module):
+    """GPT-2 small for ``width`` 768, ``depth`` 12, ``num_heads`` 12, ``vocabulary`` 50,257."""
+
+    def __init__(self, width: int, depth: int, num_heads: int, vocabulary: int, length: int) -> None:
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
+        self.blocks = nn.Sequential(*[CausalBlock(width, num_heads) for _ in range(depth)])
+        self.ln_f, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
+        return self.head(self.ln_f(self.blocks(x)))
+
+
+def build(name: str, num_examples: int, is_tiny: bool, seed: int = 0) -> tuple[Task, ComponentIndex]:
+    """A task with random weights, on the CPU.
+
+    Args:
+        name: of ``MODELS``.
+        num_examples: in random pixels or tokens.
+        is_tiny: a model of the same kind that a CPU runs in milliseconds.
+        seed: of weights and examples.
+    """
+    torch.manual_seed(seed)
+    if name == "gpt2":
+        sizes = (16, 2, 2, 101, 12) if is_tiny else (768, 12, 12, 50257, 128)
+        model: nn.Module = CausalLM(*sizes)
+        tokens = torch.randint(0, sizes[3], (num_examples, sizes[4]))
+        examples, output = ExampleSet(tokens, tokens), "next_token_margin"
+        # Input features of every map of the blocks: 64,512 in GPT-2 small, as in the paper's setup.
+        groups = [
+            ComponentGroup(f"{path}.weight", 1, module.in_features)
+            for path, module in model.named_modules()
+            if isinstance(module, nn.Linear) and path != "head"
+        ]
+        components = ComponentIndex(tuple(groups))
+    else:
+        side, classes = (32, 10) if is_tiny else (224, 1000)
+        if name == "resnet50":
+            model = ResNet(4, (1, 1, 1, 1), classes) if is_tiny else ResNet(64, (3, 4, 6, 3), classes)
+            selector = "conv_filters"
+        else:
+            sizes = (
+                (side, 8, 3, 16, 2, 2, 32, classes, 0.0) if is_tiny else (224, 16, 3, 768, 12, 12, 3072, classes, 0.0)
+            )
+            model, selector = SmallViT(*sizes), "linear_rows"
+        examples = ExampleSet(
+            torch.randn(num_examples, 3, side, side) + 0.3, torch.randint(0, classes, (num_examples,))
+        )
+        output, components = "margin", discover(model, selector)
+    with torch.no_grad():  # statistics as a trained net's: activations keep their size through the depth
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
+                module.bias.normal_(0, 0.1)
+    return Task(model.eval(), examples, output_function(output)), components
+
+
+class BareForward:
+    """The unablated model over all examples: folded, channels last, its weights in the precision that it computes in.
+
+    Args:
+        task: model and examples; copied.
+        device: where.
+        precision: ``bfloat16`` or ``float32``.
+    """
+
+    def __init__(self, task: Task, device: str, precision: str) -> None:
+        model = copy.deepcopy(task.model).to(device).eval().requires_grad_(False)
+        fold_batch_norms(model, ComponentIndex(()))
+        dtype, layout = getattr(torch, precision), layout_of(model)
+        self._model = model.to(dtype)
+        if layout != torch.preserve_format:
+            self._model = self._model.to(memory_format=layout)  # type: ignore[call-overload]
+        inputs = task.examples.inputs
+        assert isinstance(inputs, Tensor)
+        inputs = with_layout(inputs.to(device), layout)
+        self._inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
+        self._forward: Callable[[Tensor], Any] = self._model
+
+    def compile(self) -> None:
+        torch._dynamo.reset()
+        self._forward = torch.compile(self._model, dynamic=False)
+
+    def record(self) -> None:
+        with torch.no_grad():
+            self._forward = RecordedFunction(self._forward, (self._inputs,))
+
+    def __call__(self) -> None:
+        with torch.no_grad():
+            self._forward(self._inputs)
