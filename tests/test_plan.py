@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,8 @@ from coar_dist.errors import ConfigError, RunMismatchError
 from coar_dist.pipeline import run_stages
 from coar_dist.stages import plan
 from coar_dist.store.rehearsal import Rehearsal
+from coar_dist.tasks.task import Task
+from tests.chaos import Slow
 from tests.models import local_storage, small_task
 from tests.test_app import TINY, run
 
@@ -57,7 +60,7 @@ def files_in(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
 
 
-def planned(config: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[Estimate, str]:
+def planned(config: Config, monkeypatch: pytest.MonkeyPatch, task: Task | None = None) -> tuple[Estimate, str]:
     found: list[Estimate] = []
     shown = plan.print_estimate
 
@@ -67,7 +70,7 @@ def planned(config: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[Estimate, 
 
     monkeypatch.setattr(plan, "print_estimate", note)
     output = io.StringIO()
-    run_stages(config, Console(file=output, width=200), small_task())
+    run_stages(config, Console(file=output, width=200), task or small_task())
     return found[0], output.getvalue()
 
 
@@ -98,6 +101,18 @@ def test_what_is_missing_is_counted_and_timed(
     unpriced, text = planned(config_of(tmp_path / "run", cluster=ClusterConfig(max_actors=1)), monkeypatch)
     assert unpriced.num_actors == 1
     assert "USD" not in text
+
+
+def test_the_speed_is_the_model_s(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forward pass that takes 0.05 s, and one of them per mask."""
+    task = small_task()
+    task = replace(task, model=Slow(task.model, 0.05))
+    config = config_of(tmp_path / "run", gradients=GradientsConfig(), baselines=[])
+    estimate, _ = planned(config, monkeypatch, task)
+    assert 0.05 < estimate.seconds_per_pass * NUM_EXAMPLES < 0.1
+    # Shards of 8 masks: 5 of the train design, then 2 and 4 masks of each held-out one, over 3 actors.
+    assert estimate.work_s / (estimate.seconds_per_pass * NUM_EXAMPLES) == pytest.approx(28)
+    assert estimate.start_s > 4 * 0.05
 
 
 def test_the_bytes_are_those_of_the_shards(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,16 +53,16 @@ class AblationJob:
         """Where the shards of a ``MaskRange`` of this name go."""
         return self.designs[name][1]
 
-    @property
-    def storage(self) -> Storage | None:
-        """The run directory's; None where nothing is to be stored."""
-        return next((store.storage for _, store in self.designs.values()), None)
-
     def num_margins(self, masks: MaskRange) -> int:
         """Margins of a range."""
         store = self.designs[masks.design_name][1]
         num_examples = store.num_examples if isinstance(store, MarginStore) else store.block[1] - store.block[0]
         return masks.num_masks * num_examples
+
+    @property
+    def storage(self) -> Storage:
+        """The run directory's."""
+        return next(iter(self.designs.values()))[1].storage
 
 
 LogLines = tuple[tuple[int, str], ...]
@@ -150,9 +150,8 @@ class EngineActor:
     """An engine in a Ray actor process; a plain class, so that it can be tested without Ray."""
 
     def address(self, job: AblationJob) -> Address:
-        """Where the actor runs, from where the run directory can be seen; answered as soon as it has started."""
-        if job.storage is not None:
-            require_visible(job.storage)
+        """Where the actor runs; answered as soon as it has started."""
+        del job
         return own_address()
 
     def setup(self, task: Task, job: AblationJob) -> None:
@@ -185,6 +184,11 @@ class AblationActor(EngineActor):
     The driver calls ``address``, ``setup``, on one actor ``start`` if the run has no engine plan or no unablated
     outputs yet, on all others ``use``, and then ``run`` for every range.
     """
+
+    def address(self, job: AblationJob) -> Address:
+        """Where the actor runs, from where the run directory can be seen; answered as soon as it has started."""
+        require_visible(job.storage)
+        return own_address()
 
     def start(self, masks_per_actor: int, gradient_masks_per_actor: int, plan: EnginePlan | None) -> Start:
         """Run the unablated model, and choose the engine plan for about so many masks, or take over ``plan``."""

@@ -74,11 +74,8 @@ def plan_stage(
         stores = stores_of(run)
         for _, store in stores.values():
             for reason in store.set_aside_wrong(run.is_new):
-                say(
-                    console,
-                    _STAGE,
-                    f"[yellow]{reason}[/yellow] (The ablate stage will do that; nothing is touched now.)",
-                )
+                text = f"[yellow]{reason}[/yellow] (The ablate stage will do that; nothing is touched now.)"
+                say(console, _STAGE, text)
         work = missing_work(run, stores, config)
         if not work.ranges and not baselines.ranges and config.budget is None:
             say(console, _STAGE, f"nothing is missing in {storage}.")

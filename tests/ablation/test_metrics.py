@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import ray
 import torch
+from rich.console import Console
 
-from coar_dist.ablation.actor import AblationActor, AblationJob
+import coar_dist
+from coar_dist.ablation.actor import AblationActor, AblationJob, RangeReport
 from coar_dist.ablation.metrics import METRICS, RunMetrics
 from coar_dist.ablation.plan import PlanPins
 from coar_dist.ablation.schedule import MaskRange
+from coar_dist.baselines.actor import BaselineActor
 from coar_dist.components.discovery import discover
+from coar_dist.config import ClusterConfig
 from coar_dist.designs.design import MaskDesign
 from coar_dist.store.margins import MarginStore
 from tests.ablation.driving import PLAN
@@ -97,9 +104,57 @@ def test_time_adds_up_to_the_time_of_the_actor(tmp_path: Path) -> None:
     assert (reports[0].gpu_memory_bytes is None) == (not torch.cuda.is_available())
 
 
-def test_a_range_s_metrics_take_no_time(ray_cluster: None) -> None:
-    import time
+class WithGpu(BaselineActor):
+    """An actor that says that it has a GPU."""
 
+    def run(self, examples: MaskRange) -> RangeReport:
+        return replace(super().run(examples), gpu_memory_bytes=5000)
+
+
+class Recorder(RunMetrics):
+    """Keeps what is recorded."""
+
+    found: ClassVar[dict[str, float]] = {}
+
+    def add(self, name: str, value: float, actor: str, node: str) -> None:
+        super().add(name, value, actor, node)
+        self.found[name] = self.found.get(name, 0.0) + value
+
+    def set_of_actor(self, name: str, value: float, actor: str, node: str) -> None:
+        super().set_of_actor(name, value, actor, node)
+        self.found[f"{name} of {actor}"] = value
+
+    def set_of_run(self, name: str, value: float) -> None:
+        super().set_of_run(name, value)
+        self.found[name] = value
+
+
+def test_baselines_count_examples_and_gpus_their_memory(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coar_dist.stages.baselines.BaselineActor", WithGpu)
+    monkeypatch.setattr("coar_dist.ablation.driver.RunMetrics", Recorder)
+    task = small_task()
+    coar_dist.attribute(
+        task.model,
+        task.examples.inputs,
+        task.examples.targets,
+        run_dir=tmp_path / "run",
+        num_masks=20,
+        stages=["ablate"],
+        baselines=["gradient_x_parameter"],
+        cluster=ClusterConfig(max_actors=1),
+        console=Console(file=io.StringIO()),
+    )
+    found = Recorder.found
+    assert (found["coar_examples_done_total"], found["coar_examples_left"]) == (7, 0)
+    assert (found["coar_masks_done_total"], found["coar_masks_left"]) == (20, 0)
+    assert found["coar_margins_done_total"] == 20 * 7
+    assert found["coar_shards_done_total"] == 2
+    assert found["coar_gpu_memory_peak_bytes of actor-0"] == 5000
+
+
+def test_a_range_s_metrics_take_no_time(ray_cluster: None) -> None:
     metrics = RunMetrics("timed")
     started = time.perf_counter()
     for _ in range(200):
