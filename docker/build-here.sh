@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Builds the image on a machine without a container engine, and runs the default experiment in it.
+#
+#   docker/build-here.sh [FOLDER] [OPTION...]     options of `buildah bud`, as --build-arg VARIANT=cuda
+#
+# Debian's mmdebstrap makes a base of Debian bookworm with Python, in place of the official Python image; buildah builds
+# the same Dockerfile on it with no more than chroot. Needs root, and the Debian packages mmdebstrap and buildah.
+# FOLDER keeps base, storage and runs (several times the image's size); by default it is a temporary one, removed.
+#
+# pip's and uv's settings of this shell (PIP_..., UV_..., SSL_CERT_FILE) serve the build too, as its secret; a folder or
+# file that they name is mounted. CPU_WHEELS=folder: where torch's CPU wheel lies, instead of the PyTorch project's index.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+for tool in mmdebstrap buildah; do
+    command -v "$tool" > /dev/null || { echo "build-here.sh: $tool is missing: apt-get install $tool" >&2; exit 1; }
+done
+
+if [[ $# -gt 0 && $1 != -* ]]; then
+    mkdir -p "$1"
+    folder=$(cd "$1" && pwd)
+    shift
+else
+    folder=$(mktemp -d /var/tmp/coar-dist-image.XXXXXX)
+    trap 'rm -rf "$folder"' EXIT
+fi
+export TMPDIR=$folder BUILDAH_ISOLATION=chroot STORAGE_DRIVER=vfs
+
+build() {
+    buildah --root "$folder/storage" --runroot "$folder/runroot" "$@"
+}
+
+took() {
+    echo "== $1: $((SECONDS - started)) s"
+    started=$SECONDS
+}
+started=$SECONDS
+
+# --- the base
+base=localhost/python:3.11-bookworm
+if ! build inspect --type image "$base" > /dev/null 2>&1; then
+    mmdebstrap --quiet --variant=minbase --include=ca-certificates,python3-dev,python3-venv bookworm "$folder/base.tar"
+    container=$(build from scratch)
+    build add --quiet "$container" "$folder/base.tar" /
+    build commit --quiet --rm "$container" "$base" > /dev/null
+    rm "$folder/base.tar"
+fi
+took "base"
+
+# --- the image
+volumes=()
+while IFS='=' read -r name value; do
+    if [[ -e $value && $value == /* ]]; then
+        volumes+=(--volume "$value:/mnt/$name:ro")
+        value=/mnt/$name
+    fi
+    printf 'export %s=%q\n' "$name" "$value"
+done < <(env | grep -E '^(PIP_|UV_|SSL_CERT_FILE=)' | grep -v '^PIP_FIND_LINKS=') > "$folder/packages"
+if [[ -n ${CPU_WHEELS:-} ]]; then
+    volumes+=(--volume "$CPU_WHEELS:/mnt/wheels:ro")
+    echo "export UV_FIND_LINKS=/mnt/wheels" >> "$folder/packages"
+    set -- --build-arg TORCH_BACKEND=none "$@"
+fi
+build bud --file docker/Dockerfile --tag coar-dist --build-arg BASE_IMAGE="$base" \
+    --build-arg REVISION="$(git rev-parse HEAD 2> /dev/null || echo unknown)" \
+    --secret id=packages,src="$folder/packages" "${volumes[@]}" --format docker --layers=false "$@" .
+took "image"
+build images coar-dist
+
+# --- the default experiment in it, as the image's own user, through its entry point
+container=$(build from localhost/coar-dist)
+build run "$container" -- sh -c 'id && coar-dist --version 2> /dev/null; python -m compileall -q coar_dist; true'
+build run "$container" -- entrypoint.sh run.dir=runs/digits
+took "coar-dist in the image"
+build rm "$container" > /dev/null
