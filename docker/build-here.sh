@@ -7,8 +7,8 @@
 # the same Dockerfile on it with no more than chroot. Needs root, and the Debian packages mmdebstrap and buildah.
 # FOLDER keeps base, storage and runs (several times the image's size); by default it is a temporary one, removed.
 #
-# pip's and uv's settings of this shell (PIP_..., UV_..., SSL_CERT_FILE) serve the build too, as its secret; a folder or
-# file that they name is mounted. CPU_WHEELS=folder: where torch's CPU wheel lies, instead of the PyTorch project's index.
+# pip's and uv's settings of this shell (PIP_..., UV_...) serve the build too, as its secret; SSL_CERT_FILE takes the place
+# of the base's certificates. CPU_WHEELS=folder: where torch's CPU wheel lies, instead of the PyTorch project's index.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,7 +24,7 @@ else
     folder=$(mktemp -d /var/tmp/coar-dist-image.XXXXXX)
     trap 'rm -rf "$folder"' EXIT
 fi
-export TMPDIR=$folder BUILDAH_ISOLATION=chroot STORAGE_DRIVER=vfs
+export TMPDIR=$folder BUILDAH_ISOLATION=chroot
 
 build() {
     buildah --root "$folder/storage" --runroot "$folder/runroot" "$@"
@@ -41,35 +41,33 @@ base=localhost/python:3.11-bookworm
 if ! build inspect --type image "$base" > /dev/null 2>&1; then
     mmdebstrap --quiet --variant=minbase --include=ca-certificates,python3-dev,python3-venv bookworm "$folder/base.tar"
     container=$(build from scratch)
-    build add --quiet "$container" "$folder/base.tar" /
+    build add --quiet "$container" "$folder/base.tar" / > /dev/null
     build commit --quiet --rm "$container" "$base" > /dev/null
     rm "$folder/base.tar"
 fi
 took "base"
 
 # --- the image
-volumes=()
-while IFS='=' read -r name value; do
-    if [[ -e $value && $value == /* ]]; then
-        volumes+=(--volume "$value:/mnt/$name:ro")
-        value=/mnt/$name
-    fi
-    printf 'export %s=%q\n' "$name" "$value"
-done < <(env | grep -E '^(PIP_|UV_|SSL_CERT_FILE=)' | grep -v '^PIP_FIND_LINKS=') > "$folder/packages"
+# Mounted over what the base has, settings leave no trace in the image.
+{ export -p | grep -E '^declare -x (PIP|UV)_' | grep -vE ' PIP_(CERT|FIND_LINKS)=' || true; } > "$folder/packages"
+if [[ -n ${SSL_CERT_FILE:-} ]]; then
+    certificates=/etc/ssl/certs/ca-certificates.crt
+    set -- --volume "$SSL_CERT_FILE:$certificates:ro" "$@"
+    echo "export SSL_CERT_FILE=$certificates PIP_CERT=$certificates" >> "$folder/packages"
+fi
 if [[ -n ${CPU_WHEELS:-} ]]; then
-    volumes+=(--volume "$CPU_WHEELS:/mnt/wheels:ro")
-    echo "export UV_FIND_LINKS=/mnt/wheels" >> "$folder/packages"
-    set -- --build-arg TORCH_BACKEND=none "$@"
+    set -- --volume "$CPU_WHEELS:/srv:ro" --build-arg TORCH_BACKEND=none "$@"
+    echo "export UV_FIND_LINKS=/srv" >> "$folder/packages"
 fi
 build bud --file docker/Dockerfile --tag coar-dist --build-arg BASE_IMAGE="$base" \
     --build-arg REVISION="$(git rev-parse HEAD 2> /dev/null || echo unknown)" \
-    --secret id=packages,src="$folder/packages" "${volumes[@]}" --format docker --layers=false "$@" .
+    --secret id=packages,src="$folder/packages" --format docker --layers=false "$@" .
 took "image"
 build images coar-dist
 
 # --- the default experiment in it, as the image's own user, through its entry point
 container=$(build from localhost/coar-dist)
-build run "$container" -- sh -c 'id && coar-dist --version 2> /dev/null; python -m compileall -q coar_dist; true'
+build run "$container" -- entrypoint.sh id
 build run "$container" -- entrypoint.sh run.dir=runs/digits
 took "coar-dist in the image"
 build rm "$container" > /dev/null
