@@ -22,13 +22,23 @@ if [[ $# -gt 0 && $1 != -* ]]; then
     shift
 else
     folder=$(mktemp -d /var/tmp/coar-dist-image.XXXXXX)
-    trap 'rm -rf "$folder"' EXIT
+    temporary=$folder
 fi
 export TMPDIR=$folder BUILDAH_ISOLATION=chroot
 
 build() {
     buildah --root "$folder/storage" --runroot "$folder/runroot" "$@"
 }
+
+clean() {
+    rm -f "$folder/packages"
+    build rm --all > /dev/null || true
+    if [[ -n ${temporary:-} ]]; then
+        build rmi --all --force > /dev/null || true
+        rm -rf "$temporary"
+    fi
+}
+trap clean EXIT
 
 took() {
     echo "== $1: $((SECONDS - started)) s"
@@ -49,6 +59,7 @@ took "base"
 
 # --- the image
 # Mounted over what the base has, settings leave no trace in the image.
+umask 077 # they may hold credentials
 { export -p | grep -E '^declare -x (PIP|UV)_' | grep -vE ' PIP_(CERT|FIND_LINKS)=' || true; } > "$folder/packages"
 if [[ -n ${SSL_CERT_FILE:-} ]]; then
     certificates=/etc/ssl/certs/ca-certificates.crt
@@ -70,4 +81,3 @@ container=$(build from localhost/coar-dist)
 build run "$container" -- entrypoint.sh id
 build run "$container" -- entrypoint.sh run.dir=runs/digits
 took "coar-dist in the image"
-build rm "$container" > /dev/null
