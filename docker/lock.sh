@@ -18,7 +18,7 @@ lock() {
     echo "$file: $(grep -c == "$file") packages"
 }
 
-extras=(--extra s3 --extra gcs --extra baselines --extra vision --extra hf)
+extras=(--extra s3 --extra gcs --extra baselines --extra vision --extra hf --extra tensorboard)
 if [[ -n ${CPU_WHEELS:-} ]]; then
     cpu=(--find-links "$CPU_WHEELS")
 else
