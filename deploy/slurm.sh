@@ -28,8 +28,9 @@ export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK" # srun no longer takes it from 
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
-# The name that SLURM uses is that of the cluster's private network.
-head_ip=$(getent ahostsv4 "$head" | awk 'NR == 1 { print $1 }')
+# knob: HEAD_IP, where the node's name does not stand for its address in the cluster's private network
+head_ip=${HEAD_IP:-$(getent ahostsv4 "$head" | awk '$1 !~ /^127/ { print $1; exit }')}
+head_ip=${head_ip:-$(hostname -I | awk '{ print $1 }')} # Debian's /etc/hosts knows its own name as 127.0.1.1
 port=$((20000 + SLURM_JOB_ID % 10000))
 temporary="/tmp/ray-$SLURM_JOB_ID" # not /tmp/ray, which may be another user's
 options=(--block --num-cpus="$SLURM_CPUS_PER_TASK" --temp-dir="$temporary" --disable-usage-stats)
