@@ -69,12 +69,14 @@ class DriverCallbacks:
         on_start: called once with what the first actor found out, where there was anything to find out.
         on_log: called with what an engine logged.
         on_wait: called at least once a second; what it raises ends the run.
+        on_join: called once with the name of the cluster, unless this command started it.
     """
 
     on_progress: Callable[[int, int], None]
     on_start: Callable[[Start], None]
     on_log: Callable[[LogLines], None]
     on_wait: Callable[[], None]
+    on_join: Callable[[str], None]
 
 
 def run_ranges(config: ClusterConfig, work: AblationWork, callbacks: DriverCallbacks) -> None:
@@ -96,6 +98,8 @@ def run_ranges(config: ClusterConfig, work: AblationWork, callbacks: DriverCallb
         KeyboardInterrupt: SIGINT or SIGTERM came.
     """
     with connect(config) as cluster:
+        if not cluster.is_fixed:
+            callbacks.on_join(str(cluster))
         _Driver(cluster, work, callbacks).run()
 
 

@@ -206,6 +206,7 @@ def _callbacks(
         on_start=on_start,
         on_log=lambda lines: say_log(console, stage, lines),
         on_wait=hold.check,
+        on_join=lambda cluster: say(console, stage, f"on {cluster}."),
     )
 
 

@@ -104,6 +104,7 @@ def compute_baselines(
             on_start=lambda _: None,
             on_log=lambda lines: say_log(console, "ablate", lines),
             on_wait=hold.check,
+            on_join=lambda cluster: say(console, "ablate", f"on {cluster}."),
         )
         work = AblationWork(task, job, missing.ranges, _NO_PLAN, (0, 0), needs_unablated=False, actor=BaselineActor)
         driver.run_ranges(config.cluster, work, callbacks)

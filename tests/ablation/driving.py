@@ -95,7 +95,7 @@ def drive(
         driven.progress.append((done, actors))
         on_progress(done, actors)
 
-    callbacks = DriverCallbacks(note_progress, driven.starts.append, lambda lines: None, on_wait)
+    callbacks = DriverCallbacks(note_progress, driven.starts.append, lambda lines: None, on_wait, lambda cluster: None)
     run_ranges(ClusterConfig(**{"max_actors": 2, **cluster}), work, callbacks)  # type: ignore[arg-type]
     return driven
 
