@@ -31,7 +31,7 @@ head=${nodes[0]}
 # knob: HEAD_IP, where the node's name does not stand for its address in the cluster's private network
 head_ip=${HEAD_IP:-$(getent ahostsv4 "$head" | awk '$1 !~ /^127/ { print $1; exit }')}
 head_ip=${head_ip:-$(hostname -I | awk '{ print $1 }')} # Debian's /etc/hosts knows its own name as 127.0.1.1
-port=$((20000 + SLURM_JOB_ID % 10000))
+port=$((10000 + SLURM_JOB_ID % 10000)) # not the usual ones, which another job may have left taken
 temporary="/tmp/ray-$SLURM_JOB_ID" # not /tmp/ray, which may be another user's
 options=(--block --num-cpus="$SLURM_CPUS_PER_TASK" --temp-dir="$temporary" --disable-usage-stats)
 
@@ -53,7 +53,7 @@ trap clean_up EXIT
 trap stop_driver USR1 TERM
 
 srun --nodes=1 --ntasks=1 --nodelist="$head" ray start --head --node-ip-address="$head_ip" --port="$port" \
-    --include-dashboard=false "${options[@]}" > /dev/null &
+    --include-dashboard=false --dashboard-port=$((port + 10000)) "${options[@]}" > /dev/null &
 steps+=($!)
 for ((i = 0; ; i++)); do
     if (exec 3<> "/dev/tcp/$head_ip/$port") 2> /dev/null; then break; fi

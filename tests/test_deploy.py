@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,7 +184,8 @@ def test_entrypoint_is_a_run_in_an_object_store(repository: Path, tmp_path: Path
 
 
 def test_shell_scripts(repository: Path) -> None:
-    shellcheck = Path(sys.executable).parent / "shellcheck"
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert shellcheck is not None
     subprocess.run([shellcheck, repository / "deploy" / "slurm.sh"], check=True)
 
 

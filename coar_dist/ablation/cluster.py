@@ -250,8 +250,8 @@ def _token_help() -> str:
     else:
         given = f"with the token in {os.environ.get('RAY_AUTH_TOKEN_PATH') or '~/.ray/auth_token'}, if any"
     return (
-        f"If the cluster has token authentication, export RAY_AUTH_MODE=token and its head's token, as "
-        f"RAY_AUTH_TOKEN=... or RAY_AUTH_TOKEN_PATH=FILE. This process came {given}."
+        f"If the cluster has token authentication, export RAY_AUTH_MODE=token and the token of its head, in "
+        f"RAY_AUTH_TOKEN or, as a file, in RAY_AUTH_TOKEN_PATH. This process came {given}."
     )
 
 
