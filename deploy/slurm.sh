@@ -31,13 +31,13 @@ head=${nodes[0]}
 # knob: HEAD_IP, where the node's name does not stand for its address in the cluster's private network
 head_ip=${HEAD_IP:-$(getent ahostsv4 "$head" | awk '$1 !~ /^127/ { print $1; exit }')}
 head_ip=${head_ip:-$(hostname -I | awk '{ print $1 }')} # Debian's /etc/hosts knows its own name as 127.0.1.1
-port=$((10000 + SLURM_JOB_ID % 10000)) # not the usual ones, which another job may have left taken
+port=$((20000 + SLURM_JOB_ID % 6000)) # not the usual ones, which another job may have left taken
 temporary="/tmp/ray-$SLURM_JOB_ID" # not /tmp/ray, which may be another user's
 options=(--block --num-cpus="$SLURM_CPUS_PER_TASK" --temp-dir="$temporary" --disable-usage-stats)
 
 steps=()
 driver=
-is_stopping=
+stopped_by=
 # shellcheck disable=SC2329 # for the traps
 clean_up() {
     kill "$driver" "${steps[@]}" 2> /dev/null || true
@@ -46,18 +46,19 @@ clean_up() {
 }
 # shellcheck disable=SC2329
 stop_driver() {
-    is_stopping=1
+    stopped_by=$1
     kill -TERM "$driver" 2> /dev/null || true
 }
 trap clean_up EXIT
-trap stop_driver USR1 TERM
+trap 'stop_driver limit' USR1
+trap 'stop_driver other' TERM # preempted: SLURM itself queues the job again
 
 srun --nodes=1 --ntasks=1 --nodelist="$head" ray start --head --node-ip-address="$head_ip" --port="$port" \
-    --include-dashboard=false --dashboard-port=$((port + 10000)) "${options[@]}" > /dev/null &
+    --include-dashboard=false --dashboard-port=$((port + 6000)) "${options[@]}" > /dev/null &
 steps+=($!)
 for ((i = 0; ; i++)); do
     if (exec 3<> "/dev/tcp/$head_ip/$port") 2> /dev/null; then break; fi
-    if [[ -n $is_stopping ]] || ! kill -0 "${steps[0]}" 2> /dev/null || ((i == 120)); then
+    if [[ -n $stopped_by ]] || ! kill -0 "${steps[0]}" 2> /dev/null || ((i == 120)); then
         echo "Ray did not start on $head ($head_ip:$port)." >&2
         exit 1
     fi
@@ -78,8 +79,8 @@ while kill -0 "$driver" 2> /dev/null; do # a signal ended the wait, not the driv
     code=0
     wait "$driver" || code=$?
 done
-if [[ -n $is_stopping && $code -ne 0 ]]; then
-    echo "Job $SLURM_JOB_ID: stopped in time, and queued again."
+if [[ $stopped_by == limit && $code -ne 0 ]]; then
+    echo "Job $SLURM_JOB_ID: stopped before its time limit, and queued again."
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"
