@@ -52,8 +52,9 @@ class Cluster:
 
     def __str__(self) -> str:
         """Where it is and how large, at present."""
-        address = ray.get_runtime_context().gcs_address
-        return f"the Ray cluster at {address}, {len(alive_nodes())} nodes with {_describe(_total_resources())}"
+        num_nodes, address = len(alive_nodes()), ray.get_runtime_context().gcs_address
+        nodes = f"{num_nodes} node{'s' * (num_nodes != 1)}"
+        return f"the Ray cluster at {address}, {nodes} with {_describe(_total_resources())}"
 
     def raise_if_interrupted(self) -> None:
         """Raise KeyboardInterrupt if SIGINT or SIGTERM has come, at a place where that is safe."""
