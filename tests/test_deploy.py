@@ -77,38 +77,74 @@ def test_ec2_knows_every_field_of_the_nodes(repository: Path) -> None:
     assert "VolumeSise" in aws_problems({"BlockDeviceMappings": [{"Ebs": {"VolumeSise": 1}}]})
 
 
-def test_roles_of_the_nodes(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Created in a stand-in for AWS: the profiles that aws.yaml names, with the bucket that was asked for."""
+def test_launcher_starts_the_nodes_in_an_account(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a stand-in for AWS: what aws-account.yaml makes is what the launcher takes, for the head and for a worker."""
     import boto3
     from moto import mock_aws
+    from ray.autoscaler._private.aws.config import bootstrap_aws
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # the launcher's key pair goes there
+    (tmp_path / ".ssh").mkdir()
+    config = load(repository, "aws.yaml")
+    region = config["provider"]["region"]
     with mock_aws():
-        boto3.client("cloudformation", "us-west-2").create_stack(
+        boto3.client("cloudformation", region).create_stack(
             StackName="coar-dist",
-            TemplateBody=(repository / "deploy" / "aws-roles.yaml").read_text(),
-            Parameters=[{"ParameterKey": "Bucket", "ParameterValue": "my-bucket"}],
+            TemplateBody=(repository / "deploy" / "aws-account.yaml").read_text(),
+            Parameters=[
+                {"ParameterKey": "Bucket", "ParameterValue": "my-bucket"},
+                {"ParameterKey": "SshFrom", "ParameterValue": "203.0.113.7/32"},
+            ],
             Capabilities=["CAPABILITY_NAMED_IAM"],
         )
-        iam = boto3.client("iam", "us-west-2")
-        for kind, node_type in load(repository, "aws.yaml")["available_node_types"].items():
-            name = node_type["node_config"]["IamInstanceProfile"]["Name"]
-            (role,) = iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"]["Roles"]
-            policies = iam.list_role_policies(RoleName=role["RoleName"])["PolicyNames"]
-            assert sorted(policies) == (["autoscaler", "bucket"] if kind == "head" else ["bucket"])
-            bucket = iam.get_role_policy(RoleName=role["RoleName"], PolicyName="bucket")
-            assert [statement["Resource"] for statement in ast.literal_eval(bucket["PolicyDocument"])["Statement"]] == [
-                "arn:aws:s3:::my-bucket",
-                "arn:aws:s3:::my-bucket/*",
-            ]
-        autoscaler = iam.get_role_policy(RoleName="coar-dist-head", PolicyName="autoscaler")
-        assert ast.literal_eval(autoscaler["PolicyDocument"])["Statement"][1] == {
-            "Effect": "Allow",
-            "Action": "iam:PassRole",
-            "Resource": iam.get_role(RoleName="coar-dist-worker")["Role"]["Arn"],
-        }
+        launched = bootstrap_aws(prepare_config(config))
+        provider = AWSNodeProvider(launched["provider"], launched["cluster_name"])
+        for kind, node_type in launched["available_node_types"].items():
+            tags = {"ray-node-type": kind, "ray-node-name": kind, "ray-user-node-type": kind, "ray-launch-config": "x"}
+            provider.create_node(node_type["node_config"], tags, 1)
+
+        ec2, iam = boto3.client("ec2", region), boto3.client("iam", region)
+        nodes = {node["InstanceType"]: node for node in instances_of(ec2)}
+        head, worker = (
+            nodes[node["node_config"]["InstanceType"]] for node in launched["available_node_types"].values()
+        )
+        assert worker["InstanceLifecycle"] == "spot"
+        assert head.get("InstanceLifecycle") is None
+        assert head["MetadataOptions"]["HttpTokens"] == worker["MetadataOptions"]["HttpTokens"] == "required"
+        (group,) = head["SecurityGroups"]
+        assert worker["SecurityGroups"] == [group]
+        ssh, inside = ec2.describe_security_groups(GroupIds=[group["GroupId"]])["SecurityGroups"][0]["IpPermissions"]
+        assert (ssh["FromPort"], ssh["ToPort"], ssh["IpProtocol"]) == (22, 22, "tcp")
+        assert [block["CidrIp"] for block in ssh["IpRanges"]] == ["203.0.113.7/32"]
+        assert inside["IpRanges"] == []
+        assert [pair["GroupId"] for pair in inside["UserIdGroupPairs"]] == [group["GroupId"]]
+
+        def allowed(role: str, policy: str) -> list[dict[str, Any]]:
+            document = iam.get_role_policy(RoleName=role, PolicyName=policy)["PolicyDocument"]
+            statements: list[dict[str, Any]] = ast.literal_eval(document)["Statement"]
+            return statements
+
+        for node, role, policies in (
+            (head, "coar-dist-head", ["autoscaler", "bucket"]),
+            (worker, "coar-dist-worker", ["bucket"]),
+        ):
+            assert node["IamInstanceProfile"]["Arn"].endswith(f"/{role}")
+            assert sorted(iam.list_role_policies(RoleName=role)["PolicyNames"]) == policies
+            resources = [statement["Resource"] for statement in allowed(role, "bucket")]
+            assert resources == ["arn:aws:s3:::my-bucket", "arn:aws:s3:::my-bucket/*"]
+        passed = allowed("coar-dist-head", "autoscaler")[1]
+        assert passed["Action"] == "iam:PassRole"
+        assert passed["Resource"] == iam.get_role(RoleName="coar-dist-worker")["Role"]["Arn"]
+
+
+def instances_of(ec2: Any) -> list[dict[str, Any]]:
+    return [node for reservation in ec2.describe_instances()["Reservations"] for node in reservation["Instances"]]
 
 
 def pods_of(job: Any) -> dict[str, Any]:
