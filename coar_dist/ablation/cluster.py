@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
+from ray.exceptions import AuthenticationError, NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 from coar_dist.ablation.interruption import Interruption
 from coar_dist.ablation.placement import native_precision
@@ -49,6 +49,12 @@ class Cluster:
     def num_cpus(self) -> int:
         """CPUs of one actor."""
         return self.config.cpus_per_actor
+
+    def __str__(self) -> str:
+        """Where it is and how large, at present."""
+        num_nodes, address = len(alive_nodes()), ray.get_runtime_context().gcs_address
+        nodes = f"{num_nodes} node{'s' * (num_nodes != 1)}"
+        return f"the Ray cluster at {address}, {nodes} with {_describe(_total_resources())}"
 
     def raise_if_interrupted(self) -> None:
         """Raise KeyboardInterrupt if SIGINT or SIGTERM has come, at a place where that is safe."""
@@ -141,10 +147,14 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
             )
         except SystemExit as error:  # what Ray's own handler of SIGTERM raises
             raise KeyboardInterrupt from error
+        except AuthenticationError as error:
+            raise ClusterError(
+                f"cluster.address={address!r} cannot be joined without its token. {_token_help()}"
+            ) from error
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise ClusterError(
                 f"cluster.address={address!r} cannot be reached: {error}. Start it with 'ray start --head', or use "
-                f"cluster=local."
+                f"cluster=local. {_token_help()}"
             ) from error
         interruption.install()
     try:
@@ -234,6 +244,20 @@ def _describe(resources: Mapping[str, float]) -> str:
 
 def _total_resources() -> dict[str, float]:
     return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+
+
+def _token_help() -> str:
+    mode = os.environ.get("RAY_AUTH_MODE")
+    if mode != "token":
+        given = f"with RAY_AUTH_MODE={mode}" if mode else "without RAY_AUTH_MODE"
+    elif os.environ.get("RAY_AUTH_TOKEN"):
+        given = "with the token in RAY_AUTH_TOKEN"
+    else:
+        given = f"with the token in {os.environ.get('RAY_AUTH_TOKEN_PATH') or '~/.ray/auth_token'}, if any"
+    return (
+        f"If the cluster has token authentication, export RAY_AUTH_MODE=token and the token of its head, in "
+        f"RAY_AUTH_TOKEN or, as a file, in RAY_AUTH_TOKEN_PATH. This process came {given}."
+    )
 
 
 def _check_reachable(address: str) -> None:

@@ -117,12 +117,14 @@ class DriverCallbacks:
         on_start: called once with what the first actor's ``start`` gave, where there was anything to find out.
         on_log: called with what an actor logged, and whence it is.
         on_wait: called at least once a second; what it raises ends the run.
+        on_join: called once with the name of the cluster, unless this command started it.
     """
 
     on_progress: Callable[[Counts], None]
     on_start: Callable[[Any], None]
     on_log: Callable[[LogLines, Origin], None]
     on_wait: Callable[[], None]
+    on_join: Callable[[str], None]
 
 
 def run_ranges(config: ClusterConfig, work: AblationWork, callbacks: DriverCallbacks) -> None:
@@ -144,6 +146,8 @@ def run_ranges(config: ClusterConfig, work: AblationWork, callbacks: DriverCallb
         KeyboardInterrupt: SIGINT or SIGTERM came.
     """
     with connect(config) as cluster:
+        if not cluster.is_fixed:
+            callbacks.on_join(str(cluster))
         _Driver(cluster, work, callbacks).run()
 
 

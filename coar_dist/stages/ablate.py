@@ -252,6 +252,7 @@ def _callbacks(
         on_start=on_start,
         on_log=lambda lines, origin: say_log(console, stage, lines, origin),
         on_wait=hold.check,
+        on_join=lambda cluster: say(console, stage, f"on {cluster}."),
     )
 
 

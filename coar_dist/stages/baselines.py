@@ -104,6 +104,7 @@ def compute_baselines(
             on_start=lambda _: None,
             on_log=lambda lines, origin: say_log(console, "ablate", lines, origin),
             on_wait=hold.check,
+            on_join=lambda cluster: say(console, "ablate", f"on {cluster}."),
         )
         label, ranges = run.storage.label, missing.ranges
         work = AblationWork(label, task, job, ranges, _NO_PLAN, (0, 0), needs_unablated=False, actor=BaselineActor)

@@ -129,6 +129,7 @@ def _trial(
         on_start=trials.append,
         on_log=lambda lines, origin: say_log(console, _STAGE, lines, origin),
         on_wait=lambda: None,
+        on_join=lambda cluster: say(console, _STAGE, f"on {cluster}."),
     )
     started = time.monotonic()
     driver.run_ranges(config.cluster, whole, callbacks)

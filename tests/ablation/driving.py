@@ -116,7 +116,9 @@ def drive(
         driven.progress.append((counts.num_masks, counts.num_actors))
         on_progress(counts.num_masks, counts.num_actors)
 
-    callbacks = DriverCallbacks(note_progress, driven.starts.append, lambda lines, origin: None, on_wait)
+    callbacks = DriverCallbacks(
+        note_progress, driven.starts.append, lambda lines, origin: None, on_wait, lambda cluster: None
+    )
     run_ranges(ClusterConfig(**{"max_actors": 2, **cluster}), work, callbacks)  # type: ignore[arg-type]
     return driven
 

@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# One run on a SLURM allocation: Ray on all of its nodes, the driver on the first.
+#   sbatch --nodes=4 deploy/slurm.sh experiment=digits run.dir=/shared/runs/digits
+# Submit it from a checkout, or anywhere with the package installed, with the Python environment on the PATH; folder,
+# environment and run directory must be seen by all nodes, or the run directory be in an object store. Before the time
+# limit the driver is stopped and the job queued again: it goes on with what is missing, until the run is done. A lost
+# node costs what it was computing.
+#SBATCH --job-name=coar-dist
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --gpus-per-node=1
+#SBATCH --exclusive
+#SBATCH --time=04:00:00
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+#SBATCH --no-kill
+#SBATCH --open-mode=append
+#SBATCH --output=coar-dist-%j.log
+set -euo pipefail
+
+# knob: what makes `python` and `ray` the right ones, e.g. `module load python/3.11` or `. /shared/venv/bin/activate`
+
+# srun hands the environment to the nodes: who does not know this job's token cannot use its Ray.
+RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK" # srun no longer takes it from sbatch
+
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${nodes[0]}
+# knob: HEAD_IP, where the node's name does not stand for its address in the cluster's private network
+head_ip=${HEAD_IP:-$(getent ahostsv4 "$head" | awk '$1 !~ /^127/ { print $1; exit }')}
+head_ip=${head_ip:-$(hostname -I | awk '{ print $1 }')} # Debian's /etc/hosts knows its own name as 127.0.1.1
+port=$((20000 + SLURM_JOB_ID % 6000)) # not the usual ones, which another job may have left taken
+temporary="/tmp/ray-$SLURM_JOB_ID" # not /tmp/ray, which may be another user's
+options=(--block --num-cpus="$SLURM_CPUS_PER_TASK" --temp-dir="$temporary" --disable-usage-stats)
+
+steps=()
+driver=
+stopped_by=
+# shellcheck disable=SC2329 # for the traps
+clean_up() {
+    kill "$driver" "${steps[@]}" 2> /dev/null || true
+    wait
+    srun --overlap --nodes="${#nodes[@]}" --ntasks-per-node=1 rm -rf "$temporary" || true
+}
+# shellcheck disable=SC2329
+stop_driver() {
+    stopped_by=$1
+    kill -TERM "$driver" 2> /dev/null || true
+}
+trap clean_up EXIT
+trap 'stop_driver limit' USR1
+trap 'stop_driver other' TERM # preempted: SLURM itself queues the job again
+
+srun --nodes=1 --ntasks=1 --nodelist="$head" ray start --head --node-ip-address="$head_ip" --port="$port" \
+    --include-dashboard=false --dashboard-port=$((port + 6000)) "${options[@]}" > /dev/null &
+steps+=($!)
+for ((i = 0; ; i++)); do
+    if (exec 3<> "/dev/tcp/$head_ip/$port") 2> /dev/null; then break; fi
+    if [[ -n $stopped_by ]] || ! kill -0 "${steps[0]}" 2> /dev/null || ((i == 120)); then
+        echo "Ray did not start on $head ($head_ip:$port)." >&2
+        exit 1
+    fi
+    sleep 1
+done
+if ((${#nodes[@]} > 1)); then
+    srun --nodes=$((${#nodes[@]} - 1)) --ntasks-per-node=1 --exclude="$head" --kill-on-bad-exit=0 --no-kill \
+        ray start --address="$head_ip:$port" "${options[@]}" > /dev/null &
+    steps+=($!)
+fi
+
+echo "Job $SLURM_JOB_ID: Ray on ${nodes[*]}; start ${SLURM_RESTART_COUNT:-0}."
+python -m coar_dist cluster=existing cluster.address="$head_ip:$port" "$@" &
+driver=$!
+code=0
+wait "$driver" || code=$?
+while kill -0 "$driver" 2> /dev/null; do # a signal ended the wait, not the driver
+    code=0
+    wait "$driver" || code=$?
+done
+if [[ $stopped_by == limit && $code -ne 0 ]]; then
+    echo "Job $SLURM_JOB_ID: stopped before its time limit, and queued again."
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

@@ -1,0 +1,303 @@
+"""The files in deploy/, checked without a cloud: by the launcher's, AWS', Kubernetes' and shellcheck's own rules, and
+the SLURM script by a run with stand-ins for SLURM's two commands."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import botocore.session
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from botocore.validate import ParamValidator
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+KUBERNETES = "1.30"
+RUN = re.compile(r"python -m coar_dist (.*)")
+
+
+def load(repository: Path, name: str) -> Any:
+    return yaml.safe_load((repository / "deploy" / name).read_text())
+
+
+def check_launcher(config: Any) -> None:
+    validate_config(prepare_config(copy.deepcopy(config)))
+
+
+def aws_problems(node_config: dict[str, Any]) -> str:
+    """What EC2's RunInstances does not know; empty: nothing."""
+    shape = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    report = ParamValidator().validate({**node_config, "MinCount": 1, "MaxCount": 1}, shape)
+    return str(report.generate_report())
+
+
+@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
+def test_launcher_accepts_the_cluster(repository: Path, name: str) -> None:
+    config = load(repository, name)
+    check_launcher(config)
+    with pytest.raises(jsonschema.ValidationError, match="idle_timeout_minute'"):
+        check_launcher({**config, "idle_timeout_minute": 5})
+
+
+@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
+def test_clusters_are_closed_and_workers_scale_from_zero(repository: Path, name: str) -> None:
+    config = load(repository, name)
+    head, worker = (config["available_node_types"][kind] for kind in ("head", "gpu"))
+    assert head["resources"] == {"CPU": 0}
+    assert worker["min_workers"] == 0
+    assert worker["max_workers"] == config["max_workers"]
+    assert worker["resources"]["GPU"] == 1
+    commands = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
+    assert len([command for command in commands if "ray start" in command]) == 2
+    assert all("RAY_AUTH_MODE=token" in command for command in commands)
+    assert any("ray start --head" in command and "--dashboard-host=127.0.0.1" in command for command in commands)
+    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    assert "0.0.0.0" not in " ".join(commands)
+
+
+def test_ec2_knows_every_field_of_the_nodes(repository: Path) -> None:
+    types = load(repository, "aws.yaml")["available_node_types"]
+    for node_type in types.values():
+        assert not aws_problems(node_type["node_config"])
+        assert node_type["node_config"]["MetadataOptions"] == {"HttpTokens": "required"}
+    assert types["gpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert "VolumeSise" in aws_problems({"BlockDeviceMappings": [{"Ebs": {"VolumeSise": 1}}]})
+
+
+def test_launcher_starts_the_nodes_in_an_account(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a stand-in for AWS: what aws-account.yaml makes is what the launcher takes, for the head and for a worker."""
+    import boto3
+    from moto import mock_aws
+    from ray.autoscaler._private.aws.config import bootstrap_aws
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # the launcher's key pair goes there
+    (tmp_path / ".ssh").mkdir()
+    config = load(repository, "aws.yaml")
+    region = config["provider"]["region"]
+    with mock_aws():
+        boto3.client("cloudformation", region).create_stack(
+            StackName="coar-dist",
+            TemplateBody=(repository / "deploy" / "aws-account.yaml").read_text(),
+            Parameters=[
+                {"ParameterKey": "Bucket", "ParameterValue": "my-bucket"},
+                {"ParameterKey": "SshFrom", "ParameterValue": "203.0.113.7/32"},
+            ],
+            Capabilities=["CAPABILITY_NAMED_IAM"],
+        )
+        launched = bootstrap_aws(prepare_config(config))
+        provider = AWSNodeProvider(launched["provider"], launched["cluster_name"])
+        for kind, node_type in launched["available_node_types"].items():
+            tags = {"ray-node-type": kind, "ray-node-name": kind, "ray-user-node-type": kind, "ray-launch-config": "x"}
+            provider.create_node(node_type["node_config"], tags, 1)
+
+        ec2, iam = boto3.client("ec2", region), boto3.client("iam", region)
+        nodes = {node["InstanceType"]: node for node in instances_of(ec2)}
+        head, worker = (
+            nodes[node["node_config"]["InstanceType"]] for node in launched["available_node_types"].values()
+        )
+        assert worker["InstanceLifecycle"] == "spot"
+        assert head.get("InstanceLifecycle") is None
+        assert head["MetadataOptions"]["HttpTokens"] == worker["MetadataOptions"]["HttpTokens"] == "required"
+        (group,) = head["SecurityGroups"]
+        assert worker["SecurityGroups"] == [group]
+        ssh, inside = ec2.describe_security_groups(GroupIds=[group["GroupId"]])["SecurityGroups"][0]["IpPermissions"]
+        assert (ssh["FromPort"], ssh["ToPort"], ssh["IpProtocol"]) == (22, 22, "tcp")
+        assert [block["CidrIp"] for block in ssh["IpRanges"]] == ["203.0.113.7/32"]
+        assert inside["IpRanges"] == []
+        assert [pair["GroupId"] for pair in inside["UserIdGroupPairs"]] == [group["GroupId"]]
+
+        def allowed(role: str, policy: str) -> list[dict[str, Any]]:
+            document = iam.get_role_policy(RoleName=role, PolicyName=policy)["PolicyDocument"]
+            statements: list[dict[str, Any]] = ast.literal_eval(document)["Statement"]
+            return statements
+
+        for node, role, policies in (
+            (head, "coar-dist-head", ["autoscaler", "bucket"]),
+            (worker, "coar-dist-worker", ["bucket"]),
+        ):
+            assert node["IamInstanceProfile"]["Arn"].endswith(f"/{role}")
+            assert sorted(iam.list_role_policies(RoleName=role)["PolicyNames"]) == policies
+            resources = [statement["Resource"] for statement in allowed(role, "bucket")]
+            assert resources == ["arn:aws:s3:::my-bucket", "arn:aws:s3:::my-bucket/*"]
+        passed = allowed("coar-dist-head", "autoscaler")[1]
+        assert passed["Action"] == "iam:PassRole"
+        assert passed["Resource"] == iam.get_role(RoleName="coar-dist-worker")["Role"]["Arn"]
+
+
+def instances_of(ec2: Any) -> list[dict[str, Any]]:
+    return [node for reservation in ec2.describe_instances()["Reservations"] for node in reservation["Instances"]]
+
+
+def pods_of(job: Any) -> dict[str, Any]:
+    cluster = job["spec"]["rayClusterSpec"]
+    return {
+        "submitter": job["spec"]["submitterPodTemplate"]["spec"],
+        "head": cluster["headGroupSpec"]["template"]["spec"],
+        **{group["groupName"]: group["template"]["spec"] for group in cluster["workerGroupSpecs"]},
+    }
+
+
+def check_pod(spec: Any) -> None:
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec}
+    kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+def test_kubernetes_job(repository: Path) -> None:
+    schema = json.loads((repository / "tests" / "rayjob.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    job = load(repository, "rayjob.yaml")
+    jsonschema.validate(job, schema)
+    for spec in pods_of(job).values():
+        check_pod(spec)
+
+    job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplica"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="maxReplica'"):
+        jsonschema.validate(job, schema)
+    spec = pods_of(job)["head"]
+    spec["containers"][0]["resource"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError, match="resource"):
+        check_pod(spec)
+
+
+def test_pods_have_no_privileges_and_say_what_they_need(repository: Path) -> None:
+    job = load(repository, "rayjob.yaml")
+    cluster = job["spec"]["rayClusterSpec"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert job["spec"]["shutdownAfterJobFinishes"]
+    assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
+    containers = [container for spec in pods_of(job).values() for container in spec["containers"]]
+    assert len(containers) == 3
+    for security in [container["securityContext"] for container in (*containers, cluster["autoscalerOptions"])]:
+        assert security["capabilities"] == {"drop": ["ALL"]}
+        assert security["privileged"] is False
+        assert security["allowPrivilegeEscalation"] is False
+    for spec in pods_of(job).values():
+        assert spec["securityContext"]["runAsNonRoot"]
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert "hostNetwork" not in spec
+    for container in (*containers, cluster["autoscalerOptions"]):
+        assert {"cpu", "memory"} <= set(container["resources"]["requests"]) <= set(container["resources"]["limits"])
+    assert pods_of(job)["gpu"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_entrypoint_is_a_run_in_an_object_store(repository: Path, tmp_path: Path) -> None:
+    """The command line composes its configuration."""
+    entrypoint = load(repository, "rayjob.yaml")["spec"]["entrypoint"]
+    overrides = shlex.split(RUN.fullmatch(entrypoint)[1])  # type: ignore[index]
+    printed = subprocess.run(
+        [sys.executable, "-m", "coar_dist", *overrides, "--cfg", "job"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    config = yaml.safe_load(printed)
+    assert config["run"]["dir"].startswith("s3://")
+    workers = load(repository, "rayjob.yaml")["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert config["cluster"]["max_actors"] == workers[0]["maxReplicas"]
+    assert config["cluster"]["gpus_per_actor"] == 1
+    assert config["cluster"]["address"] == "auto"
+
+
+def test_shell_scripts(repository: Path) -> None:
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert shellcheck is not None
+    subprocess.run([shellcheck, repository / "deploy" / "slurm.sh"], check=True)
+
+
+SRUN = """#!/usr/bin/env bash
+while [[ $1 == -* ]]; do shift; done
+exec "$@"
+"""
+SCONTROL = """#!/usr/bin/env bash
+if [[ $1 == show ]]; then tr , '\\n' <<< "$3"; else echo "$*" >> "$SCONTROL_LOG"; fi
+"""
+SMALL = [
+    "stages=[train,ablate]",
+    "train.epochs=1",
+    "train.minimum_accuracy=0",
+    "task.examples.arguments.num_examples=40",
+    "design.num_masks=320",
+    "gradients.num_masks=0",
+    "baselines=[]",
+    "evaluation.num_masks=16",
+    "evaluation.ablation_fractions=[0.05]",
+    "ablation.masks_per_shard=16",
+    "ablation.mode=weights",
+    "ablation.rows_per_forward=40",
+]
+
+
+def test_slurm_job_is_stopped_queued_again_and_goes_on(repository: Path, tmp_path: Path) -> None:
+    """A signal before the time limit: the driver stops, the job is requeued, and its second start resumes."""
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+    job_id = 10_000_000 + os.getpid()
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
+        "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(repository),
+        "SLURM_JOB_ID": str(job_id),
+        "SLURM_JOB_NODELIST": "one,two",
+        "SLURM_CPUS_PER_TASK": "1",
+        "HEAD_IP": "127.0.0.1",
+        "SCONTROL_LOG": str(tmp_path / "scontrol"),
+    }
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["bash", repository / "deploy" / "slurm.sh", "run.dir=run", *SMALL],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    first = start()
+    try:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "run" / "margins" / "train").glob("*.parquet")):
+            assert first.poll() is None, first.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        first.send_signal(signal.SIGUSR1)
+        printed, _ = first.communicate(timeout=60)
+    assert first.returncode == 130, printed
+    assert "What is finished is kept" in printed
+    assert (tmp_path / "scontrol").read_text() == f"requeue {job_id}\n"
+    assert not Path(f"/tmp/ray-{job_id}").exists()
+
+    environment["SLURM_RESTART_COUNT"] = "1"
+    second = start()
+    printed, _ = second.communicate(timeout=120)
+    assert second.returncode == 0, printed
+    assert "Ray on one two; start 1." in printed
+    there = re.search(r"([\d,]+) masks were there already", printed)
+    assert there is not None, printed
+    assert int(there[1].replace(",", "")) >= 16
+    assert (tmp_path / "scontrol").read_text() == f"requeue {job_id}\n"
