@@ -1,0 +1,224 @@
+"""What a cluster adds to the work: actors side by side, the driver's own share, a killed node, and a submitted job.
+
+    python -m tests.benchmarks.cluster                   all sections, about 4 minutes on 2 cores
+    python -m tests.benchmarks.cluster --sections actors driver
+
+No GPU is needed: nodes say that they have some, and paced actors, which wait as if for a device, write real shards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import ray
+from ray.cluster_utils import Cluster
+from rich.console import Console
+from rich.table import Table
+
+from coar_dist.ablation.actor import AblationActor, AblationJob, Laps, RangeReport
+from coar_dist.ablation.driver import AblationWork, Counts, DriverCallbacks, run_ranges
+from coar_dist.ablation.plan import EnginePlan, PlanPins
+from coar_dist.ablation.schedule import MaskRange, RangesToDo
+from coar_dist.components.discovery import discover
+from coar_dist.config import ClusterConfig
+from coar_dist.designs.design import MaskDesign
+from coar_dist.store.margins import MarginStore
+from coar_dist.store.run_directory import RunDesign, RunDirectory
+from coar_dist.store.storage import storage_at
+from tests.models import small_task
+
+CONSOLE = Console(width=110)
+MASKS_PER_SHARD = 16
+SECONDS_PER_RANGE = 0.2
+
+
+class PacedActor(AblationActor):
+    """Takes ``SECONDS_PER_RANGE`` for a range, as a device would, without the host's cores."""
+
+    def run(self, masks: MaskRange) -> RangeReport:
+        design, store = self._job.designs[masks.design_name]
+        rows = design.masks(masks.start, masks.stop)
+        with self._engine_is_taken:
+            wait_s = self._laps.seconds()
+            time.sleep(SECONDS_PER_RANGE)
+            margins = np.random.default_rng(masks.start).standard_normal((len(rows), 7), dtype=np.float32)
+            forward_s = self._laps.seconds()
+        writing = Laps()
+        assert isinstance(store, MarginStore)
+        store.write(masks.start, rows, margins, {})
+        return RangeReport((), wait_s, forward_s, writing.seconds(), None)
+
+
+def run(
+    folder: Path,
+    num_ranges: int,
+    config: ClusterConfig,
+    actor: type = PacedActor,
+    on_progress: Callable[[Counts], None] = lambda counts: None,
+) -> tuple[float, float]:
+    """Seconds from the first live actor to the last shard, and CPU seconds of this process meanwhile."""
+    task = small_task()
+    components = discover(task.model, "conv_filters")
+    design = MaskDesign("bernoulli", components.num_components, num_ranges * MASKS_PER_SHARD, 0.1, 0)
+    folder.mkdir(parents=True, exist_ok=True)
+    identity = {"ablation.examples_per_block": 100, "ablation.margins_dtype": "float32"}
+    directory = RunDirectory.create(storage_at(folder), identity, components, len(task.examples))
+    directory.set_designs({"train": RunDesign("train", design)})
+    store = directory.margins("train")
+    job = AblationJob(components, {"train": (design, store)}, "float32", None, 1, PlanPins())
+    ranges = RangesToDo({"train": store.missing()}, MASKS_PER_SHARD)
+    plan = EnginePlan("weights", 7, compiled=False)
+    work = AblationWork("benchmark", task, job, ranges, plan, (design.num_masks, 0), needs_unablated=False, actor=actor)
+    process, first = psutil.Process(), list[tuple[float, float]]()
+
+    def now() -> tuple[float, float]:
+        cpu = process.cpu_times()
+        return time.perf_counter(), cpu.user + cpu.system
+
+    def note(counts: Counts) -> None:
+        if not first and counts.num_masks:
+            first.append(now())
+        on_progress(counts)
+
+    run_ranges(config, work, DriverCallbacks(note, lambda _: None, lambda *_: None, lambda: None, lambda _: None))
+    ended = now()
+    assert store.missing() == []
+    return ended[0] - first[0][0], ended[1] - first[0][1]
+
+
+def actors_section(folder: Path, ranges_per_actor: int) -> None:
+    """1, 2 and 4 actors with a GPU each that is not there: how near the work comes to an equal share."""
+    table = Table(title=f"Paced actors, {SECONDS_PER_RANGE} s a range of {MASKS_PER_SHARD} masks", title_justify="left")
+    for column in ("actors", "ranges", "seconds", "ideal", "efficiency", "driver's CPU", "shards/s"):
+        table.add_column(column, justify="right")
+    for count in (1, 2, 4):
+        num_ranges = ranges_per_actor * count
+        config = ClusterConfig(max_actors=count, min_actors=count, cpus_per_actor=1, gpus_per_actor=1.0)
+        seconds, cpu = run(folder / f"actors{count}", num_ranges, config)
+        ideal = (num_ranges / count - 1) * SECONDS_PER_RANGE
+        table.add_row(
+            str(count), str(num_ranges), f"{seconds:.2f}", f"{ideal:.2f}", f"{ideal / seconds:.0%}",
+            f"{cpu / seconds:.1%} of a core", f"{num_ranges / seconds:.1f}",
+        )  # fmt: skip
+    CONSOLE.print(table)
+
+
+def driver_section(folder: Path, ranges_per_actor: int) -> None:
+    """The driver's own CPU time at 20 shards a second: 4 paced actors."""
+    num_ranges = 4 * ranges_per_actor
+    config = ClusterConfig(max_actors=4, min_actors=4, cpus_per_actor=1, gpus_per_actor=1.0)
+    seconds, cpu = run(folder / "driver", num_ranges, config)
+    cores = psutil.cpu_count() or 1
+    CONSOLE.print(
+        f"Driver at {num_ranges / seconds:.1f} shards/s: {cpu / num_ranges * 1e3:.2f} ms of CPU a shard, "
+        f"{cpu / seconds:.1%} of one core, {cpu / seconds / cores:.1%} of this machine's {cores}."
+    )
+
+
+def killed_node_section(folder: Path, ranges_per_actor: int) -> None:
+    """Two nodes of two actors; one node is killed half way."""
+    times = {}
+    for kills in (False, True):
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 2})
+        other = cluster.add_node(num_cpus=2, num_gpus=2)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        killed: list[float] = []
+        config = ClusterConfig(max_actors=4, min_actors=1, gpus_per_actor=1.0)
+
+        def on_progress(
+            counts: Counts, cluster: Cluster = cluster, node: object = other, kills: bool = kills,
+            killed: list[float] = killed,
+        ) -> None:  # fmt: skip
+            if kills and not killed and counts.num_shards >= 2 * ranges_per_actor:
+                killed.append(time.perf_counter())
+                cluster.remove_node(node, allow_graceful=False)
+
+        try:
+            times[kills], _ = run(folder / f"node{kills}", 4 * ranges_per_actor, config, on_progress=on_progress)
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+    ideal = (ranges_per_actor / 2 + ranges_per_actor) * SECONDS_PER_RANGE
+    CONSOLE.print(
+        f"A node of two killed when half of {4 * ranges_per_actor} ranges were done: {times[True]:.1f} s, unbroken "
+        f"{times[False]:.1f} s; with nothing lost and no pause it would be {ideal:.1f} s. The ranges that it was computing were done again."
+    )
+
+
+def submit_section(folder: Path, _ranges_per_actor: int) -> None:
+    """From `ray job submit` to the job's first line, its first shard and its end."""
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    temporary = tempfile.mkdtemp(dir="/tmp", prefix="cs")  # Ray's sockets need a short path
+    head = ["ray", "start", "--head", "--block", "--port=26379", "--dashboard-host=127.0.0.1", "--dashboard-port=28265"]
+    options = ["--node-ip-address=127.0.0.1", f"--temp-dir={temporary}", "--num-cpus=2", "--disable-usage-stats"]
+    with (folder / "head.log").open("w") as log:
+        node = subprocess.Popen([*head, *options], env=environment, stdout=log, stderr=log)
+    try:
+        address = ["--address", "http://127.0.0.1:28265"]
+        while subprocess.run(["ray", "job", "list", *address], env=environment, capture_output=True).returncode:
+            assert node.poll() is None
+            time.sleep(0.5)
+        run_dir = folder / "submitted"
+        small = [
+            "task.examples.arguments.num_examples=100",
+            "train.epochs=2",
+            "train.minimum_accuracy=0",
+            "baselines=[]",
+        ]
+        command = ["python", "-m", "coar_dist", f"run.dir={run_dir}", "stages=[train,ablate,fit]", *small]
+        started = time.perf_counter()
+        submit = ["ray", "job", "submit", *address, "--working-dir", ".", "--", *command]
+        job = subprocess.Popen(submit, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        first_log = first_shard = None
+        while job.poll() is None:
+            seconds = time.perf_counter() - started
+            if first_log is None and (run_dir / "logs").exists():
+                first_log = seconds
+            if first_shard is None and any((run_dir / "margins").rglob("*.parquet")):
+                first_shard = seconds
+            time.sleep(0.05)
+        assert job.returncode == 0
+        CONSOLE.print(
+            f"Submitted job: the run's log after {first_log:.1f} s, its first shard after {first_shard:.1f} s, two "
+            f"epochs of training among them, the end after {time.perf_counter() - started:.1f} s."
+        )
+    finally:
+        node.terminate()
+        node.wait()
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+SECTIONS = {
+    "actors": actors_section,
+    "driver": driver_section,
+    "killed_node": killed_node_section,
+    "submit": submit_section,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sections", nargs="+", choices=tuple(SECTIONS), default=list(SECTIONS))
+    parser.add_argument("--ranges", type=int, default=100, help="per actor")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.sections:
+            if name in ("actors", "driver"):
+                ray.init(num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            try:
+                SECTIONS[name](Path(folder), arguments.ranges)
+            finally:
+                ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
