@@ -150,7 +150,8 @@ def killed_node_section(folder: Path, ranges_per_actor: int) -> None:
     ideal = (ranges_per_actor / 2 + ranges_per_actor) * SECONDS_PER_RANGE
     CONSOLE.print(
         f"A node of two killed when half of {4 * ranges_per_actor} ranges were done: {times[True]:.1f} s, unbroken "
-        f"{times[False]:.1f} s; with nothing lost and no pause it would be {ideal:.1f} s. The ranges that it was computing were done again."
+        f"{times[False]:.1f} s; with nothing lost and no pause it would be {ideal:.1f} s. What the node was computing "
+        f"was done again."
     )
 
 
