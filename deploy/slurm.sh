@@ -40,7 +40,11 @@ driver=
 stopped_by=
 # shellcheck disable=SC2329 # for the traps
 clean_up() {
-    kill "$driver" "${steps[@]}" 2> /dev/null || true
+    kill "$driver" 2> /dev/null || true
+    for ((i = ${#steps[@]} - 1; i >= 0; i--)); do # the head last: a node that leaves tells it
+        kill "${steps[i]}" 2> /dev/null || true
+        wait "${steps[i]}" || true
+    done
     wait
     srun --overlap --nodes="${#nodes[@]}" --ntasks-per-node=1 rm -rf "$temporary" || true
 }

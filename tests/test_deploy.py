@@ -294,7 +294,10 @@ def test_slurm_job_is_stopped_queued_again_and_goes_on(repository: Path, tmp_pat
 
     environment["SLURM_RESTART_COUNT"] = "1"
     second = start()
-    printed, _ = second.communicate(timeout=120)
+    try:
+        printed, _ = second.communicate(timeout=120)
+    finally:
+        second.terminate()  # it stops what it started
     assert second.returncode == 0, printed
     assert "Ray on one two; start 1." in printed
     there = re.search(r"([\d,]+) masks were there already", printed)
