@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,67 +78,75 @@ def test_ec2_knows_every_field_of_the_nodes(repository: Path) -> None:
     assert "VolumeSise" in aws_problems({"BlockDeviceMappings": [{"Ebs": {"VolumeSise": 1}}]})
 
 
+@pytest.fixture
+def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A stand-in for AWS. The object store of other tests has its data in the same process: it is kept."""
+    from moto import mock_aws
+
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    stand_in = mock_aws()
+    stand_in.start(reset=False)
+    yield
+    stand_in.stop(remove_data=False)
+
+
+@pytest.mark.usefixtures("account")
 def test_launcher_starts_the_nodes_in_an_account(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a stand-in for AWS: what aws-account.yaml makes is what the launcher takes, for the head and for a worker."""
     import boto3
-    from moto import mock_aws
     from ray.autoscaler._private.aws.config import bootstrap_aws
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # the launcher's key pair goes there
     (tmp_path / ".ssh").mkdir()
     config = load(repository, "aws.yaml")
     region = config["provider"]["region"]
-    with mock_aws():
-        boto3.client("cloudformation", region).create_stack(
-            StackName="coar-dist",
-            TemplateBody=(repository / "deploy" / "aws-account.yaml").read_text(),
-            Parameters=[
-                {"ParameterKey": "Bucket", "ParameterValue": "my-bucket"},
-                {"ParameterKey": "SshFrom", "ParameterValue": "203.0.113.7/32"},
-            ],
-            Capabilities=["CAPABILITY_NAMED_IAM"],
-        )
-        launched = bootstrap_aws(prepare_config(config))
-        provider = AWSNodeProvider(launched["provider"], launched["cluster_name"])
-        for kind, node_type in launched["available_node_types"].items():
-            tags = {"ray-node-type": kind, "ray-node-name": kind, "ray-user-node-type": kind, "ray-launch-config": "x"}
-            provider.create_node(node_type["node_config"], tags, 1)
+    boto3.client("cloudformation", region).create_stack(
+        StackName="coar-dist",
+        TemplateBody=(repository / "deploy" / "aws-account.yaml").read_text(),
+        Parameters=[
+            {"ParameterKey": "Bucket", "ParameterValue": "my-bucket"},
+            {"ParameterKey": "SshFrom", "ParameterValue": "203.0.113.7/32"},
+        ],
+        Capabilities=["CAPABILITY_NAMED_IAM"],
+    )
+    launched = bootstrap_aws(prepare_config(config))
+    provider = AWSNodeProvider(launched["provider"], launched["cluster_name"])
+    for kind, node_type in launched["available_node_types"].items():
+        tags = {"ray-node-type": kind, "ray-node-name": kind, "ray-user-node-type": kind, "ray-launch-config": "x"}
+        provider.create_node(node_type["node_config"], tags, 1)
 
-        ec2, iam = boto3.client("ec2", region), boto3.client("iam", region)
-        nodes = {node["InstanceType"]: node for node in instances_of(ec2)}
-        head, worker = (
-            nodes[node["node_config"]["InstanceType"]] for node in launched["available_node_types"].values()
-        )
-        assert worker["InstanceLifecycle"] == "spot"
-        assert head.get("InstanceLifecycle") is None
-        assert head["MetadataOptions"]["HttpTokens"] == worker["MetadataOptions"]["HttpTokens"] == "required"
-        (group,) = head["SecurityGroups"]
-        assert worker["SecurityGroups"] == [group]
-        ssh, inside = ec2.describe_security_groups(GroupIds=[group["GroupId"]])["SecurityGroups"][0]["IpPermissions"]
-        assert (ssh["FromPort"], ssh["ToPort"], ssh["IpProtocol"]) == (22, 22, "tcp")
-        assert [block["CidrIp"] for block in ssh["IpRanges"]] == ["203.0.113.7/32"]
-        assert inside["IpRanges"] == []
-        assert [pair["GroupId"] for pair in inside["UserIdGroupPairs"]] == [group["GroupId"]]
+    ec2, iam = boto3.client("ec2", region), boto3.client("iam", region)
+    nodes = {node["InstanceType"]: node for node in instances_of(ec2)}
+    head, worker = (nodes[node["node_config"]["InstanceType"]] for node in launched["available_node_types"].values())
+    assert worker["InstanceLifecycle"] == "spot"
+    assert head.get("InstanceLifecycle") is None
+    assert head["MetadataOptions"]["HttpTokens"] == worker["MetadataOptions"]["HttpTokens"] == "required"
+    (group,) = head["SecurityGroups"]
+    assert worker["SecurityGroups"] == [group]
+    ssh, inside = ec2.describe_security_groups(GroupIds=[group["GroupId"]])["SecurityGroups"][0]["IpPermissions"]
+    assert (ssh["FromPort"], ssh["ToPort"], ssh["IpProtocol"]) == (22, 22, "tcp")
+    assert [block["CidrIp"] for block in ssh["IpRanges"]] == ["203.0.113.7/32"]
+    assert inside["IpRanges"] == []
+    assert [pair["GroupId"] for pair in inside["UserIdGroupPairs"]] == [group["GroupId"]]
 
-        def allowed(role: str, policy: str) -> list[dict[str, Any]]:
-            document = iam.get_role_policy(RoleName=role, PolicyName=policy)["PolicyDocument"]
-            statements: list[dict[str, Any]] = ast.literal_eval(document)["Statement"]
-            return statements
+    def allowed(role: str, policy: str) -> list[dict[str, Any]]:
+        document = iam.get_role_policy(RoleName=role, PolicyName=policy)["PolicyDocument"]
+        statements: list[dict[str, Any]] = ast.literal_eval(document)["Statement"]
+        return statements
 
-        for node, role, policies in (
-            (head, "coar-dist-head", ["autoscaler", "bucket"]),
-            (worker, "coar-dist-worker", ["bucket"]),
-        ):
-            assert node["IamInstanceProfile"]["Arn"].endswith(f"/{role}")
-            assert sorted(iam.list_role_policies(RoleName=role)["PolicyNames"]) == policies
-            resources = [statement["Resource"] for statement in allowed(role, "bucket")]
-            assert resources == ["arn:aws:s3:::my-bucket", "arn:aws:s3:::my-bucket/*"]
+    for node, role, policies in (
+        (head, "coar-dist-head", ["autoscaler", "bucket"]),
+        (worker, "coar-dist-worker", ["bucket"]),
+    ):
+        assert node["IamInstanceProfile"]["Arn"].endswith(f"/{role}")
+        assert sorted(iam.list_role_policies(RoleName=role)["PolicyNames"]) == policies
+        resources = [statement["Resource"] for statement in allowed(role, "bucket")]
+        assert resources == ["arn:aws:s3:::my-bucket", "arn:aws:s3:::my-bucket/*"]
         passed = allowed("coar-dist-head", "autoscaler")[1]
         assert passed["Action"] == "iam:PassRole"
         assert passed["Resource"] == iam.get_role(RoleName="coar-dist-worker")["Role"]["Arn"]

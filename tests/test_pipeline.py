@@ -298,7 +298,8 @@ def test_the_log_says_which_shard_failed_on_which_actor_and_node(ray_cluster: No
     flag = tmp_path / "failed"
 
     def output(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        if (tmp_path / "run" / "margins" / "train").is_dir() and only_once(flag):
+        planned = len(targets) == 7 and "engine_plan" in (tmp_path / "run" / "run.json").read_text()
+        if planned and only_once(flag):  # not in an actor's set-up, which looks at two examples
             raise OSError("a disk was away for a moment")
         return output_function("margin")(outputs, targets)
 
@@ -311,6 +312,6 @@ def test_the_log_says_which_shard_failed_on_which_actor_and_node(ray_cluster: No
     assert failed["message"].endswith("OSError: a disk was away for a moment")
     assert (tmp_path / "run" / failed["shard"]).is_file()  # by the second attempt
     assert failed["node"] == socket.gethostname()
-    (again,) = (line for line in lines if "is tried again by" in line["message"])
-    assert again["shard"] == failed["shard"]
+    retried = [line for line in lines if "is tried again by" in line["message"]]  # with it, what its actor held else
+    (again,) = (line for line in retried if line["shard"] == failed["shard"])
     assert again["actor"] != failed["actor"]
