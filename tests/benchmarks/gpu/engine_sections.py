@@ -17,6 +17,7 @@ from coar_dist.ablation.calibration import choose_plan, gradient_cost
 from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.components.index import ComponentIndex
+from coar_dist.components.masking import WeightMasker
 from coar_dist.designs.design import MaskDesign
 from coar_dist.tasks.task import ExampleSet, Task
 from tests.benchmarks.gpu.models import MODELS, BareForward, build
@@ -113,7 +114,22 @@ def throughput(section: Section) -> None:
                     what, 1 / took, "masks/s", limit=1 / bare, limit_name="bare forward", group=name,
                     note=f"peak {peak:.2f} GiB",
                 )  # fmt: skip
+            if mode == "weights":
+                write_masks(section, engine, masks, about)
             engine.close()
+
+
+def write_masks(section: Section, engine: AblationEngine, masks: NDArray[np.bool_], about: str) -> None:
+    """The time in which a mask's weights are written, beside that of copying them."""
+    masker = WeightMasker(engine._model, engine.components)
+    weights = [engine._model.get_parameter(group.parameter) for group in engine.components.groups]
+    num_bytes = sum(2 * weight.numel() * weight.element_size() for weight in weights)
+    with masker.ablating() as zero:
+        took = seconds(lambda: [zero(mask) for mask in masks], section.device, 5) / len(masks)
+    section.add(
+        f"{about}, writing a mask's weights", took, "s", limit=num_bytes / section.limits["copy"],
+        limit_name="s, copy bandwidth", kind="cost",
+    )  # fmt: skip
 
 
 def bare_forward(section: Section, task: Task, about: str, *, compiled: bool) -> float:
