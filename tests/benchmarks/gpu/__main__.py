@@ -5,8 +5,8 @@
     python -m tests.benchmarks.gpu --out DIR --smoke                every section, tiny, on the CPU
 
 It needs torch, numpy, pyarrow and this repository; what else is missing (ray, cuml) is named as skipped. Sections are
-independent of each other; each begins no further measurement when its time, and what others have left, is over. The exit status is 1 where a
-section failed or an error is above its limit.
+independent of each other; each begins no further measurement when its time, and what others have left, is over. The
+exit status is 1 where a section failed or an error is above its limit.
 """
 
 from __future__ import annotations
