@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -95,12 +95,12 @@ def run(
     return ended[0] - first[0][0], ended[1] - first[0][1]
 
 
-def actors_section(folder: Path, ranges_per_actor: int) -> None:
+def actors_section(folder: Path, ranges_per_actor: int, counts: Sequence[int] = (1, 2, 4)) -> None:
     """1, 2 and 4 actors with a GPU each that is not there: how near the work comes to an equal share."""
     table = Table(title=f"Paced actors, {SECONDS_PER_RANGE} s a range of {MASKS_PER_SHARD} masks", title_justify="left")
     for column in ("actors", "ranges", "seconds", "ideal", "efficiency", "driver's CPU", "shards/s"):
         table.add_column(column, justify="right")
-    for count in (1, 2, 4):
+    for count in counts:
         num_ranges = ranges_per_actor * count
         config = ClusterConfig(max_actors=count, min_actors=count, cpus_per_actor=1, gpus_per_actor=1.0)
         seconds, cpu = run(folder / f"actors{count}", num_ranges, config)
@@ -198,7 +198,7 @@ def submit_section(folder: Path, _ranges_per_actor: int) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-SECTIONS = {
+SECTIONS: dict[str, Callable[..., None]] = {
     "actors": actors_section,
     "driver": driver_section,
     "killed_node": killed_node_section,
@@ -210,13 +210,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sections", nargs="+", choices=tuple(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--ranges", type=int, default=100, help="per actor")
+    parser.add_argument("--actors", type=int, nargs="+", default=[1, 2, 4], help="of the section of that name")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.sections:
             if name in ("actors", "driver"):
                 ray.init(num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
             try:
-                SECTIONS[name](Path(folder), arguments.ranges)
+                more = [arguments.actors] if name == "actors" else []
+                SECTIONS[name](Path(folder), arguments.ranges, *more)
             finally:
                 ray.shutdown()
 
