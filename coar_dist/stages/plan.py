@@ -129,7 +129,7 @@ def _trial(
         on_start=trials.append,
         on_log=lambda lines, origin: say_log(console, _STAGE, lines, origin),
         on_wait=lambda: None,
-        on_join=lambda cluster: say(console, _STAGE, f"on {cluster}."),
+        on_join=lambda _: None,  # the estimate says it
     )
     started = time.monotonic()
     driver.run_ranges(config.cluster, whole, callbacks)
