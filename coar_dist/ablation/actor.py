@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import socket
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import ray
 import torch
@@ -77,8 +75,8 @@ class RangeReport:
 
     Attributes:
         log: what was logged meanwhile.
-        wait_s: seconds for which the engine had no work before this range.
-        forward_s: seconds in forward and backward passes.
+        wait_s: seconds between the work before and this range.
+        forward_s: seconds in making masks and in forward and backward passes.
         write_s: seconds in writing the shard.
         gpu_memory_bytes: most that tensors of the process have had so far on one GPU; None without a GPU.
     """
@@ -165,7 +163,6 @@ class EngineActor:
             spread_over_devices(task.model, job.device_map)
         self._engine = AblationEngine(task, job.components, device, job.precision)
         self._job = job
-        self._engine_is_taken = threading.Lock()
         self._laps = Laps()
 
     def _choose(
@@ -206,26 +203,20 @@ class AblationActor(EngineActor):
         self._laps = Laps()
 
     def run(self, masks: MaskRange) -> RangeReport:
-        """Compute the margins, or the gate gradients, of a range of masks and write its shard.
-
-        Two calls may be under way: the engine belongs to one at a time, and while that one computes, the other writes
-        its shard, or makes its masks.
-        """
+        """Compute the margins, or the gate gradients, of a range of masks and write its shard."""
+        wait_s = self._laps.seconds()
         design, store = self._job.designs[masks.design_name]
         rows = design.masks(masks.start, masks.stop)
-        with self._engine_is_taken:
-            wait_s = self._laps.seconds()
-            made_by = {"engine": self._engine.plan.to_json()}
-            if isinstance(store, GradientStore):
-                gradients = self._engine.gate_gradients(rows, store.block)
-                write = partial(store.write, masks.start, rows, gradients, made_by)
-            else:
-                margins = self._engine.margins(rows)
-                write = partial(store.write, masks.start, rows, margins, made_by)
-            forward_s, log = self._laps.seconds(), self._log.drain()
-        writing = Laps()
-        write()
-        return RangeReport(log, wait_s, forward_s, writing.seconds(), gpu_memory_peak())
+        made_by = {"engine": self._engine.plan.to_json()}
+        if isinstance(store, GradientStore):
+            gradients = self._engine.gate_gradients(rows, store.block)
+            forward_s = self._laps.seconds()
+            store.write(masks.start, rows, gradients, made_by)
+        else:
+            margins = self._engine.margins(rows)
+            forward_s = self._laps.seconds()
+            store.write(masks.start, rows, margins, made_by)
+        return RangeReport(self._log.drain(), wait_s, forward_s, self._laps.seconds(), gpu_memory_peak())
 
 
 def own_address() -> Address:

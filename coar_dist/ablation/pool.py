@@ -16,8 +16,6 @@ from coar_dist.ablation.actor import Address
 from coar_dist.ablation.cluster import Cluster, alive_nodes
 
 _POLL_S = 2.0
-_CALLS_AT_ONCE = 2
-"""One computes while the other's shard is written."""
 _CAUSE_LENGTH = 400
 _NO_CAUSE = "The actor died unexpectedly before finishing this task. "
 
@@ -61,12 +59,7 @@ class ActorPool:
         self.num_wanted = 0
         self._cluster = cluster
         self._class: Any = ray.remote(actor)
-        self._options: dict[str, Any] = {
-            "num_cpus": cluster.num_cpus,
-            "num_gpus": cluster.num_gpus,
-            "max_restarts": 0,
-            "max_concurrency": _CALLS_AT_ONCE,
-        }
+        self._options: dict[str, Any] = {"num_cpus": cluster.num_cpus, "num_gpus": cluster.num_gpus, "max_restarts": 0}
         self._num_started = 0
         self._capacity = 0
         self._polled_at = float("-inf")

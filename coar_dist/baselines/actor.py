@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -82,7 +81,6 @@ class BaselineActor:
         if job.device_map is not None:
             device = next(model.parameters()).device
         self._job, self._examples = job, task.examples
-        self._model_is_taken = threading.Lock()
         self._baselines = GradientBaselines(
             Task(model, task.examples, task.output_function),
             job.components,
@@ -98,13 +96,11 @@ class BaselineActor:
         self._laps = Laps()
 
     def run(self, examples: MaskRange) -> RangeReport:
-        """Compute the weights of a range of examples and write their shard, while another range computes its own."""
+        """Compute the weights of a range of examples and write their shard."""
+        wait_s = self._laps.seconds()
         rows = self._examples.rows(examples.start, examples.stop)
         store = self._job.store(examples.design_name)
-        with self._model_is_taken:
-            wait_s = self._laps.seconds()
-            weights = self._baselines.weights(examples.design_name, rows)
-            forward_s, log = self._laps.seconds(), self._log.drain()
-        writing = Laps()
+        weights = self._baselines.weights(examples.design_name, rows)
+        forward_s = self._laps.seconds()
         store.write(examples.start, weights)
-        return RangeReport(log, wait_s, forward_s, writing.seconds(), gpu_memory_peak())
+        return RangeReport(self._log.drain(), wait_s, forward_s, self._laps.seconds(), gpu_memory_peak())

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,21 +47,6 @@ class UnseenStore(MarginStore):
         return False
 
 
-@dataclass(frozen=True)
-class PatientStore(MarginStore):
-    """Writes the shard of the first masks only when that of the next is there."""
-
-    def write(
-        self, start: int, masks: NDArray[np.bool_], margins: NDArray[np.float32], made_by: Mapping[str, Any]
-    ) -> None:
-        deadline = time.monotonic() + 30
-        while start == 0 and not self.has(len(masks), 2 * len(masks)):
-            if time.monotonic() > deadline:
-                raise OSError("nobody computed the next masks meanwhile")
-            time.sleep(0.05)
-        super().write(start, masks, margins, made_by)
-
-
 @dataclass
 class Driven:
     """A run that ended well."""
@@ -82,7 +65,7 @@ def drive(
     output: Callable[..., Tensor] | str = "margin",
     num_masks: int = 30,
     needs_unablated: bool = False,
-    store_type: type[MarginStore] = MarginStore,
+    is_shared: bool = True,
     unseen: Storage | None = None,
     on_wait: Callable[[], None] = lambda: None,
     on_progress: Callable[[int, int], None] = lambda done, actors: None,
@@ -96,7 +79,9 @@ def drive(
     (folder / "run").mkdir(exist_ok=True)
     run = RunDirectory.create(storage_at(folder / "run"), identity, components, len(task.examples))
     run.set_designs({"train": RunDesign("train", untroubled)})
-    store = store_type(**vars(run.margins("train")))
+    store = run.margins("train")
+    if not is_shared:
+        store = UnseenStore(**vars(store))
     if unseen is not None:
         store = replace(store, storage=unseen)
     pins = PlanPins(mode="weights", compiled=False)

@@ -26,7 +26,7 @@ from coar_dist.config import ClusterConfig
 from coar_dist.errors import ClusterError, NonFiniteMarginError, RangeFailedError, StorageError, TaskError
 from coar_dist.store.parquet import read_metadata
 from coar_dist.store.storage import storage_at
-from tests.ablation.driving import PLAN, PatientStore, UnseenStore, drive, only_once
+from tests.ablation.driving import PLAN, drive, only_once
 from tests.models import slow_margins
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -189,11 +189,7 @@ def test_a_node_that_writes_elsewhere_is_an_error(tmp_path: Path, monkeypatch: p
     with pytest.raises(
         StorageError, match=rf"node {re.escape(socket.gethostname())} computed masks.*{tmp_path}.*s3://"
     ):
-        drive(tmp_path, store_type=UnseenStore)
-
-
-def test_an_actor_computes_one_range_while_it_writes_another(tmp_path: Path) -> None:
-    assert drive(tmp_path, store_type=PatientStore, max_actors=1).store.missing() == []
+        drive(tmp_path, is_shared=False)
 
 
 def test_what_on_wait_raises_ends_the_run(tmp_path: Path) -> None:
