@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
@@ -22,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from coar_dist.config import PLAN, Config
+from coar_dist.config import PLAN, Config, leaves
 from coar_dist.edit_checks import code_of
 from coar_dist.errors import CoarDistError, CoarWarning, ConfigError
 from coar_dist.secrets import check_no_secrets, without_secrets
@@ -149,7 +148,7 @@ def typed_config(hydra_config: DictConfig) -> Config:
             ``+key=value`` pass).
     """
     unresolved: Any = OmegaConf.to_container(hydra_config)  # omegaconf's missing_keys fails on what refers to them
-    missing = sorted(key for key, value in _leaves(unresolved, "") if value == "???")
+    missing = sorted(key for key, value in leaves(unresolved) if value == "???")
     if missing:
         raise ConfigError(f"{', '.join(missing)} must be set, e.g. {missing[0]}=...")
     _check_keys(OmegaConf.to_container(hydra_config, resolve=True), Config, "")
@@ -184,7 +183,7 @@ def _check_code(config: Config, overrides: list[str]) -> None:
         raise ConfigError(
             f"allow_code={config.allow_code} stands in a configuration file: only the command line can allow code."
         )
-    for key, value in _leaves(dataclasses.asdict(config), ""):
+    for key, value in leaves(dataclasses.asdict(config)):
         if key.rpartition(".")[2] == "_target_":
             raise ConfigError(
                 f"{key}={value!r}: objects cannot be made by _target_ here. Name a function, as in "
@@ -199,14 +198,6 @@ def _check_code(config: Config, overrides: list[str]) -> None:
                 f"{key}={value!r} runs code of the module {module!r}, and stands in a configuration file. If you trust "
                 f"it, add 'allow_code=[{module}]' to the command line."
             )
-
-
-def _leaves(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _check_overrides(config: Config, overrides: list[str]) -> None:

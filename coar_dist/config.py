@@ -6,6 +6,7 @@ into them (``app.py``). The pipeline checks both (``config_checks.py``) before a
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -422,3 +423,12 @@ def penalty_range(regression: RegressionConfig) -> tuple[float, float]:
         raise ConfigError(f"regression.penalty_range={regression.penalty_range!r}: must be [low, high].")
     low, high = regression.penalty_range
     return low, high
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested mappings by their dotted keys."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -75,3 +75,8 @@ class ConvergenceError(CoarDistError, RuntimeError):
 
 class CoarWarning(UserWarning):
     """Something that the user should know and that does not make the result wrong."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from coar_dist.ablation.folding import fold_batch_norms
 from coar_dist.ablation.gradients import WITHOUT_GRADIENTS, GradientPasses, sharing_tensors
 from coar_dist.ablation.graphs import RecordedFunction, why_not_recorded
-from coar_dist.ablation.placement import fits_on, layout_of, on_host, select_rows, with_layout
+from coar_dist.ablation.placement import fits_on, layout_of, on_host, repeat_exactly, select_rows, with_layout
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.prefix import Cut, PrefixCuts
 from coar_dist.ablation.probe import Probe
@@ -38,7 +38,7 @@ from coar_dist.components.gates import GatedModel, why_not_gated
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import WeightMasker
 from coar_dist.components.masks import check_masks
-from coar_dist.errors import ConfigError, NonFiniteMarginError
+from coar_dist.errors import ConfigError, NonFiniteMarginError, in_one_line
 from coar_dist.store.gradients import GateGradients
 from coar_dist.tasks.outputs import predicted_classes
 from coar_dist.tasks.task import ExampleSet, Inputs, Task, call_model
@@ -91,10 +91,7 @@ class AblationEngine:
         self._output_function = task.output_function
         self.device = torch.device(device)
         self._precision = precision
-        if precision == "float32" and self.device.type == "cuda":
-            torch.backends.cudnn.allow_tf32 = False
-            torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.deterministic = True  # the same masks give the same bits, gradients among them
+        repeat_exactly(self.device, precision)
         check_components(task.model, components)
         model = task.model.eval().requires_grad_(False)
         if hasattr(model, "hf_device_map"):  # spread over several devices: inputs go to the first
@@ -210,7 +207,7 @@ class AblationEngine:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # the compiler fails in its own ways: no C++ compiler, unsupported code
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            reason = in_one_line(error)
             _log.warning("torch.compile failed, the model runs eagerly (ablation.compile=false says so): %s", reason)
             self.plan = replace(self.plan, compiled=False)
             return self._model
@@ -228,7 +225,7 @@ class AblationEngine:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # a model may wait for the device, or run on the host in part
-                reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                reason = in_one_line(error)
         _log.warning("forward passes are not recorded (ablation.cuda_graphs=false says so): %s", reason)
         self.plan = replace(self.plan, recorded=False)
 

@@ -31,7 +31,7 @@ from coar_dist.ablation.probe import Probe
 from coar_dist.components.gates import GatedModel
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.secants import LocalSecants
-from coar_dist.errors import ConfigError
+from coar_dist.errors import ConfigError, in_one_line
 from coar_dist.store.gradients import GateGradients
 from coar_dist.tasks.outputs import OutputFunction
 from coar_dist.tasks.task import ExampleSet, Inputs, call_model
@@ -132,7 +132,7 @@ class GradientPasses:
     def _sums(self, masks: NDArray[np.bool_], examples: ExampleSet, num_rows: int, plan: EnginePlan) -> GateGradients:
         num_examples = math.ceil(len(examples) / math.ceil(len(examples) / num_rows))
         num_masks = math.ceil(len(masks) / math.ceil(len(masks) / (num_rows // num_examples)))
-        kept = torch.from_numpy(np.ascontiguousarray(masks)).to(self._device, torch.float32)
+        kept = torch.from_numpy(np.ascontiguousarray(masks)).to(self._device).to(torch.float32)
         margins = torch.empty(len(masks), len(examples), device=self._device)
         sums = torch.zeros(2, len(examples), masks.shape[1], device=self._device)
         squares = torch.zeros(2, masks.shape[1], device=self._device, dtype=torch.float64)
@@ -220,7 +220,7 @@ class GradientPasses:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # tracing and the compiler fail in their own ways
-                reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                reason = in_one_line(error)
                 _log.warning("compiling gradient passes failed, they run eagerly: %s", reason)
                 self._can_compile = False
                 return self._pass
@@ -237,7 +237,7 @@ class GradientPasses:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # a model may wait for the device, or run on the host in part
-                self._why_not_recorded = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                self._why_not_recorded = in_one_line(error)
                 _log.warning("gradient passes are not recorded: %s", self._why_not_recorded)
                 return run
         return self._recorded[key]

@@ -19,6 +19,16 @@ def fits_on(device: torch.device, examples: ExampleSet) -> bool:
     return num_bytes < torch.cuda.mem_get_info(device)[0] / 3
 
 
+def repeat_exactly(device: torch.device, precision: str) -> None:
+    """Make this process' CUDA kernels give the same bits for the same input; float32 ones in float32, not in TF32."""
+    if device.type != "cuda":
+        return
+    torch.backends.cudnn.deterministic = True
+    if precision == "float32":
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def on_host(tensor: Tensor) -> NDArray[Any]:
     """A copy of ``tensor`` as an array; from a CUDA device through pinned memory, which is over ten times as fast."""
     if tensor.device.type != "cuda":

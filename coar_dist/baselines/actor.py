@@ -17,6 +17,7 @@ from coar_dist.ablation.actor import (
     require_visible,
     spread_over_devices,
 )
+from coar_dist.ablation.placement import repeat_exactly
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.schedule import MaskRange
 from coar_dist.baselines.gradient_baselines import GradientBaselines, untouched
@@ -71,10 +72,7 @@ class BaselineActor:
         torch.set_num_threads(job.num_threads)
         self._log = LogCollector.attached()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if device.type == "cuda":
-            torch.backends.cudnn.allow_tf32 = False
-            torch.backends.cuda.matmul.allow_tf32 = False
-            torch.backends.cudnn.deterministic = True
+        repeat_exactly(device, "float32")
         if job.device_map is not None:
             spread_over_devices(task.model, job.device_map)
         model = untouched(task.model, device)

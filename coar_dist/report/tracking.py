@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from coar_dist.config import leaves
 from coar_dist.errors import ConfigError
 from coar_dist.secrets import without_secrets
 from coar_dist.store.storage import LocalStorage, Storage
@@ -104,7 +105,7 @@ class MLflow:
         experiment = self._client.get_experiment_by_name(name)
         number = experiment.experiment_id if experiment is not None else self._client.create_experiment(name)
         self._run_id = self._client.create_run(number, run_name=storage.label).info.run_id
-        parameters = [Param(key, str(value)[:_LONGEST_PARAMETER]) for key, value in _leaves(configuration, "")]
+        parameters = [Param(key, str(value)[:_LONGEST_PARAMETER]) for key, value in leaves(configuration)]
         for first in range(0, len(parameters), _MOST_PARAMETERS):
             self._client.log_batch(self._run_id, params=parameters[first : first + _MOST_PARAMETERS])
 
@@ -212,11 +213,3 @@ class Tracking:
                 del self._trackers[name]
                 text = without_secrets(f"{type(error).__name__}: {error}")
                 _log.warning("tracking by %s fails, and is left out from now on: %s", name, text)
-
-
-def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -24,7 +24,7 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 from rich.table import Table
 
-from coar_dist.ablation.actor import AblationActor, AblationJob, Laps, RangeReport
+from coar_dist.ablation.actor import AblationActor, AblationJob, RangeReport
 from coar_dist.ablation.driver import AblationWork, Counts, DriverCallbacks, run_ranges
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.ablation.schedule import MaskRange, RangesToDo
@@ -51,17 +51,15 @@ class PacedActor(AblationActor):
         time.sleep(SECONDS_PER_RANGE)
         margins = np.random.default_rng(masks.start).standard_normal((len(rows), 7), dtype=np.float32)
         forward_s = self._laps.seconds()
-        writing = Laps()
         assert isinstance(store, MarginStore)
         store.write(masks.start, rows, margins, {})
-        return RangeReport((), wait_s, forward_s, writing.seconds(), None)
+        return RangeReport((), wait_s, forward_s, self._laps.seconds(), None)
 
 
 def run(
     folder: Path,
     num_ranges: int,
     config: ClusterConfig,
-    actor: type = PacedActor,
     on_progress: Callable[[Counts], None] = lambda counts: None,
 ) -> tuple[float, float]:
     """Seconds from the first live actor to the last shard, and CPU seconds of this process meanwhile."""
@@ -76,7 +74,9 @@ def run(
     job = AblationJob(components, {"train": (design, store)}, "float32", None, 1, PlanPins())
     ranges = RangesToDo({"train": store.missing()}, MASKS_PER_SHARD)
     plan = EnginePlan("weights", 7, compiled=False)
-    work = AblationWork("benchmark", task, job, ranges, plan, (design.num_masks, 0), needs_unablated=False, actor=actor)
+    work = AblationWork(
+        "benchmark", task, job, ranges, plan, (design.num_masks, 0), needs_unablated=False, actor=PacedActor
+    )
     process, first = psutil.Process(), list[tuple[float, float]]()
 
     def now() -> tuple[float, float]:
