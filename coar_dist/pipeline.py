@@ -13,7 +13,6 @@ from rich.console import Console
 
 from coar_dist.config import PLAN, Config
 from coar_dist.config_checks import validate
-from coar_dist.report.terminal import report
 from coar_dist.report.tracking import Tracking, check_tracking
 from coar_dist.store.lock import Hold, only_writer
 from coar_dist.store.run_directory import FOLDERS, RunDirectory
@@ -105,4 +104,6 @@ def run_stages(
 
             edit_stage(config, config.edit, RunDirectory.open(storage), console, task, held_out, take())
     if "report" in config.stages:
-        report(RunDirectory.open(storage), console)
+        from coar_dist.stages.report import report_stage
+
+        report_stage(RunDirectory.open(storage), console)

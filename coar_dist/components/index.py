@@ -84,6 +84,11 @@ class ComponentIndex:
                 return range(int(start), int(stop))
         raise KeyError(f"{parameter!r} has no components; {[group.parameter for group in self.groups]} have")
 
+    def name_of(self, component_id: int) -> str:
+        """For people, e.g. ``layer1.0.conv1.weight[5]``: the parameter, and the component's place among its own."""
+        group = int(np.searchsorted(self.offsets, component_id, side="right")) - 1
+        return f"{self.groups[group].parameter}[{component_id - self.offsets[group]}]"
+
     def table(self) -> dict[str, list[Any]]:
         """One column per field, one row per component: the content of ``components.parquet``."""
         rows = [

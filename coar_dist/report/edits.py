@@ -13,13 +13,28 @@ from rich.table import Table
 
 from coar_dist.config import ALL
 from coar_dist.editing.edit import Edit
-from coar_dist.report.figures import COLOURS, MARKERS, STYLE, save_figure
+from coar_dist.report.figures import COLOURS, MARKERS, STYLE
 from coar_dist.report.summary import label_of
 from coar_dist.report.tables import new_table, print_whole
 from coar_dist.store.edits import MEASURE, CurvePoint
-from coar_dist.store.storage import Storage
 
 _GROUPS_SHOWN = 8
+
+
+def in_words(edit: Edit) -> str:
+    """What was asked for and by which criterion the components were chosen, in one or two sentences."""
+    numbers = f"{len(edit.targets):,} targets, keep those of {len(edit.references):,} others"
+    text = f"{edit.direction.capitalize()} the outputs of {numbers}."
+    if edit.each is not None:
+        how = f"One edit for each target, chosen to make {edit.criterion}; costs are of accuracy on other examples."
+    elif edit.component_ids:
+        how = f"Chosen, on held-out examples: {edit.criterion}. On others, by the exported weights, before and after:"
+    else:
+        how = f"No components are ablated: none give {edit.criterion}. The unedited model:"
+    if edit.paired_correlation is not None:
+        before, after = (_number(value) for value in edit.paired_correlation)
+        text += f" Correlation of the margins of both forms of an example: {before} -> {after}."
+    return f"{text} {how}"
 
 
 def print_edit(edit: Edit, console: Console) -> None:
@@ -28,23 +43,13 @@ def print_edit(edit: Edit, console: Console) -> None:
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, highlight=False)
 
-    numbers = f"{len(edit.targets):,} targets, keep those of {len(edit.references):,} others"
-    say(f"\nEdit {edit.name!r}: {edit.direction} the outputs of {numbers}.")
+    say(f"\nEdit {edit.name!r}: {in_words(edit)}")
     if edit.each is not None:
-        say(f"One edit for each target, chosen to make {edit.criterion}; costs are of accuracy on other examples:")
-        print_whole(console, _each(edit))
+        print_whole(console, _table(*each_rows(edit)))
         return
-    groups = list(edit.measured)
-    if edit.component_ids:
-        say(f"Chosen, on held-out examples: {edit.criterion}. On others, by the exported weights, before and after:")
-    else:
-        say(f"No components are ablated: none give {edit.criterion}. The unedited model:")
     print_whole(console, _measured(edit))
-    if edit.paired_correlation is not None:
-        before, after = edit.paired_correlation
-        say(f"Correlation of the margins of both forms of an example: {_number(before)} -> {_number(after)}.")
     say(f"\n{edit.metric} by what selected the components, and how many of {edit.components.num_components:,}:")
-    print_whole(console, _selections(edit, groups))
+    print_whole(console, _table(*selection_rows(edit, list(edit.measured))))
     largest = [label_of(name) for name, found in edit.selected.items() if found.num_components == edit.max_components]
     if largest:
         say(f"{', '.join(largest)}: the largest number tried; raise edit.max_components to try more.")
@@ -52,12 +57,9 @@ def print_edit(edit: Edit, console: Console) -> None:
         say("0 components: no number of them does better than none within the limits.")
 
 
-def write_edit_figure(storage: Storage, edit: Edit, points: Sequence[CurvePoint]) -> None:
-    """Draw ``curve.png`` and ``curve.svg``: the metric by number of components, one panel per group that counts.
-
-    Raises:
-        StorageError: they cannot be written.
-    """
+def draw_edit_curves(edit: Edit, points: Sequence[CurvePoint]) -> Figure:
+    """The metric by number of components, one panel per group that counts, as in Figures 4 and 7 of Shah et al. (2024);
+    marked is the number that the criterion chose."""
     groups = [name for name in edit.measured if name != ALL][:_GROUPS_SHOWN] or list(edit.measured)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.2 * len(groups), 3.2), layout="constrained")
@@ -79,7 +81,7 @@ def write_edit_figure(storage: Storage, edit: Edit, points: Sequence[CurvePoint]
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[0].set_ylabel(edit.metric)
         figure.legend(loc="outside upper center", ncols=min(len(edit.selected), 4))
-        save_figure(storage, "curve", figure)
+    return figure
 
 
 def _measured(edit: Edit) -> Table:
@@ -91,20 +93,32 @@ def _measured(edit: Edit) -> Table:
     return table
 
 
-def _selections(edit: Edit, groups: Sequence[str]) -> Table:
-    shown = groups[:_GROUPS_SHOWN]
-    table = new_table("selected by", "components", *shown)
-    table.add_row("nothing", "0", *_cells(edit.unablated, shown))
+def selection_rows(edit: Edit, groups: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """What every selection of components came to: the columns but the first, and the rows."""
+    shown = list(groups[:_GROUPS_SHOWN])
+    rows = [["nothing", "0", *_cells(edit.unablated, shown)]]
     for name, found in edit.selected.items():
-        table.add_row(label_of(name), f"{found.num_components:,}", *_cells(found.values, shown))
-    return table
+        rows.append([label_of(name), f"{found.num_components:,}", *_cells(found.values, shown)])
+    return ["components", *shown], rows
 
 
-def _each(edit: Edit) -> Table:
-    table = new_table("selected by", "components, median", "made right", "cost, median", "cost, worst")
-    for name, found in edit.selected.items():
-        cells = _cells(found.values, ("fixed", "median_cost", "worst_cost"))
-        table.add_row(label_of(name), f"{found.num_components:,}", *cells)
+def each_rows(edit: Edit) -> tuple[list[str], list[list[str]]]:
+    """The same where every target has an edit of its own."""
+    rows = [
+        [
+            label_of(name),
+            f"{found.num_components:,}",
+            *_cells(found.values, ("fixed", "median_cost", "worst_cost")),
+        ]
+        for name, found in edit.selected.items()
+    ]
+    return ["components, median", "made right", "cost, median", "cost, worst"], rows
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> Table:
+    table = new_table("selected by", *columns)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

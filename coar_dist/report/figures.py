@@ -1,22 +1,27 @@
-"""The report's figures: ``report/figure1`` and ``report/budget_curve``, as .png and .svg, from the tables alone."""
+"""The run's figures, drawn from its tables alone, and how they become ``.png``, ``.svg`` and parts of the page."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 from matplotlib.ticker import NullLocator
 
 from coar_dist.evaluation.bootstrap import Means
 from coar_dist.report.summary import CurveSummary, MethodSummary, Summary
 from coar_dist.store.storage import Storage
 
-_FOLDER = "report"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666", "#000000")
+if TYPE_CHECKING:
+    from coar_dist.report.page.examples import ShownExample
+    from coar_dist.report.page.layers import LayerShares
+
+_INK, _FAINT = "#202124", "#808080"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", _FAINT, _INK)
 """Okabe and Ito's, told apart by the colour-blind."""
 MARKERS = "osD^vPX*"
 STYLE: Any = {
@@ -24,116 +29,228 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.alpha": 0.3,
+    "grid.color": _FAINT,
     "legend.frameon": False,
     "svg.hashsalt": "coar_dist",  # the same run gives the same bytes
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
 }
+_MAX_LAYERS_NAMED = 60
+_EXCERPT = 90
 
 
-def write_figures(storage: Storage, summary: Summary) -> list[str]:
-    """Draw and write the figures of a run.
-
-    Args:
-        storage: of the run directory.
-        summary: what they show.
-
-    Returns:
-        The files' names.
+def save_figure(storage: Storage, name: str, figure: Figure) -> list[str]:
+    """Write a figure as ``<name>.png`` and ``<name>.svg``; gives the files' names.
 
     Raises:
         StorageError: they cannot be written.
     """
     names = []
     with matplotlib.rc_context(STYLE):
-        figures = {"figure1": _correlations(summary)}
-        if summary.curves:
-            figures["budget_curve"] = _budgets(summary.curves)
-        for name, figure in figures.items():
-            names += save_figure(storage, f"{_FOLDER}/{name}", figure)
+        for kind in ("png", "svg"):
+            content = io.BytesIO()
+            figure.savefig(content, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
+            storage.write(f"{name}.{kind}", content.getvalue())
+            names.append(f"{name}.{kind}")
     return names
 
 
-def save_figure(storage: Storage, name: str, figure: Figure) -> list[str]:
-    """Write a figure as ``<name>.png`` and ``<name>.svg``, in the style that is set; gives the files' names.
+def inline_svg(figure: Figure, title: str) -> str:
+    """A figure as an ``<svg>`` element for a page: transparent, in the page's own ink, font, ``--blue`` and ``--red``.
 
-    Raises:
-        StorageError: they cannot be written.
+    Args:
+        figure: drawn in ``STYLE``.
+        title: what a screen reader says of it.
     """
-    names = []
-    for kind in ("png", "svg"):
-        content = io.BytesIO()
-        figure.savefig(content, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
-        storage.write(f"{name}.{kind}", content.getvalue())
-        names.append(f"{name}.{kind}")
-    return names
+    content = io.StringIO()
+    with matplotlib.rc_context({**STYLE, "svg.fonttype": "none", "svg.hashsalt": f"coar_dist {title}"}):
+        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Title": title})
+    svg = content.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for colour, of_page in ((_INK, "currentColor"), (COLOURS[0], "var(--blue)"), (COLOURS[1], "var(--red)")):
+        svg = svg.replace(colour, of_page)
+    width = figure.get_size_inches()[0] * 96
+    return svg.replace("<svg ", f'<svg role="img" style="width:{width:.0f}px" ', 1)
 
 
-def _correlations(summary: Summary) -> Figure:
-    """Figure 1 of Shah et al. (2024): mean correlation by ablation fraction, one line per method."""
-    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    fractions = [design.ablation_fraction for design in summary.held_out.values()]
-    by_height = sorted(summary.methods, key=_height, reverse=True)
-    for i, method in enumerate(by_height):
-        _line(axes, fractions, method.correlation, method.label, i)
-    if summary.trained_at in fractions:
-        axes.axvline(summary.trained_at, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
-        axes.annotate(
-            "trained",
-            (summary.trained_at, 1.0),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            xytext=(3, -2),
-            va="top",
-            color="0.4",
-            fontsize=8,
-        )
-    axes.set_xticks(fractions, [f"{fraction:g}" for fraction in fractions])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("ablation fraction of the held-out masks")
-    _finish(figure, axes, len(by_height))
+def draw_correlations(summary: Summary) -> Figure:
+    """Figure 1 of Shah et al. (2024): mean correlation by ablation fraction, one line per method, and the ceiling."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        fractions = summary.fractions
+        by_height = sorted(summary.methods, key=_height, reverse=True)
+        for i, method in enumerate(by_height):
+            _line(axes, fractions, method.correlation, method.label, i)
+        known = [
+            (fraction, ceiling.mean, 1.96 * ceiling.standard_error)
+            for fraction, ceiling in zip(fractions, summary.ceilings.values(), strict=True)
+            if ceiling is not None and np.isfinite(ceiling.mean)
+        ]
+        if known:
+            at, means, halves = np.array(known).T
+            axes.errorbar(
+                at, means, np.nan_to_num(halves), color=_FAINT, linestyle="--", capsize=2, label="ceiling, linear"
+            )
+        if summary.trained_at in fractions:
+            axes.axvline(summary.trained_at, color=_FAINT, linewidth=0.8, linestyle=":", zorder=0)
+            axes.annotate(
+                "trained",
+                (summary.trained_at, 1.0),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                xytext=(3, -2),
+                va="top",
+                color=_FAINT,
+                fontsize=8,
+            )
+        axes.set_xticks(fractions, [f"{fraction:g}" for fraction in fractions])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("ablation fraction of the held-out masks")
+        _finish(figure, axes, len(by_height) + bool(known))
     return figure
 
 
-def _budgets(curves: Sequence[CurveSummary]) -> Figure:
-    """Mean correlation by number of masks, and the forecasts as hollow points."""
-    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    numbers: set[float] = set()
-    for i, summary in enumerate(curves):
-        masks = summary.curve.num_masks
-        _line(axes, masks, summary.means, summary.label, i)
-        found = summary.extrapolation
-        ahead = [(k * int(masks[-1]), f) for k, f in ((2, found.twice), (4, found.four_times)) if f is not None]
-        numbers |= {*masks.tolist(), *(number for number, _ in ahead)}
-        if ahead:
-            axes.errorbar(
-                [int(masks[-1]), *(number for number, _ in ahead)],
-                [found.measured[-1], *(forecast.value for _, forecast in ahead)],
-                [0.0, *(forecast.half_width for _, forecast in ahead)],
-                color=COLOURS[i % len(COLOURS)],
-                marker=MARKERS[i % len(MARKERS)],
-                markerfacecolor="white",
-                linestyle="--",
-                linewidth=1.0,
-                capsize=2,
-                zorder=1,
+def draw_distributions(summary: Summary) -> Figure:
+    """Correlations of the examples by ablation fraction and method: quartiles and the middle 90%, and the mean with its
+    95% interval."""
+    methods = sorted(summary.methods, key=_height)
+    with matplotlib.rc_context(STYLE):
+        num_panels = len(summary.fractions)
+        figure = Figure(figsize=(2.4 * num_panels + 1.4, 0.34 * len(methods) + 1.1), layout="constrained")
+        panels = figure.subplots(1, num_panels, sharex=True, sharey=True, squeeze=False)[0]
+        for column, (axes, fraction) in enumerate(zip(panels, summary.fractions, strict=True)):
+            values = [method.correlations[:, column] for method in methods]
+            axes.boxplot(
+                [of[np.isfinite(of)] for of in values],
+                orientation="horizontal",
+                whis=(5, 95),
+                widths=0.55,
+                showfliers=False,
+                medianprops={"color": COLOURS[0], "linewidth": 1.6},
+                **{name: {"color": _FAINT} for name in ("boxprops", "whiskerprops", "capprops")},
             )
-    axes.plot([], [], color="0.4", marker="o", markerfacecolor="white", linestyle="--", linewidth=1.0, label="forecast")
-    axes.set_xscale("log")
-    axes.set_xticks(sorted(numbers), [f"{number:,}" for number in sorted(numbers)])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("masks without gradients")
-    _finish(figure, axes, len(curves) + 1)
+            for i, method in enumerate(methods):
+                means = method.correlation
+                at = slice(column, column + 1)
+                axes.errorbar(
+                    means.mean[at],
+                    [i + 1],
+                    xerr=_errors(means)[:, at],
+                    color=COLOURS[1],
+                    marker="o",
+                    markersize=3.5,
+                    capsize=2,
+                )
+            axes.set_title(f"at {fraction:g}", fontsize=9)
+            axes.grid(axis="y", visible=False)
+        panels[0].set_yticks(range(1, len(methods) + 1), [method.label for method in methods])
+        figure.supxlabel("correlation of an example (box: quartiles, whiskers: 5% to 95%, point: mean)", fontsize=9)
+    return figure
+
+
+def draw_budgets(curves: Sequence[CurveSummary]) -> Figure:
+    """Mean correlation by number of masks, and the forecasts as hollow points."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        numbers: set[float] = set()
+        for i, summary in enumerate(curves):
+            masks = summary.curve.num_masks
+            _line(axes, masks, summary.means, summary.label, i)
+            found = summary.extrapolation
+            ahead = [(k * int(masks[-1]), f) for k, f in ((2, found.twice), (4, found.four_times)) if f is not None]
+            numbers |= {*masks.tolist(), *(number for number, _ in ahead)}
+            if ahead:
+                axes.errorbar(
+                    [int(masks[-1]), *(number for number, _ in ahead)],
+                    [found.measured[-1], *(forecast.value for _, forecast in ahead)],
+                    [0.0, *(forecast.half_width for _, forecast in ahead)],
+                    color=COLOURS[i % len(COLOURS)],
+                    marker=MARKERS[i % len(MARKERS)],
+                    markerfacecolor="white",
+                    linestyle="--",
+                    linewidth=1.0,
+                    capsize=2,
+                    zorder=1,
+                )
+        axes.plot(
+            [], [], color=_FAINT, marker="o", markerfacecolor="white", linestyle="--", linewidth=1.0, label="forecast"
+        )
+        axes.set_xscale("log")
+        axes.set_xticks(sorted(numbers), [f"{number:,}" for number in sorted(numbers)])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("masks without gradients")
+        _finish(figure, axes, len(curves) + 1)
+    return figure
+
+
+def draw_predictions(shown: Sequence[ShownExample], method: str) -> Figure:
+    """Predicted against true margins on held-out masks, one panel per example, with the example itself.
+
+    Args:
+        shown: at least one.
+        method: whose predictions, for people.
+    """
+    with matplotlib.rc_context(STYLE):
+        num_rows = -(-len(shown) // 3)
+        figure = Figure(figsize=(8.4, 2.7 * num_rows), layout="constrained")
+        panels = figure.subplots(num_rows, min(len(shown), 3), squeeze=False).reshape(-1)
+        for axes in panels[len(shown) :]:
+            axes.set_axis_off()
+        for axes, example in zip(panels, shown, strict=False):
+            axes.plot(example.predicted, example.true, ".", color=COLOURS[0], markersize=3.5, alpha=0.6)
+            ends = np.array([*example.predicted, *example.true])
+            axes.axline((ends.min(), ends.min()), slope=1.0, color=_FAINT, linewidth=0.8)
+            label = "" if example.label is None else f", label {example.label}"
+            axes.set_title(f"example {example.example_id}{label}: r = {example.correlation:.2f}", fontsize=9)
+            if example.image is not None:
+                inset = axes.inset_axes((0.03, 0.64, 0.33, 0.33))
+                inset.imshow(imread(io.BytesIO(example.image)), cmap="gray")
+                inset.set_axis_off()
+            elif example.excerpt is not None:
+                text = " ".join(example.excerpt[:_EXCERPT].split()).replace("$", r"\$")
+                axes.set_xlabel(text, fontsize=6.5, wrap=True)
+        figure.supxlabel(f"margin as {method} predicts it", fontsize=9)
+        figure.supylabel("true margin", fontsize=9)
+    return figure
+
+
+def draw_layers(layers: LayerShares) -> Figure:
+    """Share of the attributions' absolute weight by layer, and by class where examples have any."""
+    with matplotlib.rc_context(STYLE):
+        num_layers = len(layers.parameters)
+        height = min(0.19 * num_layers, 0.19 * _MAX_LAYERS_NAMED) + 1.0
+        figure = Figure(figsize=(4.2 + 0.34 * len(layers.classes), height), layout="constrained")
+        widths = [1.0] if not len(layers.classes) else [1.0, 0.16 * len(layers.classes) + 0.3]
+        panels = figure.subplots(1, len(widths), sharey=True, squeeze=False, width_ratios=widths)[0]
+        rows = np.arange(num_layers)
+        panels[0].barh(rows, layers.shares, color=COLOURS[0], height=0.75)
+        panels[0].plot(
+            layers.even_shares, rows, "|", color=COLOURS[1], markersize=5, label="if all components were alike"
+        )
+        panels[0].set_xlabel("share of |weight|")
+        named = rows[:: -(-num_layers // _MAX_LAYERS_NAMED)]
+        panels[0].set_yticks(named, [layers.parameters[i] for i in named], fontsize=7)
+        panels[0].set_ylim(num_layers - 0.5, -0.5)
+        panels[0].grid(axis="y", visible=False)
+        if len(layers.classes):
+            edges = np.arange(len(layers.classes) + 1) - 0.5
+            mesh = panels[1].pcolormesh(edges, np.arange(num_layers + 1) - 0.5, layers.by_class, cmap="viridis", vmin=0)
+            panels[1].set_xticks(range(len(layers.classes)), [f"{label}" for label in layers.classes], fontsize=7)
+            panels[1].set_xlabel("class")
+            panels[1].grid(visible=False)
+            figure.colorbar(mesh, ax=panels[1], pad=0.02)
+        figure.legend(loc="outside upper center")
     return figure
 
 
 def _line(axes: Any, x: Any, means: Means, label: str, i: int) -> None:
-    errors = np.nan_to_num(np.stack([means.mean - means.low, means.high - means.mean]))
     axes.errorbar(
         x,
         means.mean,
-        np.maximum(errors, 0.0),
+        _errors(means),
         color=COLOURS[i % len(COLOURS)],
         marker=MARKERS[i % len(MARKERS)],
         markersize=4.5,
@@ -141,6 +258,11 @@ def _line(axes: Any, x: Any, means: Means, label: str, i: int) -> None:
         capsize=2,
         label=label,
     )
+
+
+def _errors(means: Means) -> Any:
+    """(2, k): how far the ends of the intervals are below and above the means."""
+    return np.maximum(np.nan_to_num(np.stack([means.mean - means.low, means.high - means.mean])), 0.0)
 
 
 def _finish(figure: Figure, axes: Any, num_labels: int) -> None:

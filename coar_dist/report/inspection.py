@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -11,7 +10,7 @@ from rich.table import Table
 from coar_dist.errors import RunNotFoundError
 from coar_dist.store.lock import holder_of
 from coar_dist.store.parquet import why_wrong
-from coar_dist.store.run_directory import RunDirectory
+from coar_dist.store.run_directory import FOLDERS, RunDirectory
 from coar_dist.store.storage import Storage
 
 _READ_ALL_UP_TO_BYTES = 4 * 10**9
@@ -102,20 +101,27 @@ def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bo
         methods = sorted({file.split(".")[0] for file in tables})
         say(f"{folder}: {len(tables)} files of {', '.join(methods)}" if tables else f"{folder}: none yet")
     _list(say, wrong, "to be made anew by the next run of their stage")
-    aside = [f"{folder}/{file}" for folder, file in _set_aside(run, {**folders, **shards})]
-    _list(say, aside, "set aside earlier; they are not used, and may be deleted")
+    _list(say, files_set_aside(run), "set aside earlier; they are not used, and may be deleted")
     if not everything:
         say("Only names, sizes and footers were checked; verify=true reads every byte.")
     return not wrong
 
 
+def files_set_aside(run: RunDirectory) -> list[str]:
+    """Names of the damaged or foreign files that were set aside earlier."""
+    baselines = [run.baseline(method) for method in run.baselines]
+    shards = [*(store for name in run.designs for store in run.shards(name)), *baselines]
+    folders = (*FOLDERS, *(store.folder for store in shards))
+    return [
+        f"{folder}/{file}".lstrip("/")
+        for folder in folders
+        for file in sorted(run.storage.files(folder))
+        if file.endswith(".damaged")
+    ]
+
+
 def _of(run: RunDirectory, content: str) -> dict[str, Any]:
     return {"content": content, "run": run.fingerprint}
-
-
-def _set_aside(run: RunDirectory, folders: dict[str, dict[str, int]]) -> Iterator[tuple[str, str]]:
-    for folder, files in {".": run.storage.files(), **folders}.items():
-        yield from ((folder, file) for file in sorted(files) if file.endswith(".damaged"))
 
 
 def _list(say: Any, lines: list[str], what: str) -> None:

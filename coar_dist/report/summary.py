@@ -11,7 +11,9 @@ from coar_dist.designs.design import MaskDesign
 from coar_dist.errors import MissingWorkError
 from coar_dist.evaluation.bootstrap import Means, means_of
 from coar_dist.evaluation.extrapolation import Extrapolation, extrapolate
+from coar_dist.report.numbers import half, half_95, number
 from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable
+from coar_dist.store.ceilings import Ceiling, CeilingTable, why_no_ceiling
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
 from coar_dist.store.tables import GRADIENT_RIDGE, METRICS, RESEARCH, EvaluationTable, fitted_methods
 
@@ -37,7 +39,9 @@ class MethodSummary:
     Attributes:
         method: name of its attributions.
         num_masks: how many masks they are of, in words.
-        correlation: means over examples, one column per held-out design in the run's order.
+        correlations: (num_examples, num_designs) float64, one column per held-out design in the run's order; NaN where
+            undefined.
+        correlation: means of its columns over examples.
         spearman: likewise.
         medians: of ``r2``, ``slope`` and ``intercept`` over examples, one (num_designs,) array each; NaN where nothing
             is defined.
@@ -46,6 +50,7 @@ class MethodSummary:
 
     method: str
     num_masks: str
+    correlations: NDArray[np.float64]
     correlation: Means
     spearman: Means
     medians: dict[str, NDArray[np.float64]]
@@ -87,19 +92,30 @@ class Summary:
         held_out: the held-out designs by name, from the largest ablation fraction down.
         trained_at: the train design's ablation fraction.
         methods: every method of the run.
+        ceilings: of linear models, by held-out design; None where none is estimated on its masks.
         curves: budget curves, where the run has any.
     """
 
     held_out: dict[str, MaskDesign]
     trained_at: float
     methods: list[MethodSummary]
+    ceilings: dict[str, Ceiling | None]
     curves: list[CurveSummary]
+
+    @property
+    def fractions(self) -> list[float]:
+        """Ablation fractions of the held-out designs."""
+        return [design.ablation_fraction for design in self.held_out.values()]
 
     @property
     def trained_column(self) -> int | None:
         """The held-out design at the training fraction; None where there is none."""
-        fractions = [design.ablation_fraction for design in self.held_out.values()]
-        return fractions.index(self.trained_at) if self.trained_at in fractions else None
+        return self.fractions.index(self.trained_at) if self.trained_at in self.fractions else None
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said about the ceilings and about undefined values."""
+        return [*_ceiling_notes(self), *_undefined(self)]
 
 
 def label_of(method: str) -> str:
@@ -154,8 +170,51 @@ def summarise(run: RunDirectory) -> Summary:
         held_out,
         run.design(TRAIN_DESIGN).ablation_fraction,
         summaries,
+        {
+            name: CeilingTable(run, name).read() if why_no_ceiling(design) is None else None
+            for name, design in held_out.items()
+        },
         [curve for curve in (_curve(run, method) for method in methods if method in FITTED) if curve is not None],
     )
+
+
+def forecast_in_words(summary: CurveSummary, num_examples: int) -> str:
+    """What the budget curve says about more masks; ``num_examples`` of the run."""
+    curve, found = summary.curve, summary.extrapolation
+    of = "" if len(curve.example_ids) == num_examples else f" on {len(curve.example_ids):,} sampled examples"
+    text = f"{summary.label}, {int(curve.num_masks[-1]):,} masks{of}: {number(found.measured[-1])}; "
+    names = ("twice the masks about", "four times", "ever more")
+    forecasts = zip(names, (found.twice, found.four_times, found.limit), strict=True)
+    ahead = [f"{name} {number(forecast.value)} {half(forecast.half_width)}" for name, forecast in forecasts if forecast]
+    return f"{text}{', '.join(ahead) or 'no forecast'}{f' ({found.why_not})' if found.why_not else ''}."
+
+
+def _ceiling_notes(summary: Summary) -> list[str]:
+    notes: dict[str, None] = {}
+    for name, design in summary.held_out.items():
+        found = summary.ceilings[name]
+        if found is None:
+            notes[f"No ceiling of linear models: {why_no_ceiling(design)}."] = None
+        elif np.isfinite(found.lower) and np.isfinite(found.upper):
+            notes[
+                f"Ceiling at {design.ablation_fraction:g} by noise stability, {found.num_pairs:,} pairs: "
+                f"{number(found.lower)} {half_95(found.lower_standard_error)} to "
+                f"{number(found.upper)} {half_95(found.upper_standard_error)}."
+            ] = None
+    return list(notes)
+
+
+def _undefined(summary: Summary) -> list[str]:
+    """How many values are null, and why."""
+    lines = []
+    for method in summary.methods:
+        counts = {name: count for name, count in method.num_undefined.items() if count}
+        if counts:
+            listed = ", ".join(f"{count:,} of {name}" for name, count in counts.items())
+            lines.append(
+                f"{method.label}: undefined and not averaged, as margins or predictions are constant: {listed}."
+            )
+    return lines
 
 
 def _metrics(run: RunDirectory, method: str, held_out: list[str]) -> dict[str, NDArray[np.float64]]:
@@ -170,6 +229,7 @@ def _method(
     return MethodSummary(
         method=method,
         num_masks=_num_masks(run, method),
+        correlations=metrics["correlation"],
         correlation=correlation,
         spearman=spearman,
         medians={name: _medians(metrics[name]) for name in ("r2", "slope", "intercept")},

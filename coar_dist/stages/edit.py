@@ -27,7 +27,8 @@ from coar_dist.editing.plain import plain_outputs
 from coar_dist.editing.selections import Selector
 from coar_dist.editing.sweep import Sweep
 from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunMismatchError, RunNotFoundError
-from coar_dist.report.edits import print_edit, write_edit_figure
+from coar_dist.report.edits import draw_edit_curves, print_edit
+from coar_dist.report.figures import save_figure
 from coar_dist.stages.ablate import collect, identity_of, trained_weights
 from coar_dist.stages.saying import say
 from coar_dist.store.edits import EDITS, MEASURE, EditStore
@@ -249,7 +250,7 @@ class _Making:
             pair = held_out.paired_correlation(*forms, before), held_out.paired_correlation(*forms, after)
             made = replace(made, paired_correlation=pair)
         made = replace(made, measured=measured)
-        write_edit_figure(self._sweep_run.storage, made, chosen.curve)
+        save_figure(self._sweep_run.storage, "curve", draw_edit_curves(made, chosen.curve))
         return made
 
     def _each(self) -> Edit:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from coar_dist.errors import DamagedFileError, MissingWorkError
 from coar_dist.store.parquet import read_table, write_table
 from coar_dist.store.run_directory import RunDirectory, fingerprint_of
+from coar_dist.store.storage import Storage
 
 EDITS = "edits"
 """The folder of a run's edits."""
@@ -49,6 +50,11 @@ class CurvePoint:
     part: str
     num_examples: int
     value: float
+
+
+def edit_names(storage: Storage) -> list[str]:
+    """The finished edits of a run: names of their folders, sorted."""
+    return [name for name in storage.folders(EDITS) if storage.size(f"{EDITS}/{name}/{EDIT_FILE}") is not None]
 
 
 class EditStore:

@@ -29,6 +29,12 @@ class Rehearsal(Storage):
         own = {name.removeprefix(prefix): len(text) for name, text in self._written.items() if name.startswith(prefix)}
         return found | {name: size for name, size in own.items() if "/" not in name}
 
+    def folders(self, folder: str = "") -> list[str]:
+        """As in ``Storage``."""
+        prefix = f"{folder}/" if folder else ""
+        parts = (name.removeprefix(prefix).split("/") for name in self._written if name.startswith(prefix))
+        return sorted({*self._storage.folders(folder), *(first for first, *rest in parts if rest)})
+
     def size(self, name: str) -> int | None:
         """As in ``Storage``."""
         if name in self._written:

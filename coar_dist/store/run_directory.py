@@ -201,6 +201,11 @@ class RunDirectory:
         return str(self._record["created"])
 
     @property
+    def versions(self) -> dict[str, str]:
+        """Versions of Python and of packages that it was created with."""
+        return dict(self._record["versions"])
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Everything that the run's margins depend on, except the designs."""
         return dict(self._record["identity"])

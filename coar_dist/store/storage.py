@@ -62,6 +62,10 @@ class Storage(ABC):
         """Names (without the folder) and sizes in bytes of the files right in ``folder``; empty if it is not there."""
 
     @abstractmethod
+    def folders(self, folder: str = "") -> list[str]:
+        """Names (without the folder) of the folders right in ``folder``, sorted; empty if it is not there."""
+
+    @abstractmethod
     def size(self, name: str) -> int | None:
         """Size in bytes; None where there is no such file."""
 
@@ -116,6 +120,14 @@ class LocalStorage(Storage):
                     if entry.is_file():
                         sizes[entry.name] = entry.stat().st_size
             return sizes
+
+    def folders(self, folder: str = "") -> list[str]:
+        """As in ``Storage``."""
+        with self._named(folder, "listed"):
+            try:
+                return sorted(entry.name for entry in os.scandir(self.path(folder)) if entry.is_dir())
+            except FileNotFoundError:
+                return []
 
     def size(self, name: str) -> int | None:
         """As in ``Storage``."""
@@ -233,6 +245,17 @@ class ObjectStorage(Storage):
         def find(filesystem: Any, key: str) -> dict[str, int]:
             found = filesystem.find(key, maxdepth=1, detail=True)
             return {path.rpartition("/")[2]: int(entry["size"]) for path, entry in found.items()}
+
+        with self._named(folder, "listed"):
+            return self._call(folder, "listed", find)
+
+    def folders(self, folder: str = "") -> list[str]:
+        """As in ``Storage``."""
+
+        def find(filesystem: Any, key: str) -> list[str]:
+            found = filesystem.find(key, maxdepth=1, withdirs=True, detail=True)
+            paths = [path.rstrip("/") for path, entry in found.items() if entry["type"] == "directory"]
+            return sorted(path.rpartition("/")[2] for path in paths if path != key.rstrip("/"))
 
         with self._named(folder, "listed"):
             return self._call(folder, "listed", find)

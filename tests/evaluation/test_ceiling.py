@@ -18,7 +18,7 @@ from coar_dist.designs.design import MaskDesign
 from coar_dist.errors import ConfigError, MissingWorkError, RunMismatchError
 from coar_dist.evaluation.ceiling import NUM_GROUPS, Pairs, Shares, linear_shares, mean_correlation, stability_bounds
 from coar_dist.pipeline import run_stages
-from coar_dist.report.terminal import _number
+from coar_dist.report.numbers import number
 from coar_dist.store.run import Run
 from tests.chaos import files_of, without_ray
 from tests.models import small_task
@@ -250,7 +250,7 @@ def test_a_run_knows_its_ceiling(made: Run) -> None:
     assert np.isnan(elsewhere.lower)
     text = report_of(made)
     assert "Ceiling, linear" in text
-    assert re.search(rf"Ceiling, linear +{_number(found.mean)}±{_number(1.96 * found.standard_error)} ", text)
+    assert re.search(rf"Ceiling, linear +{number(found.mean)}±{number(1.96 * found.standard_error)} ", text)
     assert "Ceiling at 0.2 by noise stability, 50 pairs" in text
     with pytest.raises(MissingWorkError, match=r"no design 'evaluation_0\.3'"):
         made.ceiling("evaluation_0.3")

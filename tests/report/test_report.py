@@ -16,7 +16,7 @@ from rich.console import Console
 from coar_dist.api import Run, open_run
 from coar_dist.errors import MissingWorkError, StorageError
 from coar_dist.report.summary import summarise
-from coar_dist.report.terminal import report
+from coar_dist.stages.report import report_stage
 from coar_dist.store.storage import LocalStorage
 from coar_dist.store.tables import METRICS, EvaluationTable
 
@@ -30,7 +30,7 @@ def root(small_run: Run, tmp_path: Path) -> Path:
 
 def printed(root: Path, width: int = 80) -> str:
     output = io.StringIO()
-    report(open_run(root).directory, Console(file=output, width=width))
+    report_stage(open_run(root).directory, Console(file=output, width=width))
     return output.getvalue()
 
 
@@ -57,13 +57,14 @@ def test_tables_show_means_with_intervals_in_80_columns(root: Path) -> None:
 
 def test_figures_are_of_the_tables_alone_and_the_same_again(root: Path) -> None:
     printed(root)
-    names = ["budget_curve.png", "budget_curve.svg", "figure1.png", "figure1.svg"]
+    figures = ["budget_curve", "distribution", "figure1", "layers", "predictions"]
+    names = sorted(["index.html", *(f"{name}.{kind}" for name in figures for kind in ("png", "svg"))])
     assert sorted(path.name for path in (root / "report").iterdir()) == names
     contents = {name: (root / "report" / name).read_bytes() for name in names}
     for name, content in contents.items():
         if name.endswith(".png"):
             assert content.startswith(b"\x89PNG\r\n\x1a\n")
-        else:
+        elif name.endswith(".svg"):
             assert ElementTree.fromstring(content).tag.endswith("svg")
     shutil.rmtree(root / "report")
     printed(root)
@@ -106,7 +107,7 @@ def test_without_a_curve_or_a_writable_folder_the_rest_is_shown(root: Path, monk
 
     monkeypatch.setattr(LocalStorage, "write", refuse)
     text = printed(root, 200)
-    assert "No figures: report/figure1.png cannot be written: read-only" in text
+    assert "No report page: report/figure1.png cannot be written: read-only" in text
     assert "x 4" not in text
     assert "Next, in Python" in text
 

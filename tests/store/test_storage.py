@@ -44,6 +44,8 @@ def test_files_are_written_whole_listed_read_in_parts_and_renamed(storage: Stora
     storage.write("margins/train/b", b"")
     storage.write("margins/other", b"x")
     assert storage.files("margins/train") == {"a": 10, "b": 0}
+    assert storage.folders("margins") == ["train"]
+    assert storage.folders("margins/train") == storage.folders("nowhere") == []
     assert storage.size("margins/train/a") == 10
     assert storage.read("margins/train/a") == b"0123456789"
     assert storage.read("margins/train/a", 3, 7) == b"3456"

@@ -1,0 +1,110 @@
+"""An evaluated run of any size, of random numbers and no model.
+
+``python -m tests.report.synthetic DIR N D`` makes one.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.designs.design import MaskDesign
+from coar_dist.evaluation.correlation import evaluate
+from coar_dist.evaluation.held_out import measure_ceilings
+from coar_dist.store.previews import PreviewTable
+from coar_dist.store.run_directory import TRAIN_DESIGN, RunDesign, RunDirectory
+from coar_dist.store.tables import Attributions, AttributionTable
+from tests.models import local_storage
+
+_ALPHA = 0.1
+_NUM_MASKS = 60
+
+
+def synthetic_run(
+    root: Path,
+    num_examples: int,
+    num_layers: int = 3,
+    per_layer: int = 8,
+    kind: str = "images",
+    num_constant: int = 0,
+    hostile: str = "",
+) -> RunDirectory:
+    """A run whose margins are linear in the masks but for noise, and whose attributions are the truth but for noise.
+
+    Args:
+        root: of the run directory.
+        num_examples: of the run.
+        num_layers: parameters.
+        per_layer: components of each.
+        kind: of the examples: ``images``, ``texts`` or ``numbers`` (no classes and nothing to show).
+        num_constant: examples whose margins never change.
+        hostile: put into every name and text.
+    """
+    components = ComponentIndex(
+        tuple(ComponentGroup(f"block{i}.{hostile}conv.weight", 0, per_layer) for i in range(num_layers))
+    )
+    identity = {
+        "model.weights": f"sha256:{hostile}",
+        "ablation.precision": "float32",
+        "ablation.margins_dtype": "float32",
+        "ablation.examples_per_block": 1024,
+    }
+    run = RunDirectory.create(local_storage(root), identity, components, num_examples)
+    d = components.num_components
+    designs = {
+        TRAIN_DESIGN: RunDesign("train", MaskDesign("bernoulli", d, 100, _ALPHA, 0)),
+        **{
+            f"evaluation_{alpha!r}": RunDesign("evaluation", MaskDesign("bernoulli", d, _NUM_MASKS, alpha, 1))
+            for alpha in (_ALPHA, 2 * _ALPHA)
+        },
+    }
+    run.set_designs(designs)
+    random = np.random.default_rng(0)
+    table = AttributionTable(run, "coar")
+    scale = np.repeat(np.linspace(1.0, 3.0, num_layers), per_layer)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in run.held_out}
+    masks = {name: entry.masks(0, _NUM_MASKS).astype(np.float32) for name, entry in run.held_out.items()}
+    for first, end in run.margins(TRAIN_DESIGN).blocks:
+        n = end - first
+        weights = (random.standard_normal((n, d)) * scale / np.sqrt(d) + 0.05).astype(np.float32)
+        weights[: max(num_constant - first, 0)] = 0.0
+        for name, of_design in masks.items():
+            noise = 0.3 * random.standard_normal((_NUM_MASKS, n)) * (np.abs(weights).sum(axis=1) > 0)
+            parts[name].append((of_design @ weights.T + 2.0 + noise).astype(np.float32))
+        guessed = weights + 0.1 * weights.std() * random.standard_normal(weights.shape) * (weights != 0)
+        quality = np.where(np.abs(weights).sum(axis=1) > 0, 0.9, np.nan)
+        nothing = np.full(n, np.nan)
+        found = Attributions(guessed.astype(np.float32), np.full(n, 2.0), np.ones(n), quality, quality, nothing)
+        table.write((first, end), {}, found)
+    for name, margins in parts.items():
+        store = run.margins(name)
+        store.write(0, masks[name].astype(bool), np.concatenate(margins, axis=1), {})
+    classes = kind != "numbers"
+    labels = random.integers(0, 4, num_examples) if classes else None
+    predictions = None if labels is None else np.where(random.random(num_examples) < 0.1, (labels + 1) % 4, labels)
+    texts = {"excerpt": np.array([f"{hostile}text {i}\nof a play" for i in range(num_examples)])}
+    margins = random.standard_normal(num_examples).astype(np.float32)
+    run.write_examples(labels, predictions, margins, texts if kind == "texts" else {})
+    if kind == "images":
+        previews = PreviewTable(run)
+        for first, end in previews.missing():
+            previews.write((first, end), [_picture(i) for i in range(first, end)], 8, 8)
+    evaluate(run, ["coar"], lambda done: None)
+    measure_ceilings(run, "coar", lambda done: None)
+    return run
+
+
+def _picture(example_id: int) -> bytes:
+    pixels = np.full((8, 8, 3), [example_id % 251, example_id // 251 % 251, 128], np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
+
+
+if __name__ == "__main__":
+    synthetic_run(Path(sys.argv[1]), int(sys.argv[2]), 16, int(sys.argv[3]) // 16)
