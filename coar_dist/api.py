@@ -184,6 +184,7 @@ def attribute(
     regression: RegressionConfig | None = None,
     cluster: ClusterConfig | None = None,
     tracking: Sequence[str] = (),
+    previews: bool = True,
     console: Console | None = None,
 ) -> Run:
     """Attribute the outputs of any model to its components: the same pipeline as the command line.
@@ -217,6 +218,7 @@ def attribute(
         regression: fit; None is the default.
         cluster: Ray; None starts it on this machine.
         tracking: of ``"tensorboard"``, ``"wandb"``, ``"mlflow"``: where figures go, too.
+        previews: whether the run keeps small pictures of the examples and their column ``excerpt``.
         console: where progress is printed; None is standard output.
 
     Returns:
@@ -248,7 +250,7 @@ def attribute(
     is_index = isinstance(components, ComponentIndex)
     config = Config(
         stages=list(stages),
-        run=RunConfig(str(run_dir)),
+        run=RunConfig(str(run_dir), previews),
         components=ComponentsConfig() if is_index else ComponentsConfig(str(components)),
         design=design,
         gradients=gradients,

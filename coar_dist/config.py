@@ -45,6 +45,9 @@ class RunConfig:
 
     dir: str = "runs/default"
     """A folder, or an object store's URL: ``s3://bucket/prefix``, ``gs://bucket/prefix``."""
+    previews: bool = True
+    """Whether the ablate stage keeps small pictures of the examples, or the first 300 characters of their texts, for
+    reports that are made without the data."""
 
 
 @dataclass

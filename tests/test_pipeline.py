@@ -69,6 +69,7 @@ def test_the_run_directory_holds_what_it_promises(small_run: Run) -> None:
         "examples.parquet",
         "logs",
         "margins",
+        "previews",
         "run.json",
     ]
     assert pq.read_schema(root / "components.parquet").names == [

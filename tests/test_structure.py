@@ -37,7 +37,7 @@ OWNERS = {
     "captum": {"baselines/*"},
     "matplotlib": {"report/*"},
     "sklearn": {"regression/backends.py", "tasks/examples/arrays.py"},
-    "PIL": {"tasks/examples/pixels.py"},
+    "PIL": {"tasks/examples/pixels.py", "tasks/previews.py"},
     "datasets": {"tasks/examples/huggingface.py"},
     "transformers": {"tasks/*"},
     "torchvision": {"tasks/*"},

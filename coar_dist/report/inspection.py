@@ -10,11 +10,12 @@ from rich.table import Table
 from coar_dist.errors import RunNotFoundError
 from coar_dist.store.lock import holder_of
 from coar_dist.store.parquet import why_wrong
-from coar_dist.store.run_directory import FOLDERS, RunDirectory
+from coar_dist.store.run_directory import FOLDERS, PREVIEWS, RunDirectory
 from coar_dist.store.storage import Storage
 
 _READ_ALL_UP_TO_BYTES = 4 * 10**9
 _MAX_LISTED = 10
+_TABLES = ("attributions", "evaluation", "evaluation/budget_curve")
 
 
 def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bool:
@@ -39,7 +40,7 @@ def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bo
         if holder is None:
             raise
         raise RunNotFoundError(f"{storage} has no run.json yet; {holder} is at work on it.") from error
-    folders = {name: storage.files(name) for name in ("attributions", "evaluation", "evaluation/budget_curve")}
+    folders = {name: storage.files(name) for name in (*_TABLES, PREVIEWS)}
     baselines = [run.baseline(method) for method in run.baselines]
     shard_folders = [*(store for name in run.designs for store in run.shards(name)), *baselines]
     shards = {store.folder: storage.files(store.folder) for store in shard_folders}
@@ -99,7 +100,10 @@ def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bo
                 None, [why_wrong(storage, f"{folder}/{file}", size, _of(run, folder.rpartition("/")[2]), everything)]
             )
         methods = sorted({file.split(".")[0] for file in tables})
-        say(f"{folder}: {len(tables)} files of {', '.join(methods)}" if tables else f"{folder}: none yet")
+        if folder in _TABLES:
+            say(f"{folder}: {len(tables)} files of {', '.join(methods)}" if tables else f"{folder}: none yet")
+        elif tables:
+            say(f"{folder}: {len(tables)} files")
     _list(say, wrong, "to be made anew by the next run of their stage")
     _list(say, files_set_aside(run), "set aside earlier; they are not used, and may be deleted")
     if not everything:

@@ -27,13 +27,14 @@ from coar_dist.regression.planning import in_this_process
 from coar_dist.report.progress import StageProgress, stage_progress
 from coar_dist.report.tracking import Tracking
 from coar_dist.stages.baselines import MissingBaselines, compute_baselines
+from coar_dist.stages.previews import write_previews
 from coar_dist.stages.saying import say, say_log
 from coar_dist.store.ceilings import partners_of
 from coar_dist.store.lock import Hold
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDesign, RunDirectory
 from coar_dist.store.storage import Storage
 from coar_dist.tasks.build import build_task
-from coar_dist.tasks.task import Task
+from coar_dist.tasks.task import EXCERPT, Task
 from coar_dist.tasks.training import CHECKPOINT, read_checkpoint
 
 _ASSUMED_COST = 3.0
@@ -66,6 +67,8 @@ def ablate_stage(
     baselines = MissingBaselines.of(run, config, console)
     baselines.check(task, components, console)  # refused now, not after hours of ablation
     collect(config, run, console, task, components, hold, tracking=tracking)
+    if config.run.previews:
+        write_previews(run, task.examples, console, hold)
     compute_baselines(config, run, console, task, components, hold, baselines)
 
 
@@ -101,6 +104,9 @@ def collect(
         stage: in whose name things are said.
         tracking: where the figures go, too.
     """
+    if not config.run.previews:
+        shown = {name: values for name, values in task.examples.columns.items() if name != EXCERPT}
+        task = replace(task, examples=replace(task.examples, columns=shown))
     stores = stores_of(run)
     for _, store in stores.values():
         for reason in store.set_aside_wrong(run.is_new):

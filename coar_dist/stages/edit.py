@@ -41,7 +41,7 @@ from coar_dist.tasks.build import build_examples, build_task
 from coar_dist.tasks.checkpoints import state_to_save
 from coar_dist.tasks.examples.source import SOURCE_ID
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import ExampleSet, Task
+from coar_dist.tasks.task import EXCERPT, ExampleSet, Task
 
 
 def edit_stage(
@@ -317,8 +317,8 @@ def _named(value: Any) -> Any:
 
 
 def _digest(columns: Mapping[str, NDArray[Any]]) -> str:
-    """SHA-256 over columns of examples."""
+    """SHA-256 over columns of examples; runs from before there were excerpts keep their edits."""
     digest = hashlib.sha256()
-    for name, values in sorted(columns.items()):
+    for name, values in sorted((name, values) for name, values in columns.items() if name != EXCERPT):
         digest.update(f"{name} {values.dtype} {values.shape};".encode() + np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()

@@ -31,7 +31,8 @@ FORMAT = 2
 RUN_FILE = "run.json"
 _COMPONENTS_FILE, _EXAMPLES_FILE = "components.parquet", "examples.parquet"
 TRAIN_DESIGN, GRADIENT_DESIGN = "train", "gradients"
-FOLDERS = ("", "attributions", "evaluation", "evaluation/budget_curve", "report", "logs")
+PREVIEWS = "previews"
+FOLDERS = ("", "attributions", "evaluation", "evaluation/budget_curve", PREVIEWS, "report", "logs")
 """Where files lie, besides the folders of shards."""
 IMPORTED_FROM = "imported_from"
 """Key of the identity of a run whose margins were collected elsewhere: by whom."""

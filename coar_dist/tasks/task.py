@@ -20,6 +20,8 @@ Inputs = Tensor | dict[str, Tensor]
 """One tensor, given to the model as its first argument, or several, given by keyword."""
 RESERVED_COLUMNS = ("example_id", "label", "prediction", "margin")
 """Columns of ``examples.parquet`` that the ablate stage fills itself."""
+EXCERPT = "excerpt"
+"""The column with the beginning of an example's text, for the eye alone."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ predictions of the model, and others at random. The attributions are read twice,
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coar_dist.errors import DamagedFileError
 from coar_dist.evaluation.correlation import predict
 from coar_dist.report.page.layers import LayerShares, LayerSums
 from coar_dist.report.summary import Summary
@@ -128,7 +130,7 @@ def gather_examples(run: RunDirectory, summary: Summary) -> ShownExamples:
     strongest = [_strongest(row) for row in weights]
     galleries = _galleries(run, method.method, strongest)
     in_galleries = {example for gallery in galleries for example, _ in (*gallery.raised, *gallery.lowered)}
-    previews = PreviewTable(run).read(sorted({*chosen.tolist(), *in_galleries}))
+    previews = _previews(run, sorted({*chosen.tolist(), *in_galleries}))
     excerpts = examples.get("excerpt")
 
     def excerpt_of(example_id: int) -> str | None:
@@ -200,6 +202,13 @@ def _first_margins(
             masks, of_block = next(store.read((first, end), num_masks, (0, num_masks)))
             margins[:, at] = of_block[:, chosen[at] - first]
     return masks, margins
+
+
+def _previews(run: RunDirectory, example_ids: list[int]) -> dict[int, bytes]:
+    """Pictures of those that have one; a damaged file is set aside, which the page says among its findings."""
+    while True:
+        with contextlib.suppress(DamagedFileError):
+            return PreviewTable(run).read(example_ids)
 
 
 def _strongest(weights: NDArray[np.float32]) -> NDArray[np.int64]:

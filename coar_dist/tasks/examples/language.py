@@ -16,9 +16,10 @@ from coar_dist.tasks.examples.huggingface import Gathered, HubRows, Pairs, Row
 from coar_dist.tasks.examples.pixels import missing
 from coar_dist.tasks.examples.source import SOURCE_ID, IndexedSource, StreamedSource, tensor_of
 from coar_dist.tasks.outputs import IGNORED_TOKEN
-from coar_dist.tasks.task import ExampleSet
+from coar_dist.tasks.task import EXCERPT, ExampleSet
 
 BYTES = "bytes"
+_EXCERPT_LENGTH = 300
 
 
 def text_file(
@@ -47,7 +48,7 @@ def text_file(
 
     Returns:
         Inputs ``input_ids`` (num_examples, length) int64, by keyword, and the same as targets; no window is padded, and
-        a rest shorter than ``length`` is left out. ``source_id`` is the window's first token.
+        a rest shorter than ``length`` is left out. ``source_id`` is the window's first token, ``excerpt`` its text.
 
     Raises:
         ConfigError: a number is out of range, or a mark is no regular expression.
@@ -84,20 +85,23 @@ def text_file(
 
     def load(ids: NDArray[np.int64]) -> ExampleSet:
         chosen = windows[starts[ids]]
-        texts = [decoded(window) for window in chosen] if patterns else []
+        texts = [decoded(window) for window in chosen]
         columns = {
             name: np.array([sum(1 for _ in pattern.finditer(text)) for text in texts], dtype=np.int64)
             for name, pattern in patterns.items()
         }
         input_ids = tensor_of(chosen)
-        return ExampleSet({"input_ids": input_ids}, input_ids.clone(), {**columns, SOURCE_ID: starts[ids]})
+        columns = _with_excerpts({**columns, SOURCE_ID: starts[ids]}, texts)
+        return ExampleSet({"input_ids": input_ids}, input_ids.clone(), columns)
 
     return IndexedSource(len(starts), load)
 
 
 def _pattern(name: str, expression: Any) -> re.Pattern[str]:
-    if name == SOURCE_ID or not isinstance(expression, str):
-        raise ConfigError(f"marks.{name}={expression!r}: must be a regular expression, under a name but {SOURCE_ID}.")
+    if name in (SOURCE_ID, EXCERPT) or not isinstance(expression, str):
+        raise ConfigError(
+            f"marks.{name}={expression!r}: must be a regular expression, under a name but {SOURCE_ID} and {EXCERPT}."
+        )
     try:
         return re.compile(expression)
     except re.error as error:
@@ -125,7 +129,8 @@ def huggingface_text(
 
     Returns:
         Inputs ``input_ids`` and ``attention_mask``, (num_examples, length) int64 each, padded on the right to the
-        longest of the chosen texts; targets are the ``input_ids`` with -100 at padding. ``source_id`` is the row.
+        longest of the chosen texts; targets are the ``input_ids`` with -100 at padding. ``source_id`` is the row,
+        ``excerpt`` the beginning of the text.
 
     Raises:
         TaskError: a column is missing, a row is no text, or a text has fewer than two tokens.
@@ -152,7 +157,7 @@ def huggingface_text(
         input_ids, mask = _padded(tokens, encoder)
         targets = np.where(mask == 1, input_ids, IGNORED_TOKEN)
         inputs = {"input_ids": tensor_of(input_ids), "attention_mask": tensor_of(mask)}
-        return ExampleSet(inputs, tensor_of(targets), gathered.columns())
+        return ExampleSet(inputs, tensor_of(targets), _with_excerpts(gathered.columns(), texts))
 
     return rows.source(load, None)
 
@@ -191,7 +196,8 @@ def huggingface_answers(
     Returns:
         Inputs ``input_ids`` and ``attention_mask``, (num_examples, length) int64 each, padded on the right to the
         longest of the chosen prompts. Targets (num_examples, 1 + num_answers) int64: the position of the prompt's last
-        token, the right answer's token, the other answers' tokens in their order. ``source_id`` is the row.
+        token, the right answer's token, the other answers' tokens in their order. ``source_id`` is the row, ``excerpt``
+        the beginning of the prompt.
 
     Raises:
         ConfigError: a template is malformed, or there are fewer than two answers.
@@ -254,9 +260,17 @@ def huggingface_answers(
         input_ids, mask = _padded(tokens, encoder)
         targets = np.column_stack([mask.sum(axis=1) - 1, np.array(tokens_of_answers, dtype=np.int64)])
         inputs = {"input_ids": tensor_of(input_ids), "attention_mask": tensor_of(mask)}
-        return ExampleSet(inputs, tensor_of(targets), gathered.columns())
+        return ExampleSet(inputs, tensor_of(targets), _with_excerpts(gathered.columns(), prompts))
 
     return rows.source(load, label_column)
+
+
+def _with_excerpts(columns: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
+    """The columns, and the beginnings of the texts where no column of the user's has that name."""
+    if EXCERPT in columns:
+        return columns
+    cut = [text if len(text) <= _EXCERPT_LENGTH else f"{text[: _EXCERPT_LENGTH - 1]}…" for text in texts]
+    return {**columns, EXCERPT: np.array(cut)}
 
 
 def _tokenizer(name: str) -> Any:

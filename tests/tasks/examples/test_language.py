@@ -57,6 +57,7 @@ def test_windows_of_bytes(tmp_path: Path) -> None:
     starts = list(range(0, len(content) - 9, 10))
     assert [bytes(row) for row in examples.targets.tolist()] == [content[start : start + 10] for start in starts]
     assert examples.columns["source_id"].tolist() == starts
+    assert examples.columns["excerpt"].tolist() == [content[i : i + 10].decode(errors="replace") for i in starts]
     arguments = {"path": str(tmp_path / "text.txt"), "length": 8, "stride": 3, "start": 0.5, "stop": 0.9}
     overlapping = built("text_file", {"every": 2}, **arguments)
     first, end = int(0.5 * len(content)), int(0.9 * len(content))
@@ -70,6 +71,14 @@ def test_windows_of_tokens(tmp_path: Path, tokenizer: str) -> None:
     (tmp_path / "text.txt").write_text(text)
     examples = built("text_file", path=str(tmp_path / "text.txt"), tokenizer=tokenizer, length=4)
     assert examples.targets.reshape(-1).tolist() == [ID[word] for word in text.split()][:12]
+    assert examples.columns["excerpt"].tolist() == ["the sky is blue", "the sea is deep", "is the sky blue"]
+
+
+def test_long_texts_are_cut_in_their_excerpts(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("x" * 602)
+    for length, expected in [(300, "x" * 300), (301, "x" * 299 + "…")]:
+        examples = built("text_file", path=str(tmp_path / "text.txt"), length=length)
+        assert examples.columns["excerpt"].tolist() == [expected] * 2
 
 
 def test_marks_count_matches_in_each_window(tmp_path: Path, tokenizer: str) -> None:
@@ -89,6 +98,7 @@ def test_marks_count_matches_in_each_window(tmp_path: Path, tokenizer: str) -> N
     for wrong, message in [
         ({"a": "("}, r"marks.a='\(' is no regular expression: "),
         ({"source_id": "a"}, "a name but"),
+        ({"excerpt": "a"}, "a name but"),
     ]:
         with pytest.raises(ConfigError, match=message):
             built("text_file", **{**arguments, "marks": wrong}, length=8)
@@ -127,11 +137,18 @@ def test_texts_are_padded_on_the_right_and_padding_does_not_count(
         assert mask[row].tolist() == [1] * len(tokens) + [0] * (6 - len(tokens))
         assert examples.targets[row].tolist() == tokens + [-100] * (6 - len(tokens))
     assert examples.columns["topic"].tolist() == ["a", "b", "c"]
+    assert examples.columns["excerpt"].tolist() == texts[:3]
     logits = torch.randn(3, 6, len(WORDS))
     for row, tokens in enumerate(expected):  # the padded row has the margin of the bare one
         bare = next_token_margin(logits[row : row + 1, : len(tokens)], torch.tensor([tokens]))
         assert next_token_margin(logits, examples.targets)[row] == pytest.approx(bare.item(), rel=1e-6)
     assert built("huggingface_text", {"every": 3}, **arguments).targets.shape == (2, 5)  # the longest of the chosen
+
+
+def test_a_column_excerpt_of_the_data_sets_own_stays(tmp_path: Path, tokenizer: str) -> None:
+    arguments = {"dataset": saved(tmp_path / "data", text=["the sky"], excerpt=["sky"]), "tokenizer": tokenizer}
+    examples = built("huggingface_text", split="train", columns=["excerpt"], **arguments)
+    assert examples.columns["excerpt"].tolist() == ["sky"]
 
 
 def test_texts_that_do_not_fit(tmp_path: Path, tokenizer: str) -> None:
@@ -192,6 +209,7 @@ def test_answers_of_every_examples_own(tmp_path: Path, tokenizer: str, streaming
     examples = built("huggingface_answers", template="{prompt}", answers=[" {who}", " {other}", " the"], **arguments)
     assert examples.targets.tolist() == [[3, ID["Mary"], ID["John"], ID["the"]], [2, ID["John"], ID["Mary"], ID["the"]]]
     assert examples.columns["who"].tolist() == ["Mary", "John"]
+    assert examples.columns["excerpt"].tolist() == ["Mary John gave", "John gave"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,30 @@
+"""Pictures of the examples, for reports that are made without the data."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from coar_dist.report.progress import stage_progress
+from coar_dist.store.lock import Hold
+from coar_dist.store.previews import PreviewTable
+from coar_dist.store.run_directory import RunDirectory
+from coar_dist.tasks.previews import Previews
+from coar_dist.tasks.task import ExampleSet
+
+
+def write_previews(run: RunDirectory, examples: ExampleSet, console: Console, hold: Hold) -> None:
+    """Write the previews that the run lacks; none where the examples are no images."""
+    previews = Previews.of(examples)
+    if previews is None:
+        return
+    table = PreviewTable(run)
+    missing = table.missing()
+    if not missing:
+        return
+    with stage_progress(console, "ablate", sum(end - first for first, end in missing), "previews") as progress:
+        num_done = 0
+        for first, end in missing:
+            hold.check()
+            table.write((first, end), previews.encoded(first, end), previews.width, previews.height)
+            num_done += end - first
+            progress.update(num_done)
