@@ -51,6 +51,7 @@ def save_figure(storage: Storage, name: str, figure: Figure) -> list[str]:
         for kind in ("png", "svg"):
             content = io.BytesIO()
             figure.savefig(content, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
+            figure.set_layout_engine("none")  # what the first drawing has laid out stays where it is
             storage.write(f"{name}.{kind}", content.getvalue())
             names.append(f"{name}.{kind}")
     return names
