@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from coar_dist.config import ExampleGroup
     from coar_dist.editing.edit import Edit, load_edit
 
+__version__ = "0.1.0"
+
 __all__ = [
     "ComponentGroup",
     "ComponentIndex",
     "Edit",
     "ExampleGroup",
     "Run",
+    "__version__",
     "ablated_outputs",
     "attribute",
     "load_edit",

@@ -13,6 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import coar_dist
+
 REPOSITORY = Path(__file__).parents[1]
 DOCKER = REPOSITORY / "docker"
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -127,7 +129,7 @@ def test_context_holds_what_is_copied() -> None:
 
 def test_image_is_of_this_version() -> None:
     dockerfile = (DOCKER / "Dockerfile").read_text()
-    assert f'image.version="{PROJECT["version"]}"' in dockerfile
+    assert f'image.version="{coar_dist.__version__}"' in dockerfile
     assert re.search(r"^USER [1-9]\d*$", dockerfile, re.MULTILINE), "Kubernetes knows a user who is not root by number"
 
 

@@ -81,11 +81,3 @@ def test_big_dependencies_have_one_owner(path: Path) -> None:
         if owners is not None:
             allowed = {str(relative), f"{relative.parts[0]}/*"}
             assert allowed & owners, f"{relative} imports {name}, which belongs to {sorted(owners)}"
-
-
-def test_every_package_is_installed(repository: Path) -> None:
-    declared = (repository / "pyproject.toml").read_text()
-    for file in PACKAGE.rglob("__init__.py"):
-        folder = file.parent.relative_to(PACKAGE)
-        if folder.parts and folder.parts[0] != "conf":
-            assert f'"coar_dist.{".".join(folder.parts)}"' in declared

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from coar_dist import __version__
 from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.design import IMPORTED, MaskDesign
 from coar_dist.errors import DamagedFileError, MissingWorkError, RunMismatchError, RunNotFoundError
@@ -137,7 +138,8 @@ class RunDirectory:
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "versions": {
                 "python": platform.python_version(),
-                **{name: _version(name) for name in ("coar-dist", "torch", "ray", "numpy", "pyarrow")},
+                "coar-dist": __version__,
+                **{name: _version(name) for name in ("torch", "ray", "numpy", "pyarrow")},
             },
             "identity": identity,
             "probe_margins": list(probe_margins),
@@ -479,5 +481,5 @@ def fingerprint_of(identity: Mapping[str, Any]) -> str:
 def _version(package: str) -> str:
     try:
         return metadata.version(package)
-    except metadata.PackageNotFoundError:  # a checkout on the path; a fit without Ray
+    except metadata.PackageNotFoundError:  # a fit without Ray
         return "not installed"
