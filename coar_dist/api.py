@@ -8,6 +8,7 @@ from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from coar_dist.components.index import ComponentIndex
+    from coar_dist.designs.design import MaskDesign
     from coar_dist.editing.edit import Edit
     from coar_dist.tasks.task import ExampleSet, Inputs, Task
 
@@ -174,6 +176,7 @@ def attribute(
     budget: float | None = None,
     ablation_fraction: float = 0.05,
     seed: int = 0,
+    design: str | Callable[[MaskDesign, int], NDArray[np.bool_]] = "bernoulli",
     output_function: str | Callable[[Any, Tensor], Tensor] = "margin",
     columns: Mapping[str, Any] | None = None,
     stages: Sequence[str] = ("ablate", "fit"),
@@ -204,6 +207,9 @@ def attribute(
             small one), from which their best values within the budget follow.
         ablation_fraction: alpha, the share of components that a mask ablates.
         seed: of the masks.
+        design: ``bernoulli``, ``fixed_size``, ``balanced``, ``module:function`` of your own, or a function
+            ``(design, mask_id) -> (num_components,)`` bool, True = kept, of ``design.seed``, ``design.num_components``,
+            ``design.ablation_fraction`` and the mask's id alone.
         output_function: a registered name, ``module:function``, or ``(outputs, targets) -> (num_rows,)``.
         columns: further values of the examples by name, (num_examples,) each, e.g. group labels; ``Run.examples`` reads
             them.
@@ -237,11 +243,11 @@ def attribute(
         raise ConfigError(f"stages={list(stages)}: {PLAN} is of the command line, coar-dist 'stages=[{PLAN}]'.")
     if evaluation is None:
         evaluation = EvaluationConfig(ablation_fractions=None if "evaluate" in stages else [], seed=index(seed) + 1)
-    design, gradients = DesignConfig(ablation_fraction=ablation_fraction, seed=seed), GradientsConfig()
+    masks, gradients = DesignConfig(design, ablation_fraction=ablation_fraction, seed=seed), GradientsConfig()
     if budget is not None:
-        design.num_masks, gradients.num_masks = PILOT_MASKS, PILOT_GRADIENT_MASKS
+        masks.num_masks, gradients.num_masks = PILOT_MASKS, PILOT_GRADIENT_MASKS
     if num_masks is not None:
-        design.num_masks = num_masks
+        masks.num_masks = num_masks
     if num_gradient_masks is not None:
         gradients.num_masks = num_gradient_masks
     gradients.seed = index(seed) + 2_000_000
@@ -250,7 +256,7 @@ def attribute(
         stages=list(stages),
         run=RunConfig(str(run_dir)),
         components=ComponentsConfig() if is_index else ComponentsConfig(str(components)),
-        design=design,
+        design=masks,
         gradients=gradients,
         budget=budget,
         baselines=list(baselines),

@@ -48,7 +48,16 @@ _KEYS_OF_STAGE = {
     "fit": ("regression", "cluster"),
     "edit": ("edit", "task", "ablation", "cluster"),
 }
-_CODE_KEYS = ("task.model.source", "task.examples.source", "task.output_function", "train.examples.source")
+_CODE_KEYS = (
+    "task.model.source",
+    "task.examples.source",
+    "task.output_function",
+    "train.examples.source",
+    "design.kind",
+    "gradients.kind",
+    "evaluation.kind",
+    "regression.backend",
+)
 """Besides those of an edit (``code_of``)."""
 
 

@@ -11,7 +11,7 @@ import coar_dist
 
 PACKAGE = Path(coar_dist.__file__).parent
 TIERS = [
-    {"errors", "config", "config_checks", "edit_checks", "secrets"},
+    {"errors", "config", "config_checks", "edit_checks", "registry", "secrets"},
     {"components", "designs", "store"},
     {"tasks", "regression"},
     {"ablation", "baselines"},

@@ -299,6 +299,11 @@ class RunDirectory:
             )
         for key in old:
             if old[key] != new[key]:
+                if key == "fingerprint":
+                    raise RunMismatchError(
+                        f"{old['kind']!r} makes other masks than when design {name!r} of {self.storage} was collected: "
+                        f"its code has changed. Use another run.dir, or the former code."
+                    )
                 option = f"{'design' if entry.role == 'train' or key == 'ablation_fraction' else entry.role}.{key}"
                 if entry.role == "ceiling":
                     option = f"evaluation.{'ceiling_correlation' if key == 'correlation' else key}"
