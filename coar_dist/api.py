@@ -35,6 +35,8 @@ from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.storage import storage_at
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
     from torch import Tensor, nn
 
     from coar_dist.components.index import ComponentIndex
@@ -47,9 +49,81 @@ Examples = ExampleGroup | Mapping[str, Any] | Sequence[int] | NDArray[Any] | Cal
 
 
 class Run(ReadRun):
-    """A run directory opened for reading, and for edits of its model."""
+    """A run directory opened for reading, for notebooks, and for edits of its model."""
 
     _task: Task | None = None
+
+    def report(self) -> DataFrame:
+        """How well every method predicts, on held-out masks of every ablation fraction.
+
+        Returns:
+            A data frame with one row per ``method`` (for people: ``label``) and ``ablation_fraction``: ``masks``, how
+            many the attributions are of; ``correlation``, the mean over examples, with its 95% bootstrap interval over
+            examples ``correlation_low`` to ``correlation_high``; ``spearman``, the mean; ``r2``, ``slope`` and
+            ``intercept``, medians; ``num_undefined``, examples without a correlation. The rows of the method
+            ``ceiling`` are the best that a linear model can reach, their interval is over masks.
+
+        Raises:
+            MissingWorkError: the run has not been evaluated.
+            DamagedFileError: a table is damaged.
+
+        Example:
+            >>> run.report().pivot(index="label", columns="ablation_fraction", values="correlation")  # doctest: +SKIP
+        """
+        from coar_dist.report.notebook import report_frame
+
+        return report_frame(self.directory)
+
+    def plot_correlation(self, methods: Sequence[str] | None = None) -> Figure:
+        """Figure 1 of Shah et al. (2024) for this run: mean correlation by ablation fraction, a line per method.
+
+        Args:
+            methods: which lines; None for all.
+
+        Returns:
+            A figure of its own, unknown to pyplot: a notebook shows it once, ``figure.savefig`` writes it.
+
+        Raises:
+            ConfigError: the run has no such method.
+            MissingWorkError, DamagedFileError: as ``report``.
+        """
+        from coar_dist.report.notebook import correlation_figure
+
+        return correlation_figure(self.directory, methods)
+
+    def top_components(
+        self, example_ids: int | Sequence[int] | NDArray[Any], num: int = 10, method: str | None = None
+    ) -> DataFrame:
+        """The components that matter most to one example, or to several in the mean.
+
+        Args:
+            example_ids: one example, or several, whose mean weights are taken.
+            num: components, those with the largest absolute weights.
+            method: as in ``weights``.
+
+        Returns:
+            A data frame by ``rank`` from 1 on: ``component_id``, ``parameter``, ``module``, ``index`` within the
+            parameter along its ``axis``, and ``weight``: how much the margin is higher with the component kept. Of one
+            example ``standard_error`` is the fit's, where it was asked for (``regression.standard_errors``); of several
+            it is that of their mean, by their spread.
+
+        Raises:
+            IndexError: an example id is out of range.
+            MissingWorkError: there are no attributions of this method; the message names those that there are.
+            ConfigError: there is no example, or ``num`` is below 1.
+
+        Example:
+            >>> run.top_components(3, num=5)  # doctest: +SKIP
+            >>> run.top_components(np.flatnonzero(run.examples()["label"] == 3))  # doctest: +SKIP
+        """
+        from coar_dist.report.notebook import component_frame
+
+        return component_frame(self, example_ids, num, method or self.best_method)
+
+    def _repr_html_(self) -> str:
+        from coar_dist.report.notebook import html_of
+
+        return html_of(self)
 
     def edit(
         self,

@@ -35,7 +35,8 @@ OWNERS = {
     "cuml": {"regression/backends.py"},
     "cupy": {"regression/backends.py"},
     "captum": {"baselines/*"},
-    "matplotlib": {"report/*"},
+    "matplotlib": {"report/*", "api.py"},  # there in annotations alone
+    "pandas": {"report/notebook.py", "api.py"},
     "sklearn": {"regression/backends.py", "tasks/examples/arrays.py"},
     "PIL": {"tasks/examples/pixels.py"},
     "datasets": {"tasks/examples/huggingface.py"},

@@ -45,7 +45,7 @@ def write_figures(storage: Storage, summary: Summary) -> list[str]:
     """
     names = []
     with matplotlib.rc_context(STYLE):
-        figures = {"figure1": _correlations(summary)}
+        figures = {"figure1": draw_correlations(summary)}
         if summary.curves:
             figures["budget_curve"] = _budgets(summary.curves)
         for name, figure in figures.items():
@@ -68,9 +68,19 @@ def save_figure(storage: Storage, name: str, figure: Figure) -> list[str]:
     return names
 
 
-def _correlations(summary: Summary) -> Figure:
-    """Figure 1 of Shah et al. (2024): mean correlation by ablation fraction, one line per method."""
-    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+class ShownFigure(Figure):
+    """A figure that a notebook shows where it is a cell's value, whether or not pyplot is in use."""
+
+    def _repr_png_(self) -> bytes:
+        content = io.BytesIO()
+        self.savefig(content, format="png")
+        return content.getvalue()
+
+
+def draw_correlations(summary: Summary) -> Figure:
+    """Figure 1 of Shah et al. (2024): mean correlation by ablation fraction, one line per method, in the style that is
+    set."""
+    figure = ShownFigure(figsize=(5.6, 3.6), layout="constrained")
     axes = figure.add_subplot()
     fractions = [design.ablation_fraction for design in summary.held_out.values()]
     by_height = sorted(summary.methods, key=_height, reverse=True)

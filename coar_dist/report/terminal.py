@@ -9,13 +9,10 @@ from rich.table import Table
 from coar_dist.errors import StorageError
 from coar_dist.evaluation.bootstrap import Means
 from coar_dist.report.figures import write_figures
-from coar_dist.report.summary import CurveSummary, Summary, methods_of, summarise
+from coar_dist.report.summary import Z95, CurveSummary, Summary, label_of, methods_of, summarise
 from coar_dist.report.tables import new_table, print_whole
-from coar_dist.store.ceilings import CeilingTable, why_no_ceiling
+from coar_dist.store.ceilings import CEILING, CeilingTable, why_no_ceiling
 from coar_dist.store.run_directory import RunDirectory
-
-_Z95 = 1.96
-"""Half of a 95% interval in standard errors."""
 
 
 def report(run: RunDirectory, console: Console) -> None:
@@ -79,12 +76,12 @@ def _ceilings(run: RunDirectory, summary: Summary) -> tuple[list[str], list[str]
             notes[f"No ceiling of linear models: {reason}."] = None
             continue
         found = CeilingTable(run, name).read()
-        cells.append(_number(found.mean) + (_half(_Z95 * found.standard_error) if np.isfinite(found.mean) else ""))
+        cells.append(_number(found.mean) + (_half(Z95 * found.standard_error) if np.isfinite(found.mean) else ""))
         if np.isfinite(found.lower) and np.isfinite(found.upper):
             notes[
                 f"Ceiling at {design.ablation_fraction:g} by noise stability, {found.num_pairs:,} pairs: "
-                f"{_number(found.lower)} {_half(_Z95 * found.lower_standard_error)} to "
-                f"{_number(found.upper)} {_half(_Z95 * found.upper_standard_error)}."
+                f"{_number(found.lower)} {_half(Z95 * found.lower_standard_error)} to "
+                f"{_number(found.upper)} {_half(Z95 * found.upper_standard_error)}."
             ] = None
     return cells, list(notes)
 
@@ -98,7 +95,7 @@ def _correlations(summary: Summary, ceilings: list[str]) -> Table:
     for method in summary.methods:
         cells = [_mean(method.correlation, column) for column in range(len(headers))]
         table.add_row(method.label, method.num_masks, *cells)
-    table.add_row("Ceiling, linear", "", *ceilings)
+    table.add_row(label_of(CEILING), "", *ceilings)
     return table
 
 
