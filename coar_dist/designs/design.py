@@ -23,7 +23,7 @@ _BALANCED_TOLERANCE = 0.1
 _NUM_TRIED = 64
 _MOST_OFF = 2.0
 """Factor between the ablation fraction and the share that the first masks of a user's own rule ablate."""
-_OF_SINGLE_KINDS = ("fingerprint", "correlation", "ablated")
+_OF_SINGLE_KINDS = ("fingerprint", "correlation", "ablated", "rule")
 IMPORTED = "imported"
 """The kind of a design whose masks were drawn elsewhere: no rule makes them, the shards alone hold them."""
 
