@@ -8,6 +8,7 @@ from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -34,9 +35,12 @@ from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.storage import storage_at
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
     from torch import Tensor, nn
 
     from coar_dist.components.index import ComponentIndex
+    from coar_dist.designs.design import MaskDesign
     from coar_dist.editing.edit import Edit
     from coar_dist.tasks.task import ExampleSet, Inputs, Task
 
@@ -45,9 +49,81 @@ Examples = ExampleGroup | Mapping[str, Any] | Sequence[int] | NDArray[Any] | Cal
 
 
 class Run(ReadRun):
-    """A run directory opened for reading, and for edits of its model."""
+    """A run directory opened for reading, for notebooks, and for edits of its model."""
 
     _task: Task | None = None
+
+    def report(self) -> DataFrame:
+        """How well every method predicts, on held-out masks of every ablation fraction.
+
+        Returns:
+            A data frame with one row per ``method`` (for people: ``label``) and ``ablation_fraction``: ``masks``, how
+            many the attributions are of; ``correlation``, the mean over examples, with its 95% bootstrap interval over
+            examples ``correlation_low`` to ``correlation_high``; ``spearman``, the mean; ``r2``, ``slope`` and
+            ``intercept``, medians; ``num_undefined``, examples without a correlation. The rows of the method
+            ``ceiling`` are the best that a linear model can reach, their interval is over masks.
+
+        Raises:
+            MissingWorkError: the run has not been evaluated.
+            DamagedFileError: a table is damaged.
+
+        Example:
+            >>> run.report().pivot(index="label", columns="ablation_fraction", values="correlation")  # doctest: +SKIP
+        """
+        from coar_dist.report.notebook import report_frame
+
+        return report_frame(self.directory)
+
+    def plot_correlation(self, methods: Sequence[str] | None = None) -> Figure:
+        """Figure 1 of Shah et al. (2024) for this run: mean correlation by ablation fraction, a line per method.
+
+        Args:
+            methods: which lines; None for all.
+
+        Returns:
+            A figure of its own, unknown to pyplot: a notebook shows it once, ``figure.savefig`` writes it.
+
+        Raises:
+            ConfigError: the run has no such method.
+            MissingWorkError, DamagedFileError: as ``report``.
+        """
+        from coar_dist.report.notebook import correlation_figure
+
+        return correlation_figure(self.directory, methods)
+
+    def top_components(
+        self, example_ids: int | Sequence[int] | NDArray[Any], num: int = 10, method: str | None = None
+    ) -> DataFrame:
+        """The components that matter most to one example, or to several in the mean.
+
+        Args:
+            example_ids: one example, or several, whose mean weights are taken.
+            num: components, those with the largest absolute weights.
+            method: as in ``weights``.
+
+        Returns:
+            A data frame by ``rank`` from 1 on: ``component_id``, ``parameter``, ``module``, ``index`` within the
+            parameter along its ``axis``, and ``weight``: how much the margin is higher with the component kept. Of one
+            example ``standard_error`` is the fit's, where it was asked for (``regression.standard_errors``); of several
+            it is that of their mean, by their spread.
+
+        Raises:
+            IndexError: an example id is out of range.
+            MissingWorkError: there are no attributions of this method; the message names those that there are.
+            ConfigError: there is no example, or ``num`` is below 1.
+
+        Example:
+            >>> run.top_components(3, num=5)  # doctest: +SKIP
+            >>> run.top_components(np.flatnonzero(run.examples()["label"] == 3))  # doctest: +SKIP
+        """
+        from coar_dist.report.notebook import component_frame
+
+        return component_frame(self, example_ids, num, method or self.best_method)
+
+    def _repr_html_(self) -> str:
+        from coar_dist.report.notebook import html_of
+
+        return html_of(self)
 
     def edit(
         self,
@@ -174,6 +250,7 @@ def attribute(
     budget: float | None = None,
     ablation_fraction: float = 0.05,
     seed: int = 0,
+    design: str | Callable[[MaskDesign, int], NDArray[np.bool_]] = "bernoulli",
     output_function: str | Callable[[Any, Tensor], Tensor] = "margin",
     columns: Mapping[str, Any] | None = None,
     stages: Sequence[str] = ("ablate", "fit"),
@@ -205,6 +282,9 @@ def attribute(
             small one), from which their best values within the budget follow.
         ablation_fraction: alpha, the share of components that a mask ablates.
         seed: of the masks.
+        design: ``bernoulli``, ``fixed_size``, ``balanced``, ``module:function`` of your own, or a function
+            ``(design, mask_id) -> (num_components,)`` bool, True = kept, of ``design.seed``, ``design.num_components``,
+            ``design.ablation_fraction`` and the mask's id alone.
         output_function: a registered name, ``module:function``, or ``(outputs, targets) -> (num_rows,)``.
         columns: further values of the examples by name, (num_examples,) each, e.g. group labels; ``Run.examples`` reads
             them.
@@ -239,11 +319,11 @@ def attribute(
         raise ConfigError(f"stages={list(stages)}: {PLAN} is of the command line, coar-dist 'stages=[{PLAN}]'.")
     if evaluation is None:
         evaluation = EvaluationConfig(ablation_fractions=None if "evaluate" in stages else [], seed=index(seed) + 1)
-    design, gradients = DesignConfig(ablation_fraction=ablation_fraction, seed=seed), GradientsConfig()
+    masks, gradients = DesignConfig(design, ablation_fraction=ablation_fraction, seed=seed), GradientsConfig()
     if budget is not None:
-        design.num_masks, gradients.num_masks = PILOT_MASKS, PILOT_GRADIENT_MASKS
+        masks.num_masks, gradients.num_masks = PILOT_MASKS, PILOT_GRADIENT_MASKS
     if num_masks is not None:
-        design.num_masks = num_masks
+        masks.num_masks = num_masks
     if num_gradient_masks is not None:
         gradients.num_masks = num_gradient_masks
     gradients.seed = index(seed) + 2_000_000
@@ -252,7 +332,7 @@ def attribute(
         stages=list(stages),
         run=RunConfig(str(run_dir), previews),
         components=ComponentsConfig() if is_index else ComponentsConfig(str(components)),
-        design=design,
+        design=masks,
         gradients=gradients,
         budget=budget,
         baselines=list(baselines),

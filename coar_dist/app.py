@@ -48,7 +48,16 @@ _KEYS_OF_STAGE = {
     "fit": ("regression", "cluster"),
     "edit": ("edit", "task", "ablation", "cluster"),
 }
-_CODE_KEYS = ("task.model.source", "task.examples.source", "task.output_function", "train.examples.source")
+_CODE_KEYS = (
+    "task.model.source",
+    "task.examples.source",
+    "task.output_function",
+    "train.examples.source",
+    "design.kind",
+    "gradients.kind",
+    "evaluation.kind",
+    "regression.backend",
+)
 """Besides those of an edit (``code_of``)."""
 
 
@@ -90,11 +99,7 @@ def _run(hydra_config: DictConfig) -> None:
     warnings.showwarning = _show_warning
     sys.path.insert(0, os.getcwd())  # a user's own module:function
     try:
-        config = typed_config(hydra_config)
-        overrides = list(HydraConfig.get().overrides.task)
-        _check_code(config, overrides)
-        _check_overrides(config, overrides)
-        run_stages(config, Console())
+        run_stages(checked_config(hydra_config, list(HydraConfig.get().overrides.task)), Console())
     except KeyboardInterrupt:
         Console(stderr=True).print(_INTERRUPTED_TEXT)
         _has_said_so.set()
@@ -138,6 +143,22 @@ def _show_error(error: CoarDistError) -> int:
     errors.print(f"[bold red]{type(error).__name__}[/bold red]: ", end="")
     errors.print(without_secrets(str(error)), markup=False, highlight=False, soft_wrap=True)
     return 1
+
+
+def checked_config(hydra_config: DictConfig, overrides: list[str]) -> Config:
+    """The composed configuration as dataclasses, where the command line may have it so.
+
+    Args:
+        hydra_config: composed of files and ``overrides``.
+        overrides: what the command line says.
+
+    Raises:
+        ConfigError: as ``typed_config``; a file names code without leave; or an override has no effect.
+    """
+    config = typed_config(hydra_config)
+    _check_code(config, overrides)
+    _check_overrides(config, overrides)
+    return config
 
 
 def typed_config(hydra_config: DictConfig) -> Config:

@@ -159,7 +159,9 @@ class ComponentsConfig:
 class DesignConfig:
     """The masks from which the attributions are fitted."""
 
-    kind: str = "bernoulli"
+    kind: Any = "bernoulli"
+    """``bernoulli``, ``fixed_size``, ``balanced``, or your own: ``module:function``, or in Python a function,
+    ``(design, mask_id) -> (num_components,)`` bool, True = kept, of the design's seed and the mask's id alone."""
     num_masks: int = 4000
     ablation_fraction: float = 0.05
     seed: int = 0
@@ -172,7 +174,8 @@ class GradientsConfig:
 
     num_masks: int = 0
     """Passes with gradients; 0 is COAR without them."""
-    kind: str = "balanced"
+    kind: Any = "balanced"
+    """As ``DesignConfig.kind``."""
     seed: int = 2_000_000
     masks_per_shard: int | None = None
     """Masks in one shard, whose gradients are stored as sums. None: about 16,384 margins, in whole rounds of a balanced
@@ -193,7 +196,8 @@ class BaselineConfig:
 class EvaluationConfig:
     """The held-out masks on which predictions are compared with the truth, per ablation fraction."""
 
-    kind: str = "bernoulli"
+    kind: Any = "bernoulli"
+    """As ``DesignConfig.kind``."""
     num_masks: int = 200
     ablation_fractions: list[float] | None = None
     """None: twice, 1.5 times, once and half ``design.ablation_fraction``, as far as they are below 1."""
@@ -243,8 +247,9 @@ class RegressionConfig:
 
     method: str = "ridge"
     """``ridge`` (attributions ``coar``) or ``lasso`` (``coar_lasso``; the elastic net with an l1_ratio below 1)."""
-    backend: str = "auto"
-    """``torch``, ``sklearn``, ``cuml`` or ``auto``; all solve the same problem."""
+    backend: Any = "auto"
+    """``torch``, ``sklearn``, ``cuml``, ``auto``, or your own: ``module:function``, or in Python a function, with the
+    arguments of the others (``coar_dist.regression.backends``). All solve the same problem."""
     regularisation: float | None = None
     """One penalty for every example; None: chosen from the data. Ridge: ``sum of squares + penalty * ||w||**2``, 0 is
     least squares. Lasso: scikit-learn's alpha."""

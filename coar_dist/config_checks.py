@@ -48,6 +48,12 @@ def _require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
     _require(value in choices, key, value, f"one of {', '.join(choices)}")
 
 
+def _require_choice_or_own(key: str, value: object, choices: tuple[str, ...]) -> None:
+    """A name, ``module:function``, or in Python a function."""
+    is_own = callable(value) or (isinstance(value, str) and all(value.partition(":")))
+    _require(is_own or value in choices, key, value, f"one of {', '.join(choices)}, or module:function of your own")
+
+
 def _check_types(part: Any, prefix: str) -> None:
     """Hydra checks types; a configuration built in Python may hold anything. NumPy's numbers become Python's."""
     hints = get_type_hints(type(part))
@@ -102,8 +108,8 @@ def validate(config: Config) -> None:
     _require(config.run.dir != "", "run.dir", config.run.dir, "a path")
 
     design, evaluation, ablation = config.design, config.evaluation, config.ablation
-    _require_choice("design.kind", design.kind, RANDOM_DESIGNS)
-    _require_choice("evaluation.kind", evaluation.kind, RANDOM_DESIGNS)
+    _require_choice_or_own("design.kind", design.kind, RANDOM_DESIGNS)
+    _require_choice_or_own("evaluation.kind", evaluation.kind, RANDOM_DESIGNS)
     _validate_gradients(config)
     _validate_ceiling(config)
     _require(evaluation.num_masks >= 2, "evaluation.num_masks", evaluation.num_masks, "at least 2")
@@ -307,7 +313,7 @@ def _validate_ceiling(config: Config) -> None:
 
 def _validate_gradients(config: Config) -> None:
     design, gradients, regression = config.design, config.gradients, config.regression
-    _require_choice("gradients.kind", gradients.kind, RANDOM_DESIGNS)
+    _require_choice_or_own("gradients.kind", gradients.kind, RANDOM_DESIGNS)
     _require(
         gradients.num_masks == 0 or gradients.num_masks >= 2, "gradients.num_masks", gradients.num_masks, "0 or >= 2"
     )
@@ -339,7 +345,7 @@ def _validate_gradients(config: Config) -> None:
 
 def _validate_regression(regression: RegressionConfig) -> None:
     _require_choice("regression.method", regression.method, tuple(SELECTIONS))
-    _require_choice("regression.backend", regression.backend, BACKENDS)
+    _require_choice_or_own("regression.backend", regression.backend, BACKENDS)
     is_ridge, penalty = regression.method == "ridge", regression.regularisation
     _require(
         penalty is None or (0.0 <= penalty < float("inf") and (is_ridge or penalty > 0.0)),

@@ -46,10 +46,10 @@ def run_stages(
         CoarDistError: anything that a user can mend; the message says how. What is finished stays.
     """
     validate(config)
-    if "fit" in config.stages and config.regression.backend == "cuml":
+    if "fit" in config.stages and config.regression.backend not in ("auto", "torch", "sklearn"):
         from coar_dist.regression.backends import check_backend
 
-        check_backend(config.regression.backend)  # refused now, not after hours of ablation
+        check_backend(config.regression.backend, config.regression.method)  # refused now, not after hours of ablation
     storage = storage_at(config.run.dir)
     check_tracking(config.tracking, storage)
     if config.stages == [PLAN]:

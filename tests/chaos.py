@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import os
 import random
@@ -80,7 +81,7 @@ def without_ray() -> Iterator[None]:
 
     def run_here(config: ClusterConfig, work: AblationWork, callbacks: DriverCallbacks) -> None:
         actor = work.actor()
-        actor.setup(work.task, work.job)
+        actor.setup(copy.deepcopy(work.task), work.job)  # an actor may change its model
         if work.plan is None or work.needs_unablated:
             callbacks.on_start(actor.start(1, 1, work.plan))
         else:

@@ -11,7 +11,7 @@ import coar_dist
 
 PACKAGE = Path(coar_dist.__file__).parent
 TIERS = [
-    {"errors", "config", "config_checks", "edit_checks", "secrets"},
+    {"errors", "config", "config_checks", "edit_checks", "registry", "secrets"},
     {"components", "designs", "store"},
     {"tasks", "regression"},
     {"ablation", "baselines"},
@@ -35,7 +35,8 @@ OWNERS = {
     "cuml": {"regression/backends.py"},
     "cupy": {"regression/backends.py"},
     "captum": {"baselines/*"},
-    "matplotlib": {"report/*"},
+    "matplotlib": {"report/*", "api.py"},  # there in annotations alone
+    "pandas": {"report/notebook.py", "api.py"},
     "sklearn": {"regression/backends.py", "tasks/examples/arrays.py"},
     "PIL": {"tasks/examples/pixels.py", "tasks/previews.py"},
     "datasets": {"tasks/examples/huggingface.py"},

@@ -1,26 +1,29 @@
 """Mask designs: mask i is a function of (kind, seed, ablation fraction, number of components, i) alone.
 
 Random bits come from Philox4x64-10 keyed by (seed, i), read as raw little-endian words. NumPy fixes these
-streams for ever, unlike the methods of its ``Generator``. To add a design, write a rule
-``(design, mask_id) -> (num_components,) bool`` and put it into ``RULES``:
-
-    def halves(design, mask_id):
-        return np.arange(design.num_components) % 2 == mask_id % 2
+streams for ever, unlike the methods of its ``Generator``. A user's own design is a rule
+``(design, mask_id) -> (num_components,) bool`` of the same arguments alone, as ``module:function`` or as a function.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coar_dist.errors import ConfigError
+from coar_dist.errors import ConfigError, TaskError
+from coar_dist.registry import name_of, resolve
 
 _BALANCED_TOLERANCE = 0.1
-_OF_SINGLE_KINDS = ("fingerprint", "correlation", "ablated")
+_NUM_TRIED = 64
+_MOST_OFF = 2.0
+"""Factor between the ablation fraction and the share that the first masks of a user's own rule ablate."""
+_OF_SINGLE_KINDS = ("fingerprint", "correlation", "ablated", "rule")
 IMPORTED = "imported"
 """The kind of a design whose masks were drawn elsewhere: no rule makes them, the shards alone hold them."""
 
@@ -30,16 +33,19 @@ class MaskDesign:
     """A rule for masks over ``num_components`` components.
 
     Attributes:
-        kind: a key of ``RULES``, or ``IMPORTED``.
+        kind: a key of ``RULES``, ``module:function`` of a user's own rule, or ``IMPORTED``.
         num_components: components per mask.
         num_masks: masks 0 .. num_masks - 1 belong to the design. More masks never change the earlier ones.
         ablation_fraction: alpha, the expected (bernoulli), exact (fixed_size) or nearly exact (balanced) share of
             ablated components.
         seed: 0 .. 2**64 - 1.
-        fingerprint: of an imported design's masks and margins, in the place of a rule; empty for all others.
+        fingerprint: of an imported design's masks and margins, in the place of a rule; of the first masks of a user's
+            own rule; empty for all others.
         correlation: rho of a ``correlated`` design, the share of components on which its mask i is bernoulli's mask i;
             None of the others.
         ablated: of a ``listed`` design the ids of the components that each mask ablates; empty of the others.
+        rule: a user's own, where it was given as a function; None: it is imported by its name, where masks are made.
+            Not stored.
     """
 
     kind: str
@@ -50,12 +56,15 @@ class MaskDesign:
     fingerprint: str = ""
     correlation: float | None = None
     ablated: Sequence[Sequence[int]] = ()
+    rule: Rule | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        assert (self.kind == IMPORTED) == bool(self.fingerprint)
+        assert bool(self.fingerprint) == (self.kind == IMPORTED) or self.is_own
         assert len(self.ablated) == (self.num_masks if self.kind == "listed" else 0)
-        if self.kind not in RULES and self.kind != IMPORTED:
-            raise ConfigError(f"design.kind={self.kind!r}: must be one of {', '.join(RULES)}.")
+        if self.kind not in RULES and self.kind != IMPORTED and not self.is_own:
+            raise ConfigError(
+                f"design.kind={self.kind!r}: must be one of {', '.join(RULES)}, or module:function of your own."
+            )
         if not 0.0 < self.ablation_fraction < 1.0:
             raise ConfigError(f"ablation_fraction={self.ablation_fraction}: must be strictly between 0 and 1.")
         if (self.kind == "correlated") != (self.correlation is not None):
@@ -79,6 +88,11 @@ class MaskDesign:
             )
 
     @property
+    def is_own(self) -> bool:
+        """Whether the rule is a user's own."""
+        return ":" in self.kind
+
+    @property
     def num_ablated(self) -> int:
         """Ablated components of every mask of a fixed-size design."""
         return round(self.ablation_fraction * self.num_components)
@@ -96,11 +110,13 @@ class MaskDesign:
         """Masks ``start .. stop - 1``: (stop - start, num_components) bool, True = kept.
 
         Raises:
-            ConfigError: the design was imported, so that no rule makes its masks.
+            ConfigError: the design was imported, so that no rule makes its masks; or a user's own rule cannot be
+                imported here, or makes other masks here than where the run was begun.
+            TaskError: a user's own rule raises, or gives something else than a mask.
         """
         if self.kind == IMPORTED:
             raise ConfigError("the masks of an imported design cannot be made anew: its margin shards alone hold them.")
-        rule = RULES[self.kind]
+        rule = _own_rule(self) if self.is_own else RULES[self.kind]
         masks = np.empty((stop - start, self.num_components), dtype=np.bool_)
         for row, mask_id in enumerate(range(start, stop)):
             masks[row] = rule(self, mask_id)
@@ -112,7 +128,7 @@ class MaskDesign:
 
     def to_json(self) -> dict[str, Any]:
         """All fields, but those of single kinds only where there is one."""
-        values = asdict(self)
+        values = asdict(replace(self, rule=None))
         return {name: value for name, value in values.items() if name not in _OF_SINGLE_KINDS or value}
 
 
@@ -181,7 +197,8 @@ def listed(design: MaskDesign, mask_id: int) -> NDArray[np.bool_]:
     return mask
 
 
-RULES: dict[str, Callable[[MaskDesign, int], NDArray[np.bool_]]] = {
+Rule = Callable[[MaskDesign, int], NDArray[np.bool_]]
+RULES: dict[str, Rule] = {
     "bernoulli": bernoulli,
     "correlated": correlated,
     "fixed_size": fixed_size,
@@ -189,6 +206,82 @@ RULES: dict[str, Callable[[MaskDesign, int], NDArray[np.bool_]]] = {
     "leave_one_out": leave_one_out,
     "listed": listed,
 }
+
+
+def design_of(
+    key: str, kind: str | Rule, num_components: int, num_masks: int, ablation_fraction: float, seed: int
+) -> MaskDesign:
+    """A design of random masks, its rule checked where it is a user's own.
+
+    Args:
+        key: of ``kind`` in the configuration, for messages.
+        kind: a key of ``RULES``, ``module:function``, or a function.
+        num_components, num_masks, ablation_fraction, seed: as of ``MaskDesign``.
+
+    Raises:
+        ConfigError: there is no such kind, the masks that it asks for cannot be, or a user's own rule is no function
+            of the mask's id or ablates another share.
+        TaskError: a user's own rule raises, or gives something else than a mask.
+    """
+    name = kind if isinstance(kind, str) else name_of(kind)
+    rule = None if isinstance(kind, str) else kind
+    design = MaskDesign(name, num_components, num_masks, ablation_fraction, seed, rule=rule)
+    if not design.is_own:
+        return design
+    masks = _own_masks(design, key, range(_NUM_TRIED))
+    if not np.array_equal(masks, _own_masks(design, key, reversed(range(_NUM_TRIED)))[::-1]):
+        raise ConfigError(
+            f"{key}={name!r} gives another mask when it is called again: a mask must be a function of the design's "
+            f"seed and the mask's id alone. Draw from np.random.default_rng([design.seed, mask_id])."
+        )
+    share = 1.0 - float(masks.mean())
+    if share == 1.0 or not 1 / _MOST_OFF <= share / ablation_fraction <= _MOST_OFF:
+        raise ConfigError(
+            f"{key}={name!r} ablates {share:.3g} of the components in its first {_NUM_TRIED} masks, where "
+            f"ablation_fraction={ablation_fraction:g} is asked for. True means kept. Make it follow "
+            f"design.ablation_fraction, or ask for what it ablates."
+        )
+    return replace(design, fingerprint=_fingerprint(masks))
+
+
+@cache
+def _own_rule(design: MaskDesign) -> Rule:
+    """A user's own rule in this process, checked once: nodes may hold another version of the module."""
+    key = "kind"  # of which part of the configuration is not known here
+
+    def rule(_: MaskDesign, mask_id: int) -> NDArray[np.bool_]:
+        return np.asarray(_own_masks(design, key, [mask_id])[0])
+
+    if _fingerprint(_own_masks(design, key, range(_NUM_TRIED))) != design.fingerprint:
+        raise ConfigError(
+            f"{key}={design.kind!r} makes other masks in this process than where the run was begun: it must depend on "
+            f"the design and the mask's id alone, and its module must be the same on all nodes."
+        )
+    return rule
+
+
+def _own_masks(design: MaskDesign, key: str, mask_ids: Iterable[int]) -> NDArray[np.bool_]:
+    rule = design.rule or resolve(key, design.kind, RULES)
+    masks = []
+    for mask_id in mask_ids:
+        try:
+            mask = np.asarray(rule(design, mask_id))
+        except Exception as error:  # the user's own code may raise anything
+            raise TaskError(
+                f"{key}={design.kind!r} raises {type(error).__name__} for mask {mask_id}: {error}. A rule has a mask "
+                f"for every id from 0 on."
+            ) from error
+        if mask.shape != (design.num_components,) or mask.dtype != np.bool_:
+            raise TaskError(
+                f"{key}={design.kind!r} gives {mask.dtype} {mask.shape} for mask {mask_id}: must be bool "
+                f"({design.num_components},), True = kept."
+            )
+        masks.append(mask)
+    return np.array(masks)
+
+
+def _fingerprint(masks: NDArray[np.bool_]) -> str:
+    return "sha256:" + hashlib.sha256(np.packbits(masks, axis=1).tobytes()).hexdigest()
 
 
 def leave_one_out_design(num_components: int) -> MaskDesign:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coar_dist.errors import ConfigError
+from coar_dist.errors import ConfigError, TaskError
+from coar_dist.registry import identity_of, name_of, resolve
 from coar_dist.regression import ridge
 from coar_dist.regression.factor import Factor
 from coar_dist.regression.lasso import LassoProblem, solve
@@ -26,6 +27,9 @@ from coar_dist.regression.ridge import Projected
 CUML_RIDGE_MAX_COMPONENTS = 4096
 """Above it ``auto`` takes torch: cuML factorises the reduced problem once more, in a singular value decomposition."""
 _LIBRARY_MAX_SWEEPS = 10_000
+_KEY = "regression.backend"
+_MOST_ABOVE_OPTIMUM = 1e-3
+"""By how much of the margins' variance a user's own solver may miss ridge's objective."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class LassoTarget:
 
 RidgeBackend = Callable[[Factor, Projected, NDArray[np.float64]], NDArray[np.float64]]
 LassoBackend = Callable[[Factor | None, LassoTarget], torch.Tensor]
+Backend = str | Callable[..., Any]
+"""A key of the registry, ``module:function`` of a user's own, or the function itself."""
 
 
 def reduced_problem(factor: Factor, cross: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,12 +152,95 @@ RIDGE_BACKENDS: dict[str, RidgeBackend] = {"torch": ridge.solve, "sklearn": skle
 LASSO_BACKENDS: dict[str, LassoBackend] = {"torch": torch_lasso, "sklearn": sklearn_lasso, "cuml": cuml_lasso}
 
 
-def check_backend(requested: str) -> None:
-    """Refuse cuml where it cannot run.
+def name_of_backend(backend: Backend) -> str:
+    """A registered name, or ``module:function``."""
+    return backend if isinstance(backend, str) else name_of(backend)
+
+
+def identity_of_backend(backend: Backend) -> str:
+    """The name; for a user's own function also the SHA-256 of its source."""
+    name = name_of_backend(backend)
+    own = resolve(_KEY, backend, {}) if isinstance(backend, str) and ":" in backend else backend
+    return name if isinstance(own, str) else identity_of(name, own)
+
+
+def ridge_weights(
+    backend: Backend, factor: Factor, projected: Projected, penalties: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The weights of ``ridge.solve``, by any backend.
+
+    Args:
+        backend: a key of ``RIDGE_BACKENDS``, ``module:function``, or a function of the other three arguments.
+        factor, projected, penalties: as of ``ridge.solve``.
+
+    Returns:
+        (d, n) float64.
+
+    Raises:
+        ConfigError: the function cannot be imported here.
+        TaskError: a user's own raises, or gives something else than the solution: its scores and its standard errors
+            would be of other weights.
+    """
+    if isinstance(backend, str) and backend in RIDGE_BACKENDS:
+        return RIDGE_BACKENDS[backend](factor, projected, penalties)
+    weights = _own_weights(backend, RIDGE_BACKENDS, (factor, projected, penalties), projected)
+    device = factor.values.device
+    values, penalty = factor.values.unsqueeze(1), torch.from_numpy(penalties).to(device)
+    own = torch.from_numpy(weights).to(device)
+    along = factor.vectors.T @ own
+    reached = (values * along**2 - 2 * along * projected.cross).sum(dim=0) + penalty * (own**2).sum(dim=0)
+    least = -(projected.cross**2 / (values + penalty)).sum(dim=0)
+    varies = projected.squares > 0
+    above = float(((reached - least)[varies] / projected.squares[varies]).amax()) if varies.any() else 0.0
+    if above > _MOST_ABOVE_OPTIMUM:
+        raise TaskError(
+            f"{_KEY}={name_of_backend(backend)!r} does not solve ridge: its sum of squares and penalty lies "
+            f"{above:.2g} of the margins' variance above the least. It must minimise |y - Xw|^2 + penalty |w|^2 of "
+            f"every example."
+        )
+    return weights
+
+
+def lasso_weights(backend: Backend, factor: Factor | None, target: LassoTarget) -> torch.Tensor:
+    """The weights of ``torch_lasso`` (d, n) float64, by any backend; the duality gap tells how good they are.
+
+    Raises:
+        ConfigError, TaskError: as ``ridge_weights``.
+    """
+    if isinstance(backend, str) and backend in LASSO_BACKENDS:
+        return LASSO_BACKENDS[backend](factor, target)
+    weights = _own_weights(backend, LASSO_BACKENDS, (factor, target), target.problem)
+    return torch.from_numpy(weights).to(target.problem.cross.device)
+
+
+def _own_weights(
+    backend: Backend, registry: Mapping[str, Any], arguments: tuple[Any, ...], problem: Projected | LassoProblem
+) -> NDArray[np.float64]:
+    name = name_of_backend(backend)
+    function = resolve(_KEY, backend, registry) if isinstance(backend, str) else backend
+    try:
+        weights = np.asarray(function(*arguments), dtype=np.float64)
+    except Exception as error:  # the user's own code may raise anything
+        raise TaskError(f"{_KEY}={name!r} raises {type(error).__name__}: {error}") from error
+    factor = arguments[0]
+    expected = (factor.num_components, problem.cross.shape[1])
+    if weights.shape != expected or not np.isfinite(weights).all():
+        raise TaskError(
+            f"{_KEY}={name!r} gives an array of shape {weights.shape}"
+            f"{'' if np.isfinite(weights).all() else ' that is not finite'}: must be finite weights {expected}, "
+            f"components x examples."
+        )
+    return weights
+
+
+def check_backend(requested: Backend, method: str) -> None:
+    """Refuse cuml where it cannot run, and a user's own function that cannot be imported.
 
     Raises:
         ConfigError: the message says why.
     """
+    if isinstance(requested, str) and ":" in requested:
+        resolve(_KEY, requested, RIDGE_BACKENDS if method == "ridge" else LASSO_BACKENDS)
     if requested == "cuml" and not (torch.cuda.is_available() and _has_cuml()):
         missing = "cuml is not installed (pip install 'coar-dist[gpu]')"
         if not torch.cuda.is_available():
@@ -159,7 +248,7 @@ def check_backend(requested: str) -> None:
         raise ConfigError(f"regression.backend='cuml' cannot run here: {missing}. Use regression.backend=auto.")
 
 
-def choose_backend(requested: str, method: str, solver: str, num_components: int) -> tuple[str, str]:
+def choose_backend(requested: Backend, method: str, solver: str, num_components: int) -> tuple[Backend, str]:
     """The backend to use and why.
 
     Args:
@@ -171,12 +260,12 @@ def choose_backend(requested: str, method: str, solver: str, num_components: int
     Raises:
         ConfigError: the requested backend cannot solve this problem here.
     """
-    check_backend(requested)
+    check_backend(requested, method)
     if requested != "auto":
         if solver == "iterative" and requested != "torch":
             raise ConfigError(
-                f"regression.backend={requested!r} needs a factorisation, which does not fit regression.memory_gb. "
-                f"Raise it, or use regression.backend=torch (conjugate gradients)."
+                f"{_KEY}={name_of_backend(requested)!r} needs a factorisation, which does not fit "
+                f"regression.memory_gb. Raise it, or use regression.backend=torch (conjugate gradients)."
             )
         return requested, "as configured"
     if not torch.cuda.is_available():

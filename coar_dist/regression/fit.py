@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from coar_dist.config import SELECTIONS, RegressionConfig, penalty_range
-from coar_dist.regression.backends import choose_backend
+from coar_dist.regression.backends import Backend, choose_backend, identity_of_backend, name_of_backend
 from coar_dist.regression.budget import Passes, spend
 from coar_dist.regression.factor import choose_solver
 from coar_dist.regression.gate_prior import GateSources
@@ -118,7 +118,8 @@ def _fit_method(
         settings |= sources.settings(blocks)
     if AttributionTable(run, name).is_complete(settings, blocks):
         return FitResult(name, False, "")
-    how = f"lasso, {backend}" if config.method == "lasso" else f"ridge, {solver}, {backend}"
+    by = name_of_backend(backend)
+    how = f"lasso, {by}" if config.method == "lasso" else f"ridge, {solver}, {by}"
     _log.info("fit %s: %s (%s; %s)", name, how, sizes, why)
     plan = make_plan(observations, sources, config, solver, backend, execute)
     num_done = num_constant = num_at_edge = 0
@@ -131,7 +132,7 @@ def _fit_method(
         on_progress(num_done)
     if largest_gap > 2 * config.tolerance:
         warn(
-            f"{backend} left a duality gap of {largest_gap:.1e}, regression.tolerance={config.tolerance:g} was asked "
+            f"{by} left a duality gap of {largest_gap:.1e}, regression.tolerance={config.tolerance:g} was asked "
             f"for. regression.backend=torch reaches it."
         )
     if num_constant:
@@ -149,7 +150,7 @@ def make_plan(
     sources: GateSources | None,
     config: RegressionConfig,
     solver: str,
-    backend: str,
+    backend: Backend,
     execute: Execute,
 ) -> Plan:
     """The plan by which every block's attributions are fitted; with ``sources``, ridge with a prior from gradients.
@@ -164,12 +165,12 @@ def make_plan(
     return gradient_plan(observations, sources, config, solver, backend, execute).plan
 
 
-def _settings(store: MarginStore, config: RegressionConfig, solver: str, backend: str) -> dict[str, Any]:
+def _settings(store: MarginStore, config: RegressionConfig, solver: str, backend: Backend) -> dict[str, Any]:
     """What the attributions depend on besides the run's identity."""
     settings: dict[str, Any] = {
         "design": store.fingerprint,
         "num_masks": store.num_masks,
-        "backend": backend,
+        "backend": identity_of_backend(backend),
         "method": config.method,
         "regularisation": config.regularisation,
         "selection": config.selection or SELECTIONS[config.method][0],

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from coar_dist.config import RegressionConfig, penalty_range
 from coar_dist.errors import CoarWarning, ConfigError, MissingWorkError
+from coar_dist.regression.backends import Backend
 from coar_dist.regression.factor import Factor, factorise, factorise_dual, warn_if_rank_deficient
 from coar_dist.regression.gate_prior import (
     GatePrior,
@@ -93,7 +94,7 @@ def _best(scores: NDArray[np.float64]) -> int:
 
 
 def ridge_plan(
-    observations: Observations, config: RegressionConfig, solver: str, backend: str, execute: Execute
+    observations: Observations, config: RegressionConfig, solver: str, backend: Backend, execute: Execute
 ) -> RidgePlan | IterativePlan:
     """Ridge on the margins alone."""
     fixed = None if config.regularisation is None else np.array([config.regularisation])
@@ -186,7 +187,7 @@ def gradient_plan(
     sources: GateSources,
     config: RegressionConfig,
     solver: str,
-    backend: str,
+    backend: Backend,
     execute: Execute,
 ) -> PriorFit:
     """Ridge with a prior from gate gradients, or without its mean or its variances where the data speak against them.
@@ -237,7 +238,7 @@ def gradient_plan(
     return min(fits, key=lambda fit: fit.error)
 
 
-def lasso_plan(store: MarginStore, config: RegressionConfig, backend: str, execute: Execute) -> LassoPlan:
+def lasso_plan(store: MarginStore, config: RegressionConfig, backend: Backend, execute: Execute) -> LassoPlan:
     """Lasso or elastic net on the train design."""
     needed = 32.0 * store.num_components**2
     if needed > config.memory_gb * 1e9:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from coar_dist.regression import lasso, ridge
-from coar_dist.regression.backends import LASSO_BACKENDS, RIDGE_BACKENDS, LassoTarget
+from coar_dist.regression.backends import Backend, LassoTarget, lasso_weights, ridge_weights
 from coar_dist.regression.factor import Factor, PackedMasks
 from coar_dist.regression.gate_prior import GatePrior
 from coar_dist.regression.iterative import CentredMasks, IterativeRidge, Quadrature
@@ -76,7 +76,7 @@ class RidgePlan:
     Attributes:
         design: means of the masks.
         factor: of the centred design.
-        backend: key of ``RIDGE_BACKENDS``.
+        backend: as of ``ridge_weights``.
         grid: (num_penalties,) ascending; one value is a fixed penalty.
         selection: ``gcv`` or ``leave_one_out``.
         standard_errors: whether they are computed.
@@ -85,7 +85,7 @@ class RidgePlan:
 
     design: DesignStatistics
     factor: SharedFactor
-    backend: str
+    backend: Backend
     grid: NDArray[np.float64]
     selection: str
     standard_errors: bool
@@ -104,7 +104,7 @@ class RidgePlan:
         factor, margins, projected = self._project(residuals, device)
         scores = self._scores(factor, margins, projected, residuals)
         penalties = ridge.best_penalties(scores, self.grid)
-        correction = RIDGE_BACKENDS[self.backend](factor, projected, penalties)
+        correction = ridge_weights(self.backend, factor, projected, penalties)
         if self.factor.scale is not None:
             correction = self.factor.scale[:, None] * correction
         residual = ridge.residual_squares(factor, projected, penalties)
@@ -200,7 +200,7 @@ class LassoPlan:
         held_out: X'X of the last masks, which choose the penalty; None where a criterion does, or it is fixed.
         train_extremes: as ``extremes``, of the masks that are not held out.
         factor: for backends that need the reduced problem.
-        backend: key of ``LASSO_BACKENDS``.
+        backend: as of ``lasso_weights``.
         ratios: (num_penalties,) descending, relative to the largest penalty; None where alpha is fixed.
         alpha: the fixed penalty.
         l1_ratio: in (0, 1].
@@ -212,7 +212,7 @@ class LassoPlan:
     held_out: Gram | None
     train_extremes: tuple[float, float] | None
     factor: SharedFactor | None
-    backend: str
+    backend: Backend
     ratios: NDArray[np.float64] | None
     alpha: float
     l1_ratio: float
@@ -247,7 +247,7 @@ class LassoPlan:
             alphas, start = choice.alphas, choice.weights
         factor = None if self.factor is None else self.factor.on(device)
         target = LassoTarget(problem, alphas, self.l1_ratio, start, self.tolerance)
-        weights = LASSO_BACKENDS[self.backend](factor, target)
+        weights = lasso_weights(self.backend, factor, target)
         varies = problem.squares > 0
         r2 = 1.0 - lasso.mean_squares(problem, weights) / problem.squares.clamp(min=1e-300)
         dense = weights.cpu().numpy()

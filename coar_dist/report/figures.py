@@ -13,6 +13,7 @@ from matplotlib.image import imread
 from matplotlib.ticker import NullLocator
 
 from coar_dist.evaluation.bootstrap import Means
+from coar_dist.report.numbers import Z95
 from coar_dist.report.summary import CurveSummary, MethodSummary, Summary
 from coar_dist.store.storage import Storage
 
@@ -75,17 +76,26 @@ def inline_svg(figure: Figure, title: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" style="width:{width:.0f}px" ', 1)
 
 
+class ShownFigure(Figure):
+    """A figure that a notebook shows where it is a cell's value, whether or not pyplot is in use."""
+
+    def _repr_png_(self) -> bytes:
+        content = io.BytesIO()
+        self.savefig(content, format="png")
+        return content.getvalue()
+
+
 def draw_correlations(summary: Summary) -> Figure:
     """Figure 1 of Shah et al. (2024): mean correlation by ablation fraction, one line per method, and the ceiling."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+        figure = ShownFigure(figsize=(5.6, 3.6), layout="constrained")
         axes = figure.add_subplot()
         fractions = summary.fractions
         by_height = sorted(summary.methods, key=_height, reverse=True)
         for i, method in enumerate(by_height):
             _line(axes, fractions, method.correlation, method.label, i)
         known = [
-            (fraction, ceiling.mean, 1.96 * ceiling.standard_error)
+            (fraction, ceiling.mean, Z95 * ceiling.standard_error)
             for fraction, ceiling in zip(fractions, summary.ceilings.values(), strict=True)
             if ceiling is not None and np.isfinite(ceiling.mean)
         ]

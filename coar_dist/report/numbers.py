@@ -7,7 +7,7 @@ import numpy as np
 from coar_dist.evaluation.bootstrap import Means
 from coar_dist.store.ceilings import Ceiling
 
-_Z95 = 1.96
+Z95 = 1.96
 """Half of a 95% interval in standard errors."""
 
 
@@ -26,7 +26,7 @@ def half(width: float) -> str:
 
 def half_95(standard_error: float) -> str:
     """Half of a 95% interval from a standard error."""
-    return half(_Z95 * standard_error)
+    return half(Z95 * standard_error)
 
 
 def mean_of(means: Means, column: int) -> str:

@@ -13,7 +13,7 @@ from coar_dist.evaluation.bootstrap import Means, means_of
 from coar_dist.evaluation.extrapolation import Extrapolation, extrapolate
 from coar_dist.report.numbers import half, half_95, number
 from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable
-from coar_dist.store.ceilings import Ceiling, CeilingTable, why_no_ceiling
+from coar_dist.store.ceilings import CEILING, Ceiling, CeilingTable, why_no_ceiling
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
 from coar_dist.store.tables import GRADIENT_RIDGE, METRICS, RESEARCH, EvaluationTable, fitted_methods
 
@@ -27,6 +27,7 @@ _LABELS = {
     "gradient_x_parameter": "Gradient x parameter",
     "neuron_conductance": "Neuron conductance",
     "internal_influence": "Internal influence",
+    CEILING: "Ceiling, linear",
 }
 FITTED = ("gradient_ridge", "coar", "coar_lasso", "coar_elastic_net")
 """Methods that are fitted from the train design."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,9 +19,9 @@ from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.ablation.work import MissingWork, Stores, missing_work, stores_of
 from coar_dist.components.discovery import check_components, discover
 from coar_dist.components.index import ComponentIndex
-from coar_dist.config import Config, held_out_fractions
-from coar_dist.designs.design import MaskDesign, leave_one_out_design
-from coar_dist.errors import DamagedFileError, MissingWorkError, RunNotFoundError
+from coar_dist.config import Config, DesignConfig, EvaluationConfig, GradientsConfig, held_out_fractions
+from coar_dist.designs.design import MaskDesign, design_of, leave_one_out_design
+from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunNotFoundError
 from coar_dist.regression.fit import plan_passes
 from coar_dist.regression.planning import in_this_process
 from coar_dist.report.progress import StageProgress, stage_progress
@@ -265,20 +265,19 @@ def _callbacks(
 def designs_of(config: Config, num_components: int) -> dict[str, RunDesign]:
     """The mask designs that a configuration asks for, by name."""
     design, evaluation = config.design, config.evaluation
-    designs = {
-        TRAIN_DESIGN: RunDesign(
-            "train",
-            MaskDesign(design.kind, num_components, design.num_masks, design.ablation_fraction, design.seed),
-        )
-    }
+
+    def masks_of(key: str, settings: DesignConfig | GradientsConfig | EvaluationConfig, fraction: float) -> MaskDesign:
+        kind = settings.kind
+        return design_of(f"{key}.kind", kind, num_components, settings.num_masks, fraction, settings.seed)
+
+    designs = {TRAIN_DESIGN: RunDesign("train", masks_of("design", design, design.ablation_fraction))}
     if config.gradients.num_masks:
-        settings = config.gradients
-        masks = MaskDesign(settings.kind, num_components, settings.num_masks, design.ablation_fraction, settings.seed)
+        masks = masks_of("gradients", config.gradients, design.ablation_fraction)
         designs[GRADIENT_DESIGN] = RunDesign("gradients", masks)
     if "leave_one_out" in config.baselines:
         designs["leave_one_out"] = RunDesign("baseline", leave_one_out_design(num_components))
     for fraction in held_out_fractions(config):
-        held_out = MaskDesign(evaluation.kind, num_components, evaluation.num_masks, fraction, evaluation.seed)
+        held_out = masks_of("evaluation", evaluation, fraction)
         designs[f"evaluation_{fraction!r}"] = RunDesign("evaluation", held_out)
         if evaluation.ceiling_pairs and fraction == design.ablation_fraction:
             partners = replace(
@@ -288,4 +287,17 @@ def designs_of(config: Config, num_components: int) -> dict[str, RunDesign]:
                 correlation=evaluation.ceiling_correlation,
             )
             designs[partners_of(f"evaluation_{fraction!r}")] = RunDesign("ceiling", partners)
+    _check_distinct(designs)
     return designs
+
+
+def _check_distinct(designs: Mapping[str, RunDesign]) -> None:
+    """A user's own rule that ignores the seed would give held-out masks that are not held out."""
+    names: dict[str, str] = {}
+    for name, entry in designs.items():
+        other = names.setdefault(entry.design.fingerprint or name, name)
+        if other != name:
+            raise ConfigError(
+                f"design {name!r} has the masks of {other!r}: the rule {entry.design.kind!r} must depend on "
+                f"design.seed and on design.ablation_fraction. Draw from np.random.default_rng([design.seed, mask_id])."
+            )

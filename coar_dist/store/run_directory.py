@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from coar_dist import __version__
 from coar_dist.components.index import ComponentIndex
-from coar_dist.designs.design import IMPORTED, MaskDesign
+from coar_dist.designs.design import IMPORTED, MaskDesign, Rule
 from coar_dist.errors import DamagedFileError, MissingWorkError, RunMismatchError, RunNotFoundError
 from coar_dist.store.baselines import BaselineStore
 from coar_dist.store.gradients import GradientStore
@@ -67,6 +67,7 @@ class RunDirectory:
         self.storage = storage
         self.is_new = is_new
         self._record = record
+        self._rules: dict[str, Rule | None] = {}  # a user's own that were given as functions, by design
 
     @classmethod
     def open(cls, storage: Storage) -> RunDirectory:
@@ -255,9 +256,12 @@ class RunDirectory:
 
     def _all_designs(self) -> dict[str, RunDesign]:
         fields = [field.name for field in dataclasses.fields(MaskDesign)]
+        stored = {
+            name: {key: entry[key] for key in fields if key in entry} for name, entry in self._record["designs"].items()
+        }
         return {
-            name: RunDesign(entry["role"], MaskDesign(**{key: entry[key] for key in fields if key in entry}))
-            for name, entry in self._record["designs"].items()
+            name: RunDesign(self._record["designs"][name]["role"], MaskDesign(**values, rule=self._rules.get(name)))
+            for name, values in stored.items()
         }
 
     def set_designs(self, designs: Mapping[str, RunDesign]) -> None:
@@ -275,6 +279,7 @@ class RunDirectory:
         wanted = {
             name: {"role": entry.role, **entry.design.to_json(), "active": True} for name, entry in designs.items()
         }
+        self._rules = {name: entry.design.rule for name, entry in designs.items()}
         if self._record["designs"] != {**resting, **wanted}:
             self._record["designs"] = {**resting, **wanted}
             self._save()
@@ -307,6 +312,11 @@ class RunDirectory:
             )
         for key in old:
             if old[key] != new[key]:
+                if key == "fingerprint":
+                    raise RunMismatchError(
+                        f"{old['kind']!r} makes other masks than when design {name!r} of {self.storage} was collected: "
+                        f"its code has changed. Use another run.dir, or the former code."
+                    )
                 option = f"{'design' if entry.role == 'train' or key == 'ablation_fraction' else entry.role}.{key}"
                 if entry.role == "ceiling":
                     option = f"evaluation.{'ceiling_correlation' if key == 'correlation' else key}"

@@ -128,6 +128,10 @@ class AttributionTable:
         table = self._read(block, names)
         return {name: np.asarray(table[name].to_numpy()) for name in names}
 
+    def has_standard_errors(self, block: tuple[int, int]) -> bool:
+        """Whether the attributions of one example block, which must be there, were fitted with standard errors."""
+        return "standard_errors" in column_names(self._storage, self.file(block))
+
     def read_standard_errors(self, block: tuple[int, int]) -> NDArray[np.float32]:
         """Standard errors of the weights (block length, num_components).
 
@@ -136,7 +140,7 @@ class AttributionTable:
             DamagedFileError: as ``read``.
         """
         name = self.file(block)
-        if self._storage.size(name) is not None and "standard_errors" not in column_names(self._storage, name):
+        if self._storage.size(name) is not None and not self.has_standard_errors(block):
             raise MissingWorkError(
                 f"{self._storage.where(name)} has no standard errors: run the fit stage with "
                 f"regression.standard_errors=true."

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from coar_dist.config import ExamplesConfig, ModelConfig, TaskConfig
 from coar_dist.config_checks import check_subset
 from coar_dist.errors import CoarDistError, ConfigError, TaskError
+from coar_dist.registry import call, resolve
 from coar_dist.tasks.checkpoints import load_checkpoint
 from coar_dist.tasks.examples import EXAMPLES
 from coar_dist.tasks.examples.source import IndexedSource, StreamedSource, load_subset
 from coar_dist.tasks.models import MODELS, has_weights
 from coar_dist.tasks.normalisation import normalise_inputs
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.registry import call, resolve
 from coar_dist.tasks.task import ExampleSet, Task
 
 

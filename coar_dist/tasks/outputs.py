@@ -9,8 +9,6 @@ To add one, write a function ``(outputs, targets) -> (num_rows,) float`` and nam
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from coar_dist.errors import TaskError
-from coar_dist.tasks.registry import resolve
+from coar_dist.registry import identity_of, name_of, resolve
 
 Check = Callable[[Any, Tensor], None]
 IGNORED_TOKEN = -100
@@ -52,11 +50,7 @@ class OutputFunction:
         """The name; for a user's own function also the SHA-256 of its source."""
         if self.name in OUTPUT_FUNCTIONS:
             return self.name
-        try:
-            source = inspect.getsource(self.compute)
-        except (OSError, TypeError):  # defined in an interactive session: the name has to do
-            return self.name
-        return f"{self.name} sha256:{hashlib.sha256(source.encode()).hexdigest()}"
+        return identity_of(self.name, self.compute)
 
 
 def logits_of(outputs: Any) -> Tensor:
@@ -275,8 +269,7 @@ def output_function(function: str | Callable[[Any, Tensor], Tensor]) -> OutputFu
         if function in OUTPUT_FUNCTIONS:
             return OUTPUT_FUNCTIONS[function]
         return OutputFunction(function, resolve("task.output_function", function, OUTPUT_FUNCTIONS), _no_check)
-    name = f"{function.__module__}:{getattr(function, '__qualname__', type(function).__name__)}"
-    return OutputFunction(name, function, _no_check)
+    return OutputFunction(name_of(function), function, _no_check)
 
 
 def _no_check(outputs: Any, targets: Tensor) -> None:

@@ -224,7 +224,7 @@ def test_cuml_is_refused_without_a_device() -> None:
     assert choose_backend("auto", "ridge", "primal", 100) == ("torch", "no CUDA device")
     assert choose_backend("sklearn", "lasso", "primal", 100)[0] == "sklearn"
     with pytest.raises(ConfigError, match=r"regression\.backend='cuml' cannot run here: (no CUDA|cuml is not)"):
-        check_backend("cuml")
+        check_backend("cuml", "ridge")
     with pytest.raises(ConfigError, match=r"backend='sklearn' needs a factorisation"):
         choose_backend("sklearn", "ridge", "iterative", 100)
 

@@ -28,7 +28,8 @@ from coar_dist.report.inspection import files_set_aside
 from coar_dist.report.page.examples import ShownExample, ShownExamples, few_of, gather_examples
 from coar_dist.report.page.history import History, history_of
 from coar_dist.report.page.layers import LayerShares
-from coar_dist.report.summary import FITTED, Summary, forecast_in_words
+from coar_dist.report.summary import FITTED, Summary, forecast_in_words, label_of
+from coar_dist.store.ceilings import CEILING
 from coar_dist.store.edits import edit_names
 from coar_dist.store.run import Run
 from coar_dist.store.run_directory import RunDirectory
@@ -118,6 +119,7 @@ def _rendered(run: RunDirectory, summary: Summary, examples: ShownExamples, figu
         edits=_edits(run),
         findings=_findings(run, summary, history),
         history=history,
+        ceiling_label=label_of(CEILING),
         designs=run.designs,
         facts=_facts(run, history),
         version=run.versions["coar-dist"],

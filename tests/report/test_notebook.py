@@ -1,0 +1,133 @@
+"""What a notebook shows of a run, held to the arrays that it is made of."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+import coar_dist
+from coar_dist.api import Run, open_run
+from coar_dist.errors import ConfigError, MissingWorkError
+from coar_dist.evaluation.bootstrap import means_of
+from coar_dist.store.tables import Attributions, AttributionTable, EvaluationTable
+
+
+def opened(run: Run) -> coar_dist.Run:
+    return open_run(run.directory.storage.location)
+
+
+def test_report_is_one_row_per_method_and_fraction(small_run: Run) -> None:
+    run = opened(small_run)
+    frame = run.report().set_index(["method", "ablation_fraction"])
+    assert frame.index.tolist() == [(m, f) for m in ("coar", "leave_one_out", "ceiling") for f in (0.2, 0.1)]
+    for method, fraction in (("coar", 0.2), ("leave_one_out", 0.1)):
+        values = run.evaluation(method, f"evaluation_{fraction}")
+        row = frame.loc[(method, fraction)]
+        means = means_of(values["correlation"][:, None])
+        ends = [row.correlation, row.correlation_low, row.correlation_high]
+        np.testing.assert_allclose(ends, [means.mean[0], means.low[0], means.high[0]])
+        assert row.spearman == pytest.approx(values["spearman"].mean())
+        for name in ("r2", "slope", "intercept"):
+            assert row[name] == pytest.approx(np.median(values[name]))
+    assert frame.masks["coar"].unique().tolist() == ["150"]
+    assert frame.label["leave_one_out"].unique().tolist() == ["Leave-one-out"]
+    ceiling, row = run.ceiling(), frame.loc[("ceiling", 0.2)]
+    assert row.correlation == ceiling.mean
+    assert row.correlation_high - row.correlation_low == pytest.approx(2 * 1.96 * ceiling.standard_error)
+    assert np.isnan(row.slope)
+    assert frame.num_undefined.tolist() == [0, 0, 0, 0, *np.isnan([run.ceiling().correlations] * 2).sum(axis=1)]
+
+
+def test_undefined_correlations_are_counted_per_fraction(small_run: Run, tmp_path: Path) -> None:
+    shutil.copytree(small_run.directory.storage.location, tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    table = EvaluationTable(run.directory, "coar", "evaluation_0.1")
+    table.write({name: np.where(np.arange(7) < 2, np.nan, values) for name, values in table.read().items()})
+    frame = run.report().set_index(["method", "ablation_fraction"])
+    assert frame.num_undefined.loc["coar"].tolist() == [0, 2]
+
+
+def test_the_figure_is_its_own_and_shown_once(small_run: Run) -> None:
+    run = opened(small_run)
+    figure = run.plot_correlation()
+    (axes,) = figure.axes
+    lines = {container.get_label(): container.lines[0].get_ydata() for container in axes.containers}
+    by_fraction = [run.evaluation("coar", name)["correlation"].mean() for name in run.directory.held_out]
+    np.testing.assert_allclose(lines["COAR"], by_fraction)
+    assert set(lines) == {"COAR", "Leave-one-out"}
+    assert not axes.spines["top"].get_visible()
+    assert not plt.get_fignums()  # which a notebook would show besides
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    (only,) = run.plot_correlation(methods=["leave_one_out"]).axes[0].containers
+    assert only.get_label() == "Leave-one-out"
+    for methods in (["coar", "lasso"], "coar", []):
+        with pytest.raises(ConfigError, match="must be a list of some of coar, leave_one_out"):
+            run.plot_correlation(methods=methods)
+
+
+def test_top_components_of_one_example_and_of_several(small_run: Run) -> None:
+    run = opened(small_run)
+    top = run.top_components(3, num=4)
+    weights = run.weights([3])[0]
+    assert top.index.tolist() == [1, 2, 3, 4]
+    np.testing.assert_array_equal(top.component_id, np.argsort(-np.abs(weights))[:4])
+    np.testing.assert_array_equal(top.weight, weights[top.component_id])
+    assert "standard_error" not in top
+    for _, row in top.iterrows():
+        assert row.component_id == run.components.ids(row.parameter)[row["index"]]
+        assert (row.parameter, row.axis) == (f"{row.module}.weight", 0)
+    ids = np.flatnonzero(run.examples()["label"] == run.examples()["label"][0])
+    several = run.top_components(ids, num=99, method="leave_one_out")
+    assert len(several) == run.components.num_components
+    of_ids = run.weights(ids, "leave_one_out")[:, several.component_id]
+    np.testing.assert_allclose(several.weight, of_ids.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(several.standard_error, of_ids.std(axis=0, ddof=1) / len(ids) ** 0.5, rtol=1e-4)
+
+
+def test_standard_errors_of_the_fit_where_it_has_them(small_run: Run, tmp_path: Path) -> None:
+    shutil.copytree(small_run.directory.storage.location, tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    table, block = AttributionTable(run.directory, "coar"), (0, 7)
+    weights, intercepts = table.read(block)
+    errors = np.arange(7 * 12, dtype=np.float32).reshape(7, 12)
+    table.write(block, {}, replace(Attributions.of_weights(weights, intercepts), standard_errors=errors))
+    top = run.top_components(5)
+    np.testing.assert_array_equal(top.standard_error, errors[5][top.component_id])
+
+
+def test_what_is_not_there_is_named(small_run: Run, tmp_path: Path) -> None:
+    run = opened(small_run)
+    with pytest.raises(IndexError, match=r"example ids \[7\] are outside 0\.\.6"):
+        run.top_components(7)
+    with pytest.raises(IndexError, match="must be integers"):
+        run.top_components("three")  # type: ignore[arg-type]
+    with pytest.raises(MissingWorkError, match="There are attributions of coar, leave_one_out"):
+        run.top_components(0, method="lasso")
+    with pytest.raises(ConfigError, match="num=0: must be at least 1"):
+        run.top_components(0, num=0)
+    with pytest.raises(ConfigError, match="example_ids is empty"):
+        run.top_components([])
+    shutil.copytree(small_run.directory.storage.location, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "evaluation")
+    unevaluated = open_run(tmp_path / "run")
+    for show in (unevaluated.report, unevaluated.plot_correlation):
+        with pytest.raises(MissingWorkError, match="run the evaluate stage"):
+            show()
+
+
+def test_html_says_what_there_is(small_run: Run) -> None:
+    text = opened(small_run)._repr_html_()
+    for part in ("7<", "12 in 3 parameters", "train 150 (bernoulli, 0.2)", "coar, leave_one_out", "run.report()"):
+        assert part in text
+
+
+def test_the_command_line_does_not_wait_for_pandas() -> None:
+    program = "import sys, coar_dist.pipeline, coar_dist.report.notebook; assert 'pandas' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
