@@ -61,11 +61,11 @@ def test_the_figure_is_its_own_and_shown_once(small_run: Run) -> None:
     lines = {container.get_label(): container.lines[0].get_ydata() for container in axes.containers}
     by_fraction = [run.evaluation("coar", name)["correlation"].mean() for name in run.directory.held_out]
     np.testing.assert_allclose(lines["COAR"], by_fraction)
-    assert set(lines) == {"COAR", "Leave-one-out"}
+    assert set(lines) == {"COAR", "Leave-one-out", "Ceiling, linear"}
     assert not axes.spines["top"].get_visible()
     assert not plt.get_fignums()  # which a notebook would show besides
     assert figure._repr_png_().startswith(b"\x89PNG")
-    (only,) = run.plot_correlation(methods=["leave_one_out"]).axes[0].containers
+    only, _ = run.plot_correlation(methods=["leave_one_out"]).axes[0].containers
     assert only.get_label() == "Leave-one-out"
     for methods in (["coar", "lasso"], "coar", []):
         with pytest.raises(ConfigError, match="must be a list of some of coar, leave_one_out"):
