@@ -21,6 +21,8 @@ from coar_dist.config import ExamplesConfig, SubsetConfig
 from coar_dist.editing.criterion import split
 from coar_dist.editing.plain import plain_outputs
 from coar_dist.errors import ComponentMismatchError, ConfigError, DamagedFileError, RunMismatchError
+from coar_dist.report.page.edits import gather_edits
+from coar_dist.report.summary import label_of
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import ExampleSet, Task
 from tests.chaos import without_ray
@@ -194,6 +196,22 @@ def test_an_edit_is_applied_and_undone(task: Task, lowered: tuple[coar_dist.Edit
         made.edited(other)
     with pytest.raises(ConfigError, match=r"example_id=3: the edit 'lowered' is one for all its targets"):
         made.edited(model, example_id=3)
+
+
+def test_the_page_shows_what_was_measured(run: coar_dist.Run, lowered: tuple[coar_dist.Edit, str]) -> None:
+    made, _ = lowered
+    shown = {edit.name: edit for edit in gather_edits(run.directory)}["lowered"]
+    assert shown.metrics == ["accuracy", "mean output"]
+    for row in shown.measured:
+        measured = made.measured[row.group]
+        assert row.num_examples == measured.num_examples
+        assert row.cells == [(measured.before[metric], measured.after[metric]) for metric in ("accuracy", "output")]
+    assert [name for name, *_ in shown.selected] == ["nothing", *map(label_of, made.selected)]
+    assert shown.components == [run.components.name_of(component) for component in made.component_ids]
+    first = made.component_ids[0]
+    group = run.components.table()["parameter"][first], run.components.table()["index"][first]
+    assert shown.components[0] == f"{group[0]}[{group[1]}]"
+    assert "<svg" in shown.figure
 
 
 def test_finished_edits_are_found_and_broken_ones_continue(run: coar_dist.Run) -> None:
