@@ -79,7 +79,7 @@ def test_from_nothing_to_a_report_killed_half_way_and_again(tmp_path: Path) -> N
     assert "No process writes to it." in inspected.stdout
     lasso = run(tmp_path, "stages=[fit,evaluate,report]", "regression=lasso")
     assert lasso.returncode == 0, lasso.stderr
-    assert "coar_lasso of 20 examples (lasso, torch)" in lasso.stdout
+    assert "coar_lasso lasso, torch" in " ".join(lasso.stdout.split())
     assert "COAR, lasso" in lasso.stdout
     few = ["edit.target.sample=1", "edit.reference.sample=4", "edit.improve=[all]", "+edit.keep.all=1.0"]
     same = ["task.examples.arguments.num_examples=20", *TINY[3:5]]

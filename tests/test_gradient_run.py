@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,13 @@ def attribute_small(root: Path, **options: Any) -> coar_dist.Run:
 
 def test_more_passes_extend_a_run(tmp_path: Path) -> None:
     attribute_small(tmp_path / "a")
-    longer = attribute_small(tmp_path / "a", num_gradient_masks=25)
+    printed = io.StringIO()
+    shutil.rmtree(tmp_path / "a" / "gradients" / "gradients" / "00000004-00000007")
+    longer = attribute_small(tmp_path / "a", num_gradient_masks=25, console=Console(file=printed, width=200))
+    rows = [line.split() for line in printed.getvalue().splitlines()]
+    assert ["design", "for", "masks", "ablated", "there", "new"] in rows
+    assert ["train", "without", "gradients", "30", "0.2", "30", "0"] in rows
+    assert ["gradients", "with", "gradients", "25", "0.2", "9", "16"] in rows  # 15 of 4 examples, none of the other 3
     printed = io.StringIO()
     again = attribute_small(tmp_path / "a", num_gradient_masks=25, console=Console(file=printed, width=200))
     assert "all 80 masks are there already" in printed.getvalue()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from coar_dist.errors import RunNotFoundError
+from coar_dist.report.tables import new_table, print_whole
 from coar_dist.store.lock import holder_of
 from coar_dist.store.parquet import why_wrong
 from coar_dist.store.run_directory import FOLDERS, PREVIEWS, RunDirectory
@@ -56,10 +56,7 @@ def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bo
     say(f"In use by {holder}." if holder else "No process writes to it.")
 
     wrong: list[str] = []
-    table = Table()
-    for column in ("design", "role", "masks", "done", "shards", "wrong", "missing masks"):
-        is_text = column in ("design", "role")
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=is_text)
+    table = new_table("design", "role", "masks", "done", "shards", "wrong", "missing masks", num_text=2)
     for name, entry in run.designs.items():
         stores = run.shards(name)
         num_wrong = num_shards = num_missing = 0
@@ -76,7 +73,7 @@ def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bo
         num_masks = entry.design.num_masks
         done = f"{1 - num_missing / max(num_masks * len(stores), 1):.1%}"
         table.add_row(name, entry.role, f"{num_masks:,}", done, f"{num_shards:,}", f"{num_wrong:,}", listed)
-    console.print(table)
+    print_whole(console, table)
     for baseline in baselines:
         bad = baseline.wrong_shards("everything" if everything else "footers")
         wrong += bad.values()

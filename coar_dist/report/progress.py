@@ -48,7 +48,7 @@ class StageProgress:
 @contextmanager
 def stage_progress(console: Console, stage: str, total: int, unit: str) -> Iterator[StageProgress]:
     """Show the progress of a stage for the length of a ``with`` block."""
-    if not console.is_terminal:
+    if not _can_redraw(console):
         yield StageProgress(stage, total, unit, console, None)
         return
     columns = (
@@ -62,3 +62,8 @@ def stage_progress(console: Console, stage: str, total: int, unit: str) -> Itera
     )
     with Progress(*columns, console=console, transient=True) as bar:
         yield StageProgress(stage, total, unit, console, bar)
+
+
+def _can_redraw(console: Console) -> bool:
+    """Whether a line can be drawn over: FORCE_COLOR makes a terminal of a file, which keeps every drawing of it."""
+    return console.is_terminal and not console.is_dumb_terminal and console.file.isatty()

@@ -5,22 +5,25 @@ from __future__ import annotations
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
+from rich.padding import Padding
 from rich.segment import Segments
 from rich.table import Table
 
 _WIDEST = 10_000
 
 
-def new_table(*columns: str) -> Table:
-    """A table whose first column is text and whose others are numbers."""
+def new_table(*columns: str, num_text: int = 1) -> Table:
+    """A table whose first ``num_text`` columns are text and whose others are numbers."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     for i, name in enumerate(columns):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+        table.add_column(name, justify="left" if i < num_text else "right", no_wrap=True)
     return table
 
 
-def print_whole(console: Console, table: Table) -> None:
-    """Print a table at the width that it needs: on a narrower terminal its lines wrap."""
-    needed = Measurement.get(console, console.options.update(width=_WIDEST), table).maximum
+def print_whole(console: Console, table: Table, indent: int = 0) -> None:
+    """Print a table at the width that it needs, ``indent`` columns from the left: on a narrower terminal its lines
+    wrap."""
+    indented = Padding.indent(table, indent) if indent else table
+    needed = Measurement.get(console, console.options.update(width=_WIDEST), indented).maximum
     options = console.options.update(width=max(needed, console.width))
-    console.print(Segments(console.render(table, options)), crop=False, end="")
+    console.print(Segments(console.render(indented, options)), crop=False, end="")

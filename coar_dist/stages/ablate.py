@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from coar_dist.ablation import driver
@@ -25,11 +26,13 @@ from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, Ru
 from coar_dist.regression.fit import plan_passes
 from coar_dist.regression.planning import in_this_process
 from coar_dist.report.progress import StageProgress, stage_progress
+from coar_dist.report.tables import new_table
 from coar_dist.report.tracking import Tracking
 from coar_dist.stages.baselines import MissingBaselines, compute_baselines
 from coar_dist.stages.previews import write_previews
-from coar_dist.stages.saying import say, say_log
+from coar_dist.stages.saying import say, say_log, say_table
 from coar_dist.store.ceilings import partners_of
+from coar_dist.store.gradients import GradientStore
 from coar_dist.store.lock import Hold
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDesign, RunDirectory
 from coar_dist.store.storage import Storage
@@ -39,6 +42,14 @@ from coar_dist.tasks.training import CHECKPOINT, read_checkpoint
 
 _ASSUMED_COST = 3.0
 """Of a pass with gradients, where run.json was lost with what had been measured."""
+ROLE_WORDS = {
+    "gradients": "with gradients",
+    "train": "without gradients",
+    "evaluation": "held out",
+    "ceiling": "partners of held-out masks",
+    "baseline": "leave-one-out",
+}
+"""What designs are for, by their roles."""
 _log = logging.getLogger(__name__)
 
 
@@ -123,6 +134,8 @@ def collect(
     plan = recorded_plan(run, config, work)
     if plan is not None and run.is_new:  # the shards have told it
         run.set_engine_plan(plan.to_json())
+    if stage == "ablate":  # an edit's sweeps are no designs of the user's
+        say_table(console, _designs(run, stores, work))
     job = job_of(run, config, components, stores)
     with stage_progress(console, stage, missing, "masks") as progress:
         expected = expected_masks(config, work)
@@ -141,6 +154,24 @@ def collect(
         f"{len(task.examples):,} examples in {seconds:.1f} s ({rate:,.1f} masks/s); "
         f"{total - missing:,} masks were there already.",
     )
+
+
+def _designs(run: RunDirectory, stores: Stores, work: MissingWork) -> Table:
+    """What the run is asked for and lacks; masks with gradients, whose examples are apart, count by the share of the
+    examples."""
+    missing = dict.fromkeys(run.designs, 0.0)
+    for name, (_, store) in stores.items():
+        num_missing = sum(stop - start for start, stop in work.ranges.gaps[name])
+        if isinstance(store, GradientStore):
+            missing[GRADIENT_DESIGN] += num_missing * (store.block[1] - store.block[0]) / run.num_examples
+        else:
+            missing[name] += num_missing
+    table = new_table("design", "for", "masks", "ablated", "there", "new", num_text=2)
+    for name, num_new in missing.items():
+        role, design = run.designs[name].role, run.designs[name].design
+        counts = (f"{count:,.0f}" for count in (design.num_masks - num_new, num_new))
+        table.add_row(name, ROLE_WORDS[role], f"{design.num_masks:,}", f"{design.ablation_fraction:.3g}", *counts)
+    return table
 
 
 def recorded_plan(run: RunDirectory, config: Config, work: MissingWork) -> EnginePlan | None:

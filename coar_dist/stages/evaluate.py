@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.table import Table
 
 from coar_dist.config import Config
 from coar_dist.evaluation.correlation import evaluate
 from coar_dist.evaluation.held_out import measure_ceilings
 from coar_dist.report.progress import stage_progress
 from coar_dist.report.summary import FITTED, mean_correlations, methods_of
+from coar_dist.report.tables import new_table
 from coar_dist.report.tracking import Tracking
-from coar_dist.stages.saying import say, while_held
+from coar_dist.stages.saying import say, say_table, while_held
 from coar_dist.store.lock import Hold
 from coar_dist.store.run_directory import RunDirectory
 
@@ -27,10 +29,22 @@ def evaluate_stage(run: RunDirectory, config: Config, console: Console, hold: Ho
         seconds = progress.seconds
     what = f"{len(methods)} methods on {num_designs} held-out designs"
     say(console, "evaluate", f"{what} in {seconds:.1f} s." if computed else f"{what} are there already.")
-    tracking.log(mean_correlations(run, methods), run.num_masks)
+    means = mean_correlations(run, methods)
+    tracking.log(means, run.num_masks)
+    if num_designs and "report" not in config.stages:  # whose table holds these means
+        say_table(console, _means(run, methods, means))
     shares = config.evaluation.curve_shares
     if shares:
         _evaluate_budgets(run, [method for method in methods if method in FITTED], config, console, hold)
+
+
+def _means(run: RunDirectory, methods: list[str], means: dict[str, float]) -> Table:
+    fractions = [f"{design.ablation_fraction:g}" for design in run.held_out.values()]
+    table = new_table("mean correlation", *(f"at {fraction}" for fraction in fractions))
+    for method in methods:
+        known = (means.get(f"correlation/{method}/{fraction}") for fraction in fractions)
+        table.add_row(method, *("undefined" if mean is None else f"{mean:.3f}" for mean in known))
+    return table
 
 
 def _evaluate_budgets(run: RunDirectory, methods: list[str], config: Config, console: Console, hold: Hold) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from coar_dist.baselines.leave_one_out import fit_leave_one_out
@@ -14,11 +18,22 @@ from coar_dist.config import Config
 from coar_dist.regression.fit import fit
 from coar_dist.regression.planning import Execute, in_this_process
 from coar_dist.report.progress import stage_progress
-from coar_dist.stages.saying import say, while_held
+from coar_dist.report.tables import new_table
+from coar_dist.stages.saying import say, say_table, while_held
 from coar_dist.store.lock import Hold
 from coar_dist.store.run import Run
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.tables import LEAVE_ONE_OUT
+
+_THERE = "is there already"
+_NUMBERS: dict[str, tuple[str, Callable[[NDArray[np.float64]], np.floating[Any]], str]] = {
+    "mean R2": ("r2", np.mean, ".3f"),
+    "new masks": ("r2_new", np.mean, ".3f"),
+    "median penalty": ("regularisation", np.median, ".3g"),
+    "duality gap": ("duality_gap", np.max, ".1e"),
+}
+"""What the table shows: a number of ``Run.quality``, over the examples. R2 on new masks is an estimate."""
+_log = logging.getLogger(__name__)
 
 
 def fit_stage(run: RunDirectory, config: Config, console: Console, hold: Hold) -> None:
@@ -37,23 +52,26 @@ def fit_stage(run: RunDirectory, config: Config, console: Console, hold: Hold) -
         baselines |= {method: fit_gradient_baseline(run, method) for method in run.baselines}
         results = fit(run, config.regression, while_held(hold, progress), execute)
         seconds = progress.seconds
-    for result in results:
-        quality = Run(run).quality(method=result.method)
-        known = {name: values[np.isfinite(values)] for name, values in quality.items()}
-        numbers = [
-            f"{text} {function(known[name]):{form}}"
-            for name, text, function, form in (
-                ("r2", "mean R2", np.mean, ".3f"),
-                ("r2_new", "on new masks, estimated,", np.mean, ".3f"),
-                ("duality_gap", "largest duality gap", np.max, ".1e"),
-            )
-            if known[name].size
-        ]
-        how = f" ({result.how})" if result.how else " is there already"
-        say(console, "fit", f"{result.method} of {run.num_examples:,} examples{how}; {', '.join(numbers)}.")
-    is_new = any(baselines.values()) or any(result.is_new for result in results)
-    done = f"{seconds:.1f} s in all." if is_new else ""
-    names = ", ".join(f"{name}{'' if new else ' is there already'}" for name, new in baselines.items())
-    line = " ".join(filter(None, [names and f"{names}.", done]))
-    if line:
-        say(console, "fit", line)
+    rows = {result.method: (result.how or _THERE, _quality(run, result.method)) for result in results}
+    rows |= {name: ("" if is_new else _THERE, {}) for name, is_new in baselines.items()}
+    is_new = any(how != _THERE for how, _ in rows.values())
+    taken = f" in {seconds:.1f} s" if is_new else ""
+    say(console, "fit", f"attributions of {run.num_examples:,} examples{taken}:")
+    shown = [number for number in _NUMBERS if any(number in quality for _, quality in rows.values())]
+    table = new_table("method", "solver", *shown, num_text=2)
+    for method, (how, quality) in rows.items():
+        table.add_row(method, how, *(quality.get(number, "") for number in shown))
+        numbers = ", ".join(f"{name} {value}" for name, value in quality.items())
+        _log.info("; ".join(filter(None, [method, how, numbers])), extra={"stage": "fit"})
+    say_table(console, table)
+
+
+def _quality(run: RunDirectory, method: str) -> dict[str, str]:
+    """What is known of a method's attributions, by the words of ``_NUMBERS``."""
+    quality = Run(run).quality(method=method)
+    known = {name: values[np.isfinite(values)] for name, values in quality.items()}
+    return {
+        words: f"{function(known[name]):{form}}"
+        for words, (name, function, form) in _NUMBERS.items()
+        if known[name].size
+    }

@@ -20,7 +20,15 @@ from coar_dist.components.discovery import check_components, discover
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config import Config
 from coar_dist.report.estimate import print_estimate
-from coar_dist.stages.ablate import designs_of, expected_masks, identity_of, job_of, recorded_plan, trained_weights
+from coar_dist.stages.ablate import (
+    ROLE_WORDS,
+    designs_of,
+    expected_masks,
+    identity_of,
+    job_of,
+    recorded_plan,
+    trained_weights,
+)
 from coar_dist.stages.baselines import MissingBaselines
 from coar_dist.stages.saying import say, say_log
 from coar_dist.store.gradients import GradientStore
@@ -31,13 +39,6 @@ from coar_dist.tasks.build import build_model, build_task
 from coar_dist.tasks.task import Task
 from coar_dist.tasks.training import CHECKPOINT
 
-_ROLES = {
-    "gradients": "with gradients",
-    "train": "without gradients",
-    "evaluation": "held out",
-    "ceiling": "partners of held-out masks",
-    "baseline": "leave-one-out",
-}
 _STAGE = "plan"
 
 
@@ -95,7 +96,7 @@ def plan_stage(
             config.cluster.price_per_hour,
         )
     if config.budget is not None:
-        estimate = estimate.with_budget(config.budget, [_ROLES["train"], _ROLES["gradients"]])
+        estimate = estimate.with_budget(config.budget, [ROLE_WORDS["train"], ROLE_WORDS["gradients"]])
         if not work.ranges and not baselines.ranges and not estimate.budget_passes:
             say(console, _STAGE, f"nothing is missing in {storage}: the pilot has taken the budget.")
             return
@@ -148,7 +149,7 @@ def _mask_loads(run: RunDirectory, stores: Stores, work: MissingWork, cost: floa
         share = (store.block[1] - store.block[0]) / run.num_examples if isinstance(store, GradientStore) else 1.0
         missing = ranges.get(name, [])
         load = Load(
-            _ROLES[role],
+            ROLE_WORDS[role],
             "masks",
             design.num_masks * share,
             sum(masks.num_masks for masks in missing) * share,
