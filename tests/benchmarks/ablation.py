@@ -75,8 +75,11 @@ def build_task(arguments: argparse.Namespace) -> tuple[Task, str]:
     ), "transposed_linear_inputs"
 
 
-def research_loop(task: Task, components: ComponentIndex, masks: np.ndarray, device: str) -> None:
-    """The research code's loop, from its description: copy the model, walk its components in Python, DataLoader."""
+def research_loop(task: Task, components: ComponentIndex, masks: np.ndarray, device: str) -> np.ndarray:
+    """The research code's loop, from its description: copy the model, walk its components in Python, DataLoader.
+
+    Returns (num_masks, num_examples) float32.
+    """
     names = [
         (g.parameter, g.axis, i * g.block_size, g.block_size)
         for g in components.groups
@@ -86,6 +89,7 @@ def research_loop(task: Task, components: ComponentIndex, masks: np.ndarray, dev
     keys = sorted(inputs) if isinstance(inputs, dict) else []
     columns = [inputs[key] for key in keys] if isinstance(inputs, dict) else [inputs]
     loader = DataLoader(TensorDataset(*columns, task.examples.targets), batch_size=512)
+    margins = []
     for mask in masks:
         model = copy.deepcopy(task.model)
         parameters = dict(model.named_parameters())
@@ -97,7 +101,8 @@ def research_loop(task: Task, components: ComponentIndex, masks: np.ndarray, dev
             for *batch, targets in loader:
                 moved = [tensor.to(device) for tensor in batch]
                 outputs = call_model(model, dict(zip(keys, moved, strict=True)) if keys else moved[0])
-                task.output_function(outputs, targets.to(device)).cpu()
+                margins.append(task.output_function(outputs, targets.to(device)).cpu())
+    return torch.cat(margins).reshape(len(masks), -1).numpy()
 
 
 class BareForward:
@@ -138,16 +143,18 @@ def new_engine(task: Task, components: ComponentIndex, device: str, precision: s
     )
 
 
-def in_turns(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def in_turns(
+    work: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Seconds of each: the smallest of ``rounds``, measured in turns after one warm-up."""
     times = {name: float("inf") for name in work}
     for function in work.values():
         function()
     for _ in range(rounds):
         for name, function in work.items():
-            started = time.perf_counter()
+            started = clock()
             function()
-            times[name] = min(times[name], time.perf_counter() - started)
+            times[name] = min(times[name], clock() - started)
     return times
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import ablation, chaos, estimators, regression, scale
+from tests.benchmarks import ablation, alternatives, chaos, estimators, regression, scale
 from tests.benchmarks.gpu.__main__ import SECTIONS
 from tests.benchmarks.gpu.results import Results
 
@@ -19,6 +19,21 @@ def test_ablation_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.setattr("sys.argv", [*arguments, "--sections", "exact"])
     ablation.main()
     assert "Exactness: margins of standard deviation" in capsys.readouterr().out
+
+
+def test_alternatives_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It ends if margins are not the truth: of hooks on convolutions and on GPT-2, and of Captum."""
+    sizes = ["--many", "3", "2", "--few", "2", "4", "--single", "2", "--layers", "1", "--rows", "4", "--rounds", "1"]
+    monkeypatch.setattr("sys.argv", ["alternatives", *sizes, "--eager", "--tiny", "--threads", "1"])
+    alternatives.main()
+    printed = capsys.readouterr().out
+    for name in (
+        "resnet20: 3 examples, 688",
+        "gpt2: 2 examples, 516",
+        "leave-one-out of 2 comp",
+        "hooks, 2 masks at a time",
+    ):
+        assert name in printed
 
 
 def test_regression_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
