@@ -13,15 +13,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 from coar_dist.errors import ConfigError, TaskError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 MODES = {"RGB": 3, "L": 1}
@@ -70,8 +68,6 @@ class Geometry:
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """(channels, height, width) uint8 of one image."""
-        from PIL import Image
-
         image = image.convert(self.mode)
         width, height = image.size
         if self.resize is not None:
@@ -108,10 +104,6 @@ def decode(
     Raises:
         TaskError: one cannot be decoded, or sizes differ; the message names the image.
     """
-    try:
-        import PIL.Image  # noqa: F401
-    except ImportError as error:
-        raise missing("Pillow", "vision", error) from error
     num_threads = min(32, len(os.sched_getaffinity(0)))
     pixels: NDArray[np.uint8] | None = None
     num_done = 0
@@ -147,8 +139,6 @@ def decode(
 
 
 def _decode_one(name: str, content: Path | bytes | Any, geometry: Geometry) -> NDArray[np.uint8]:
-    from PIL import Image
-
     try:
         if not isinstance(content, bytes | Path):
             return geometry.pixels(content)
@@ -172,14 +162,8 @@ def text_coverage(text: str, font_size: int, position: str, height: int, width: 
 
     Raises:
         ConfigError: the text has no ink, or is larger than the image.
-        TaskError: Pillow is not there, or has no scalable font.
     """
-    try:
-        from PIL import Image, ImageDraw, ImageFont
-
-        font = ImageFont.load_default(font_size)
-    except (ImportError, TypeError) as error:  # TypeError: before Pillow 10.1
-        raise missing("Pillow with FreeType, 10.1 or later,", "vision", error) from error
+    font = ImageFont.load_default(font_size)
     left, top, right, bottom = ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), text, font=font)
     ink_width, ink_height = int(right - left), int(bottom - top)
     if not 0 < ink_width <= width or not 0 < ink_height <= height:

@@ -243,7 +243,7 @@ def with_text(
 
     Raises:
         ConfigError: an argument is out of range, or a text does not fit on the images.
-        TaskError: the source gives no images with labels, or Pillow is not there.
+        TaskError: the source gives no images with labels.
     """
     _check_share_or_pairs(share, pairs)
     _check_choice("position", position, POSITIONS)
