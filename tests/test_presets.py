@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
-from coar_dist.app import typed_config
+from coar_dist.app import checked_config, typed_config
 from coar_dist.components.discovery import discover
 from coar_dist.config import Config, ModelConfig, held_out_fractions
 from coar_dist.config_checks import validate
@@ -63,6 +63,21 @@ def preset(name: str, *overrides: str) -> Config:
 
 def test_every_preset_is_tested() -> None:
     assert sorted(GIVEN) == EXPERIMENTS
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [("design.kind", "'halves'"), ("gradients.kind", "':f'"), ("evaluation.kind", "'f:'"), ("regression.backend", "5")],
+)
+def test_masks_and_solvers_from_a_file_need_leave(key: str, wrong: str) -> None:
+    composed = compose("config", ["experiment=digits", "run.dir=x", f"{key}=evil:function"])
+    validate(checked_config(composed, [f"{key}=evil:function"]))
+    with pytest.raises(ConfigError, match=rf"{key}='evil:function' runs code of the module 'evil', and stands in"):
+        checked_config(composed, [])
+    allowed = compose("config", ["experiment=digits", "run.dir=x", f"{key}=evil:function", "allow_code=[evil]"])
+    validate(checked_config(allowed, ["allow_code=[evil]"]))
+    with pytest.raises(ConfigError, match=rf"{key}={wrong}: must be one of .*, or module:function of your own"):
+        validate(preset("digits", f"{key}={wrong}"))
 
 
 EDITS = sorted(path.stem for path in (CONF / "edit").glob("*.yaml"))

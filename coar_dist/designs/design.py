@@ -8,6 +8,7 @@ streams for ever, unlike the methods of its ``Generator``. A user's own design i
 from __future__ import annotations
 
 import hashlib
+import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -247,7 +248,7 @@ def design_of(
 @cache
 def _own_rule(design: MaskDesign) -> Rule:
     """A user's own rule in this process, checked once: nodes may hold another version of the module."""
-    key = "kind"  # of which part of the configuration is not known here
+    key = f"on {platform.node()}, kind"  # of which part of the configuration is not known here
 
     def rule(_: MaskDesign, mask_id: int) -> NDArray[np.bool_]:
         return np.asarray(_own_masks(design, key, [mask_id])[0])

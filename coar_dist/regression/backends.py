@@ -222,8 +222,7 @@ def _own_weights(
         weights = np.asarray(function(*arguments), dtype=np.float64)
     except Exception as error:  # the user's own code may raise anything
         raise TaskError(f"{_KEY}={name!r} raises {type(error).__name__}: {error}") from error
-    factor = arguments[0]
-    expected = (factor.num_components, problem.cross.shape[1])
+    expected = (arguments[0].num_components, problem.cross.shape[1])
     if weights.shape != expected or not np.isfinite(weights).all():
         raise TaskError(
             f"{_KEY}={name!r} gives an array of shape {weights.shape}"

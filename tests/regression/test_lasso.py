@@ -7,7 +7,7 @@ from sklearn.linear_model import ElasticNet
 
 from coar_dist.errors import ConvergenceError
 from coar_dist.regression import lasso
-from coar_dist.regression.backends import LASSO_BACKENDS, LassoTarget
+from coar_dist.regression.backends import LASSO_BACKENDS, LassoTarget, lasso_weights, torch_lasso
 from coar_dist.regression.factor import factorise
 from coar_dist.regression.lasso import HeldOut, LassoProblem, choose_on_path, extremes_of, largest_alphas, problem_of
 from coar_dist.regression.statistics import MarginStatistics, gram, margin_statistics
@@ -40,7 +40,11 @@ def test_backends_reach_scikit_learn_s_minimum_on_the_masks(
     part, _ = lasso_problem(masks, margins)
     alphas = largest_alphas(part, l1_ratio) * torch.tensor([1.01, 0.5, 0.2, 0.05, 0.01])
     target = LassoTarget(part, alphas, l1_ratio, torch.zeros_like(part.cross), 1e-11)
-    weights = LASSO_BACKENDS[backend](factorise(gram(batches(masks), "cpu"), "cpu"), target)
+    factor = factorise(gram(batches(masks), "cpu"), "cpu")
+    weights = LASSO_BACKENDS[backend](factor, target)
+    if backend == "torch":  # a user's own goes the same way
+        own = lasso_weights(lambda factor, target: torch_lasso(factor, target).numpy(), factor, target)
+        assert torch.equal(own, weights)
     assert (weights[:, 0] == 0).all()
     reference = np.stack(
         [

@@ -1,13 +1,22 @@
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LinearRegression, Ridge, RidgeCV
 
-from coar_dist.errors import CoarWarning, ConfigError
+from coar_dist.errors import CoarWarning, ConfigError, TaskError
 from coar_dist.regression import factor as factor_module
-from coar_dist.regression.backends import RIDGE_BACKENDS, check_backend, choose_backend
+from coar_dist.regression.backends import (
+    RIDGE_BACKENDS,
+    check_backend,
+    choose_backend,
+    identity_of_backend,
+    ridge_weights,
+)
 from coar_dist.regression.factor import choose_solver, factorise, factorise_dual, warn_if_rank_deficient
 from coar_dist.regression.iterative import CentredMasks, IterativeRidge, trace_quadrature
 from coar_dist.regression.ridge import (
@@ -40,6 +49,40 @@ def test_backends_solve_the_same_ridge_as_scikit_learn_on_the_masks(backend: str
     reference = Ridge(alpha=penalties).fit(masks.astype(np.float64), margins.astype(np.float64))
     np.testing.assert_allclose(weights.T, reference.coef_, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(block.intercepts(design, weights), reference.intercept_, rtol=1e-6)
+
+
+def test_a_solver_of_ones_own_is_held_to_the_objective() -> None:
+    masks, margins = problem()
+    _, factor, _, part = projected(masks, margins)
+    penalties = np.array([0.01, 0.3, 2.0, 30.0, 500.0])
+    exact = solve(factor, part, penalties)
+
+    def says(*results: Any) -> Any:
+        return lambda factor, projected, penalties: results[0]
+
+    np.testing.assert_array_equal(ridge_weights(says(exact), factor, part, penalties), exact)
+    np.testing.assert_array_equal(ridge_weights("tests.regression.test_ridge:by_torch", factor, part, penalties), exact)
+    ridge_weights(says(exact * (1 + 1e-6)), factor, part, penalties)
+    with pytest.raises(TaskError, match=r"does not solve ridge: its sum of squares and penalty lies \S+ of the"):
+        ridge_weights(says(exact * np.array([1.0, 1.0, 1.0, 1.0, 1.5])), factor, part, penalties)
+    with pytest.raises(TaskError, match=r"of shape \(5, \d+\): must be finite weights \(\d+, 5\), components x"):
+        ridge_weights(says(exact.T), factor, part, penalties)
+    with pytest.raises(TaskError, match="that is not finite"):
+        ridge_weights(says(exact * np.nan), factor, part, penalties)
+    with pytest.raises(TaskError, match=r"ridge:solve' raises AttributeError: 'NoneType'"):
+        ridge_weights("coar_dist.regression.ridge:solve", None, part, penalties)  # type: ignore[arg-type]
+    for check in (lambda name: check_backend(name, "ridge"), lambda name: choose_backend(name, "ridge", "primal", 9)):
+        with pytest.raises(ConfigError, match=r"regression\.backend='nowhere:solve' cannot be imported"):
+            check("nowhere:solve")
+    with pytest.raises(ConfigError, match=r"by_torch' needs a factorisation"):
+        choose_backend(by_torch, "ridge", "iterative", 9)
+    assert identity_of_backend(by_torch) == identity_of_backend("tests.regression.test_ridge:by_torch")
+    assert re.fullmatch(r"tests\.regression\.test_ridge:by_torch sha256:[0-9a-f]{64}", identity_of_backend(by_torch))
+    assert identity_of_backend("torch") == "torch"
+
+
+def by_torch(factor: Any, projected: Any, penalties: Any) -> Any:
+    return solve(factor, projected, penalties)
 
 
 @pytest.mark.parametrize("backend", HERE)
