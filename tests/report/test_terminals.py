@@ -78,7 +78,7 @@ def test_elsewhere_there_are_plain_whole_lines(
     assert not set(text) & set("\x1b\r\b…")
     lines = text.splitlines()
     assert any(line.startswith("ablate: 2/3 masks, ") and line.endswith(" s left, 1 actors") for line in lines)
-    assert f"Run directory: {root}" in lines
+    assert f"Report: {root}/report/index.html, and its figures beside it as .png and .svg" in lines
     for name in small_run.directory.designs:
         assert any(line.split()[0] == name and "100.0%" in line for line in lines if line)
 

@@ -85,7 +85,7 @@ def history_of(run: RunDirectory) -> History:
                 plain = text.removeprefix(_YELLOW).removesuffix("[/yellow]")
                 found.warnings.append((at.strftime("%Y-%m-%d %H:%M:%S"), stage, plain))
             elif entry["logger"] == _SAID_BY and "actor" not in entry:
-                history.said = text
+                history.said = text.removesuffix(":")
     found.warnings = found.warnings[-_MAX_WARNINGS:]
     return found
 
