@@ -32,8 +32,9 @@ from coar_dist.stages import plan
 from coar_dist.store.rehearsal import Rehearsal
 from coar_dist.tasks.task import Task
 from tests.chaos import Slow
+from tests.commands import run_forked
 from tests.models import local_storage, small_task
-from tests.test_app import TINY, run
+from tests.test_app import TINY
 
 NUM_EXAMPLES, NUM_COMPONENTS = 7, 12
 
@@ -192,12 +193,12 @@ def test_the_trial_takes_over_a_run_s_own_engine_plan() -> None:
 
 
 def test_an_untrained_preset_is_planned_and_leaves_no_files(tmp_path: Path) -> None:
-    result = run(tmp_path, "stages=[plan]", *TINY, "regression.memory_gb=8")
+    result = run_forked(tmp_path, "stages=[plan]", *TINY, "regression.memory_gb=8")
     assert result.returncode == 0, result.stderr
     assert "the model is not trained yet" in result.stdout
     assert re.search(r"without gradients +120 +120 masks +2,400 ", result.stdout)
     assert list(tmp_path.iterdir()) == []
-    together = run(tmp_path, "stages=[plan,ablate]")
+    together = run_forked(tmp_path, "stages=[plan,ablate]")
     assert together.returncode == 1
     assert "plan estimates a run and starts none. Use it alone" in together.stderr
 
