@@ -71,7 +71,7 @@ def test_digits_in_an_object_store_killed_failing_and_again(
     first.communicate()
     object_store.lets_write.set()
 
-    object_store.fail_every, before = 7, object_store.num_failures
+    object_store.fail_every, before = 17, object_store.num_failures
     try:
         third = start(tmp_path, object_store.environment, f"run.dir={URL}", *SMALL)
         printed, errors = third.communicate(timeout=200)
