@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from rich.console import Console
 
 import coar_dist
-from coar_dist.config import EvaluationConfig
+from coar_dist.config import ClusterConfig, EvaluationConfig
 from coar_dist.store.run import Run
 from tests.chaos import files_of, run_small, without_ray
 from tests.models import small_task
@@ -23,6 +24,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device answers"))
+
+
+os.environ |= {"RAY_worker_niceness": "0"}  # else tests in the process beside take all of the actors' time
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +82,7 @@ def small_run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Ru
         stages=("ablate", "fit", "evaluate"),
         baselines=["leave_one_out"],
         evaluation=EvaluationConfig(num_masks=40, ablation_fractions=[0.2, 0.1], seed=7),
+        cluster=ClusterConfig(max_actors=2),
         console=Console(file=io.StringIO()),
     )
 

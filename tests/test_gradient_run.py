@@ -18,6 +18,7 @@ from coar_dist.config import (
     PILOT_GRADIENT_MASKS,
     PILOT_MASKS,
     AblationConfig,
+    ClusterConfig,
     Config,
     DesignConfig,
     EvaluationConfig,
@@ -136,6 +137,7 @@ def test_attribute_spends_a_budget(ray_cluster: None, tmp_path: Path, quiet: Con
         num_masks=20,
         num_gradient_masks=10,
         ablation_fraction=0.2,
+        cluster=ClusterConfig(max_actors=1),
         console=quiet,
     )
     assert run.directory.design("gradients").num_masks >= 10

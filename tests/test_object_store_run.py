@@ -15,6 +15,7 @@ import s3fs
 
 import coar_dist
 from tests.chaos import files_of
+from tests.commands import run_forked
 from tests.object_store import BUCKET, ObjectStore
 
 URL = f"s3://{BUCKET}/runs/digits"
@@ -22,7 +23,10 @@ SMALL = [
     "train.epochs=4",
     "train.minimum_accuracy=0",
     "task.examples.arguments.num_examples=40",
+    "task.model.arguments.width=4",
+    "task.model.arguments.num_blocks=1",
     "design.num_masks=300",
+    "gradients.num_masks=20",
     "evaluation.num_masks=40",
     "evaluation.ablation_fractions=[0.05]",
     "evaluation.curve_shares=[]",
@@ -67,7 +71,7 @@ def test_digits_in_an_object_store_killed_failing_and_again(
     first.communicate()
     object_store.lets_write.set()
 
-    object_store.fail_every, before = 7, object_store.num_failures
+    object_store.fail_every, before = 17, object_store.num_failures
     try:
         third = start(tmp_path, object_store.environment, f"run.dir={URL}", *SMALL)
         printed, errors = third.communicate(timeout=200)
@@ -78,9 +82,8 @@ def test_digits_in_an_object_store_killed_failing_and_again(
     assert "Run directory: " + URL in printed
     assert " 0 masks were there already" not in printed
 
-    local = start(tmp_path, {}, "run.dir=local", *SMALL)
-    _, errors = local.communicate(timeout=200)
-    assert local.returncode == 0, errors
+    local = run_forked(tmp_path, "run.dir=local", *SMALL)
+    assert local.returncode == 0, local.stderr
     files.get(f"{URL}/", str(tmp_path / "copy"), recursive=True)
     assert files_of(tmp_path / "copy") == files_of(tmp_path / "local")
     stored = b"".join(path.read_bytes() for path in (tmp_path / "copy").rglob("*") if path.is_file())
@@ -89,7 +92,6 @@ def test_digits_in_an_object_store_killed_failing_and_again(
     run = coar_dist.open_run(URL)
     assert run.weights([0, 39]).shape == (2, run.components.num_components)
     assert pq.read_schema(tmp_path / "copy" / "examples.parquet").names[0] == "example_id"
-    inspect = start(tmp_path, object_store.environment, "inspect", f"run.dir={URL}")
-    printed, errors = inspect.communicate(timeout=60)
-    assert inspect.returncode == 0, errors
-    assert "No process writes to it." in printed
+    inspected = run_forked(tmp_path, "inspect", f"run.dir={URL}")
+    assert inspected.returncode == 0, inspected.stderr
+    assert "No process writes to it." in inspected.stdout

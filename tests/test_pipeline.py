@@ -42,6 +42,7 @@ def attribute_small(run_dir: Path, **changes: object) -> Run:
         "ablation_fraction": 0.2,
         "console": Console(file=io.StringIO()),
         "ablation": AblationConfig(masks_per_shard=8, mode="weights", rows_per_forward=7, compile=False),
+        "cluster": ClusterConfig(max_actors=1),
     }
     return coar_dist.attribute(
         task.model,

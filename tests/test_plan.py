@@ -31,9 +31,10 @@ from coar_dist.pipeline import run_stages
 from coar_dist.stages import plan
 from coar_dist.store.rehearsal import Rehearsal
 from coar_dist.tasks.task import Task
-from tests.chaos import Slow
+from tests.chaos import Slow, without_ray
+from tests.commands import run_forked
 from tests.models import local_storage, small_task
-from tests.test_app import TINY, run
+from tests.test_app import TINY
 
 NUM_EXAMPLES, NUM_COMPONENTS = 7, 12
 
@@ -119,7 +120,8 @@ def test_the_bytes_are_those_of_the_shards(ray_cluster: None, tmp_path: Path, mo
     larger = AblationConfig(masks_per_shard=300, mode="weights", rows_per_forward=7, compile=False)
     changes: dict[str, object] = {"ablation": larger, "design": DesignConfig(num_masks=1200, ablation_fraction=0.2)}
     estimate, _ = planned(config_of(tmp_path / "run", **changes), monkeypatch)
-    run_stages(config_of(tmp_path / "run", ("ablate",), **changes), Console(file=io.StringIO()), small_task())
+    with without_ray():
+        run_stages(config_of(tmp_path / "run", ("ablate",), **changes), Console(file=io.StringIO()), small_task())
     shards = list((tmp_path / "run").glob("*/**/0*.parquet"))
     written = {
         folder: sum(path.stat().st_size for path in shards if folder in str(path))
@@ -139,7 +141,8 @@ def test_only_what_is_missing_counts_and_nothing_is_touched(
 ) -> None:
     quiet = Console(file=io.StringIO())
     folder = tmp_path / "run"
-    run_stages(config_of(folder, ("ablate",)), quiet, small_task())
+    with without_ray():
+        run_stages(config_of(folder, ("ablate",)), quiet, small_task())
     output = io.StringIO()
     run_stages(config_of(folder), Console(file=output, width=200), small_task())
     assert f"nothing is missing in {folder}" in output.getvalue()
@@ -174,7 +177,8 @@ def test_a_budget_counts_beyond_its_pilot(ray_cluster: None, tmp_path: Path, mon
 def test_a_budget_that_is_spent_leaves_nothing(ray_cluster: None, tmp_path: Path) -> None:
     changes: dict[str, object] = {"budget": 150.0, "baselines": []}
     quiet, output = Console(file=io.StringIO()), io.StringIO()
-    run_stages(config_of(tmp_path / "run", ("ablate",), **changes), quiet, small_task())
+    with without_ray():
+        run_stages(config_of(tmp_path / "run", ("ablate",), **changes), quiet, small_task())
     run_stages(config_of(tmp_path / "run", **changes), Console(file=output, width=200), small_task())
     assert "nothing is missing" in output.getvalue()
 
@@ -192,12 +196,12 @@ def test_the_trial_takes_over_a_run_s_own_engine_plan() -> None:
 
 
 def test_an_untrained_preset_is_planned_and_leaves_no_files(tmp_path: Path) -> None:
-    result = run(tmp_path, "stages=[plan]", *TINY, "regression.memory_gb=8")
+    result = run_forked(tmp_path, "stages=[plan]", *TINY, "regression.memory_gb=8")
     assert result.returncode == 0, result.stderr
     assert "the model is not trained yet" in result.stdout
     assert re.search(r"without gradients +120 +120 masks +2,400 ", result.stdout)
     assert list(tmp_path.iterdir()) == []
-    together = run(tmp_path, "stages=[plan,ablate]")
+    together = run_forked(tmp_path, "stages=[plan,ablate]")
     assert together.returncode == 1
     assert "plan estimates a run and starts none. Use it alone" in together.stderr
 

@@ -26,13 +26,14 @@ SMALL = [
     "train.epochs=1",
     "train.minimum_accuracy=0",
     "task.examples.arguments.num_examples=40",
-    "design.num_masks=4000",
+    "design.num_masks=20000",
     "gradients.num_masks=0",
     "baselines=[]",
     "evaluation.num_masks=16",
     "evaluation.ablation_fractions=[0.05]",
     "ablation.masks_per_shard=8",
     "ablation.mode=weights",
+    "ablation.compile=false",
     "ablation.rows_per_forward=40",
 ]
 HOST = "127.0.0.1"
@@ -93,6 +94,7 @@ def cluster() -> Iterator[Cluster]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "OMP_NUM_THREADS": "1",
+        "RAY_worker_niceness": "0",
         "COLUMNS": "120",
     }
     port, dashboard, *others = free_ports(5)
@@ -136,8 +138,6 @@ def test_job_is_stopped_and_another_goes_on(cluster: Cluster, repository: Path, 
     started = time.monotonic()
     submit = ["submit", "--no-wait", "--submission-id", "first", "--working-dir", str(repository)]
     cluster.job(*submit, "--", *command)
-    while "Status for job 'first': RUNNING" not in cluster.job("status", "first"):
-        assert time.monotonic() < started + 60, cluster.job("logs", "first")
     while not list((run / "margins" / "train").glob("*.parquet")):
         assert time.monotonic() < started + 120, cluster.job("logs", "first")
         time.sleep(0.1)
@@ -154,7 +154,8 @@ def test_job_is_stopped_and_another_goes_on(cluster: Cluster, repository: Path, 
     shutil.copytree(repository / "conf", installed / "coar_dist" / "conf")
     variables = json.dumps({"env_vars": {"PYTHONPATH": str(installed)}})
     printed = cluster.job(
-        "submit", "--submission-id", "second", "--runtime-env-json", variables, "--", *command, "cluster=existing"
+        *("submit", "--submission-id", "second", "--runtime-env-json", variables, "--"),
+        *(*command, "design.num_masks=400", "cluster=existing"),
     )
     there = re.search(r"; ([\d,]+) masks were there already\.", printed)
     assert there is not None, printed

@@ -23,10 +23,14 @@ def main(folder: Path) -> None:
     class WatchedSchedule(Schedule):
         def lost(self, actor: str, cause: str, node_died: bool) -> None:
             losses.append(node_died)
+            (folder / "lost").touch()
             super().lost(actor, cause, node_died)
 
     driver.Schedule = WatchedSchedule  # type: ignore[misc]
     killed = False
+
+    def work(_start: int) -> None:
+        time.sleep(0.02 if (folder / "lost").exists() else 0.2)
 
     def on_progress(done: int, actors: int) -> None:
         nonlocal killed
@@ -36,9 +40,7 @@ def main(folder: Path) -> None:
             killed = True
             cluster.remove_node(nodes[0], allow_graceful=False)
 
-    driven = drive(
-        folder, lambda start: time.sleep(0.1), num_masks=400, on_progress=on_progress, max_actors=None, max_attempts=1
-    )
+    driven = drive(folder, work, num_masks=400, on_progress=on_progress, max_actors=None, max_attempts=1)
     counts = [actors for _, actors in driven.progress]
     assert counts[0] <= 1
     assert max(counts) == 3, counts

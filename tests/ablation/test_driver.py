@@ -51,7 +51,7 @@ def test_all_ranges_are_computed_and_the_plan_is_chosen_once(tmp_path: Path) -> 
 
 
 def test_unablated_outputs_that_are_missing_are_computed_with_the_plan_of_the_run(tmp_path: Path) -> None:
-    driven = drive(tmp_path, needs_unablated=True)
+    driven = drive(tmp_path, needs_unablated=True, max_actors=1)
     assert [start.plan for start in driven.starts] == [PLAN]
     assert driven.store.missing() == []
 
@@ -71,7 +71,7 @@ def test_an_actor_that_dies_while_it_starts_hands_the_duty_on(tmp_path: Path) ->
 
 
 def test_actors_may_keep_dying_while_there_is_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "Schedule", partial(Schedule, max_losses=1))  # and 2 for each of 2 actors
+    monkeypatch.setattr(driver, "Schedule", partial(Schedule, max_losses=1))  # and 2 for the one actor
     deaths = tmp_path / "deaths"
     deaths.mkdir()
 
@@ -79,8 +79,8 @@ def test_actors_may_keep_dying_while_there_is_progress(tmp_path: Path, monkeypat
         if only_once(deaths / str(start)):
             die()
 
-    assert drive(tmp_path, die_at_every_range_once).store.missing() == []
-    assert len(list(deaths.iterdir())) == 8
+    assert drive(tmp_path, die_at_every_range_once, num_masks=20, max_actors=1).store.missing() == []
+    assert len(list(deaths.iterdir())) == 5
 
 
 def test_a_range_that_kills_every_actor_is_named_when_all_others_are_done(
@@ -110,7 +110,7 @@ def test_a_disk_that_fails_for_a_moment_costs_nothing_and_one_that_fails_for_goo
         if start == 8 and only_once(tmp_path / "full"):
             raise StorageError("a.parquet cannot be written: No space left on device.")
 
-    assert drive(tmp_path / "once", full_once).store.missing() == []
+    assert drive(tmp_path / "once", full_once, max_actors=1).store.missing() == []
 
     def full(start: int) -> None:
         raise StorageError("a.parquet cannot be written: No space left on device.")
@@ -139,7 +139,7 @@ def test_a_passing_fault_is_tried_again(tmp_path: Path) -> None:
         if only_once(flag):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    assert drive(tmp_path, fail_once).store.missing() == []
+    assert drive(tmp_path, fail_once, max_actors=1).store.missing() == []
 
 
 def test_a_lasting_fault_names_the_range_the_nodes_and_keeps_the_traceback(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_the_users_own_errors_fail_fast(tmp_path: Path) -> None:
         raise ValueError("this model needs 3 channels")
 
     with pytest.raises(TaskError, match=r"masks \d+.*ValueError: this model needs 3 channels"):
-        drive(tmp_path, fail)
+        drive(tmp_path, fail, max_actors=1)
 
 
 def test_nan_margins_stop_the_run_by_name(tmp_path: Path) -> None:
@@ -179,9 +179,9 @@ def test_nan_margins_stop_the_run_by_name(tmp_path: Path) -> None:
         return torch.where(torch.arange(len(targets)) == 2, float("nan"), 1.0) * outputs[:, 0]
 
     with pytest.raises(NonFiniteMarginError, match=r"margin of example 2 under mask \d+ is nan"):
-        drive(tmp_path, output=nan_at_two)
+        drive(tmp_path, output=nan_at_two, max_actors=1)
     with pytest.raises(NonFiniteMarginError, match="unablated model's margins of 1 examples"):
-        drive(tmp_path, output=nan_at_two, plan=None)
+        drive(tmp_path, output=nan_at_two, plan=None, max_actors=1)
 
 
 def test_a_node_that_writes_elsewhere_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +189,7 @@ def test_a_node_that_writes_elsewhere_is_an_error(tmp_path: Path, monkeypatch: p
     with pytest.raises(
         StorageError, match=rf"node {re.escape(socket.gethostname())} computed masks.*{tmp_path}.*s3://"
     ):
-        drive(tmp_path, is_shared=False)
+        drive(tmp_path, is_shared=False, max_actors=1)
 
 
 def test_what_on_wait_raises_ends_the_run(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_what_on_wait_raises_ends_the_run(tmp_path: Path) -> None:
             raise LookupError("somebody else writes to this run")
 
     with pytest.raises(LookupError, match="somebody else"):
-        drive(tmp_path, lambda start: time.sleep(30), on_wait=stop)
+        drive(tmp_path, lambda start: time.sleep(30), on_wait=stop, max_actors=1)
     assert max(np.diff(calls)) <= 1.0
 
 
@@ -215,7 +215,7 @@ def test_resources_that_the_cluster_does_not_have_are_an_error_in_time(tmp_path:
 
 def test_fewer_than_min_actors_are_an_error_in_time(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=r"only 1 actors started within .*min_actors=2: 2 actors with 3 CPU each"):
-        drive(tmp_path, lambda start: time.sleep(30), min_actors=2, cpus_per_actor=3, start_timeout_s=8.0)
+        drive(tmp_path, lambda start: time.sleep(30), min_actors=2, cpus_per_actor=3, start_timeout_s=12.0)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_a_node_that_does_not_see_the_run_directory_is_an_error_before_any_work(
     with pytest.raises(ClusterError, match=rf"node {re.escape(socket.gethostname())} does not see {tmp_path}/else"):
         actor.require_visible(elsewhere)
     with pytest.raises(ClusterError, match=r"does not see .*/elsewhere/run\.json, .*s3://"):
-        drive(tmp_path, unseen=elsewhere)
+        drive(tmp_path, unseen=elsewhere, max_actors=1)
     assert not list((tmp_path / "run" / "margins").rglob("*.parquet"))
 
 

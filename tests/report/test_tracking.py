@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 import coar_dist
-from coar_dist.config import AblationConfig, Config, EvaluationConfig, RunConfig
+from coar_dist.config import AblationConfig, ClusterConfig, Config, EvaluationConfig, RunConfig
 from coar_dist.errors import ConfigError
 from coar_dist.pipeline import run_stages
 from coar_dist.report import tracking
@@ -41,6 +41,7 @@ def tracked_run(run_dir: Path, tracker: str, num_masks: int = NUM_MASKS) -> Run:
         evaluation=EvaluationConfig(num_masks=NUM_HELD_OUT, ablation_fractions=[0.2], seed=7, curve_shares=[]),
         ablation=AblationConfig(masks_per_shard=20, mode="weights", rows_per_forward=7, compile=False),
         tracking=[tracker],
+        cluster=ClusterConfig(max_actors=1),
         console=Console(file=io.StringIO()),
     )
 

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 import coar_dist
-from coar_dist.config import AblationConfig, ExamplesConfig, SubsetConfig
+from coar_dist.config import AblationConfig, ClusterConfig, ExamplesConfig, SubsetConfig
 from coar_dist.errors import MissingWorkError, TaskError
 from coar_dist.store.run import Run
 from coar_dist.tasks.build import build_examples
@@ -84,6 +84,7 @@ def attribute(run_dir: Path, columns: dict[str, Any] | None, **changes: Any) -> 
         num_masks=16,
         ablation_fraction=0.2,
         ablation=AblationConfig(mode="weights", rows_per_forward=7, compile=False),
+        cluster=ClusterConfig(max_actors=1),
         console=Console(file=output, width=200),
         **changes,
     )
