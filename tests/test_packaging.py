@@ -18,7 +18,7 @@ import yaml
 import coar_dist
 
 REPOSITORY = Path(__file__).parents[1]
-FOLDERS = (".ci", "coar_dist", "conf", "deploy", "docker", "tests")
+FOLDERS = (".ci", ".readme", "coar_dist", "conf", "deploy", "docker", "tests")
 FILES = ("CHANGELOG.md", "CITATION.cff", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml")
 FILES += (".dockerignore", ".gitignore", ".rayignore")
 STRAYS = ("runs/x/run.json", "coar_dist/__pycache__/x.cpython-311.pyc", "tests/__pycache__/x.pyc", "conf/x.pyc", "x.pt")
@@ -72,8 +72,19 @@ def names_in(wheel: Path) -> set[str]:
 
 def test_an_index_would_take_them(built: Distributions) -> None:
     run(sys.executable, "-m", "twine", "check", "--strict", built.sdist, built.wheel, cwd=built.tree)
-    for link in re.findall(r"\]\(([^)\s]+)", (REPOSITORY / "README.md").read_text()):
-        assert link.startswith(("https://", "#")), f"README.md: {link} leads nowhere on the page of an index"
+
+
+def test_links_of_the_readme_lead_to_what_a_source_distribution_has(built: Distributions) -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert len(links) > 10
+    headings = {
+        re.sub(r"[^\w -]", "", line).strip().lower().replace(" ", "-") for line in re.findall("^#+(.*)", text, re.M)
+    }
+    for link in links:
+        file, _, heading = link.partition("#")
+        assert not file or (built.tree / file).is_file(), link
+        assert file or heading in headings, link
 
 
 def test_source_distribution_holds_the_repository(built: Distributions) -> None:

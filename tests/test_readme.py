@@ -1,4 +1,4 @@
-"""The README's own text: its Python runs, its commands and configurations compose, what it names is there."""
+"""The READMEs' own text: its Python runs, its commands and configurations compose, what it names is there."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ from tests.chaos import without_ray
 from tests.models import small_task
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-README = (REPOSITORY / "README.md").read_text()
+README = "\n".join(
+    (REPOSITORY / folder / "README.md").read_text() for folder in ("", "deploy", "docker", "tests/benchmarks")
+)
 OWN_CONFIGURATION = "# @package _global_\n"
 
 
