@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ STYLE: Any = {
     "grid.alpha": 0.3,
     "grid.color": _FAINT,
     "legend.frameon": False,
+    "text.parse_math": False,  # names and texts are shown as they are
     "svg.hashsalt": "coar_dist",  # the same run gives the same bytes
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
 }
@@ -222,8 +224,7 @@ def draw_predictions(shown: Sequence[ShownExample], method: str) -> Figure:
                 inset.imshow(imread(io.BytesIO(example.image)), cmap="gray")
                 inset.set_axis_off()
             elif example.excerpt is not None:
-                text = " ".join(example.excerpt[:_EXCERPT].split()).replace("$", r"\$")
-                axes.set_xlabel(text, fontsize=6.5, wrap=True)
+                axes.set_xlabel(textwrap.fill(example.excerpt[:_EXCERPT], 45), fontsize=6.5)
         figure.supxlabel(f"margin as {method} predicts it", fontsize=9)
         figure.supylabel("true margin", fontsize=9)
     return figure

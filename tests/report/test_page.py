@@ -25,7 +25,7 @@ from tests.models import local_storage
 from tests.report.browser import chromium, show
 from tests.report.synthetic import synthetic_run
 
-HOSTILE = "</script><img src=x onerror=alert(1)>$x"
+HOSTILE = "</script><img src=x onerror=alert(1)>$\\x$"
 
 
 def reported(root: Path, *arguments: Any, **options: Any) -> Run:
