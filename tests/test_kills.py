@@ -10,7 +10,14 @@ import pytest
 from tests.chaos import files_of, kill_until_done
 
 
-@pytest.mark.parametrize(("victims", "max_actors", "num_kills"), [("driver", 3, 2), ("actor", 2, 3), ("node", 2, 1)])
+@pytest.mark.parametrize(
+    ("victims", "max_actors", "num_kills"),
+    [
+        ("actor", 2, 2),
+        pytest.param("driver", 3, 2, marks=pytest.mark.slow),  # one is killed in test_object_store_run.py, too
+        pytest.param("node", 2, 1, marks=pytest.mark.slow),  # and a node in ablation/test_driver.py
+    ],
+)
 def test_killed_at_random_moments_and_run_again(
     whole: dict[str, bytes], tmp_path: Path, victims: str, max_actors: int, num_kills: int
 ) -> None:

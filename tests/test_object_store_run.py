@@ -79,7 +79,7 @@ def test_digits_in_an_object_store_killed_failing_and_again(
         object_store.fail_every = 0
     assert third.returncode == 0, errors
     assert object_store.num_failures > before + 10
-    assert "Run directory: " + URL in printed
+    assert f"Report: {URL}/report/index.html" in printed
     assert " 0 masks were there already" not in printed
 
     local = run_forked(tmp_path, "run.dir=local", *SMALL)

@@ -24,7 +24,7 @@ _GROUPS_SHOWN = 8
 def in_words(edit: Edit) -> str:
     """What was asked for and by which criterion the components were chosen, in one or two sentences."""
     numbers = f"{len(edit.targets):,} targets, keep those of {len(edit.references):,} others"
-    text = f"{edit.direction.capitalize()} the outputs of {numbers}."
+    text = f"{edit.direction} the outputs of {numbers}."
     if edit.each is not None:
         how = f"One edit for each target, chosen to make {edit.criterion}; costs are of accuracy on other examples."
     elif edit.component_ids:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import io
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -37,6 +39,8 @@ STYLE: Any = {
     "grid.color": _FAINT,
     "legend.frameon": False,
     "text.parse_math": False,  # names and texts are shown as they are
+    "axes.facecolor": "none",
+    "svg.fonttype": "none",
     "svg.hashsalt": "coar_dist",  # the same run gives the same bytes
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
 }
@@ -44,39 +48,45 @@ _MAX_LAYERS_NAMED = 60
 _EXCERPT = 90
 
 
-def save_figure(storage: Storage, name: str, figure: Figure) -> list[str]:
-    """Write a figure as ``<name>.png`` and ``<name>.svg``; gives the files' names.
+def save_figure(storage: Storage, name: str, figure: Figure) -> str:
+    """Write a figure as ``<name>.png`` and ``<name>.svg``.
+
+    Returns:
+        What the second one holds.
 
     Raises:
         StorageError: they cannot be written.
     """
-    names = []
+    svg, png = svg_of(figure), io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        for kind in ("png", "svg"):
-            content = io.BytesIO()
-            figure.savefig(content, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
-            figure.set_layout_engine("none")  # what the first drawing has laid out stays where it is
-            storage.write(f"{name}.{kind}", content.getvalue())
-            names.append(f"{name}.{kind}")
-    return names
+        figure.set_layout_engine("none")  # what the first drawing has laid out stays where it is
+        figure.savefig(png, format="png", dpi=200)
+    storage.write(f"{name}.png", png.getvalue())
+    storage.write(f"{name}.svg", svg.encode())
+    return svg
 
 
-def inline_svg(figure: Figure, title: str) -> str:
-    """A figure as an ``<svg>`` element for a page: transparent, in the page's own ink, font, ``--blue`` and ``--red``.
+def svg_of(figure: Figure) -> str:
+    """A figure as an SVG file, its text as text."""
+    content = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    return content.getvalue()
+
+
+def inline_svg(svg: str, title: str) -> str:
+    """An SVG file of ``svg_of`` as an element of a page: no background, in the page's ink, ``--blue`` and ``--red``.
 
     Args:
-        figure: drawn in ``STYLE``.
+        svg: the file.
         title: what a screen reader says of it.
     """
-    content = io.StringIO()
-    with matplotlib.rc_context({**STYLE, "svg.fonttype": "none", "svg.hashsalt": f"coar_dist {title}"}):
-        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Title": title})
-    svg = content.getvalue()
     svg = svg[svg.index("<svg") :]
-    for colour, of_page in ((_INK, "currentColor"), (COLOURS[0], "var(--blue)"), (COLOURS[1], "var(--red)")):
+    own = {"#ffffff": "none", _INK: "currentColor", COLOURS[0]: "var(--blue)", COLOURS[1]: "var(--red)"}
+    for colour, of_page in own.items():
         svg = svg.replace(colour, of_page)
-    width = figure.get_size_inches()[0] * 96
-    return svg.replace("<svg ", f'<svg role="img" style="width:{width:.0f}px" ', 1)
+    shown = f'role="img" aria-label="{html.escape(title)}"'
+    return re.sub(r'width="([\d.]+)pt" height="[\d.]+pt"', rf'{shown} style="width:\1pt"', svg, count=1)
 
 
 class ShownFigure(Figure):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from coar_dist.errors import StorageError
-from coar_dist.report.page.render import write_page
+from coar_dist.report.page.render import PAGE, write_page
 from coar_dist.report.summary import summarise
 from coar_dist.report.terminal import print_report
 from coar_dist.store.run_directory import RunDirectory
@@ -25,8 +25,8 @@ def report_stage(run: RunDirectory, console: Console) -> None:
         console.print(text, soft_wrap=True, highlight=False)
 
     try:
-        page, *_ = write_page(run, summary)
-        say(f"Report: {run.storage.where(page)}, and its figures beside it as .png and .svg")
+        write_page(run, summary)
+        say(f"Report: {run.storage.where(PAGE)}, and its figures beside it as .png and .svg")
     except StorageError as error:  # a run directory that others own can still be read
         say(f"[yellow]No report page: {error}[/yellow]")
     say(f"Next, in Python: run = coar_dist.open_run({run.storage.location!r}); run.weights(example_ids=[0])")

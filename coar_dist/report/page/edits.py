@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from coar_dist.editing.edit import Edit, load_edit
 from coar_dist.report.edits import draw_edit_curves, each_rows, in_words, selection_rows
-from coar_dist.report.figures import inline_svg
+from coar_dist.report.figures import inline_svg, svg_of
 from coar_dist.store.edits import EDITS, EditStore, edit_names
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.storage import storage_at
@@ -79,7 +79,7 @@ def _shown(edit: Edit, folder: str) -> ShownEdit:
         in_words(edit),
         ["mean output" if metric == "output" else metric for metric in metrics],
         measured,
-        inline_svg(draw_edit_curves(edit, curve), f"{edit.metric} by number of ablated components"),
+        inline_svg(svg_of(draw_edit_curves(edit, curve)), f"{edit.metric} by number of ablated components"),
         columns,
         rows,
         [edit.components.name_of(component) for component in edit.component_ids],

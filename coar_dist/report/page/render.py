@@ -50,15 +50,12 @@ class _LayerRow:
     against_even: float
 
 
-def write_page(run: RunDirectory, summary: Summary) -> list[str]:
+def write_page(run: RunDirectory, summary: Summary) -> None:
     """Write ``report/index.html``, and its figures beside it as ``.png`` and ``.svg``.
 
     Args:
         run: evaluated.
         summary: of the run.
-
-    Returns:
-        The files' names, the page first.
 
     Raises:
         StorageError: they cannot be written.
@@ -66,12 +63,11 @@ def write_page(run: RunDirectory, summary: Summary) -> list[str]:
     """
     examples = gather_examples(run, summary)
     figures = _figures(summary, examples)
-    names = [
-        name for key, (figure, _) in figures.items() for name in save_figure(run.storage, f"{FOLDER}/{key}", figure)
-    ]
-    inline = {key: inline_svg(figure, title) for key, (figure, title) in figures.items()}
+    inline = {
+        key: inline_svg(save_figure(run.storage, f"{FOLDER}/{key}", figure), title)
+        for key, (figure, title) in figures.items()
+    }
     run.storage.write(PAGE, _rendered(run, summary, examples, inline).encode())
-    return [PAGE, *names]
 
 
 def _figures(summary: Summary, examples: ShownExamples) -> dict[str, tuple[Figure, str]]:
