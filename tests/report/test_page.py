@@ -131,6 +131,13 @@ def test_findings_name_examples_that_never_change(images: Run, texts: Run) -> No
     assert first["weights"] == []
 
 
+def test_a_run_in_which_nothing_ever_changes_has_a_page(tmp_path: Path) -> None:
+    text = page_of(reported(tmp_path / "run", 6, num_constant=6)).read_text()
+    assert "All weights are 0." in text
+    assert "the margins of 6 examples (0, 1, 2, 3, 4, 5) never change" in text
+    assert ">undefined<" in text
+
+
 def test_damaged_files_of_earlier_are_counted(tmp_path: Path) -> None:
     run = synthetic_run(tmp_path / "run", 10)
     run.storage.write("margins/train/0000000000-0000000010.parquet.damaged", b"x")

@@ -110,7 +110,7 @@ def _rendered(run: RunDirectory, summary: Summary, examples: ShownExamples, figu
         figures=figures,
         forecasts=[forecast_in_words(curve, run.num_examples) for curve in summary.curves],
         layers=layers,
-        largest_share=max((row.share for row in layers), default=1.0) or 1.0,
+        largest_share=max((row.share for row in layers), default=1.0),
         examples=examples,
         edits=_edits(run),
         findings=_findings(run, summary, history),
@@ -152,6 +152,9 @@ def _tiles(run: RunDirectory, summary: Summary, history: History) -> list[tuple[
 
 
 def _layer_rows(layers: LayerShares) -> list[_LayerRow]:
+    """None where all weights of all examples are 0."""
+    if not np.isfinite(layers.shares).all():
+        return []
     columns = zip(layers.parameters, layers.num_components, layers.shares, layers.even_shares, strict=True)
     return [_LayerRow(name, int(num), float(share), float(share / even)) for name, num, share, even in columns]
 
