@@ -17,12 +17,8 @@ from tests.chaos import files_of, run_small, without_ray
 from tests.models import small_task
 from tests.object_store import BUCKET, ObjectStore
 
-_LONG = ("test_driver", "test_app", "test_object_store_run", "test_ray_jobs", "test_kills", "test_metrics", "test_plan")
-"""Files that take long: first, so that no process is left alone with one in the end."""
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: _LONG.index(item.path.stem) if item.path.stem in _LONG else len(_LONG))
     if torch.cuda.is_available():
         return
     for item in items:
@@ -30,10 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no CUDA device answers"))
 
 
-os.environ |= {
-    "RAY_worker_niceness": "0",  # else tests in the process beside take all of the actors' time
-    "RAY_prestart_worker_first_driver": "0",  # no workers that nobody asked for
-}
+os.environ |= {"RAY_prestart_worker_first_driver": "0"}  # no workers that nobody asked for
 
 
 @pytest.fixture(scope="session")

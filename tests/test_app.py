@@ -113,7 +113,6 @@ def test_from_nothing_to_a_report_killed_half_way_and_again(tmp_path: Path) -> N
         (["experiment=cifar10_resnet20"], "task.examples.arguments.path must be set"),
         (["experiment=cifar10_resnet20", "task.examples.arguments.path=x"], "task.model.checkpoint must be set"),
         (["stages=[fit]", "run.dir=nothing"], "nothing is not a run directory"),
-        (["cluster.cpus_per_actor=999", *TINY], "need 999 CPU"),
         (["regression.backend=cuml"], "regression.backend='cuml' cannot run here"),
         (["run.dir=az://bucket/x"], "object stores are s3://, gs://"),
         (["+task.model.arguments.hf_token=abc"], "task.model.arguments.hf_token looks like a credential"),

@@ -11,7 +11,7 @@ import pytest
 
 from tests.chaos import damage_and_mend, files_of, run_small, without_ray
 
-NUM_CASES = 30
+NUM_CASES = 16
 
 
 @pytest.fixture(scope="module")

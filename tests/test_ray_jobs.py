@@ -161,7 +161,7 @@ def test_job_is_stopped_and_another_goes_on(cluster: Cluster, repository: Path, 
     assert there is not None, printed
     assert int(there[1].replace(",", "")) >= 8
     assert re.search(r"on the Ray cluster at \S+, 2 nodes with 2 CPU and 0 GPU\.", printed)
-    assert "fit  coar of 40 examples" in printed
+    assert "fit  attributions of 40 examples" in printed
     assert "Job 'second' succeeded" in printed
 
 

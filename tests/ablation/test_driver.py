@@ -79,8 +79,8 @@ def test_actors_may_keep_dying_while_there_is_progress(tmp_path: Path, monkeypat
         if only_once(deaths / str(start)):
             die()
 
-    assert drive(tmp_path, die_at_every_range_once, num_masks=20, max_actors=1).store.missing() == []
-    assert len(list(deaths.iterdir())) == 5
+    assert drive(tmp_path, die_at_every_range_once, num_masks=12, max_actors=1).store.missing() == []
+    assert len(list(deaths.iterdir())) == 3
 
 
 def test_a_range_that_kills_every_actor_is_named_when_all_others_are_done(

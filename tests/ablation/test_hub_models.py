@@ -68,7 +68,7 @@ def test_the_image_tower_of_clip(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("name", ["gpt2", "vit"])
+@pytest.mark.parametrize("name", ["gpt2", pytest.param("vit", marks=pytest.mark.slow)])
 def test_a_whole_run(name: str, tmp_path: Path, quiet: Console) -> None:
     """Model and examples travel to actors; attributions come back."""
     task, selector = tiny_task(name)

@@ -1,4 +1,4 @@
-"""The benchmarks start and end; what they measure is for a quiet machine."""
+"""The benchmarks start and end; what they measure is for a quiet machine. Those that take long are run by -m slow."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def test_ablation_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert "Exactness: margins of standard deviation" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_alternatives_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """It ends if margins are not the truth: of hooks on convolutions and on GPT-2, and of Captum."""
     sizes = ["--many", "3", "2", "--few", "2", "4", "--single", "2", "--layers", "1", "--rows", "4", "--rounds", "1"]
@@ -53,6 +54,7 @@ def test_scale_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     assert "Resume from 29 shards" in printed
 
 
+@pytest.mark.slow
 def test_chaos_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.argv", ["chaos", "--kills", "0", "--cases", "3"])
     chaos.main()
@@ -69,6 +71,7 @@ def test_estimators_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         assert part in printed
 
 
+@pytest.mark.slow
 def test_cluster_benchmark(repository: Path) -> None:
     """In a process of its own: it starts clusters."""
     command = [
@@ -103,6 +106,7 @@ runpy.run_module("tests.benchmarks.gpu", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_gpu_command_smoke(tmp_path: Path) -> None:
     """Every section, tiny, on the CPU, in a process without what the command does not need: Ray runs elsewhere."""
     absent = ["ray", "hydra", "omegaconf", "cuml", "cupy", "transformers", "rich", "sklearn", "matplotlib", "PIL"]

@@ -42,6 +42,7 @@ def _hydra(repository: Path) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_a_backdoor_is_weakened(tmp_path: Path) -> None:
     config = typed_config(compose("config", ["experiment=digits_backdoor", f"run.dir={tmp_path}", *SMALL]))
     with without_ray():
