@@ -4,18 +4,54 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 import torch
 from rich.console import Console
+from xdist.scheduler import LoadScopeScheduling
 
 import coar_dist
-from coar_dist.config import ClusterConfig, EvaluationConfig
+from coar_dist.config import EvaluationConfig
 from coar_dist.store.run import Run
 from tests.chaos import files_of, run_small, without_ray
 from tests.models import small_task
 from tests.object_store import BUCKET, ObjectStore
+
+WITH_RAY = {
+    "test_app",
+    "test_baseline_run",
+    "test_benchmarks_run",
+    "test_columns",
+    "test_deploy",
+    "test_driver",
+    "test_fit",
+    "test_gradient_ridge",
+    "test_gradient_run",
+    "test_hub_models",
+    "test_kills",
+    "test_metrics",
+    "test_object_store_run",
+    "test_own_design",
+    "test_pipeline",
+    "test_plan",
+    "test_ray_jobs",
+    "test_tracking",
+}
+"""Files that start Ray clusters: all in one process, since two that start at once can take each other's port."""
+
+
+class RayApart(LoadScopeScheduling):  # type: ignore[misc]
+    """The other process takes the other files, one by one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "ray" if Path(file).stem in WITH_RAY else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayApart:
+    return RayApart(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -69,22 +105,22 @@ def quiet() -> Console:
 
 
 @pytest.fixture(scope="session")
-def small_run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A whole run of the small model: read it, do not change it."""
     task = small_task()
-    return coar_dist.attribute(
-        task.model,
-        task.examples.inputs,
-        task.examples.targets,
-        run_dir=tmp_path_factory.mktemp("runs") / "small",
-        num_masks=150,
-        ablation_fraction=0.2,
-        stages=("ablate", "fit", "evaluate"),
-        baselines=["leave_one_out"],
-        evaluation=EvaluationConfig(num_masks=40, ablation_fractions=[0.2, 0.1], seed=7),
-        cluster=ClusterConfig(max_actors=2),
-        console=Console(file=io.StringIO()),
-    )
+    with without_ray():
+        return coar_dist.attribute(
+            task.model,
+            task.examples.inputs,
+            task.examples.targets,
+            run_dir=tmp_path_factory.mktemp("runs") / "small",
+            num_masks=150,
+            ablation_fraction=0.2,
+            stages=("ablate", "fit", "evaluate"),
+            baselines=["leave_one_out"],
+            evaluation=EvaluationConfig(num_masks=40, ablation_fractions=[0.2, 0.1], seed=7),
+            console=Console(file=io.StringIO()),
+        )
 
 
 @pytest.fixture(autouse=True)
