@@ -19,39 +19,30 @@ from tests.chaos import files_of, run_small, without_ray
 from tests.models import small_task
 from tests.object_store import BUCKET, ObjectStore
 
-WITH_RAY = {
+OWN_CLUSTERS = {
     "test_app",
-    "test_baseline_run",
     "test_benchmarks_run",
-    "test_columns",
     "test_deploy",
     "test_driver",
-    "test_fit",
-    "test_gradient_ridge",
-    "test_gradient_run",
-    "test_hub_models",
     "test_kills",
     "test_metrics",
     "test_object_store_run",
-    "test_own_design",
-    "test_pipeline",
     "test_plan",
     "test_ray_jobs",
-    "test_tracking",
 }
-"""Files that start Ray clusters: all in one process, since two that start at once can take each other's port."""
+"""Files whose tests start clusters: all in one process, since two that start at once can take each other's port."""
 
 
-class RayApart(LoadScopeScheduling):  # type: ignore[misc]
-    """The other process takes the other files, one by one."""
+class ClustersApart(LoadScopeScheduling):  # type: ignore[misc]
+    """The other process takes the other files, one by one, with one cluster for all of them."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "ray" if Path(file).stem in WITH_RAY else file
+        return "clusters" if Path(file).stem in OWN_CLUSTERS else file
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayApart:
-    return RayApart(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ClustersApart:
+    return ClustersApart(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -70,6 +70,7 @@ def test_an_actor_that_dies_while_it_starts_hands_the_duty_on(tmp_path: Path) ->
     assert driven.store.missing() == []
 
 
+@pytest.mark.slow
 def test_actors_may_keep_dying_while_there_is_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "Schedule", partial(Schedule, max_losses=1))  # and 2 for the one actor
     deaths = tmp_path / "deaths"
