@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from coar_dist.report.tables import new_table, print_whole
 from coar_dist.store.lock import holder_of
 from coar_dist.store.parquet import why_wrong
 from coar_dist.store.run_directory import FOLDERS, PREVIEWS, RunDirectory
+from coar_dist.store.shards import ShardFolder
 from coar_dist.store.storage import Storage
 
 _READ_ALL_UP_TO_BYTES = 4 * 10**9
@@ -42,8 +44,7 @@ def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bo
         raise RunNotFoundError(f"{storage} has no run.json yet; {holder} is at work on it.") from error
     folders = {name: storage.files(name) for name in (*_TABLES, PREVIEWS)}
     baselines = [run.baseline(method) for method in run.baselines]
-    shard_folders = [*(store for name in run.designs for store in run.shards(name)), *baselines]
-    shards = {store.folder: storage.files(store.folder) for store in shard_folders}
+    shards = {store.folder: storage.files(store.folder) for store in _shard_folders(run)}
     num_bytes = sum(sum(files.values()) for files in (*folders.values(), *shards.values()))
     everything = read_everything or num_bytes <= _READ_ALL_UP_TO_BYTES
 
@@ -102,7 +103,8 @@ def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bo
         elif tables:
             say(f"{folder}: {len(tables)} files")
     _list(say, wrong, "to be made anew by the next run of their stage")
-    _list(say, files_set_aside(run), "set aside earlier; they are not used, and may be deleted")
+    aside = _set_aside({"": storage.files(), **folders, **shards})
+    _list(say, aside, "set aside earlier; they are not used, and may be deleted")
     if not everything:
         say("Only names, sizes and footers were checked; verify=true reads every byte.")
     return not wrong
@@ -110,15 +112,19 @@ def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bo
 
 def files_set_aside(run: RunDirectory) -> list[str]:
     """Names of the damaged or foreign files that were set aside earlier."""
-    baselines = [run.baseline(method) for method in run.baselines]
-    shards = [*(store for name in run.designs for store in run.shards(name)), *baselines]
-    folders = (*FOLDERS, *(store.folder for store in shards))
-    return [
-        f"{folder}/{file}".lstrip("/")
-        for folder in folders
-        for file in sorted(run.storage.files(folder))
-        if file.endswith(".damaged")
-    ]
+    folders = (*FOLDERS, *(store.folder for store in _shard_folders(run)))
+    return _set_aside({folder: run.storage.files(folder) for folder in folders})
+
+
+def _shard_folders(run: RunDirectory) -> list[ShardFolder]:
+    baselines = (run.baseline(method) for method in run.baselines)
+    return [*(store for name in run.designs for store in run.shards(name)), *baselines]
+
+
+def _set_aside(listed: Mapping[str, Iterable[str]]) -> list[str]:
+    """Among the files of some folders."""
+    names = (f"{folder}/{file}" for folder, files in listed.items() for file in sorted(files))
+    return [name.lstrip("/") for name in names if name.endswith(".damaged")]
 
 
 def _of(run: RunDirectory, content: str) -> dict[str, Any]:
