@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from coar_dist.ablation.direct import ablated_outputs
     from coar_dist.api import Run, attribute, open_run
     from coar_dist.components.index import ComponentGroup, ComponentIndex
-    from coar_dist.config import ExampleGroup
+    from coar_dist.config.schema import ExampleGroup
     from coar_dist.editing.edit import Edit, load_edit
 
 __version__ = "0.1.0"
@@ -34,7 +34,7 @@ _HOME = {
     "ComponentGroup": "coar_dist.components.index",
     "ComponentIndex": "coar_dist.components.index",
     "Edit": "coar_dist.editing.edit",
-    "ExampleGroup": "coar_dist.config",
+    "ExampleGroup": "coar_dist.config.schema",
     "Run": "coar_dist.api",
     "ablated_outputs": "coar_dist.ablation.direct",
     "attribute": "coar_dist.api",

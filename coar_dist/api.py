@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from coar_dist.config import (
+from coar_dist.config.schema import (
     PILOT_GRADIENT_MASKS,
     PILOT_MASKS,
     PLAN,
@@ -180,7 +180,7 @@ class Run(ReadRun):
             0.25
         """
         from coar_dist.editing.edit import load_edit
-        from coar_dist.pipeline import run_stages
+        from coar_dist.stages.pipeline import run_stages
         from coar_dist.store.edits import EDITS
         from coar_dist.tasks.outputs import output_function as named_output_function
         from coar_dist.tasks.task import ExampleSet, Task
@@ -308,7 +308,7 @@ def attribute(
         CoarDistError: naming what is wrong and the way out.
     """
     from coar_dist.components.index import ComponentIndex
-    from coar_dist.pipeline import run_stages
+    from coar_dist.stages.pipeline import run_stages
     from coar_dist.tasks.outputs import output_function as named_output_function
     from coar_dist.tasks.task import ExampleSet, Task
 

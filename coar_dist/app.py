@@ -21,10 +21,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from coar_dist.config import PLAN, Config, leaves
-from coar_dist.edit_checks import code_of
+from coar_dist.config.edit_checks import code_of
+from coar_dist.config.schema import PLAN, Config, leaves
+from coar_dist.config.secrets import check_no_secrets, without_secrets
 from coar_dist.errors import CoarDistError, CoarWarning, ConfigError
-from coar_dist.secrets import check_no_secrets, without_secrets
 
 _INTERRUPTED = 130
 _INTERRUPTED_TEXT = "Interrupted. What is finished is kept; the same command continues."
@@ -92,7 +92,7 @@ def _config_path() -> str:
 
 
 def _run(hydra_config: DictConfig) -> None:
-    from coar_dist.pipeline import run_stages
+    from coar_dist.stages.pipeline import run_stages
 
     signal.signal(signal.SIGTERM, _interrupt)  # what `ray job stop` sends
     _stop_in_time()

@@ -23,9 +23,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import coar_dist
-from coar_dist.ablation.driver import AblationWork, DriverCallbacks
 from coar_dist.ablation.plan import EnginePlan
-from coar_dist.config import AblationConfig, ClusterConfig, EvaluationConfig
+from coar_dist.cluster.driver import AblationWork, DriverCallbacks
+from coar_dist.config.schema import AblationConfig, ClusterConfig, EvaluationConfig
 from coar_dist.errors import DamagedFileError, RunMismatchError
 from coar_dist.store.run import Run
 from tests.models import small_task
@@ -89,7 +89,7 @@ def without_ray() -> Iterator[None]:
         for masks in work.ranges:
             actor.run(masks)
 
-    with mock.patch("coar_dist.ablation.driver.run_ranges", run_here):
+    with mock.patch("coar_dist.cluster.driver.run_ranges", run_here):
         yield
 
 

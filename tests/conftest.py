@@ -13,7 +13,7 @@ from rich.console import Console
 from xdist.scheduler import LoadScopeScheduling
 
 import coar_dist
-from coar_dist.config import EvaluationConfig
+from coar_dist.config.schema import EvaluationConfig
 from coar_dist.store.run import Run
 from tests.chaos import files_of, run_small, without_ray
 from tests.models import small_task

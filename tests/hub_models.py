@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from coar_dist.config import ModelConfig
+from coar_dist.config.schema import ModelConfig
 from coar_dist.tasks.build import build_model
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import ExampleSet, Task

@@ -181,7 +181,8 @@ def test_code_from_a_configuration_file_runs_only_by_leave(tmp_path: Path) -> No
 
 SLEEPER = """
 import ctypes, sys
-from coar_dist import app, pipeline
+from coar_dist import app
+from coar_dist.stages import pipeline
 def stuck(*_):
     print("working", flush=True)
     ctypes.CDLL(None).sleep(60)  # in C, where Python's signal handlers do not run; SIGTERM ends only one sleep

@@ -23,11 +23,11 @@ from rich.console import Console
 import coar_dist
 from coar_dist.api import open_run
 from coar_dist.app import checked_config, main
-from coar_dist.config import Config
-from coar_dist.config_checks import validate
+from coar_dist.config.checks import validate
+from coar_dist.config.schema import Config
 from coar_dist.errors import CoarDistError
 from coar_dist.interchange.command import run_command
-from coar_dist.pipeline import run_stages
+from coar_dist.stages.pipeline import run_stages
 from tests.chaos import without_ray
 from tests.models import small_task
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from coar_dist.ablation.schedule import RangesToDo, default_gradient_masks_per_shard, default_masks_per_shard
-from coar_dist.config import Config
+from coar_dist.cluster.schedule import RangesToDo, default_gradient_masks_per_shard, default_masks_per_shard
+from coar_dist.config.schema import Config
 from coar_dist.designs.design import IMPORTED, MaskDesign
 from coar_dist.errors import MissingWorkError
 from coar_dist.store.gradients import GradientStore

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from coar_dist.ablation.actor import (
+from coar_dist.ablation.actor import spread_over_devices
+from coar_dist.ablation.placement import repeat_exactly
+from coar_dist.ablation.plan import EnginePlan
+from coar_dist.baselines.gradient_baselines import GradientBaselines, untouched
+from coar_dist.cluster.schedule import MaskRange
+from coar_dist.cluster.worker import (
     Address,
     Laps,
     LogCollector,
@@ -15,12 +20,7 @@ from coar_dist.ablation.actor import (
     gpu_memory_peak,
     own_address,
     require_visible,
-    spread_over_devices,
 )
-from coar_dist.ablation.placement import repeat_exactly
-from coar_dist.ablation.plan import EnginePlan
-from coar_dist.ablation.schedule import MaskRange
-from coar_dist.baselines.gradient_baselines import GradientBaselines, untouched
 from coar_dist.components.index import ComponentIndex
 from coar_dist.store.baselines import BaselineStore
 from coar_dist.tasks.task import Task

@@ -17,7 +17,7 @@ from coar_dist.baselines.gradient_x_parameter import by_gates, by_parameters
 from coar_dist.components.discovery import check_components
 from coar_dist.components.gates import why_not_gated
 from coar_dist.components.index import ComponentIndex
-from coar_dist.config import PATH_BASELINES
+from coar_dist.config.schema import PATH_BASELINES
 from coar_dist.errors import CoarDistError, ConfigError, TaskError
 from coar_dist.tasks.task import ExampleSet, Task
 

@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from coar_dist.components.index import ComponentGroup, ComponentIndex
-from coar_dist.config import ComponentRule
+from coar_dist.config.schema import ComponentRule
 from coar_dist.errors import ComponentMismatchError, ConfigError, NoComponentsError
 
 Selector = Callable[[nn.Module], list[ComponentGroup]]

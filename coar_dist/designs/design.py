@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coar_dist.config.registry import name_of, resolve
 from coar_dist.errors import ConfigError, TaskError
-from coar_dist.registry import name_of, resolve
 
 _BALANCED_TOLERANCE = 0.1
 _NUM_TRIED = 64

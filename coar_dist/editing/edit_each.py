@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coar_dist.config import ALL
+from coar_dist.config.schema import ALL
 from coar_dist.editing.criterion import per_example
 from coar_dist.editing.edit import Selected
 from coar_dist.editing.held_out import HeldOut, Ids

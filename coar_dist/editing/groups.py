@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coar_dist.config import ExampleGroup
+from coar_dist.config.registry import resolve
+from coar_dist.config.schema import ExampleGroup
 from coar_dist.errors import ConfigError, TaskError
-from coar_dist.registry import resolve
 
 Columns = Mapping[str, NDArray[Any]]
 _SAMPLE_COUNTER = 2**64 - 2

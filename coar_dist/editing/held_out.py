@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coar_dist.config import ALL, OTHERS, TARGETS, EditConfig, ExampleGroup, kept_groups
+from coar_dist.config.schema import ALL, OTHERS, TARGETS, EditConfig, ExampleGroup, kept_groups
 from coar_dist.editing.criterion import paired_correlation, per_example, split
 from coar_dist.editing.groups import members, without_draws
 from coar_dist.editing.plain import plain_outputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coar_dist.config import EditConfig, kept_groups
+from coar_dist.config.schema import EditConfig, kept_groups
 from coar_dist.editing.criterion import choose
 from coar_dist.editing.edit import Selected
 from coar_dist.editing.held_out import HeldOut

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from coar_dist.components.index import ComponentIndex
-from coar_dist.config import GREEDY, MAGNITUDE, RANDOM, EditConfig
+from coar_dist.config.schema import GREEDY, MAGNITUDE, RANDOM, EditConfig
 from coar_dist.editing.scores import Moments, at_random, by_magnitude, by_score, greedily, moments_of, t_scores
 from coar_dist.errors import ConfigError
 from coar_dist.store.run import Run

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coar_dist.config import MIN_CEILING_MASKS
+from coar_dist.config.schema import MIN_CEILING_MASKS
 
 Array = NDArray[np.float64]
 Values = NDArray[np.floating[Any]]

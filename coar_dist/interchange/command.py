@@ -10,6 +10,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.markup import escape
 
+from coar_dist.console.progress import stage_progress
+from coar_dist.console.saying import say
 from coar_dist.errors import ConfigError
 from coar_dist.interchange.attribution_files import open_attributions, read_attributions
 from coar_dist.interchange.exporting import export_attributions, export_margins
@@ -17,8 +19,6 @@ from coar_dist.interchange.ids import parse_ids
 from coar_dist.interchange.importing import import_attributions, import_margins, read_components
 from coar_dist.interchange.stores import open_masks, open_store
 from coar_dist.interchange.units import MaskUnits
-from coar_dist.report.progress import stage_progress
-from coar_dist.stages.saying import say
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
 from coar_dist.store.storage import Storage, storage_at
 from coar_dist.store.tables import RESEARCH

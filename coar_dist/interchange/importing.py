@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.console.run_log import RunLog
 from coar_dist.designs.design import IMPORTED, MaskDesign
 from coar_dist.errors import ComponentMismatchError, ConfigError, DamagedFileError, RunMismatchError, RunNotFoundError
 from coar_dist.interchange.attribution_files import ResearchAttributions
 from coar_dist.interchange.stores import BLOCK_BYTES, MarginContent, ResearchStore
 from coar_dist.store.lock import only_writer
 from coar_dist.store.run_directory import IMPORTED_FROM, TRAIN_DESIGN, RunDesign, RunDirectory
-from coar_dist.store.run_log import RunLog
 from coar_dist.store.storage import Storage
 from coar_dist.store.tables import RESEARCH, Attributions, AttributionTable
 

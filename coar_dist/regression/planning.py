@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coar_dist.config import RegressionConfig, penalty_range
+from coar_dist.cluster.execution import Execute
+from coar_dist.config.schema import RegressionConfig, penalty_range
 from coar_dist.errors import CoarWarning, ConfigError, MissingWorkError
 from coar_dist.regression.backends import Backend
 from coar_dist.regression.factor import Factor, factorise, factorise_dual, warn_if_rank_deficient
@@ -36,14 +36,6 @@ from coar_dist.store.margins import MarginStore
 
 _MASKS_PER_GRAM_PART = 8192
 _log = logging.getLogger(__name__)
-
-Execute = Callable[[Callable[[Any, Any], Any], Any, Sequence[Any]], Iterator[Any]]
-"""``execute(function, shared, items)`` yields ``function(shared, item)`` for every item, in any order."""
-
-
-def in_this_process(function: Callable[[Any, Any], Any], shared: Any, items: Sequence[Any]) -> Iterator[Any]:
-    """One after the other, here."""
-    return (function(shared, item) for item in items)
 
 
 def device() -> str:

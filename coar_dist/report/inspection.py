@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
+from coar_dist.console.tables import new_table, print_whole
 from coar_dist.errors import RunNotFoundError
-from coar_dist.report.tables import new_table, print_whole
 from coar_dist.store.lock import holder_of
 from coar_dist.store.parquet import why_wrong
 from coar_dist.store.run_directory import FOLDERS, PREVIEWS, RunDirectory

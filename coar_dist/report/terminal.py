@@ -6,9 +6,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from coar_dist.console.tables import new_table, print_whole
 from coar_dist.report.numbers import ceiling_of, mean_of, number
 from coar_dist.report.summary import Summary, forecast_in_words, label_of
-from coar_dist.report.tables import new_table, print_whole
 from coar_dist.store.ceilings import CEILING
 from coar_dist.store.run_directory import RunDirectory
 

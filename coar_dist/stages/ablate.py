@@ -12,25 +12,26 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from coar_dist.ablation import driver
 from coar_dist.ablation.actor import AblationJob, Start
-from coar_dist.ablation.cluster import native_precision_of_actors
-from coar_dist.ablation.driver import AblationWork, Counts, DriverCallbacks
+from coar_dist.ablation.placement import native_precision
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.ablation.work import MissingWork, Stores, missing_work, stores_of
+from coar_dist.cluster import driver
+from coar_dist.cluster.driver import AblationWork, Counts, DriverCallbacks
+from coar_dist.cluster.execution import in_this_process
+from coar_dist.cluster.ray_tasks import answer_of_an_actor
 from coar_dist.components.discovery import check_components, discover
 from coar_dist.components.index import ComponentIndex
-from coar_dist.config import Config, DesignConfig, EvaluationConfig, GradientsConfig, held_out_fractions
+from coar_dist.config.schema import Config, DesignConfig, EvaluationConfig, GradientsConfig, held_out_fractions
+from coar_dist.console.progress import StageProgress, stage_progress
+from coar_dist.console.saying import say, say_log, say_table
+from coar_dist.console.tables import new_table
+from coar_dist.console.tracking import Tracking
 from coar_dist.designs.design import MaskDesign, design_of, leave_one_out_design
 from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunNotFoundError
 from coar_dist.regression.fit import plan_passes
-from coar_dist.regression.planning import in_this_process
-from coar_dist.report.progress import StageProgress, stage_progress
-from coar_dist.report.tables import new_table
-from coar_dist.report.tracking import Tracking
 from coar_dist.stages.baselines import MissingBaselines, compute_baselines
 from coar_dist.stages.previews import write_previews
-from coar_dist.stages.saying import say, say_log, say_table
 from coar_dist.store.ceilings import partners_of
 from coar_dist.store.gradients import GradientStore
 from coar_dist.store.lock import Hold
@@ -246,7 +247,7 @@ def _precision(config: Config, storage: Storage) -> str:
     try:
         return str(RunDirectory.open(storage).identity["ablation.precision"])
     except (RunNotFoundError, DamagedFileError):
-        return native_precision_of_actors(config.cluster)
+        return answer_of_an_actor(config.cluster, native_precision)
 
 
 def _shown(progress: StageProgress, tracking: Tracking, num_before: int) -> Callable[[Counts], None]:

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from coar_dist.ablation import driver
-from coar_dist.ablation.driver import AblationWork, DriverCallbacks
 from coar_dist.ablation.plan import EnginePlan
-from coar_dist.ablation.schedule import RangesToDo
 from coar_dist.baselines.actor import BaselineActor, BaselineJob
 from coar_dist.baselines.gradient_baselines import check_gradient_baselines
+from coar_dist.cluster import driver
+from coar_dist.cluster.driver import AblationWork, DriverCallbacks
+from coar_dist.cluster.schedule import RangesToDo
 from coar_dist.components.index import ComponentIndex
-from coar_dist.config import GRADIENT_BASELINES, PATH_BASELINES, Config
-from coar_dist.report.progress import stage_progress
-from coar_dist.stages.saying import say, say_log
+from coar_dist.config.schema import GRADIENT_BASELINES, PATH_BASELINES, Config
+from coar_dist.console.progress import stage_progress
+from coar_dist.console.saying import say, say_log
 from coar_dist.store.baselines import BaselineStore
 from coar_dist.store.lock import Hold
 from coar_dist.store.run_directory import RunDirectory

@@ -16,7 +16,8 @@ import safetensors.torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from coar_dist.config import ALL, Config, EditConfig, ExampleGroup, kept_groups
+from coar_dist.config.schema import ALL, Config, EditConfig, ExampleGroup, kept_groups
+from coar_dist.console.saying import say
 from coar_dist.editing.criterion import describe, sizes
 from coar_dist.editing.edit import Edit, Measured, weights_fingerprint
 from coar_dist.editing.edit_each import check_wrong, fix_each, sweep_name
@@ -30,7 +31,6 @@ from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, Ru
 from coar_dist.report.edits import draw_edit_curves, print_edit
 from coar_dist.report.figures import save_figure
 from coar_dist.stages.ablate import collect, identity_of, trained_weights
-from coar_dist.stages.saying import say
 from coar_dist.store.edits import EDITS, MEASURE, EditStore
 from coar_dist.store.lock import Hold
 from coar_dist.store.margins import MarginStore

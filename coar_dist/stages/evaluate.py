@@ -5,14 +5,14 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from coar_dist.config import Config
+from coar_dist.config.schema import Config
+from coar_dist.console.progress import stage_progress
+from coar_dist.console.saying import say, say_table, while_held
+from coar_dist.console.tables import new_table
+from coar_dist.console.tracking import Tracking
 from coar_dist.evaluation.correlation import evaluate
 from coar_dist.evaluation.held_out import measure_ceilings
-from coar_dist.report.progress import stage_progress
 from coar_dist.report.summary import FITTED, mean_correlations, methods_of
-from coar_dist.report.tables import new_table
-from coar_dist.report.tracking import Tracking
-from coar_dist.stages.saying import say, say_table, while_held
 from coar_dist.store.lock import Hold
 from coar_dist.store.run_directory import RunDirectory
 

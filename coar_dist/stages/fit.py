@@ -14,12 +14,12 @@ from rich.console import Console
 
 from coar_dist.baselines.leave_one_out import fit_leave_one_out
 from coar_dist.baselines.tables import fit_gradient_baseline
-from coar_dist.config import Config
+from coar_dist.cluster.execution import Execute, in_this_process
+from coar_dist.config.schema import Config
+from coar_dist.console.progress import stage_progress
+from coar_dist.console.saying import say, say_table, while_held
+from coar_dist.console.tables import new_table
 from coar_dist.regression.fit import fit
-from coar_dist.regression.planning import Execute, in_this_process
-from coar_dist.report.progress import stage_progress
-from coar_dist.report.tables import new_table
-from coar_dist.stages.saying import say, say_table, while_held
 from coar_dist.store.lock import Hold
 from coar_dist.store.run import Run
 from coar_dist.store.run_directory import RunDirectory
@@ -44,7 +44,7 @@ def fit_stage(run: RunDirectory, config: Config, console: Console, hold: Hold) -
     with contextlib.ExitStack() as stack:
         execute: Execute = in_this_process
         if distributed:
-            from coar_dist.ablation.cluster import on_cluster  # Ray takes seconds to load
+            from coar_dist.cluster.ray_tasks import on_cluster  # Ray takes seconds to load
 
             execute = stack.enter_context(on_cluster(config.cluster))
         progress = stack.enter_context(stage_progress(console, "fit", run.num_examples, "examples"))

@@ -8,18 +8,17 @@ from dataclasses import replace
 from rich.console import Console
 from torch import Tensor
 
-from coar_dist.ablation import driver
-from coar_dist.ablation.cluster import connect
-from coar_dist.ablation.driver import AblationWork, DriverCallbacks
-from coar_dist.ablation.estimate import Estimate, Load
-from coar_dist.ablation.schedule import MaskRange, RangesToDo
 from coar_dist.ablation.trial import Trial, TrialActor
 from coar_dist.ablation.work import MissingWork, Stores, missing_work, stores_of
 from coar_dist.baselines.gradient_baselines import passes_per_example
+from coar_dist.cluster import driver
+from coar_dist.cluster.connection import connect
+from coar_dist.cluster.driver import AblationWork, DriverCallbacks
+from coar_dist.cluster.schedule import MaskRange, RangesToDo
 from coar_dist.components.discovery import check_components, discover
 from coar_dist.components.index import ComponentIndex
-from coar_dist.config import Config
-from coar_dist.report.estimate import print_estimate
+from coar_dist.config.schema import Config
+from coar_dist.console.saying import say, say_log
 from coar_dist.stages.ablate import (
     ROLE_WORDS,
     designs_of,
@@ -30,7 +29,8 @@ from coar_dist.stages.ablate import (
     trained_weights,
 )
 from coar_dist.stages.baselines import MissingBaselines
-from coar_dist.stages.saying import say, say_log
+from coar_dist.stages.estimate import Estimate, Load
+from coar_dist.stages.print_estimate import print_estimate
 from coar_dist.store.gradients import GradientStore
 from coar_dist.store.rehearsal import Rehearsal
 from coar_dist.store.run_directory import GRADIENT_DESIGN, RUN_FILE, TRAIN_DESIGN, RunDirectory

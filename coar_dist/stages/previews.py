@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from coar_dist.report.progress import stage_progress
+from coar_dist.console.progress import stage_progress
 from coar_dist.store.lock import Hold
 from coar_dist.store.previews import PreviewTable
 from coar_dist.store.run_directory import RunDirectory

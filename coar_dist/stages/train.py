@@ -6,10 +6,10 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from coar_dist.config import Config, TrainConfig
+from coar_dist.config.schema import Config, TrainConfig
+from coar_dist.console.progress import stage_progress
+from coar_dist.console.saying import say
 from coar_dist.errors import DamagedFileError, RunMismatchError
-from coar_dist.report.progress import stage_progress
-from coar_dist.stages.saying import say
 from coar_dist.store.storage import Storage
 from coar_dist.tasks.build import build_examples, build_model
 from coar_dist.tasks.training import CHECKPOINT, loss_for, read_checkpoint, train_model, write_checkpoint

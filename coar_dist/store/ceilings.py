@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from coar_dist.config import MIN_CEILING_MASKS
+from coar_dist.config.schema import MIN_CEILING_MASKS
 from coar_dist.designs.design import MaskDesign
 from coar_dist.errors import MissingWorkError
 from coar_dist.store.parquet import is_made_with, read_metadata, read_table, write_table

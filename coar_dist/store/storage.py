@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from coar_dist.config.secrets import without_secrets
 from coar_dist.errors import ConfigError, StorageError
-from coar_dist.secrets import without_secrets
 
 _T = TypeVar("_T")
 _KEPT = "Mend that and run the same command again; what is finished is kept."

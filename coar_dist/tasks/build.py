@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from coar_dist.config import ExamplesConfig, ModelConfig, TaskConfig
-from coar_dist.config_checks import check_subset
+from coar_dist.config.checks import check_subset
+from coar_dist.config.registry import call, resolve
+from coar_dist.config.schema import ExamplesConfig, ModelConfig, TaskConfig
 from coar_dist.errors import CoarDistError, ConfigError, TaskError
-from coar_dist.registry import call, resolve
 from coar_dist.tasks.checkpoints import load_checkpoint
 from coar_dist.tasks.examples import EXAMPLES
 from coar_dist.tasks.examples.source import IndexedSource, StreamedSource, load_subset

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from coar_dist.config.registry import identity_of, name_of, resolve
 from coar_dist.errors import TaskError
-from coar_dist.registry import identity_of, name_of, resolve
 
 Check = Callable[[Any, Tensor], None]
 IGNORED_TOKEN = -100

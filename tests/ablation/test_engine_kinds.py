@@ -18,7 +18,7 @@ from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.components.discovery import discover
 from coar_dist.components.index import ComponentGroup, ComponentIndex
-from coar_dist.config import ComponentRule
+from coar_dist.config.schema import ComponentRule
 from coar_dist.designs.design import leave_one_out_design
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import ExampleSet, Task

@@ -15,7 +15,7 @@ from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.components.discovery import discover
 from coar_dist.components.index import ComponentIndex
-from coar_dist.config import AblationConfig, ClusterConfig, ComponentRule, EvaluationConfig, ModelConfig
+from coar_dist.config.schema import AblationConfig, ClusterConfig, ComponentRule, EvaluationConfig, ModelConfig
 from coar_dist.tasks.build import build_model
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import Task

@@ -36,7 +36,7 @@ from coar_dist.ablation.calibration import choose_plan
 from coar_dist.ablation.plan import PlanPins
 from coar_dist.components.discovery import discover
 from coar_dist.components.index import ComponentGroup, ComponentIndex
-from coar_dist.config import ComponentRule
+from coar_dist.config.schema import ComponentRule
 from coar_dist.designs.design import MaskDesign, leave_one_out_design
 from coar_dist.tasks.models import cifar_resnet20
 from coar_dist.tasks.outputs import output_function

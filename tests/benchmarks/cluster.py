@@ -24,12 +24,13 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 from rich.table import Table
 
-from coar_dist.ablation.actor import AblationActor, AblationJob, RangeReport
-from coar_dist.ablation.driver import AblationWork, Counts, DriverCallbacks, run_ranges
+from coar_dist.ablation.actor import AblationActor, AblationJob
 from coar_dist.ablation.plan import EnginePlan, PlanPins
-from coar_dist.ablation.schedule import MaskRange, RangesToDo
+from coar_dist.cluster.driver import AblationWork, Counts, DriverCallbacks, run_ranges
+from coar_dist.cluster.schedule import MaskRange, RangesToDo
+from coar_dist.cluster.worker import RangeReport
 from coar_dist.components.discovery import discover
-from coar_dist.config import ClusterConfig
+from coar_dist.config.schema import ClusterConfig
 from coar_dist.designs.design import MaskDesign
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import RunDesign, RunDirectory

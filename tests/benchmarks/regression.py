@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from coar_dist.components.index import ComponentGroup, ComponentIndex
-from coar_dist.config import RegressionConfig
+from coar_dist.config.schema import RegressionConfig
 from coar_dist.designs.design import MaskDesign
 from coar_dist.regression import lasso, ridge
 from coar_dist.regression.backends import RIDGE_BACKENDS

@@ -23,7 +23,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from coar_dist.ablation.schedule import MaskRange, RangesToDo, Schedule
+from coar_dist.cluster.schedule import MaskRange, RangesToDo, Schedule
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 from coar_dist.designs.design import MaskDesign
 from coar_dist.store.run_directory import RunDesign, RunDirectory

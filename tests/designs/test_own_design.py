@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 import coar_dist
-from coar_dist.config import AblationConfig, ClusterConfig, EvaluationConfig
+from coar_dist.config.schema import AblationConfig, ClusterConfig, EvaluationConfig
 from coar_dist.designs.design import MaskDesign, design_of
 from coar_dist.errors import ConfigError, RunMismatchError, TaskError
 from coar_dist.store.run import Run

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coar_dist.config import EDIT_METRICS
+from coar_dist.config.schema import EDIT_METRICS
 from coar_dist.editing.criterion import (
     METRICS,
     Choice,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coar_dist.config import ExampleGroup
+from coar_dist.config.schema import ExampleGroup
 from coar_dist.editing.groups import check_disjoint, members, without_draws
 from coar_dist.errors import ConfigError, TaskError
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from coar_dist.config import EvaluationConfig, RegressionConfig
+from coar_dist.config.schema import EvaluationConfig, RegressionConfig
 from coar_dist.designs.design import MaskDesign
 from coar_dist.evaluation.budget_curve import evaluate_budgets, has_curve
 from coar_dist.evaluation.correlation import evaluate
@@ -18,7 +18,7 @@ from coar_dist.store.run import Run
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 from coar_dist.store.sample import SampledGradients, draw_sample
 from tests.regression.test_fit import run_of
-from tests.test_gradient_run import attribute_small
+from tests.runs.test_gradient_run import attribute_small
 
 SHARES = [0.25, 0.5]
 HELD_OUT = "evaluation_0.2"

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 import coar_dist
-from coar_dist.config import AblationConfig, Config, EvaluationConfig, RunConfig
+from coar_dist.config.schema import AblationConfig, Config, EvaluationConfig, RunConfig
 from coar_dist.designs.design import MaskDesign
 from coar_dist.errors import ConfigError, MissingWorkError, RunMismatchError
 from coar_dist.evaluation.ceiling import NUM_GROUPS, Pairs, Shares, linear_shares, mean_correlation, stability_bounds
-from coar_dist.pipeline import run_stages
 from coar_dist.report.numbers import number
+from coar_dist.stages.pipeline import run_stages
 from coar_dist.store.run import Run
 from tests.chaos import files_of, without_ray
 from tests.models import small_task

@@ -16,7 +16,7 @@ from torch import nn
 from coar_dist.api import open_run
 from coar_dist.components.discovery import discover
 from coar_dist.components.index import ComponentGroup, ComponentIndex
-from coar_dist.config import Config, RunConfig
+from coar_dist.config.schema import Config, RunConfig
 from coar_dist.designs.design import MaskDesign
 from coar_dist.errors import (
     ComponentMismatchError,
@@ -31,7 +31,7 @@ from coar_dist.interchange.attribution_files import open_attributions, read_attr
 from coar_dist.interchange.exporting import export_attributions
 from coar_dist.interchange.importing import import_attributions
 from coar_dist.interchange.units import MaskUnits
-from coar_dist.pipeline import run_stages
+from coar_dist.stages.pipeline import run_stages
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 from coar_dist.store.storage import storage_at
 from coar_dist.store.tables import Attributions, AttributionTable, EvaluationTable

@@ -15,7 +15,7 @@ from sklearn.linear_model import LinearRegression
 from coar_dist.ablation.work import missing_work, stores_of
 from coar_dist.api import Run, open_run
 from coar_dist.components.index import ComponentGroup, ComponentIndex
-from coar_dist.config import Config, RegressionConfig, RunConfig
+from coar_dist.config.schema import Config, RegressionConfig, RunConfig
 from coar_dist.designs.design import MaskDesign
 from coar_dist.errors import (
     CoarDistError,
@@ -31,7 +31,7 @@ from coar_dist.errors import (
 from coar_dist.interchange.exporting import export_margins
 from coar_dist.interchange.importing import import_margins, read_components
 from coar_dist.interchange.stores import open_store
-from coar_dist.pipeline import run_stages
+from coar_dist.stages.pipeline import run_stages
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 from coar_dist.store.storage import storage_at

@@ -11,10 +11,10 @@ import pytest
 import torch
 from sklearn.linear_model import Lasso, Ridge
 
-from coar_dist.ablation.cluster import on_cluster
+from coar_dist.cluster.connection import on_cluster
 from coar_dist.components.index import ComponentGroup, ComponentIndex
-from coar_dist.config import ClusterConfig, Config, RegressionConfig, RunConfig
-from coar_dist.config_checks import validate
+from coar_dist.config.checks import validate
+from coar_dist.config.schema import ClusterConfig, Config, RegressionConfig, RunConfig
 from coar_dist.designs.design import MaskDesign
 from coar_dist.errors import CoarWarning, ConfigError, DamagedFileError, MissingWorkError
 from coar_dist.regression.fit import fit

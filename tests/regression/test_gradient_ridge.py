@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coar_dist.ablation.cluster import on_cluster
+from coar_dist.cluster.connection import on_cluster
 from coar_dist.components.index import ComponentGroup, ComponentIndex
-from coar_dist.config import ClusterConfig, RegressionConfig
+from coar_dist.config.schema import ClusterConfig, RegressionConfig
 from coar_dist.designs.design import MaskDesign, leave_one_out_design
 from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunMismatchError
 from coar_dist.regression.fit import fit

@@ -129,5 +129,5 @@ def test_html_says_what_there_is(small_run: Run) -> None:
 
 
 def test_the_command_line_does_not_wait_for_pandas() -> None:
-    program = "import sys, coar_dist.pipeline, coar_dist.report.notebook; assert 'pandas' not in sys.modules"
+    program = "import sys, coar_dist.stages.pipeline, coar_dist.report.notebook; assert 'pandas' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)

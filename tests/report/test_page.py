@@ -17,10 +17,10 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from coar_dist.api import Run
+from coar_dist.console.run_log import RunLog
 from coar_dist.report.page.examples import MAX_SHOWN, choose
 from coar_dist.report.page.history import history_of
 from coar_dist.stages.report import report_stage
-from coar_dist.store.run_log import RunLog
 from tests.models import local_storage
 from tests.report.browser import chromium, show
 from tests.report.synthetic import synthetic_run
@@ -171,7 +171,7 @@ def test_history_adds_up_stages_and_lists_warnings(tmp_path: Path) -> None:
     import logging
 
     run = synthetic_run(tmp_path / "run", 10)
-    log = logging.getLogger("coar_dist.stages.saying")
+    log = logging.getLogger("coar_dist.console.saying")
     with RunLog(local_storage(tmp_path / "run"), "ablate"):
         logging.getLogger("coar_dist").info("configuration: %s", json.dumps({"stages": ["ablate"], "task": None}))
         log.info("10 masks", extra={"stage": "ablate"})

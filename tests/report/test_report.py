@@ -73,7 +73,8 @@ def test_figures_are_of_the_tables_alone_and_the_same_again(root: Path) -> None:
 
 def test_the_report_needs_neither_torch_nor_ray(root: Path) -> None:
     program = (
-        "import sys; from coar_dist.config import Config, RunConfig; from coar_dist.pipeline import run_stages; "
+        "import sys; from coar_dist.config.schema import Config, RunConfig; "
+        "from coar_dist.stages.pipeline import run_stages; "
         "from rich.console import Console; "
         f"run_stages(Config(stages=['report'], run=RunConfig({str(root)!r})), Console()); "
         "print(sorted({'torch', 'ray', 'sklearn', 'scipy'} & set(sys.modules)))"

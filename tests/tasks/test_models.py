@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from coar_dist.components.discovery import discover
-from coar_dist.config import ExamplesConfig, ModelConfig, TaskConfig
+from coar_dist.config.schema import ExamplesConfig, ModelConfig, TaskConfig
 from coar_dist.errors import ConfigError, TaskError
 from coar_dist.tasks.build import build_model, build_task
 from coar_dist.tasks.checkpoints import load_checkpoint

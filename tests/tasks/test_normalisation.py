@@ -15,8 +15,8 @@ from torch import Tensor, fx, nn
 from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.components.discovery import discover
-from coar_dist.config import Config, ModelConfig, TaskConfig
-from coar_dist.config_checks import validate
+from coar_dist.config.checks import validate
+from coar_dist.config.schema import Config, ModelConfig, TaskConfig
 from coar_dist.errors import ConfigError, TaskError
 from coar_dist.tasks.build import build_model
 from coar_dist.tasks.normalisation import normalise_inputs

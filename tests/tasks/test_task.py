@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from coar_dist.config import ExamplesConfig, ModelConfig, TaskConfig, TrainConfig
+from coar_dist.config.schema import ExamplesConfig, ModelConfig, TaskConfig, TrainConfig
 from coar_dist.errors import ConfigError, TaskError, TrainingError
 from coar_dist.tasks.build import build_examples, build_model, build_task
 from coar_dist.tasks.checkpoints import load_checkpoint

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from coar_dist.config import ModelConfig, TrainConfig
+from coar_dist.config.schema import ModelConfig, TrainConfig
 from coar_dist.errors import ConfigError, TaskError, TrainingError
 from coar_dist.tasks.build import build_model
 from coar_dist.tasks.outputs import OUTPUT_FUNCTIONS

@@ -11,7 +11,7 @@ from typing import Any
 from coar_dist.store.run_directory import RunDirectory
 
 _CONFIGURATION = "configuration: "
-_SAID_BY = "coar_dist.stages.saying"
+_SAID_BY = "coar_dist.console.saying"
 _YELLOW = "[yellow]"
 """What a line of a stage begins with if something was wrong."""
 _MAX_WARNINGS = 30

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from coar_dist.errors import ConfigError, TaskError
-from coar_dist.store.external import ParquetTable
+from coar_dist.tasks.examples.parquet_table import ParquetTable
 from coar_dist.tasks.examples.source import SOURCE_ID, IndexedSource, tensor_of
 from coar_dist.tasks.task import ExampleSet
 

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from coar_dist.config.registry import call
 from coar_dist.errors import ConfigError, TaskError
-from coar_dist.registry import call
 from coar_dist.tasks.examples.pixels import text_coverage
 from coar_dist.tasks.examples.source import SOURCE_ID, IndexedSource, Source, tensor_of
 from coar_dist.tasks.task import ExampleSet

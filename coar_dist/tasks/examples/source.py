@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coar_dist.config import SubsetConfig
+from coar_dist.config.schema import SubsetConfig
 from coar_dist.errors import ConfigError, TaskError
 from coar_dist.tasks.task import ExampleSet
 

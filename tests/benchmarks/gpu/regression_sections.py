@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from coar_dist.components.index import ComponentGroup, ComponentIndex
-from coar_dist.config import RegressionConfig
+from coar_dist.config.schema import RegressionConfig
 from coar_dist.designs.design import MaskDesign
 from coar_dist.regression import backends, lasso, ridge
 from coar_dist.regression.factor import Factor, factorise

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from coar_dist.config import ExamplesConfig, SubsetConfig
+from coar_dist.config.schema import ExamplesConfig, SubsetConfig
 from coar_dist.tasks.build import build_examples
 from coar_dist.tasks.task import ExampleSet
 

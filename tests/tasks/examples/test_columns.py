@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 import coar_dist
-from coar_dist.config import AblationConfig, ClusterConfig, ExamplesConfig, SubsetConfig
+from coar_dist.config.schema import AblationConfig, ClusterConfig, ExamplesConfig, SubsetConfig
 from coar_dist.errors import MissingWorkError, TaskError
 from coar_dist.store.run import Run
 from coar_dist.tasks.build import build_examples

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coar_dist.config import Config, SubsetConfig
-from coar_dist.config_checks import check_subset, validate
+from coar_dist.config.checks import check_subset, validate
+from coar_dist.config.schema import Config, SubsetConfig
 from coar_dist.errors import ConfigError, TaskError
 from coar_dist.tasks.examples.source import IndexedSource, StreamedSource, load_subset
 from coar_dist.tasks.task import ExampleSet

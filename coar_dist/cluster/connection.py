@@ -1,0 +1,199 @@
+"""The Ray cluster: started here or joined, and what its actors may use."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import floor
+
+import ray
+from ray.exceptions import AuthenticationError
+
+from coar_dist.cluster.interruption import Interruption
+from coar_dist.config.schema import ClusterConfig
+from coar_dist.errors import ClusterError
+
+_WAIT_S = 0.5
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The connected cluster.
+
+    Attributes:
+        config: how many actors are wanted, and their CPUs.
+        num_gpus: GPUs of one actor, possibly a fraction.
+        is_fixed: whether this command started it, so that no node can join.
+        interruption: whether the user wants to stop.
+    """
+
+    config: ClusterConfig
+    num_gpus: float
+    is_fixed: bool
+    interruption: Interruption
+
+    @property
+    def num_cpus(self) -> int:
+        """CPUs of one actor."""
+        return self.config.cpus_per_actor
+
+    def __str__(self) -> str:
+        """Where it is and how large, at present."""
+        num_nodes, address = len(alive_nodes()), ray.get_runtime_context().gcs_address
+        nodes = f"{num_nodes} node{'s' * (num_nodes != 1)}"
+        return f"the Ray cluster at {address}, {nodes} with {_describe(_total_resources())}"
+
+    def raise_if_interrupted(self) -> None:
+        """Raise KeyboardInterrupt if SIGINT or SIGTERM has come, at a place where that is safe."""
+        self.interruption.raise_if_set()
+
+    def capacity(self) -> int:
+        """Actors that the nodes have room for, were they free; none spans two nodes."""
+        return sum(self.room_by_node().values())
+
+    def room_by_node(self) -> dict[str, int]:
+        """Actors that every node has room for, were it free, by node id."""
+        return {node: _room(found, self.num_cpus, self.num_gpus) for node, found in alive_nodes().items()}
+
+    def num_wanted(self, capacity: int, num_left: int) -> int:
+        """Actors wanted for ``num_left`` units of work on nodes with room for ``capacity``: at least 1."""
+        wanted = self.config.max_actors
+        if wanted is None:
+            wanted = max(self.config.min_actors, capacity)
+        elif self.is_fixed:
+            wanted = min(wanted, capacity)
+        return max(1, min(wanted, num_left))
+
+    def too_few_actors(self, num_alive: int, num_wanted: int) -> ClusterError:
+        """The error that names what was asked for and what there is."""
+        who = "no actor" if num_alive == 0 else f"only {num_alive} actors"
+        return ClusterError(
+            f"{who} started within cluster.start_timeout_s={self.config.start_timeout_s:g} s, with "
+            f"cluster.min_actors={self.config.min_actors}: {self._describe(num_wanted)} were asked for, and the "
+            f"cluster has {_describe(_total_resources())}. Lower cluster.cpus_per_actor, cluster.gpus_per_actor or "
+            f"cluster.min_actors, free resources, or add nodes."
+        )
+
+    def check_room(self) -> None:
+        """Check that ``min_actors`` fit on a cluster that cannot grow.
+
+        Raises:
+            ClusterError: they do not.
+        """
+        least = self.config.min_actors
+        if self.capacity() < least:
+            raise ClusterError(
+                f"this machine has {_describe(_total_resources())}, but {self._describe(least)} need "
+                f"{least * self.num_cpus} CPU and {least * self.num_gpus:g} GPU. Lower cluster.min_actors, "
+                f"cluster.cpus_per_actor or cluster.gpus_per_actor, or join a larger cluster with "
+                f"cluster.address=..."
+            )
+
+    def _describe(self, num_actors: int) -> str:
+        gpus = f" and {self.num_gpus:g} GPU" if self.num_gpus else ""
+        return f"{num_actors} actors with {self.num_cpus} CPU{gpus} each"
+
+
+def alive_nodes() -> dict[str, Mapping[str, float]]:
+    """The total resources of every node that is alive, by node id."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return {node["NodeID"]: node["Resources"] for node in nodes if node["Alive"]}
+
+
+def _room(resources: Mapping[str, float], num_cpus: int, num_gpus: float) -> int:
+    by_cpu = int(resources.get("CPU", 0.0) // num_cpus)
+    gpus = resources.get("GPU", 0.0)
+    if num_gpus == 0.0:
+        return by_cpu
+    if num_gpus < 1.0:  # a fraction lies on one GPU
+        return min(by_cpu, int(gpus) * floor(1.0 / num_gpus + 1e-9))
+    return min(by_cpu, int(gpus // num_gpus))
+
+
+@contextlib.contextmanager
+def connect(config: ClusterConfig) -> Iterator[Cluster]:
+    """Join the cluster that the config or RAY_ADDRESS names, or start one on this machine for the ``with`` block.
+
+    A connection that the calling process already has is used, and left open.
+
+    Raises:
+        ClusterError: the cluster cannot be reached, or one started here lacks the resources.
+    """
+    was_connected = ray.is_initialized()
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    interruption = Interruption()
+    interruption.install()
+    if not was_connected:
+        _check_reachable(address)
+        try:
+            ray.init(
+                address=address,
+                include_dashboard=False if address == "local" else None,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+        except SystemExit as error:  # what Ray's own handler of SIGTERM raises
+            raise KeyboardInterrupt from error
+        except AuthenticationError as error:
+            raise ClusterError(
+                f"cluster.address={address!r} cannot be joined without its token. {_token_help()}"
+            ) from error
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            raise ClusterError(
+                f"cluster.address={address!r} cannot be reached: {error}. Start it with 'ray start --head', or use "
+                f"cluster=local. {_token_help()}"
+            ) from error
+        interruption.install()
+    try:
+        interruption.raise_if_set()
+        gpus_per_actor = config.gpus_per_actor
+        if gpus_per_actor is None:
+            gpus_per_actor = 1.0 if _total_resources().get("GPU", 0.0) > 0 else 0.0
+        cluster = Cluster(config, gpus_per_actor, address == "local" and not was_connected, interruption)
+        if cluster.is_fixed:
+            cluster.check_room()
+        yield cluster
+    finally:
+        interruption.remove()
+        if not was_connected:
+            ray.shutdown()
+
+
+def _describe(resources: Mapping[str, float]) -> str:
+    return f"{resources.get('CPU', 0):g} CPU and {resources.get('GPU', 0):g} GPU"
+
+
+def _total_resources() -> dict[str, float]:
+    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+
+
+def _token_help() -> str:
+    mode = os.environ.get("RAY_AUTH_MODE")
+    if mode != "token":
+        given = f"with RAY_AUTH_MODE={mode}" if mode else "without RAY_AUTH_MODE"
+    elif os.environ.get("RAY_AUTH_TOKEN"):
+        given = "with the token in RAY_AUTH_TOKEN"
+    else:
+        given = f"with the token in {os.environ.get('RAY_AUTH_TOKEN_PATH') or '~/.ray/auth_token'}, if any"
+    return (
+        f"If the cluster has token authentication, export RAY_AUTH_MODE=token and the token of its head, in "
+        f"RAY_AUTH_TOKEN or, as a file, in RAY_AUTH_TOKEN_PATH. This process came {given}."
+    )
+
+
+def _check_reachable(address: str) -> None:
+    """Ray tries for minutes to reach a host that is not there."""
+    host, colon, port = address.rpartition(":")
+    if "://" in address or not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10.0).close()
+    except OSError as error:
+        raise ClusterError(
+            f"cluster.address={address!r} cannot be reached: {error}. Start it with 'ray start --head', or use "
+            f"cluster=local."
+        ) from error

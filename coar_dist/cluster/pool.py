@@ -1,0 +1,156 @@
+"""The actors of a run: asked for, alive, and gone; as many as the cluster has room for."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, NodeDiedError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from coar_dist.cluster.connection import Cluster, alive_nodes
+from coar_dist.cluster.worker import Address
+
+_POLL_S = 2.0
+_CAUSE_LENGTH = 400
+_NO_CAUSE = "The actor died unexpectedly before finishing this task. "
+
+
+@dataclass
+class Member:
+    """One actor.
+
+    Attributes:
+        name: for errors and the schedule.
+        handle: Ray's.
+        address: where it runs; None until its process has answered.
+        preferred_node: where it was asked to run; "" is anywhere.
+    """
+
+    name: str
+    handle: Any
+    address: Address | None = None
+    preferred_node: str = ""
+
+    @property
+    def node_id(self) -> str:
+        """Where it runs, or is likely to."""
+        return self.address.node_id if self.address is not None else self.preferred_node
+
+
+class ActorPool:
+    """Keeps as many actors as are wanted.
+
+    Args:
+        cluster: where they run.
+        actor: the class of the actors.
+
+    Attributes:
+        members: the actors that were asked for and are not gone, by name.
+        num_wanted: actors wanted at present.
+    """
+
+    def __init__(self, cluster: Cluster, actor: type) -> None:
+        self.members: dict[str, Member] = {}
+        self.num_wanted = 0
+        self._cluster = cluster
+        self._class: Any = ray.remote(actor)
+        self._options: dict[str, Any] = {"num_cpus": cluster.num_cpus, "num_gpus": cluster.num_gpus, "max_restarts": 0}
+        self._num_started = 0
+        self._capacity = 0
+        self._polled_at = float("-inf")
+        self._enough_at = time.monotonic()
+
+    def resize(self, num_left: int) -> list[Member]:
+        """Ask for missing actors; cancel surplus ones that no node has had room for yet.
+
+        Args:
+            num_left: ranges that are not done.
+
+        Returns:
+            The new actors.
+        """
+        now = time.monotonic()
+        if now - self._polled_at >= _POLL_S:
+            self._capacity = self._cluster.capacity()
+            self._polled_at = now
+        self.num_wanted = self._cluster.num_wanted(self._capacity, num_left)
+        num_surplus = len(self.members) - self.num_wanted
+        if num_surplus > 0:
+            waiting = [name for name, member in self.members.items() if member.address is None]
+            for name in waiting[-num_surplus:]:
+                self.remove(name)
+        new = []
+        while len(self.members) < self.num_wanted:
+            member = self._ask_for_one()
+            self.members[member.name] = member
+            new.append(member)
+        return new
+
+    def _ask_for_one(self) -> Member:
+        name = f"actor-{self._num_started}"
+        self._num_started += 1
+        placement, options, node = self._cluster.config.placement, dict(self._options), ""
+        if placement is not None:
+            node = preferred_node(placement, self._cluster.room_by_node(), [m.node_id for m in self.members.values()])
+        if node:  # where there is room; others' work may have filled it, so it is a wish
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
+        return Member(name, self._class.options(**options).remote(), preferred_node=node)
+
+    def check_alive(self) -> None:
+        """Check that ``cluster.min_actors`` are alive.
+
+        Raises:
+            ClusterError: they have not been for ``cluster.start_timeout_s``.
+        """
+        now = time.monotonic()
+        num_alive = sum(member.address is not None for member in self.members.values())
+        if num_alive >= min(self._cluster.config.min_actors, self.num_wanted):
+            self._enough_at = now
+        elif now - self._enough_at > self._cluster.config.start_timeout_s:
+            raise self._cluster.too_few_actors(num_alive, self.num_wanted)
+
+    def remove(self, name: str) -> None:
+        """End an actor, if it has not ended."""
+        ray.kill(self.members.pop(name).handle)
+
+    def kill_all(self) -> None:
+        """End all actors, without waiting for them."""
+        for name in list(self.members):
+            self.remove(name)
+
+
+def preferred_node(placement: str, room: Mapping[str, int], taken: Sequence[str]) -> str:
+    """The node for one more actor; "" where none has room.
+
+    Args:
+        placement: ``pack`` or ``spread``.
+        room: actors that every node has room for, by node id.
+        taken: the nodes of the actors that there are.
+    """
+    used = Counter(taken)
+    free = {node: count - used[node] for node, count in room.items() if count > used[node]}
+    first = -1 if placement == "pack" else 1  # the fullest node, or the emptiest; of equal ones that with the most room
+    return min(free, key=lambda node: (first * used[node], -free[node], node), default="")
+
+
+def node_died(member: Member, error: RayError) -> bool:
+    """Whether the actor is gone because its node is.
+
+    Ray takes seconds to declare a node dead; until then its actors, which are never restarted, are "unavailable".
+    """
+    if isinstance(error, ActorUnavailableError | NodeDiedError) or "its node has died" in str(error):
+        return True
+    return member.address is not None and member.address.node_id not in alive_nodes()
+
+
+def cause(error: RayError) -> str:
+    """Ray's explanation in one line."""
+    lines = [line for line in str(error).splitlines() if not line.startswith("\t")]
+    text = " ".join(" ".join(lines).split()).removeprefix(_NO_CAUSE)
+    text = text.split(" Some common causes")[0]  # a paragraph on the kernel's log
+    return text if len(text) <= _CAUSE_LENGTH else text[:_CAUSE_LENGTH] + "..."

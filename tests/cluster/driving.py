@@ -1,0 +1,117 @@
+"""A small run for tests of the driver, whose actors get into trouble at chosen ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from coar_dist.ablation.actor import AblationJob, Start
+from coar_dist.ablation.plan import EnginePlan, PlanPins
+from coar_dist.cluster.driver import AblationWork, Counts, DriverCallbacks, run_ranges
+from coar_dist.cluster.schedule import RangesToDo
+from coar_dist.components.discovery import discover
+from coar_dist.config.schema import ClusterConfig
+from coar_dist.designs.design import MaskDesign
+from coar_dist.store.margins import MarginStore
+from coar_dist.store.run_directory import RunDesign, RunDirectory
+from coar_dist.store.storage import Storage, storage_at
+from coar_dist.tasks.outputs import output_function
+from coar_dist.tasks.task import Task
+from tests.models import small_task
+
+PLAN = EnginePlan("weights", 7, compiled=False)
+MASKS_PER_SHARD = 4
+
+
+@dataclass(frozen=True)
+class TroubledDesign(MaskDesign):
+    """A design that does something in the actor when a range of masks begins: ``act(first mask)``."""
+
+    act: Callable[[int], None] = lambda start: None
+
+    def masks(self, start: int, stop: int) -> NDArray[np.bool_]:
+        self.act(start)
+        return super().masks(start, stop)
+
+
+@dataclass(frozen=True)
+class UnseenStore(MarginStore):
+    """What a node writes that shares no file system with the driver."""
+
+    def has(self, start: int, stop: int) -> bool:
+        return False
+
+
+@dataclass
+class Driven:
+    """A run that ended well."""
+
+    store: MarginStore
+    task: Task
+    starts: list[Start]
+    progress: list[tuple[int, int]]
+    counts: list[Counts]
+
+
+def drive(
+    folder: Path,
+    act: Callable[[int], None] = lambda start: None,
+    plan: EnginePlan | None = PLAN,
+    output: Callable[..., Tensor] | str = "margin",
+    num_masks: int = 30,
+    needs_unablated: bool = False,
+    is_shared: bool = True,
+    unseen: Storage | None = None,
+    on_wait: Callable[[], None] = lambda: None,
+    on_progress: Callable[[int, int], None] = lambda done, actors: None,
+    **cluster: object,
+) -> Driven:
+    task = replace(small_task(), output_function=output_function(output))
+    components = discover(task.model, "conv_filters")
+    design = TroubledDesign("bernoulli", components.num_components, num_masks, 0.2, seed=2, act=act)
+    untroubled = MaskDesign("bernoulli", components.num_components, num_masks, 0.2, seed=2)
+    identity = {"ablation.examples_per_block": 100, "ablation.margins_dtype": "float32"}
+    (folder / "run").mkdir(exist_ok=True)
+    run = RunDirectory.create(storage_at(folder / "run"), identity, components, len(task.examples))
+    run.set_designs({"train": RunDesign("train", untroubled)})
+    store = run.margins("train")
+    if not is_shared:
+        store = UnseenStore(**vars(store))
+    if unseen is not None:
+        store = replace(store, storage=unseen)
+    pins = PlanPins(mode="weights", compiled=False)
+    work = AblationWork(
+        run.storage.label,
+        task,
+        AblationJob(components, {"train": (design, store)}, "float32", None, 1, pins),
+        RangesToDo({"train": store.missing()}, MASKS_PER_SHARD),
+        plan,
+        expected_masks=(store.num_masks, 0),
+        needs_unablated=needs_unablated,
+    )
+    driven = Driven(store, task, [], [], [])
+
+    def note_progress(counts: Counts) -> None:
+        driven.counts.append(counts)
+        driven.progress.append((counts.num_masks, counts.num_actors))
+        on_progress(counts.num_masks, counts.num_actors)
+
+    callbacks = DriverCallbacks(
+        note_progress, driven.starts.append, lambda lines, origin: None, on_wait, lambda cluster: None
+    )
+    run_ranges(ClusterConfig(**{"max_actors": 2, **cluster}), work, callbacks)  # type: ignore[arg-type]
+    return driven
+
+
+def only_once(flag: Path) -> bool:
+    """True for the first process that asks."""
+    try:
+        flag.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True

@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from coar_dist.cluster import driver, worker
+from coar_dist.cluster.connection import Cluster, _room
+from coar_dist.cluster.interruption import Interruption
+from coar_dist.cluster.pool import preferred_node
+from coar_dist.cluster.schedule import Schedule
+from coar_dist.components.discovery import discover
+from coar_dist.config.schema import ClusterConfig
+from coar_dist.errors import ClusterError, NonFiniteMarginError, RangeFailedError, StorageError, TaskError
+from coar_dist.store.parquet import read_metadata
+from coar_dist.store.storage import storage_at
+from tests.cluster.driving import PLAN, drive, only_once
+from tests.models import slow_margins
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_all_ranges_are_computed_and_the_plan_is_chosen_once(tmp_path: Path) -> None:
+    driven = drive(tmp_path, plan=None, max_actors=3)
+    assert len(driven.starts) == 1
+    assert driven.starts[0].plan.mode == "weights"
+    assert driven.starts[0].unablated.margins.shape == (7,)
+    assert driven.progress[-1][0] == 30
+    store = driven.store
+    assert store.missing() == []
+    assert read_metadata(store.storage, store.file(0, 4))["engine"] == driven.starts[0].plan.to_json()
+    masks, margins = next(store.read((0, 7), 100))
+    components = discover(driven.task.model, "conv_filters")
+    np.testing.assert_allclose(margins, slow_margins(driven.task, components, masks), rtol=1e-4, atol=2e-5)
+
+
+def test_unablated_outputs_that_are_missing_are_computed_with_the_plan_of_the_run(tmp_path: Path) -> None:
+    driven = drive(tmp_path, needs_unablated=True, max_actors=1)
+    assert [start.plan for start in driven.starts] == [PLAN]
+    assert driven.store.missing() == []
+
+
+def test_an_actor_that_dies_while_it_starts_hands_the_duty_on(tmp_path: Path) -> None:
+    flag = tmp_path / "killed"
+
+    def die_in_start(outputs: Tensor, targets: Tensor) -> Tensor:
+        if any(frame.function == "unablated" for frame in inspect.stack()) and only_once(flag):
+            die()
+        return outputs[:, 0]
+
+    driven = drive(tmp_path, plan=None, output=die_in_start)
+    assert flag.exists()
+    assert len(driven.starts) == 1
+    assert driven.store.missing() == []
+
+
+@pytest.mark.slow
+def test_actors_may_keep_dying_while_there_is_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "Schedule", partial(Schedule, max_losses=1))  # and 2 for the one actor
+    deaths = tmp_path / "deaths"
+    deaths.mkdir()
+
+    def die_at_every_range_once(start: int) -> None:
+        if only_once(deaths / str(start)):
+            die()
+
+    assert drive(tmp_path, die_at_every_range_once, num_masks=12, max_actors=1).store.missing() == []
+    assert len(list(deaths.iterdir())) == 3
+
+
+def test_a_range_that_kills_every_actor_is_named_when_all_others_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "Schedule", partial(Schedule, max_losses=2))
+
+    def die_at_eight(start: int) -> None:
+        if start == 8:
+            die()
+
+    host = re.escape(socket.gethostname())
+    with pytest.raises(
+        ClusterError,
+        match=rf"(?s)^masks 8\.\.11 of design 'train': every actor.*actor-\d+ on {host}: The actor is dead",
+    ):
+        drive(tmp_path, die_at_eight)
+    starts = {int(path.name[:10]) for path in (tmp_path / "run" / "margins" / "train").glob("*.parquet")}
+    assert starts == set(range(0, 30, 4)) - {8}
+
+
+def test_a_disk_that_fails_for_a_moment_costs_nothing_and_one_that_fails_for_good_ends_the_run(tmp_path: Path) -> None:
+    for name in ("once", "always"):
+        (tmp_path / name).mkdir()
+
+    def full_once(start: int) -> None:
+        if start == 8 and only_once(tmp_path / "full"):
+            raise StorageError("a.parquet cannot be written: No space left on device.")
+
+    assert drive(tmp_path / "once", full_once, max_actors=1).store.missing() == []
+
+    def full(start: int) -> None:
+        raise StorageError("a.parquet cannot be written: No space left on device.")
+
+    with pytest.raises(StorageError, match=r"masks \d+.* could not be written by actor-\d and others: .*No space left"):
+        drive(tmp_path / "always", full, max_attempts=2)
+
+
+def test_a_slow_range_is_computed_elsewhere(tmp_path: Path) -> None:
+    flag = tmp_path / "slow"
+
+    def hang_once(start: int) -> None:
+        if only_once(flag):
+            time.sleep(600)
+
+    begin = time.monotonic()
+    assert drive(tmp_path, hang_once).store.missing() == []
+    assert flag.exists()
+    assert time.monotonic() - begin < 60
+
+
+def test_a_passing_fault_is_tried_again(tmp_path: Path) -> None:
+    flag = tmp_path / "failed"
+
+    def fail_once(start: int) -> None:
+        if only_once(flag):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    assert drive(tmp_path, fail_once, max_actors=1).store.missing() == []
+
+
+def test_a_lasting_fault_names_the_range_the_nodes_and_keeps_the_traceback(tmp_path: Path) -> None:
+    def fail(start: int) -> None:
+        raise RuntimeError("CUDA error: broken for good")
+
+    where = rf"actor-\d+ \({re.escape(socket.gethostname())}\)"
+    with pytest.raises(
+        RangeFailedError,
+        match=rf"(?s)masks .* failed 2 times, on {where}, {where}.*line \d+, in fail.*broken for good",
+    ):
+        drive(tmp_path, fail, max_attempts=2)
+
+
+def test_actors_that_cannot_be_set_up_stop_the_run(tmp_path: Path) -> None:
+    test = os.getpid()
+
+    def fail_in_actors(outputs: Tensor, targets: Tensor) -> Tensor:
+        if os.getpid() != test:
+            raise RuntimeError("no kernel for this device")
+        return outputs[:, 0]
+
+    with pytest.raises(RangeFailedError, match=r"(?s)2 actors could not be set up.*no kernel for this device"):
+        drive(tmp_path, output=fail_in_actors, max_attempts=2)
+
+
+def test_the_users_own_errors_fail_fast(tmp_path: Path) -> None:
+    def fail(start: int) -> None:
+        raise ValueError("this model needs 3 channels")
+
+    with pytest.raises(TaskError, match=r"masks \d+.*ValueError: this model needs 3 channels"):
+        drive(tmp_path, fail, max_actors=1)
+
+
+def test_nan_margins_stop_the_run_by_name(tmp_path: Path) -> None:
+    def nan_at_two(outputs: Tensor, targets: Tensor) -> Tensor:
+        return torch.where(torch.arange(len(targets)) == 2, float("nan"), 1.0) * outputs[:, 0]
+
+    with pytest.raises(NonFiniteMarginError, match=r"margin of example 2 under mask \d+ is nan"):
+        drive(tmp_path, output=nan_at_two, max_actors=1)
+    with pytest.raises(NonFiniteMarginError, match="unablated model's margins of 1 examples"):
+        drive(tmp_path, output=nan_at_two, plan=None, max_actors=1)
+
+
+def test_a_node_that_writes_elsewhere_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "_NUM_LOOKS", 1)
+    with pytest.raises(
+        StorageError, match=rf"node {re.escape(socket.gethostname())} computed masks.*{tmp_path}.*s3://"
+    ):
+        drive(tmp_path, is_shared=False, max_actors=1)
+
+
+def test_what_on_wait_raises_ends_the_run(tmp_path: Path) -> None:
+    calls = []
+
+    def stop() -> None:
+        calls.append(time.monotonic())
+        if len(calls) == 4:
+            raise LookupError("somebody else writes to this run")
+
+    with pytest.raises(LookupError, match="somebody else"):
+        drive(tmp_path, lambda start: time.sleep(30), on_wait=stop, max_actors=1)
+    assert max(np.diff(calls)) <= 1.0
+
+
+def test_resources_that_the_cluster_does_not_have_are_an_error_in_time(tmp_path: Path) -> None:
+    with pytest.raises(
+        ClusterError,
+        match=r"no actor started within .*=1 s, with cluster.min_actors=1: 1 actors with 64 CPU each.*has 4 CPU and 0",
+    ):
+        drive(tmp_path, max_actors=1, cpus_per_actor=64, start_timeout_s=1.0)
+
+
+def test_fewer_than_min_actors_are_an_error_in_time(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match=r"only 1 actors started within .*min_actors=2: 2 actors with 3 CPU each"):
+        drive(tmp_path, lambda start: time.sleep(30), min_actors=2, cpus_per_actor=3, start_timeout_s=12.0)
+
+
+@pytest.mark.parametrize(
+    ("resources", "num_gpus", "room"),
+    [
+        ({"CPU": 7.0}, 0.0, 3),
+        ({}, 0.0, 0),
+        ({"CPU": 64.0}, 1.0, 0),
+        ({"CPU": 64.0, "GPU": 8.0}, 1.0, 8),
+        ({"CPU": 6.0, "GPU": 8.0}, 1.0, 3),
+        ({"CPU": 64.0, "GPU": 8.0}, 3.0, 2),
+        ({"CPU": 64.0, "GPU": 2.0}, 0.1, 20),
+        ({"CPU": 64.0, "GPU": 2.0}, 0.6, 2),
+    ],
+)
+def test_room_of_a_node_for_actors_of_two_cpus(resources: dict[str, float], num_gpus: float, room: int) -> None:
+    assert _room(resources, 2, num_gpus) == room
+
+
+@pytest.mark.parametrize(
+    ("config", "is_fixed", "num_left", "wanted"),
+    [
+        (ClusterConfig(), False, 100, 8),
+        (ClusterConfig(), False, 3, 3),
+        (ClusterConfig(), False, 0, 1),
+        (ClusterConfig(min_actors=10), False, 100, 10),
+        (ClusterConfig(max_actors=20), False, 100, 20),
+        (ClusterConfig(max_actors=20), True, 100, 8),
+        (ClusterConfig(max_actors=2), True, 100, 2),
+    ],
+)
+def test_actors_wanted_where_there_is_room_for_eight(
+    config: ClusterConfig, is_fixed: bool, num_left: int, wanted: int
+) -> None:
+    assert Cluster(config, 0.0, is_fixed, Interruption()).num_wanted(8, num_left) == wanted
+
+
+@pytest.mark.parametrize(
+    ("placement", "taken", "expected"),
+    [
+        ("pack", [], "b"),  # the most room
+        ("pack", ["a"], "a"),
+        ("pack", ["a", "a"], "b"),
+        ("pack", ["a", "a", "b", "b", "b", "c"], ""),
+        ("spread", [], "b"),
+        ("spread", ["b", "a"], "c"),
+        ("spread", ["a", "b", "c"], "b"),
+        ("spread", ["a", "a", "b", "c", "gone"], "b"),
+    ],
+)
+def test_nodes_preferred_for_one_more_actor(placement: str, taken: list[str], expected: str) -> None:
+    assert preferred_node(placement, {"a": 2, "b": 3, "c": 1}, taken) == expected
+
+
+def test_a_node_that_does_not_see_the_run_directory_is_an_error_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_BETWEEN_LOOKS_S", 0.01)
+    elsewhere = storage_at(tmp_path / "elsewhere")
+    with pytest.raises(ClusterError, match=rf"node {re.escape(socket.gethostname())} does not see {tmp_path}/else"):
+        worker.require_visible(elsewhere)
+    with pytest.raises(ClusterError, match=r"does not see .*/elsewhere/run\.json, .*s3://"):
+        drive(tmp_path, unseen=elsewhere, max_actors=1)
+    assert not list((tmp_path / "run" / "margins").rglob("*.parquet"))
+
+
+def test_nodes_that_join_get_actors_and_a_node_that_is_killed_costs_nothing(tmp_path: Path, repository: Path) -> None:
+    script = [sys.executable, "-m", "tests.cluster.elastic", str(tmp_path)]
+    result = subprocess.run(script, cwd=repository, capture_output=True, text=True, timeout=170, check=False)
+    assert result.stdout.strip().endswith("complete"), result.stdout[-2000:] + result.stderr[-2000:]

@@ -1,0 +1,238 @@
+"""``stages=[plan]``: what is missing, what it takes, and that nothing is written."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import coar_dist
+from coar_dist.ablation import trial
+from coar_dist.ablation.actor import AblationJob, EngineActor
+from coar_dist.ablation.plan import EnginePlan, PlanPins
+from coar_dist.components.discovery import discover
+from coar_dist.config.schema import (
+    AblationConfig,
+    ClusterConfig,
+    ComponentsConfig,
+    Config,
+    DesignConfig,
+    EvaluationConfig,
+    GradientsConfig,
+    RunConfig,
+)
+from coar_dist.errors import ConfigError, RunMismatchError
+from coar_dist.stages import plan
+from coar_dist.stages.estimate import Estimate
+from coar_dist.stages.pipeline import run_stages
+from coar_dist.store.rehearsal import Rehearsal
+from coar_dist.tasks.task import Task
+from tests.chaos import Slow, without_ray
+from tests.commands import run_forked
+from tests.models import local_storage, small_task
+from tests.test_app import TINY
+
+NUM_EXAMPLES, NUM_COMPONENTS = 7, 12
+
+
+def config_of(folder: Path, stages: tuple[str, ...] = ("plan",), **changes: object) -> Config:
+    settings: dict[str, object] = {
+        "stages": list(stages),
+        "run": RunConfig(str(folder)),
+        "components": ComponentsConfig("conv_filters"),
+        "design": DesignConfig(num_masks=40, ablation_fraction=0.2),
+        "gradients": GradientsConfig(num_masks=10, masks_per_shard=5),
+        "baselines": ["leave_one_out", "gradient_x_parameter"],
+        "evaluation": EvaluationConfig(num_masks=20, ablation_fractions=[0.2, 0.1], seed=7),
+        "ablation": AblationConfig(
+            masks_per_shard=8, mode="weights", rows_per_forward=7, compile=False, examples_per_block=4
+        ),
+        "cluster": ClusterConfig(max_actors=3, price_per_hour=2.0),
+    }
+    return Config(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+def files_in(folder: Path) -> dict[str, tuple[int, int]]:
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
+
+
+def planned(config: Config, monkeypatch: pytest.MonkeyPatch, task: Task | None = None) -> tuple[Estimate, str]:
+    found: list[Estimate] = []
+    shown = plan.print_estimate
+
+    def note(estimate: Estimate, config: Config, chosen: EnginePlan, console: Console) -> None:
+        found.append(estimate)
+        shown(estimate, config, chosen, console)
+
+    monkeypatch.setattr(plan, "print_estimate", note)
+    output = io.StringIO()
+    run_stages(config, Console(file=output, width=200), task or small_task())
+    return found[0], output.getvalue()
+
+
+def test_what_is_missing_is_counted_and_timed(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estimate, text = planned(config_of(tmp_path / "run"), monkeypatch)
+    assert list(tmp_path.iterdir()) == []
+    found = {load.name: (load.num_total, load.num_missing, load.passes) for load in estimate.loads}
+    assert found == {
+        "with gradients": (10, 10, 10 * NUM_EXAMPLES),
+        "without gradients": (40, 40, 40 * NUM_EXAMPLES),
+        "leave-one-out": (NUM_COMPONENTS, NUM_COMPONENTS, NUM_COMPONENTS * NUM_EXAMPLES),
+        "held out": (40, 40, 40 * NUM_EXAMPLES),
+        "gradient_x_parameter": (NUM_EXAMPLES, NUM_EXAMPLES, 3 * NUM_EXAMPLES),
+    }
+    ranges = {load.name: sorted(load.range_passes) for load in estimate.loads}
+    assert ranges["with gradients"] == [5 * 3, 5 * 3, 5 * 4, 5 * 4]  # blocks of 4 and 3 examples, shards of 5 masks
+    assert ranges["held out"] == sorted([8 * 7, 8 * 7, 4 * 7] * 2)
+    assert estimate.num_actors == 3
+    assert estimate.gradient_cost is not None
+    assert estimate.gradient_cost > 1
+    assert 0 < estimate.seconds_per_pass < 0.1
+    assert estimate.start_s > 0
+    assert f"{estimate.price:,.2f} USD at 2 an hour" in text
+    assert "3 actors with 1 CPU each" in text
+    assert re.search(r"without gradients +40 +40 masks +280 ", text)
+    unpriced, text = planned(config_of(tmp_path / "run", cluster=ClusterConfig(max_actors=1)), monkeypatch)
+    assert unpriced.num_actors == 1
+    assert "USD" not in text
+
+
+def test_the_speed_is_the_model_s(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forward pass that takes 0.05 s, and one of them per mask."""
+    task = small_task()
+    task = replace(task, model=Slow(task.model, 0.05))
+    config = config_of(tmp_path / "run", gradients=GradientsConfig(), baselines=[])
+    estimate, _ = planned(config, monkeypatch, task)
+    assert 0.05 < estimate.seconds_per_pass * NUM_EXAMPLES < 0.1
+    # Shards of 8 masks: 5 of the train design, then 2 and 4 masks of each held-out one, over 3 actors.
+    assert estimate.work_s / (estimate.seconds_per_pass * NUM_EXAMPLES) == pytest.approx(28)
+    assert estimate.start_s > 4 * 0.05
+
+
+def test_the_bytes_are_those_of_the_shards(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    larger = AblationConfig(masks_per_shard=300, mode="weights", rows_per_forward=7, compile=False)
+    changes: dict[str, object] = {"ablation": larger, "design": DesignConfig(num_masks=1200, ablation_fraction=0.2)}
+    estimate, _ = planned(config_of(tmp_path / "run", **changes), monkeypatch)
+    with without_ray():
+        run_stages(config_of(tmp_path / "run", ("ablate",), **changes), Console(file=io.StringIO()), small_task())
+    shards = list((tmp_path / "run").glob("*/**/0*.parquet"))
+    written = {
+        folder: sum(path.stat().st_size for path in shards if folder in str(path))
+        for folder in ("margins/train", "margins/evaluation", "margins/leave", "gradients/", "baselines/")
+    }
+    expected = {load.name: load.num_bytes for load in estimate.loads}
+    for folder, name in zip(
+        written,
+        ("without gradients", "held out", "leave-one-out", "with gradients", "gradient_x_parameter"),
+        strict=True,
+    ):
+        assert expected[name] == pytest.approx(written[folder], rel=0.15), name
+
+
+def test_only_what_is_missing_counts_and_nothing_is_touched(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = Console(file=io.StringIO())
+    folder = tmp_path / "run"
+    with without_ray():
+        run_stages(config_of(folder, ("ablate",)), quiet, small_task())
+    output = io.StringIO()
+    run_stages(config_of(folder), Console(file=output, width=200), small_task())
+    assert f"nothing is missing in {folder}" in output.getvalue()
+    (folder / "margins" / "train" / "0000000008-0000000016.parquet").unlink()
+    damaged = folder / "margins" / "evaluation_0.1" / "0000000000-0000000008.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    before = files_in(folder)
+    more = config_of(folder, design=DesignConfig(num_masks=50, ablation_fraction=0.2))
+    estimate, text = planned(more, monkeypatch)
+    assert files_in(folder) == before
+    assert {load.name: load.num_missing for load in estimate.loads} == {
+        "with gradients": 0,
+        "without gradients": 8 + 10,
+        "leave-one-out": 0,
+        "held out": 8,
+        "gradient_x_parameter": 0,
+    }
+    assert "evaluation_0.1/0000000000-0000000008.parquet" in text
+    with pytest.raises(RunMismatchError, match=r"belongs to another run: model\.weights"):
+        run_stages(config_of(folder), quiet, small_task(seed=1))
+    assert files_in(folder) == before
+
+
+def test_a_budget_counts_beyond_its_pilot(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    estimate, text = planned(config_of(tmp_path / "run", budget=1000.0), monkeypatch)
+    cost = estimate.gradient_cost
+    assert cost is not None
+    assert estimate.budget_passes == pytest.approx((1000 - 40 - 10 * cost) * NUM_EXAMPLES)
+    assert "by the budget, after the pilot" in text
+
+
+def test_a_budget_that_is_spent_leaves_nothing(ray_cluster: None, tmp_path: Path) -> None:
+    changes: dict[str, object] = {"budget": 150.0, "baselines": []}
+    quiet, output = Console(file=io.StringIO()), io.StringIO()
+    with without_ray():
+        run_stages(config_of(tmp_path / "run", ("ablate",), **changes), quiet, small_task())
+    run_stages(config_of(tmp_path / "run", **changes), Console(file=output, width=200), small_task())
+    assert "nothing is missing" in output.getvalue()
+
+
+def test_the_trial_takes_over_a_run_s_own_engine_plan() -> None:
+    plan_of_run = EnginePlan("weights", 3, compiled=False)
+    actor = trial.TrialActor()
+    assert isinstance(actor, EngineActor)
+    task = small_task()
+    actor.setup(task, AblationJob(discover(task.model, "conv_filters"), {}, "float32", None, 1, PlanPins()))
+    found = actor.start(10, 0, plan_of_run)
+    assert found.plan == plan_of_run
+    assert found.gradient_cost is None
+    assert 0 < found.seconds_per_margin < 0.1
+
+
+@pytest.mark.slow
+def test_an_untrained_preset_is_planned_and_leaves_no_files(tmp_path: Path) -> None:
+    result = run_forked(tmp_path, "stages=[plan]", *TINY, "regression.memory_gb=8")
+    assert result.returncode == 0, result.stderr
+    assert "the model is not trained yet" in result.stdout
+    assert re.search(r"without gradients +120 +120 masks +2,400 ", result.stdout)
+    assert list(tmp_path.iterdir()) == []
+    together = run_forked(tmp_path, "stages=[plan,ablate]")
+    assert together.returncode == 1
+    assert "plan estimates a run and starts none. Use it alone" in together.stderr
+
+
+def test_attribute_does_not_plan(tmp_path: Path) -> None:
+    task = small_task()
+    with pytest.raises(ConfigError, match="plan is of the command line"):
+        coar_dist.attribute(
+            task.model, task.examples.inputs, task.examples.targets, run_dir=tmp_path / "run", stages=["plan"]
+        )
+
+
+def test_a_price_is_no_negative_number(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cluster\.price_per_hour=-1\.0: must be null or at least 0"):
+        run_stages(
+            config_of(tmp_path, cluster=ClusterConfig(price_per_hour=-1.0)), Console(file=io.StringIO()), small_task()
+        )
+
+
+def test_a_rehearsal_keeps_what_is_written_to_itself(tmp_path: Path) -> None:
+    storage = local_storage(tmp_path / "run")
+    storage.write("a/one", b"1")
+    storage.write("a/two", b"22")
+    rehearsal = Rehearsal(storage)
+    rehearsal.write("a/three", b"333")
+    rehearsal.write("a/b/four", b"4444")
+    rehearsal.move("a/two", "a/gone")
+    rehearsal.sweep("a")
+    assert rehearsal.files("a") == {"one": 1, "three": 3, "gone": 2}
+    assert rehearsal.files("a/b") == {"four": 4}
+    assert (rehearsal.size("a/two"), rehearsal.size("a/gone"), rehearsal.read("a/gone")) == (None, 2, b"22")
+    assert rehearsal.read("a/three", 1, 3) == b"33"
+    assert storage.files("a") == {"one": 1, "two": 2}
