@@ -111,7 +111,7 @@ class InputPath:
 
         Args:
             ends: tensors in the order of ``split``; no gradient flows to them.
-            others: likewise.
+            others: the tensors that are not on the path, in the order of ``split``.
         """
         stopped = [end.detach() for end in ends]
         tensors = dict(zip(sorted(self._scales), stopped, strict=False))

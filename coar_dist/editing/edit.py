@@ -158,7 +158,7 @@ class Edit:
         if found != self.model_weights:
             raise ComponentMismatchError(
                 f"the edit {self.name!r} in {self.storage} was made for a model with weights {self.model_weights}, but "
-                f"this {type(model).__name__} has {found}. Load the checkpoint that the run explains, or edit anew."
+                f"this {type(model).__name__} has {found}. Load the checkpoint that the run explains, or edit again."
             )
 
     def record(self) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def load_edit(folder: str | Path) -> Edit:
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """Of a model's weights, as a run's identity has it."""
+    """The fingerprint of a model's weights, as in a run's identity."""
     return fingerprint_of_tensors(sorted(model.state_dict().items()))
 
 

@@ -19,7 +19,7 @@ from coar_dist.store.edits import CHOICE, MEASURE
 from coar_dist.store.margins import MarginStore
 
 _TOLERANCE = 1e-9
-"""Of sums in float64."""
+"""Rounding of sums in float64 that ties may differ by."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class HeldOut:
         task: model, these examples, and the output function that is measured.
         metric: ``accuracy`` or ``output``, what the criterion looks at.
         outputs: (num_examples,) float32 of the unedited model as it is.
-        columns: as of ``examples.parquet``, (num_examples,) each.
+        columns: as in ``examples.parquet``, (num_examples,) each.
         groups: example ids, ascending, by name; none of targets or references.
         is_choice: (num_examples,) bool, True where the number of components is chosen, False where it is measured.
     """

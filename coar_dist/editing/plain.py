@@ -12,7 +12,7 @@ from coar_dist.tasks.outputs import predicted_classes
 from coar_dist.tasks.task import Task, call_model
 
 ROWS = 256
-"""Of one forward pass: the last bits of a float32 sum may depend on it."""
+"""Rows of one forward pass; fixed, because the last bits of a float32 sum may depend on it."""
 
 
 @torch.no_grad()

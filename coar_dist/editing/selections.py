@@ -1,4 +1,4 @@
-"""What selects components: attributions of targets and references, predictions anew for every component, or neither."""
+"""What selects components: attributions of targets and references, predictions step by step, or neither."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Selector:
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """Of the attributions: they may be fitted anew."""
+        """What the selection depends on: attributions may be fitted again."""
         blocks = self._run.directory.margins(TRAIN_DESIGN).blocks
         directory = self._run.directory
         return {name: AttributionTable(directory, name).settings_fingerprint(blocks) for name in self._methods}
@@ -109,7 +109,7 @@ class Selector:
         return {name: found[name] for name in self.names}
 
     def _moments_of(self, references: NDArray[np.int64]) -> Mapping[str, Moments]:
-        """Of the references' weights, once for all targets."""
+        """Moments of the references' weights, computed once for all targets."""
         key = references.tobytes()
         if self._references[0] != key:
             moments = {method: moments_of(self._run, references, method) for method in self._methods}

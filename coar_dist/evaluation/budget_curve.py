@@ -38,7 +38,7 @@ MOST_EXAMPLES = 1024
 _MOST_BLOCKS = 8
 _SEED = 0
 _FEWEST_MASKS = 16
-"""Below so many masks nothing is fitted."""
+"""Fewest masks that are fitted."""
 
 
 def has_curve(run: RunDirectory) -> bool:
@@ -56,7 +56,7 @@ def evaluate_budgets(
 ) -> bool:
     """Write the budget curve of every method, where it is not there already.
 
-    Every curve is made with the regression settings that the attributions were fitted with. Of large example sets a
+    Every curve is made with the regression settings that the attributions were fitted with. For large example sets a
     fixed random sample is looked at. ``gradient_ridge`` keeps all of its passes with gradients.
 
     Args:

@@ -35,10 +35,10 @@ NUM_GROUPS = MIN_CEILING_MASKS // 2
 
 @dataclass(frozen=True)
 class Pairs:
-    """Partners of the first masks: pair i is mask i and partner i, which is mask i with some components drawn anew.
+    """Partners of the first masks: pair i is mask i and partner i, which is mask i with some components drawn again.
 
     Attributes:
-        correlation: rho, the probability that a component is not drawn anew.
+        correlation: rho, the probability that a component is not drawn again.
         masks: (num_pairs, num_components) bool.
         outputs: (num_pairs, num_examples).
     """

@@ -52,7 +52,7 @@ def run_command(command: str, arguments: list[str], console: Console) -> int:
         The exit code: 2, with the usage on standard error, where the arguments are none of those.
 
     Raises:
-        CoarDistError: anything that a user can mend; the message says how.
+        CoarDistError: anything that a user can put right; the message says how.
     """
     values = dict(argument.partition("=")[::2] for argument in arguments)
     kinds = [kind for kind in ("margins", "attributions") if values.get(kind)]

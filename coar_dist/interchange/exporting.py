@@ -46,7 +46,7 @@ def export_attributions(
     Raises:
         MissingWorkError: the attributions are not there.
         NonFiniteMarginError: a weight is beyond the range of float16.
-        ConfigError: the file is there already, or the dtype is unknown.
+        ConfigError: the file already exists, or the dtype is unknown.
         StorageError: the file cannot be written.
     """
     path = Path(path)
@@ -109,7 +109,7 @@ def export_margins(
     Raises:
         MissingWorkError: margins are missing; the message lists the ranges.
         NonFiniteMarginError: a margin is beyond the range of float16.
-        ConfigError: the folder is there already, or the name or the dtype is unknown.
+        ConfigError: the folder already exists, or the name or the dtype is unknown.
         StorageError: the folder cannot be written.
     """
     folder = Path(folder)
@@ -158,7 +158,7 @@ def _check_new(path: Path, dtype: str) -> None:
     if dtype not in DTYPES:
         raise ConfigError(f"dtype={dtype!r}: must be one of {', '.join(DTYPES)}.")
     if path.exists():
-        raise ConfigError(f"{path} is there already. Remove it, or name another.")
+        raise ConfigError(f"{path} already exists. Remove it, or name another.")
 
 
 @contextlib.contextmanager

@@ -138,7 +138,7 @@ def _run_for(
     if components is None:
         components = ComponentIndex((ComponentGroup("unnamed", 0, num_components),))
         if run is not None:
-            with contextlib.suppress(DamagedFileError):  # then it is mended where it said no more than this
+            with contextlib.suppress(DamagedFileError):  # then it is written again
                 components = run.components
     if components.num_components != num_components:
         raise ComponentMismatchError(

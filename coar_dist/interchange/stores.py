@@ -21,12 +21,12 @@ from coar_dist.errors import ConfigError, ForeignFileError, MissingWorkError, No
 from coar_dist.interchange.ids import examples_without, in_ranges
 
 BLOCK_BYTES = 2**26
-"""Of masks and margins that are in memory at a time."""
+"""Bytes of masks and margins in memory at a time."""
 
 
 @dataclass(frozen=True)
 class MarginContent:
-    """What of a store is used.
+    """The part of a store that is used.
 
     Attributes:
         rows: (num_masks,) int64, the store's rows, ascending.
@@ -72,7 +72,7 @@ class ResearchStore:
         return int(self.margins.shape[1])
 
     def rows_at_once(self, block_bytes: int = BLOCK_BYTES) -> int:
-        """Rows whose masks and float32 margins fit in so many bytes; at least 1."""
+        """Rows whose masks and float32 margins fit in ``block_bytes``; at least 1."""
         return max(block_bytes // (self.num_components + 4 * self.num_examples), 1)
 
     def read(
@@ -83,7 +83,7 @@ class ResearchStore:
         return np.asarray(self.masks[rows]), margins.astype(np.float32)
 
     def completed_masks(self, num_masks: int | None = None, block_bytes: int = BLOCK_BYTES) -> Iterator[NDArray[Any]]:
-        """The masks of completed rows, or of the first so many of them, in batches.
+        """The masks of completed rows, or of the first of them, in batches.
 
         Raises:
             MissingWorkError: there are fewer.

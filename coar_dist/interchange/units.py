@@ -49,7 +49,7 @@ class MaskUnits:
 
     @classmethod
     def of_masks(cls, batches: Iterable[NDArray[np.bool_]]) -> MaskUnits:
-        """Of the masks themselves: (num_batch, num_components) bool each.
+        """The masks themselves, in batches: (num_batch, num_components) bool each.
 
         Raises:
             MissingWorkError: there are none.

@@ -171,7 +171,7 @@ def ridge_weights(
 
     Args:
         backend: a key of ``RIDGE_BACKENDS``, ``module:function``, or a function of the other three arguments.
-        factor, projected, penalties: as of ``ridge.solve``.
+        factor, projected, penalties: as in ``ridge.solve``.
 
     Returns:
         (d, n) float64.

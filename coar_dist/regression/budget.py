@@ -31,7 +31,7 @@ class Passes:
 
     Attributes:
         with_gradients: masks M, the pilot's among them.
-        without: masks m, likewise.
+        without: masks m of passes without gradients.
         error: expected squared error on a new mask, relative to the margins' variance.
     """
 
@@ -49,7 +49,7 @@ def spend(
         fit: of the pilot.
         pilot: its masks with and without gradients.
         ablation_fraction: alpha.
-        masks_per_round: passes with gradients come in so many.
+        masks_per_round: the number of passes with gradients is a multiple of this.
         cost: of a pass with gradients, in passes without.
         budget: in passes without gradients, the pilot's among them.
     """

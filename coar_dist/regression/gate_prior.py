@@ -9,7 +9,7 @@ ablate it, g1[c] and g0[c]. With one variance v[c] within both, they have varian
 with b shared by all examples: least squares of all margins, each example's relative to its variance; a noisy g0 gets a
 small b0, and the trapezoid's 1/2, 1/2 where both are exact. d[c] is the prior mean's sampling variance, b1**2 v / M1
 + b0**2 v / M0, averaged over the examples, plus as much again in proportion to the mean square of the prior mean, for
-what averaging does not mend (curvature). So u is ridge on the residuals y - x'(prior mean), in the coordinates
+what averaging does not remove (curvature). So u is ridge on the residuals y - x'(prior mean), in the coordinates
 u / sqrt(d) with penalty s / t, by generalised cross-validation for all examples together, which also judges d = 1 and
 mean 0: those are plain ridge. The posterior is N(prior mean + u, s (Xc'Xc + s / t diag(1 / d))**-1).
 
@@ -48,7 +48,7 @@ class GateSources:
 
     @property
     def names(self) -> list[str]:
-        """Of the sources, in order."""
+        """Names of the sources, in order."""
         return ["kept", "ablated", *(["leave_one_out"] if self.leave_one_out is not None else [])]
 
     def settings(self, blocks: list[tuple[int, int]]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class SourceStatistics:
         products: (k, k), per example s_k'Xc'Xc s_l over the margins' sum of squares, summed.
         cross: (k,), per example s_k'Xc'y over the same, summed.
         sizes: (k, k, num_components), s_k s_l summed over the examples.
-        within: (num_components,), as of ``BlockSources``.
+        within: (num_components,), as in ``BlockSources``.
         counts: (2, num_components), the same in every block.
         variance: of the margins over the masks, summed over the examples.
         num_examples: of the blocks.

@@ -221,7 +221,7 @@ class HeldOut:
         mean: NDArray[np.float64],
         device: str,
     ) -> HeldOut:
-        """Of one block.
+        """The held-out statistics of one block.
 
         Args:
             held: X'X of the held-out masks.

@@ -170,7 +170,7 @@ class PriorFit:
 
     @property
     def penalty(self) -> float:
-        """Of the plan: residual variance over prior variance."""
+        """The plan's penalty: residual variance over prior variance."""
         return float(self.plan.grid[0])
 
 

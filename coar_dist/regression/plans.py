@@ -76,7 +76,7 @@ class RidgePlan:
     Attributes:
         design: means of the masks.
         factor: of the centred design.
-        backend: as of ``ridge_weights``.
+        backend: as in ``ridge_weights``.
         grid: (num_penalties,) ascending; one value is a fixed penalty.
         selection: ``gcv`` or ``leave_one_out``.
         standard_errors: whether they are computed.
@@ -200,7 +200,7 @@ class LassoPlan:
         held_out: X'X of the last masks, which choose the penalty; None where a criterion does, or it is fixed.
         train_extremes: as ``extremes``, of the masks that are not held out.
         factor: for backends that need the reduced problem.
-        backend: as of ``lasso_weights``.
+        backend: as in ``lasso_weights``.
         ratios: (num_penalties,) descending, relative to the largest penalty; None where alpha is fixed.
         alpha: the fixed penalty.
         l1_ratio: in (0, 1].

@@ -18,7 +18,7 @@ from coar_dist.errors import MissingWorkError, NonFiniteMarginError
 MASKS_PER_BATCH = 1024
 """Masks of one matrix product of X'Y; a part of what its last bits depend on."""
 _EXACT_IN_FLOAT32 = 2**24
-"""Sums of so many ones are exact in float32."""
+"""How many ones a float32 sum holds exactly."""
 
 MaskBatches = Iterable[NDArray[np.bool_]]
 MarginBatches = Iterable[tuple[NDArray[np.bool_], NDArray[np.float32]]]

@@ -25,7 +25,7 @@ def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bo
 
     Args:
         storage: the run directory.
-        read_everything: whether every byte of a large run is verified, too; small ones always are.
+        read_everything: whether every byte of a large run is verified; a small run always is.
         console: where it is printed.
 
     Returns:

@@ -1,1 +1,1 @@
-"""Of what output: a model, the examples whose outputs are explained, and the output function."""
+"""What is explained: a model, its examples, and the output function."""

@@ -58,7 +58,7 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
     except pickle.UnpicklingError as error:
         raise TaskError(
             f"{where} is not a plain state dict, and a pickled object could run any code. "
-            f"Save it anew with torch.save(model.state_dict(), path) or as .safetensors."
+            f"Save it again with torch.save(model.state_dict(), path) or as .safetensors."
         ) from error
     except (SafetensorError, RuntimeError, OSError, ValueError, TypeError, KeyError, EOFError) as error:
         raise TaskError(f"{where} does not fit {type(model).__name__}: {error}") from error

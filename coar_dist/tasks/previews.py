@@ -41,7 +41,7 @@ class Previews:
 
     @classmethod
     def of(cls, examples: ExampleSet) -> Previews | None:
-        """Of the inputs, or of ``pixel_values`` among them; None where they are no images."""
+        """The previews of the inputs, or of ``pixel_values`` among them; None where they are not images."""
         inputs = examples.inputs.get("pixel_values") if isinstance(examples.inputs, dict) else examples.inputs
         if inputs is None or inputs.ndim != 4 or inputs.shape[1] not in (1, 3) or inputs.is_complex():
             return None

@@ -1,6 +1,6 @@
 """The examples that the page shows, their strongest components, and the examples that each of those matters most for.
 
-All examples of a small run are shown. Of a large one a sample: those that are predicted worst and best, wrong
+A small run shows all its examples, a large one a sample: those that are predicted worst and best, wrong
 predictions of the model, and others at random. The attributions are read twice, one block in memory at a time.
 """
 
@@ -38,17 +38,17 @@ class ShownExample:
     """One example of the page.
 
     Attributes:
-        example_id: of the run.
-        label: its class, and the class that the unablated model predicts; None where targets are not classes.
-        prediction: likewise.
-        margin: of the unablated model; NaN where it is not known.
-        correlation: of predicted and true margins at the training fraction; NaN where undefined.
-        components: (k,) ids of its strongest components, falling in weight.
-        weights: (k,) float32, theirs.
-        predicted: (num_masks,) margins on the first held-out masks.
-        true: (num_masks,).
+        example_id: its id in the run.
+        label: its class; None where targets are not classes.
+        prediction: the class that the unablated model predicts; None where targets are not classes.
+        margin: the unablated model's; NaN where it is not known.
+        correlation: between predicted and true margins at the training fraction; NaN where undefined.
+        components: (k,) ids of its strongest components, by falling weight.
+        weights: (k,) float32 weights of these components.
+        predicted: (num_masks,) predicted margins under the first held-out masks.
+        true: (num_masks,) true margins under the same masks.
         image: PNG or JPEG, where the run has it.
-        excerpt: of its text, where the run has it.
+        excerpt: the beginning of its text, where the run has it.
     """
 
     example_id: int
@@ -69,9 +69,9 @@ class Gallery:
     """The examples that one component matters most for, among all examples of the run.
 
     Attributes:
-        component_id: of it.
+        component_id: the component.
         raised: (example id, weight), the largest weight first.
-        lowered: likewise, the smallest first.
+        lowered: (example id, weight), the smallest weight first.
     """
 
     component_id: int

@@ -28,8 +28,8 @@ def digits(split: str = "test", num_examples: int | None = None, scale: int = 1)
 
     Args:
         split: ``train`` or ``test``.
-        num_examples: take the first so many; None takes all.
-        scale: every pixel becomes a square of so many pixels a side.
+        num_examples: how many to take, from the start; None takes all.
+        scale: the side of the square that every pixel becomes.
 
     Raises:
         ConfigError: the scale is not positive.
@@ -64,7 +64,7 @@ def npz_images(
         images: key of the images, uint8 (num_images, height, width, channels).
         labels: key(s) of the class labels, integers (num_images,). Several keys joined by ``+`` are concatenated,
             for images too.
-        num_examples: take the first so many; None takes all.
+        num_examples: how many to take, from the start; None takes all.
         mean: per channel, of pixels scaled to [0, 1]; subtracted.
         std: per channel; divided by.
         dtype: ``float32``, or ``uint8`` for the pixels as they are, which the model normalises.

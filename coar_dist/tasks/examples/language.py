@@ -185,7 +185,7 @@ def huggingface_answers(
         dataset, split, config_name, streaming: see ``HubRows.open``.
         tokenizer: a name on the hub or a folder.
         template: the prompt; ``{name}`` stands for the row's column of that name, ``{{`` for a brace.
-        answers: two or more, as they follow the prompt (with their blank); each is one token. They are templates, too.
+        answers: two or more, as they follow the prompt (with their blank); each is one token. They are templates too.
         label_column: which answer is right: an integer, or a truth value, whose answers are ``[if false, if true]``.
             None: always the first.
         max_length: tokens of a prompt at most.
