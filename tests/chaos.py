@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import coar_dist
 from coar_dist.ablation.plan import EnginePlan
-from coar_dist.cluster.driver import AblationWork, DriverCallbacks
+from coar_dist.cluster.work import DriverCallbacks, Work
 from coar_dist.config.schema import AblationConfig, ClusterConfig, EvaluationConfig
 from coar_dist.errors import DamagedFileError, RunMismatchError
 from coar_dist.store.run import Run
@@ -79,15 +79,15 @@ def run_small(
 def without_ray() -> Iterator[None]:
     """Ranges are computed in this process, by the actor's own code."""
 
-    def run_here(config: ClusterConfig, work: AblationWork, callbacks: DriverCallbacks) -> None:
+    def run_here(config: ClusterConfig, work: Work, callbacks: DriverCallbacks) -> None:
         actor = work.actor()
-        actor.setup(copy.deepcopy(work.task), work.job)  # an actor may change its model
-        if work.plan is None or work.needs_unablated:
-            callbacks.on_start(actor.start(1, 1, work.plan))
-        else:
-            actor.use(work.plan)
-        for masks in work.ranges:
-            actor.run(masks)
+        actor.setup(copy.deepcopy(work.task), work.job, config.cpus_per_actor)  # an actor may change its model
+        if work.plan is not None and work.plan.needs_start:
+            callbacks.on_start(actor.start(work.plan.request, 1, work.plan.value))
+        elif work.plan is not None:
+            actor.use(work.plan.value)
+        for work_range in work.ranges:
+            actor.run(work_range)
 
     with mock.patch("coar_dist.cluster.driver.run_ranges", run_here):
         yield

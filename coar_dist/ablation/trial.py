@@ -1,11 +1,14 @@
-"""A short trial of the engine with an actor's resources: what a forward pass takes, and nothing is written."""
+"""A short trial of the engine with an actor's resources: how long a forward pass takes. Nothing is written."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from coar_dist.ablation.actor import Choice, EngineActor
 from coar_dist.ablation.plan import EnginePlan
+from coar_dist.ablation.work import ExpectedMasks
 
 
 @dataclass(frozen=True)
@@ -13,16 +16,17 @@ class Trial(Choice):
     """What a trial finds out.
 
     Attributes:
-        seconds_per_margin: of one forward pass of one example, with the plan.
+        seconds_per_margin: seconds of one forward pass of one example, with the plan.
     """
 
     seconds_per_margin: float
 
 
 class TrialActor(EngineActor):
-    """In the place of an ``AblationActor`` where there is no range to run: ``start`` is all that it is asked."""
+    """Takes an ``AblationActor``'s place where there is no range to compute: it is only asked for a plan."""
 
-    def start(self, masks_per_actor: int, gradient_masks_per_actor: int, plan: EnginePlan | None) -> Trial:
+    @override
+    def choose(self, request: ExpectedMasks, num_actors: int, plan: EnginePlan | None) -> Trial:
         """Choose the engine plan as a run would, or take over ``plan``, and time it."""
-        chosen, cost = self._choose(masks_per_actor, gradient_masks_per_actor, plan)
-        return Trial(chosen, cost, self._log.drain(), self._engine.trial())
+        chosen, cost = self._choose(request, num_actors, plan)
+        return Trial(chosen, self.log.drain(), cost, self._engine.trial())

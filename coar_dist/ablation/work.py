@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from coar_dist.cluster.schedule import RangesToDo, default_gradient_masks_per_shard, default_masks_per_shard
+from coar_dist.cluster.ranges import RangesToDo
 from coar_dist.config.schema import Config
 from coar_dist.designs.design import IMPORTED, MaskDesign
 from coar_dist.errors import MissingWorkError
@@ -13,8 +13,27 @@ from coar_dist.store.gradients import GradientStore
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import GRADIENT_DESIGN, RunDirectory
 
+ROWS_KEY = "ablation.rows_per_forward"
+"""The configuration key to lower where an engine runs out of memory."""
 Stores = Mapping[str, tuple[MaskDesign, MarginStore | GradientStore]]
-"""Masks, and where what they give is stored, by the names of their ranges."""
+"""Masks, and where their margins or gate gradients go, by the ``store_name`` of their ranges."""
+
+
+@dataclass(frozen=True)
+class ExpectedMasks:
+    """About how many masks, of all examples, are to be run, those that later calls will add among them.
+
+    Attributes:
+        plain: without gradients.
+        with_gradients: with gradients.
+    """
+
+    plain: float
+    with_gradients: float
+
+    def shared_by(self, num_actors: int) -> ExpectedMasks:
+        """The share of one actor."""
+        return ExpectedMasks(self.plain / num_actors, self.with_gradients / num_actors)
 
 
 @dataclass(frozen=True)
@@ -22,7 +41,7 @@ class MissingWork:
     """What is missing.
 
     Attributes:
-        ranges: of all stores.
+        ranges: what is to be computed for all stores.
         plain_masks: masks to be run without gradients.
         gradient_masks: masks to be run with gradients, in masks of all examples.
     """
@@ -49,7 +68,7 @@ def missing_work(run: RunDirectory, stores: Stores, config: Config) -> MissingWo
     """What the stores lack, cut as the configuration says.
 
     Raises:
-        MissingWorkError: an imported design lacks masks, which nobody can make anew.
+        MissingWorkError: an imported design lacks masks, which nobody can recompute.
     """
     gaps = {name: store.missing() for name, (_, store) in stores.items()}
     for name, (design, _) in stores.items():
@@ -59,7 +78,7 @@ def missing_work(run: RunDirectory, stores: Stores, config: Config) -> MissingWo
                 f"design {name!r} was imported and lacks masks {ranges}: they are no function of a seed, so the ablate "
                 f"stage cannot make them. Run the same import-research again."
             )
-    sizes: dict[str, int] = {}
+    sizes = dict.fromkeys(stores, config.ablation.masks_per_shard or default_masks_per_shard(run.num_examples))
     plain_masks = gradient_masks = 0.0
     for name, (design, store) in stores.items():
         num_missing = sum(stop - start for start, stop in gaps[name])
@@ -70,5 +89,17 @@ def missing_work(run: RunDirectory, stores: Stores, config: Config) -> MissingWo
             gradient_masks += num_missing * num_examples / run.num_examples
         else:
             plain_masks += num_missing
-    masks_per_shard = config.ablation.masks_per_shard or default_masks_per_shard(run.num_examples)
-    return MissingWork(RangesToDo(gaps, masks_per_shard, sizes), plain_masks, gradient_masks)
+    return MissingWork(RangesToDo(gaps, sizes, "masks"), plain_masks, gradient_masks)
+
+
+def default_masks_per_shard(num_examples: int) -> int:
+    """Masks that make about 8,192 margins, 64 to 1,024: a function of the run alone, so that shards are the same."""
+    return min(max(8192 // num_examples, 64), 1024)
+
+
+def default_gradient_masks_per_shard(num_examples: int, masks_per_round: int) -> int:
+    """Masks, in whole rounds of the design, that make about 16,384 margins of a block of so many examples.
+
+    A gradient shard takes as much room as two attributions of its examples, however many masks it sums.
+    """
+    return max(16384 // num_examples // masks_per_round, 1) * masks_per_round

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from ray.util.metrics import Counter, Gauge
 
+from coar_dist.cluster.ranges import WorkRange
+from coar_dist.cluster.worker import RangeReport
+
 _RUN, _ACTOR = ("run",), ("run", "node", "actor")
 
 
@@ -58,6 +61,35 @@ class RunMetrics:
     def __init__(self, run: str) -> None:
         self._run = run
         self._metrics = {name: metric.kind(name, metric.description, metric.tags) for name, metric in METRICS.items()}
+
+    def count_range(
+        self, work_range: WorkRange, num_margins: int, report: RangeReport, is_first: bool, actor: str, node: str
+    ) -> None:
+        """Count a range that an actor has done.
+
+        Args:
+            work_range: the range.
+            num_margins: margins of it.
+            report: what the actor answered.
+            is_first: whether no other actor has done it before: time is spent on every copy, but a range counts once.
+            actor: its name.
+            node: its host.
+        """
+        figures: dict[str, float] = {
+            "coar_forward_seconds_total": report.forward_s,
+            "coar_write_seconds_total": report.write_s,
+            "coar_wait_seconds_total": report.wait_s,
+        }
+        if is_first:
+            figures |= {
+                "coar_shards_done_total": 1,
+                f"coar_{work_range.unit}_done_total": work_range.num_units,
+                "coar_margins_done_total": num_margins,
+            }
+        for name, value in figures.items():
+            self.add(name, value, actor, node)
+        if report.gpu_memory_bytes is not None:
+            self.set_of_actor("coar_gpu_memory_peak_bytes", report.gpu_memory_bytes, actor, node)
 
     def add(self, name: str, value: float, actor: str, node: str) -> None:
         """Count ``value`` more of what an actor did; nothing where it is 0."""

@@ -13,7 +13,7 @@ from ray.exceptions import ActorUnavailableError, NodeDiedError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from coar_dist.cluster.connection import Cluster, alive_nodes
-from coar_dist.cluster.worker import Address
+from coar_dist.cluster.worker import Address, Worker
 
 _POLL_S = 2.0
 _CAUSE_LENGTH = 400
@@ -54,7 +54,7 @@ class ActorPool:
         num_wanted: actors wanted at present.
     """
 
-    def __init__(self, cluster: Cluster, actor: type) -> None:
+    def __init__(self, cluster: Cluster, actor: type[Worker]) -> None:
         self.members: dict[str, Member] = {}
         self.num_wanted = 0
         self._cluster = cluster

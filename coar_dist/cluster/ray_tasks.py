@@ -13,20 +13,23 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, Worker
 
 from coar_dist.cluster.connection import Cluster, connect
 from coar_dist.cluster.execution import Execute
+from coar_dist.cluster.pool import cause
 from coar_dist.config.schema import ClusterConfig
 from coar_dist.errors import ClusterError, CoarDistError
 
 _T = TypeVar("_T")
 _WAIT_S = 0.5
 _MAX_RETRIES = 3
-
-
 _SYSTEM_FAILURES = (WorkerCrashedError, NodeDiedError, OutOfMemoryError)
 
 
 @contextlib.contextmanager
-def on_cluster(config: ClusterConfig) -> Iterator[Execute]:
-    """Ray tasks as an ``Execute`` of the fit stage: ``shared`` goes to every node once, through the object store.
+def on_cluster(config: ClusterConfig, way_out: str) -> Iterator[Execute]:
+    """Ray tasks as an ``Execute``: ``shared`` goes to every node once, through the object store.
+
+    Args:
+        config: the cluster; a task has the resources of one actor.
+        way_out: what to do where tasks run out of memory; ends the error.
 
     Raises:
         ClusterError: no task starts within ``config.start_timeout_s``, or workers keep dying.
@@ -53,8 +56,7 @@ def on_cluster(config: ClusterConfig) -> Iterator[Execute]:
                     raise
                 except _SYSTEM_FAILURES as error:
                     raise ClusterError(
-                        f"a worker of the fit stage was lost {_MAX_RETRIES + 1} times: {error}. Lower "
-                        f"regression.memory_gb or ablation.examples_per_block, or give the workers more memory."
+                        f"a worker was lost {_MAX_RETRIES + 1} times at the same part: {cause(error)} {way_out}"
                     ) from error
 
         yield execute

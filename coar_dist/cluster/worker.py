@@ -1,62 +1,24 @@
-"""What every actor has in common: its address, its log, its clock, and what it answers."""
+"""What every actor does, whatever it computes: it says where it runs, collects its log and times its work."""
 
 from __future__ import annotations
 
 import logging
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 import torch
+from typing_extensions import override
 
-from coar_dist.errors import ClusterError
-from coar_dist.store.run_directory import RUN_FILE
-from coar_dist.store.storage import Storage
-
-_NUM_LOOKS, _BETWEEN_LOOKS_S = 10, 0.5  # network file systems may show a new file late
-
+from coar_dist.cluster.ranges import WorkRange
+from coar_dist.cluster.visibility import require_run_directory
+from coar_dist.cluster.work import Job
 
 LogLines = tuple[tuple[int, str], ...]
-"""Level and text of what the engine logged; the driver logs it again where the user sees it."""
-
-
-@dataclass(frozen=True)
-class RangeReport:
-    """What an actor answers when a range's shard is written.
-
-    Attributes:
-        log: what was logged meanwhile.
-        wait_s: seconds between the work before and this range.
-        forward_s: seconds in making masks and in forward and backward passes.
-        write_s: seconds in writing the shard.
-        gpu_memory_bytes: most that tensors of the process have had so far on one GPU; None without a GPU.
-    """
-
-    log: LogLines
-    wait_s: float
-    forward_s: float
-    write_s: float
-    gpu_memory_bytes: int | None
-
-
-class Laps:
-    """A clock that says how long it is since it was last asked."""
-
-    def __init__(self) -> None:
-        self._at = time.perf_counter()
-
-    def seconds(self) -> float:
-        """Since the last call, or since it was made."""
-        before, self._at = self._at, time.perf_counter()
-        return self._at - before
-
-
-def gpu_memory_peak() -> int | None:
-    """Most bytes that tensors of this process have had on one GPU; None without one."""
-    if not torch.cuda.is_available():
-        return None
-    return max(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
+"""Level and text of what an actor logged; the driver logs it again where the user sees it."""
 
 
 @dataclass(frozen=True)
@@ -72,27 +34,116 @@ class Address:
     node_id: str
 
 
-def own_address() -> Address:
-    """Of this process."""
-    node_id = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
-    return Address(socket.gethostname(), node_id)
+@dataclass(frozen=True)
+class StartReport:
+    """What an actor answers to ``start``; subclasses add what else it finds out.
 
-
-def require_visible(storage: Storage) -> None:
-    """Check that this process sees the run directory that the driver has made.
-
-    Raises:
-        ClusterError: it does not, after some seconds.
+    Attributes:
+        plan: the plan that every actor is to use.
+        log: what was logged meanwhile.
     """
-    for _ in range(_NUM_LOOKS):
-        if storage.size(RUN_FILE) is not None:
-            return
-        time.sleep(_BETWEEN_LOOKS_S)
-    raise ClusterError(
-        f"node {socket.gethostname()} does not see {storage.where(RUN_FILE)}, which the driver has written: it has a "
-        f"directory of its own there, or none. Set run.dir to a file system that all nodes share, or to an s3:// or "
-        f"gs:// address."
-    )
+
+    plan: Any
+    log: LogLines
+
+
+@dataclass(frozen=True)
+class RangeReport:
+    """What an actor answers when a range's shard is written.
+
+    Attributes:
+        log: what was logged meanwhile.
+        wait_s: seconds between the work before and this range.
+        forward_s: seconds of computing, forward and backward passes above all.
+        write_s: seconds of writing the shard.
+        gpu_memory_bytes: most that tensors of the process have had so far on one GPU; None without a GPU.
+    """
+
+    log: LogLines
+    wait_s: float
+    forward_s: float
+    write_s: float
+    gpu_memory_bytes: int | None
+
+
+class Worker:
+    """Base class of actors: a plain class, so that it can be tested without Ray.
+
+    The driver calls ``address`` and ``setup``; then, if the work has a plan, ``start`` on one actor where that is
+    needed and ``use`` on all others; then ``run`` for every range. A subclass implements what these call: ``prepare``,
+    and as far as its work has a plan and ranges, ``choose``, ``adopt`` and ``compute``.
+    """
+
+    def address(self, job: Job) -> Address:
+        """Where the actor runs; answered as soon as it has started.
+
+        Raises:
+            ClusterError: it does not see the run directory.
+        """
+        if job.storage is not None:
+            require_run_directory(job.storage)
+        node_id = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
+        return Address(socket.gethostname(), node_id)
+
+    def setup(self, task: Any, job: Any, num_threads: int) -> None:
+        """Get ready for work on ``num_threads`` threads."""
+        torch.set_num_threads(num_threads)
+        self.log = LogCollector.attached()
+        self.prepare(task, job)
+        self._laps = Laps()
+
+    def start(self, request: Any, num_actors: int, plan: Any) -> StartReport:
+        """Find out what all actors need to know."""
+        report = self.choose(request, num_actors, plan)
+        self._laps = Laps()
+        return report
+
+    def use(self, plan: Any) -> None:
+        """Take over the plan that another actor chose."""
+        self.adopt(plan)
+        self._laps = Laps()
+
+    def run(self, work_range: WorkRange) -> RangeReport:
+        """Compute a range and write its shard."""
+        wait_s = self._laps.seconds()
+        write = self.compute(work_range)
+        forward_s = self._laps.seconds()
+        write()
+        return RangeReport(self.log.drain(), wait_s, forward_s, self._laps.seconds(), _gpu_memory_peak())
+
+    def prepare(self, task: Any, job: Any) -> None:
+        """Build what the other methods need."""
+        raise NotImplementedError
+
+    def choose(self, request: Any, num_actors: int, plan: Any) -> StartReport:
+        """Choose the plan, and find out what else the work asks for.
+
+        Args:
+            request: what ``SharedPlan`` has.
+            num_actors: how many actors will share the work.
+            plan: the plan to use; None: choose one.
+        """
+        raise NotImplementedError
+
+    def adopt(self, plan: Any) -> None:
+        """Compute by this plan from now on."""
+        raise NotImplementedError
+
+    def compute(self, work_range: WorkRange) -> Callable[[], None]:
+        """Compute a range; what is returned writes its shard."""
+        raise NotImplementedError
+
+
+class Laps:
+    """A clock that says how long it is since it was last asked."""
+
+    def __init__(self) -> None:
+        self._at = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Seconds since the last call; since the clock was made, the first time."""
+        before, self._at = self._at, time.perf_counter()
+        return self._at - before
 
 
 class LogCollector(logging.Handler):
@@ -104,18 +155,25 @@ class LogCollector(logging.Handler):
 
     @classmethod
     def attached(cls) -> LogCollector:
-        """A collector at work."""
+        """A collector that the package's loggers write to."""
         collector = cls()
         logger = logging.getLogger("coar_dist")
         logger.setLevel(logging.INFO)
         logger.addHandler(collector)
         return collector
 
+    @override
     def emit(self, record: logging.LogRecord) -> None:
-        """As in ``logging.Handler``."""
         self._lines.append((record.levelno, record.getMessage()))
 
     def drain(self) -> LogLines:
         """What was logged since the last call."""
         lines, self._lines = tuple(self._lines), []
         return lines
+
+
+def _gpu_memory_peak() -> int | None:
+    """Most bytes that tensors of this process have had on one GPU; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    return max(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))

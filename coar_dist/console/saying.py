@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
+from coar_dist.cluster.work import Origin
 from coar_dist.console.progress import StageProgress
 from coar_dist.console.tables import print_whole
 from coar_dist.store.lock import Hold
-
-if TYPE_CHECKING:  # who says something need not load Ray
-    from coar_dist.cluster.driver import Origin
 
 _log = logging.getLogger(__name__)
 _STAGE_WIDTH, _GAP = 9, 2

@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from coar_dist.ablation.actor import AblationJob, Start
+from coar_dist.ablation.actor import AblationActor, AblationJob, Start
 from coar_dist.ablation.placement import native_precision
 from coar_dist.ablation.plan import EnginePlan, PlanPins
-from coar_dist.ablation.work import MissingWork, Stores, missing_work, stores_of
+from coar_dist.ablation.work import ROWS_KEY, ExpectedMasks, MissingWork, Stores, missing_work, stores_of
 from coar_dist.cluster import driver
-from coar_dist.cluster.driver import AblationWork, Counts, DriverCallbacks
 from coar_dist.cluster.execution import in_this_process
 from coar_dist.cluster.ray_tasks import answer_of_an_actor
+from coar_dist.cluster.work import Counts, DriverCallbacks, SharedPlan, Work
 from coar_dist.components.discovery import check_components, discover
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import Config, DesignConfig, EvaluationConfig, GradientsConfig, held_out_fractions
@@ -124,7 +124,7 @@ def collect(
         for reason in store.set_aside_wrong(run.is_new):
             say(console, stage, f"[yellow]{reason}[/yellow]")
     work = missing_work(run, stores, config)
-    ranges, missing = work.ranges, work.ranges.num_masks
+    ranges, missing = work.ranges, work.ranges.num_units
     total = run.num_masks
     has_examples = run.has_examples()
     if has_examples and run.update_examples(task.examples.columns):
@@ -139,8 +139,15 @@ def collect(
         say_table(console, _designs(run, stores, work))
     job = job_of(run, config, components, stores)
     with stage_progress(console, stage, missing, "masks") as progress:
-        expected = expected_masks(config, work)
-        whole = AblationWork(run.storage.label, task, job, ranges, plan, expected, needs_unablated=not has_examples)
+        whole = Work(
+            run=run.storage.label,
+            actor=AblationActor,
+            task=task,
+            job=job,
+            ranges=ranges,
+            plan=SharedPlan(plan, expected_masks(config, work), must_start=not has_examples),
+            memory_key=ROWS_KEY,
+        )
         tracking = tracking or Tracking()
         show = _shown(progress, tracking, total - missing)
         driver.run_ranges(config.cluster, whole, _callbacks(run, task, console, show, hold, stage))
@@ -188,10 +195,9 @@ def job_of(run: RunDirectory, config: Config, components: ComponentIndex, stores
     """What every actor is told."""
     return AblationJob(
         components=components,
-        designs=stores,
+        stores=stores,
         precision=str(run.identity["ablation.precision"]),
         device_map=config.ablation.device_map,
-        num_threads=config.cluster.cpus_per_actor,
         pins=_pins(config),
     )
 
@@ -201,12 +207,12 @@ def _pins(config: Config) -> PlanPins:
     return PlanPins(ablation.mode, ablation.rows_per_forward, ablation.compile, ablation.cuda_graphs)
 
 
-def expected_masks(config: Config, work: MissingWork) -> tuple[float, float]:
+def expected_masks(config: Config, work: MissingWork) -> ExpectedMasks:
     """Masks to be run without and with gradients, those that a budget will add among them."""
     if config.budget is None:
-        return work.plain_masks, work.gradient_masks
+        return ExpectedMasks(work.plain_masks, work.gradient_masks)
     half = config.budget / 2
-    return max(work.plain_masks, half), max(work.gradient_masks, half / _ASSUMED_COST)
+    return ExpectedMasks(max(work.plain_masks, half), max(work.gradient_masks, half / _ASSUMED_COST))
 
 
 def with_passes(config: Config, budget: float, run: RunDirectory, console: Console) -> Config:
@@ -254,7 +260,7 @@ def _shown(progress: StageProgress, tracking: Tracking, num_before: int) -> Call
     """Shows counts in the terminal, and offers them to trackers; ``num_before`` masks were there already."""
 
     def show(counts: Counts) -> None:
-        progress.update(counts.num_masks, f"{counts.num_actors} actors")
+        progress.update(counts.num_units, f"{counts.num_actors} actors")
         figures = {
             "masks_per_s": progress.rate,
             "shards_done": counts.num_shards,
@@ -263,7 +269,7 @@ def _shown(progress: StageProgress, tracking: Tracking, num_before: int) -> Call
             "actors_lost": counts.num_lost,
             "actors_alive": counts.num_actors,
         }
-        step = num_before + counts.num_masks
+        step = num_before + counts.num_units
         tracking.offer({f"ablate/{name}": float(value) for name, value in figures.items()}, step)
 
     return show

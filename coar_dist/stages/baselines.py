@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from coar_dist.ablation.plan import EnginePlan
 from coar_dist.baselines.actor import BaselineActor, BaselineJob
 from coar_dist.baselines.gradient_baselines import check_gradient_baselines
 from coar_dist.cluster import driver
-from coar_dist.cluster.driver import AblationWork, DriverCallbacks
-from coar_dist.cluster.schedule import RangesToDo
+from coar_dist.cluster.ranges import RangesToDo
+from coar_dist.cluster.work import DriverCallbacks, Work
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import GRADIENT_BASELINES, PATH_BASELINES, Config
 from coar_dist.console.progress import stage_progress
@@ -26,8 +25,6 @@ from coar_dist.tasks.task import Task
 _EXAMPLES_PER_SHARD = 512
 _FEWEST_ON_PATH, _MOST_ON_PATH, _SHARDS_ON_PATH = 8, 64, 64
 """Of an example, a path costs some hundred forward passes: few of them are work enough for an actor."""
-_NO_PLAN = EnginePlan("weights", 1, compiled=False)
-"""Baseline actors take no notice of the engine's."""
 _log = logging.getLogger(__name__)
 
 
@@ -57,8 +54,8 @@ class MissingBaselines:
         stores = {method: store for method, store in stores.items() if gaps[method]}
         # A function of the run alone, so that the same shards, of the same bits, arise whoever computes them.
         on_path = min(max(run.num_examples // _SHARDS_ON_PATH, _FEWEST_ON_PATH), _MOST_ON_PATH)
-        sizes = dict.fromkeys(PATH_BASELINES, on_path)
-        return cls(stores, RangesToDo(gaps, _EXAMPLES_PER_SHARD, sizes, unit="examples"))
+        sizes = {method: on_path if method in PATH_BASELINES else _EXAMPLES_PER_SHARD for method in wanted}
+        return cls(stores, RangesToDo(gaps, sizes, "examples"))
 
     def check(self, task: Task, components: ComponentIndex, console: Console) -> None:
         """Check that what is missing can be computed, and say what will be slow.
@@ -95,19 +92,25 @@ def compute_baselines(
         num_steps=config.baseline_settings.num_steps,
         rows_per_pass=config.baseline_settings.rows_per_pass,
         device_map=config.ablation.device_map,
-        num_threads=config.cluster.cpus_per_actor,
     )
-    num_missing = missing.ranges.num_masks
+    num_missing = missing.ranges.num_units
     with stage_progress(console, "ablate", num_missing, "examples") as progress:
         callbacks = DriverCallbacks(
-            on_progress=lambda counts: progress.update(counts.num_masks, f"{counts.num_actors} actors"),
+            on_progress=lambda counts: progress.update(counts.num_units, f"{counts.num_actors} actors"),
             on_start=lambda _: None,
             on_log=lambda lines, origin: say_log(console, "ablate", lines, origin),
             on_wait=hold.check,
             on_join=lambda cluster: say(console, "ablate", f"on {cluster}."),
         )
-        label, ranges = run.storage.label, missing.ranges
-        work = AblationWork(label, task, job, ranges, _NO_PLAN, (0, 0), needs_unablated=False, actor=BaselineActor)
+        work = Work(
+            run=run.storage.label,
+            actor=BaselineActor,
+            task=task,
+            job=job,
+            ranges=missing.ranges,
+            plan=None,
+            memory_key="baseline_settings.rows_per_pass",
+        )
         driver.run_ranges(config.cluster, work, callbacks)
         for store in missing.stores.values():  # of actors that were killed while they wrote
             run.storage.sweep(store.folder)

@@ -26,6 +26,7 @@ from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.tables import LEAVE_ONE_OUT
 
 _THERE = "is there already"
+_LESS_MEMORY = "Lower regression.memory_gb or ablation.examples_per_block, or give the workers more memory."
 _NUMBERS: dict[str, tuple[str, Callable[[NDArray[np.float64]], np.floating[Any]], str]] = {
     "mean R2": ("r2", np.mean, ".3f"),
     "new masks": ("r2_new", np.mean, ".3f"),
@@ -46,7 +47,7 @@ def fit_stage(run: RunDirectory, config: Config, console: Console, hold: Hold) -
         if distributed:
             from coar_dist.cluster.ray_tasks import on_cluster  # Ray takes seconds to load
 
-            execute = stack.enter_context(on_cluster(config.cluster))
+            execute = stack.enter_context(on_cluster(config.cluster, _LESS_MEMORY))
         progress = stack.enter_context(stage_progress(console, "fit", run.num_examples, "examples"))
         baselines = {LEAVE_ONE_OUT: fit_leave_one_out(run)} if LEAVE_ONE_OUT in run.designs else {}
         baselines |= {method: fit_gradient_baseline(run, method) for method in run.baselines}

@@ -9,12 +9,12 @@ from rich.console import Console
 from torch import Tensor
 
 from coar_dist.ablation.trial import Trial, TrialActor
-from coar_dist.ablation.work import MissingWork, Stores, missing_work, stores_of
+from coar_dist.ablation.work import ROWS_KEY, MissingWork, Stores, missing_work, stores_of
 from coar_dist.baselines.gradient_baselines import passes_per_example
 from coar_dist.cluster import driver
 from coar_dist.cluster.connection import connect
-from coar_dist.cluster.driver import AblationWork, DriverCallbacks
-from coar_dist.cluster.schedule import MaskRange, RangesToDo
+from coar_dist.cluster.ranges import RangesToDo, WorkRange
+from coar_dist.cluster.work import DriverCallbacks, SharedPlan, Work
 from coar_dist.components.discovery import check_components, discover
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import Config
@@ -113,16 +113,15 @@ def _trial(
     console: Console,
 ) -> tuple[Trial, float]:
     """What one of so many actors finds out, and after how many seconds it could have begun with its first mask."""
-    plain, with_gradients = (count / num_actors for count in expected_masks(config, work))
-    whole = AblationWork(
-        f"plan of {run.storage.label}",
-        task,
-        job_of(run, config, components, {}),
-        RangesToDo({}, 1),
-        recorded_plan(run, config, work),
-        (plain, with_gradients),
-        needs_unablated=True,
+    share = expected_masks(config, work).shared_by(num_actors)
+    whole = Work(
+        run=f"plan of {run.storage.label}",
         actor=TrialActor,
+        task=task,
+        job=job_of(run, config, components, {}),
+        ranges=RangesToDo({}, {}, "masks"),
+        plan=SharedPlan(recorded_plan(run, config, work), share, must_start=True),
+        memory_key=ROWS_KEY,
     )
     trials: list[Trial] = []
     callbacks = DriverCallbacks(
@@ -139,9 +138,9 @@ def _trial(
 
 def _mask_loads(run: RunDirectory, stores: Stores, work: MissingWork, cost: float | None) -> list[Load]:
     """One per role; masks with gradients, whose examples are apart, count by the share of the examples."""
-    ranges: dict[str, list[MaskRange]] = {}
+    ranges: dict[str, list[WorkRange]] = {}
     for masks in work.ranges:
-        ranges.setdefault(masks.design_name, []).append(masks)
+        ranges.setdefault(masks.store_name, []).append(masks)
     loads: dict[str, Load] = {}
     for name, (design, store) in stores.items():
         has_gradients = isinstance(store, GradientStore)
@@ -152,10 +151,10 @@ def _mask_loads(run: RunDirectory, stores: Stores, work: MissingWork, cost: floa
             ROLE_WORDS[role],
             "masks",
             design.num_masks * share,
-            sum(masks.num_masks for masks in missing) * share,
-            [masks.num_masks * round(share * run.num_examples) for masks in missing],
+            sum(masks.num_units for masks in missing) * share,
+            [masks.num_units * round(share * run.num_examples) for masks in missing],
             cost or 1.0 if has_gradients else 1.0,
-            sum(store.bytes_of(masks.num_masks) for masks in missing),
+            sum(store.bytes_of(masks.num_units) for masks in missing),
         )
         loads[role] = load if role not in loads else loads[role].with_more(load)
     return list(loads.values())
@@ -165,7 +164,7 @@ def _baseline_loads(config: Config, run: RunDirectory, baselines: MissingBaselin
     loads = []
     for method in run.baselines:
         passes = passes_per_example(method, config.baseline_settings.num_steps)
-        missing = [examples.num_masks for examples in baselines.ranges if examples.design_name == method]
+        missing = [examples.num_units for examples in baselines.ranges if examples.store_name == method]
         num_bytes = sum(run.baseline(method).bytes_of(count) for count in missing)
         sizes = [count * passes for count in missing]
         loads.append(Load(method, "examples", run.num_examples, sum(missing), sizes, 1.0, num_bytes))

@@ -26,9 +26,10 @@ from rich.table import Table
 
 from coar_dist.ablation.actor import AblationActor, AblationJob
 from coar_dist.ablation.plan import EnginePlan, PlanPins
-from coar_dist.cluster.driver import AblationWork, Counts, DriverCallbacks, run_ranges
-from coar_dist.cluster.schedule import MaskRange, RangesToDo
-from coar_dist.cluster.worker import RangeReport
+from coar_dist.ablation.work import ROWS_KEY
+from coar_dist.cluster.driver import run_ranges
+from coar_dist.cluster.ranges import RangesToDo, WorkRange
+from coar_dist.cluster.work import Counts, DriverCallbacks, SharedPlan, Work
 from coar_dist.components.discovery import discover
 from coar_dist.config.schema import ClusterConfig
 from coar_dist.designs.design import MaskDesign
@@ -45,16 +46,13 @@ SECONDS_PER_RANGE = 0.2
 class PacedActor(AblationActor):
     """Takes ``SECONDS_PER_RANGE`` for a range, as a device would, without the host's cores."""
 
-    def run(self, masks: MaskRange) -> RangeReport:
-        design, store = self._job.designs[masks.design_name]
+    def compute(self, masks: WorkRange) -> Callable[[], None]:
+        design, store = self._job.stores[masks.store_name]
+        assert isinstance(store, MarginStore)
         rows = design.masks(masks.start, masks.stop)
-        wait_s = self._laps.seconds()
         time.sleep(SECONDS_PER_RANGE)
         margins = np.random.default_rng(masks.start).standard_normal((len(rows), 7), dtype=np.float32)
-        forward_s = self._laps.seconds()
-        assert isinstance(store, MarginStore)
-        store.write(masks.start, rows, margins, {})
-        return RangeReport((), wait_s, forward_s, self._laps.seconds(), None)
+        return lambda: store.write(masks.start, rows, margins, {})
 
 
 def run(
@@ -72,12 +70,10 @@ def run(
     directory = RunDirectory.create(storage_at(folder), identity, components, len(task.examples))
     directory.set_designs({"train": RunDesign("train", design)})
     store = directory.margins("train")
-    job = AblationJob(components, {"train": (design, store)}, "float32", None, 1, PlanPins())
-    ranges = RangesToDo({"train": store.missing()}, MASKS_PER_SHARD)
-    plan = EnginePlan("weights", 7, compiled=False)
-    work = AblationWork(
-        "benchmark", task, job, ranges, plan, (design.num_masks, 0), needs_unablated=False, actor=PacedActor
-    )
+    job = AblationJob(components, {"train": (design, store)}, "float32", None, PlanPins())
+    ranges = RangesToDo({"train": store.missing()}, {"train": MASKS_PER_SHARD}, "masks")
+    plan = SharedPlan(EnginePlan("weights", 7, compiled=False), request=None)
+    work = Work("benchmark", PacedActor, task, job, ranges, plan, ROWS_KEY)
     process, first = psutil.Process(), list[tuple[float, float]]()
 
     def now() -> tuple[float, float]:
@@ -85,7 +81,7 @@ def run(
         return time.perf_counter(), cpu.user + cpu.system
 
     def note(counts: Counts) -> None:
-        if not first and counts.num_masks:
+        if not first and counts.num_units:
             first.append(now())
         on_progress(counts)
 

@@ -39,8 +39,8 @@ from coar_dist.ablation.calibration import choose_plan
 from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.placement import native_precision
 from coar_dist.ablation.plan import PlanPins
+from coar_dist.ablation.work import default_gradient_masks_per_shard, default_masks_per_shard
 from coar_dist.baselines.leave_one_out import fit_leave_one_out
-from coar_dist.cluster.schedule import default_gradient_masks_per_shard, default_masks_per_shard
 from coar_dist.components.discovery import discover
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import RegressionConfig, TrainConfig

@@ -23,7 +23,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from coar_dist.cluster.schedule import MaskRange, RangesToDo, Schedule
+from coar_dist.cluster.ranges import RangesToDo, WorkRange
+from coar_dist.cluster.schedule import Schedule
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 from coar_dist.designs.design import MaskDesign
 from coar_dist.store.run_directory import RunDesign, RunDirectory
@@ -47,9 +48,10 @@ def simulate(num_actors: int, num_ranges: int, trouble: float) -> dict[str, floa
         Counts of what happened, and the seconds that the schedule itself took.
     """
     dice = random.Random(0)
-    schedule = Schedule(RangesToDo({"train": [(0, 64 * num_ranges)]}, 64), max_attempts=10)
+    ranges = RangesToDo({"train": [(0, 64 * num_ranges)]}, {"train": 64}, "masks")
+    schedule = Schedule(ranges, max_attempts=10, memory_key="")
     counts = {"handed out": 0, "done": 0, "failed": 0, "lost": 0, "late copies": 0, "seconds": 0.0}
-    answers: list[tuple[float, int, str, MaskRange]] = []  # a heap: when, tie-break, actor, range
+    answers: list[tuple[float, int, str, WorkRange]] = []  # a heap: when, tie-break, actor, range
     busy_until: dict[str, float] = {}
     num_joined = 0
     clock = time.perf_counter

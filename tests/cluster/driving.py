@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coar_dist.ablation.actor import AblationJob, Start
+from coar_dist.ablation.actor import AblationActor, AblationJob, Start
 from coar_dist.ablation.plan import EnginePlan, PlanPins
-from coar_dist.cluster.driver import AblationWork, Counts, DriverCallbacks, run_ranges
-from coar_dist.cluster.schedule import RangesToDo
+from coar_dist.ablation.work import ROWS_KEY, ExpectedMasks
+from coar_dist.cluster.driver import run_ranges
+from coar_dist.cluster.ranges import RangesToDo
+from coar_dist.cluster.work import Counts, DriverCallbacks, SharedPlan, Work
 from coar_dist.components.discovery import discover
 from coar_dist.config.schema import ClusterConfig
 from coar_dist.designs.design import MaskDesign
@@ -85,21 +87,21 @@ def drive(
     if unseen is not None:
         store = replace(store, storage=unseen)
     pins = PlanPins(mode="weights", compiled=False)
-    work = AblationWork(
-        run.storage.label,
-        task,
-        AblationJob(components, {"train": (design, store)}, "float32", None, 1, pins),
-        RangesToDo({"train": store.missing()}, MASKS_PER_SHARD),
-        plan,
-        expected_masks=(store.num_masks, 0),
-        needs_unablated=needs_unablated,
+    work = Work(
+        run=run.storage.label,
+        actor=AblationActor,
+        task=task,
+        job=AblationJob(components, {"train": (design, store)}, "float32", None, pins),
+        ranges=RangesToDo({"train": store.missing()}, {"train": MASKS_PER_SHARD}, "masks"),
+        plan=SharedPlan(plan, ExpectedMasks(store.num_masks, 0), must_start=needs_unablated),
+        memory_key=ROWS_KEY,
     )
     driven = Driven(store, task, [], [], [])
 
     def note_progress(counts: Counts) -> None:
         driven.counts.append(counts)
-        driven.progress.append((counts.num_masks, counts.num_actors))
-        on_progress(counts.num_masks, counts.num_actors)
+        driven.progress.append((counts.num_units, counts.num_actors))
+        on_progress(counts.num_units, counts.num_actors)
 
     callbacks = DriverCallbacks(
         note_progress, driven.starts.append, lambda lines, origin: None, on_wait, lambda cluster: None

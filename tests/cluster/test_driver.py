@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from coar_dist.cluster import driver, worker
+from coar_dist.cluster import driver, visibility
 from coar_dist.cluster.connection import Cluster, _room
 from coar_dist.cluster.interruption import Interruption
 from coar_dist.cluster.pool import preferred_node
@@ -96,7 +96,7 @@ def test_a_range_that_kills_every_actor_is_named_when_all_others_are_done(
     host = re.escape(socket.gethostname())
     with pytest.raises(
         ClusterError,
-        match=rf"(?s)^masks 8\.\.11 of design 'train': every actor.*actor-\d+ on {host}: The actor is dead",
+        match=rf"(?s)^masks 8\.\.11 of 'train': every actor.*actor-\d+ on {host}: The actor is dead",
     ):
         drive(tmp_path, die_at_eight)
     starts = {int(path.name[:10]) for path in (tmp_path / "run" / "margins" / "train").glob("*.parquet")}
@@ -186,7 +186,7 @@ def test_nan_margins_stop_the_run_by_name(tmp_path: Path) -> None:
 
 
 def test_a_node_that_writes_elsewhere_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "_NUM_LOOKS", 1)
+    monkeypatch.setattr(visibility, "_NUM_LOOKS", 1)
     with pytest.raises(
         StorageError, match=rf"node {re.escape(socket.gethostname())} computed masks.*{tmp_path}.*s3://"
     ):
@@ -274,10 +274,10 @@ def test_nodes_preferred_for_one_more_actor(placement: str, taken: list[str], ex
 def test_a_node_that_does_not_see_the_run_directory_is_an_error_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "_BETWEEN_LOOKS_S", 0.01)
+    monkeypatch.setattr(visibility, "_BETWEEN_LOOKS_S", 0.01)
     elsewhere = storage_at(tmp_path / "elsewhere")
     with pytest.raises(ClusterError, match=rf"node {re.escape(socket.gethostname())} does not see {tmp_path}/else"):
-        worker.require_visible(elsewhere)
+        visibility.require_run_directory(elsewhere)
     with pytest.raises(ClusterError, match=r"does not see .*/elsewhere/run\.json, .*s3://"):
         drive(tmp_path, unseen=elsewhere, max_actors=1)
     assert not list((tmp_path / "run" / "margins").rglob("*.parquet"))

@@ -22,7 +22,7 @@ from coar_dist.ablation.actor import AblationActor, AblationJob
 from coar_dist.ablation.plan import PlanPins
 from coar_dist.baselines.actor import BaselineActor
 from coar_dist.cluster.metrics import METRICS, RunMetrics
-from coar_dist.cluster.schedule import MaskRange
+from coar_dist.cluster.ranges import WorkRange
 from coar_dist.cluster.worker import RangeReport
 from coar_dist.components.discovery import discover
 from coar_dist.config.schema import ClusterConfig
@@ -48,7 +48,7 @@ def total(scraped: dict[str, Any], name: str) -> float:
 
 def test_counters_have_exactly_the_run_s_numbers(scraped: dict[str, Any]) -> None:
     counts = scraped["counts"]
-    assert (counts["num_masks"], counts["num_shards"], counts["num_failed"], counts["num_lost"]) == (30, 8, 1, 1)
+    assert (counts["num_units"], counts["num_shards"], counts["num_failed"], counts["num_lost"]) == (30, 8, 1, 1)
     assert counts["num_retried"] >= 2
     for name, value in {
         "coar_shards_done_total": 8,
@@ -94,9 +94,9 @@ def test_time_adds_up_to_the_time_of_the_actor(tmp_path: Path) -> None:
     design = MaskDesign("bernoulli", components.num_components, 20, 0.2, seed=2)
     store = MarginStore(local_storage(tmp_path), "margins/train", "x", components.num_components, 20, 7, 7, "float32")
     actor = AblationActor()
-    actor.setup(task, AblationJob(components, {"train": (design, store)}, "float32", None, 1, PlanPins()))
+    actor.setup(task, AblationJob(components, {"train": (design, store)}, "float32", None, PlanPins()), num_threads=1)
     actor.use(PLAN)
-    reports = [actor.run(MaskRange("train", start, start + 10)) for start in (0, 10)]
+    reports = [actor.run(WorkRange("train", start, start + 10, "masks")) for start in (0, 10)]
     assert [sum(getattr(report, name) > 0 for name in ("wait_s", "forward_s", "write_s")) for report in reports] == [
         3,
         3,
@@ -108,7 +108,7 @@ def test_time_adds_up_to_the_time_of_the_actor(tmp_path: Path) -> None:
 class WithGpu(BaselineActor):
     """An actor that says that it has a GPU."""
 
-    def run(self, examples: MaskRange) -> RangeReport:
+    def run(self, examples: WorkRange) -> RangeReport:
         return replace(super().run(examples), gpu_memory_bytes=5000)
 
 

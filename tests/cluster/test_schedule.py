@@ -7,52 +7,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coar_dist.cluster.schedule import MaskRange, RangesToDo, Schedule, default_masks_per_shard
+from coar_dist.cluster.ranges import RangesToDo, WorkRange
+from coar_dist.cluster.schedule import Schedule
 from coar_dist.errors import ClusterError, RangeFailedError
 
 
-def ranges(count: int) -> list[MaskRange]:
-    return [MaskRange("train", 10 * i, 10 * i + 10) for i in range(count)]
+def ranges(count: int) -> list[WorkRange]:
+    return [WorkRange("train", 10 * i, 10 * i + 10, "masks") for i in range(count)]
 
 
 def schedule_of(count: int, actors: str = "ab", max_attempts: int = 2, max_losses: int = 10) -> Schedule:
-    schedule = Schedule(RangesToDo({"train": [(0, 10 * count)]}, 10), max_attempts, max_losses)
+    to_do = RangesToDo({"train": [(0, 10 * count)]}, {"train": 10}, "masks")
+    schedule = Schedule(to_do, max_attempts, max_losses, memory_key="model.rows")
     for actor in actors:
         schedule.joined(actor, f"host-{actor}")
     return schedule
 
 
-def take(schedule: Schedule, actor: str, now: float = 0.0) -> MaskRange:
+def take(schedule: Schedule, actor: str, now: float = 0.0) -> WorkRange:
     masks = schedule.next_for(actor, now)
     assert masks is not None
     return masks
 
 
-def kill_while(schedule: Schedule, masks: MaskRange, actor: str, node_died: bool = False) -> None:
+def kill_while(schedule: Schedule, masks: WorkRange, actor: str, node_died: bool = False) -> None:
     """The actor dies with ``masks`` executing, and another of its name comes."""
     assert take(schedule, actor) == masks
     schedule.lost(actor, "killed", node_died)
     schedule.joined(actor, f"host-{actor}")
-
-
-def test_gaps_are_cut_at_the_same_places_in_every_run() -> None:
-    whole = RangesToDo({"train": [(0, 25)]}, 10)
-    assert [(r.start, r.stop) for r in whole] == [(0, 10), (10, 20), (20, 25)]
-    parts = RangesToDo({"train": [(10, 20), (25, 42)], "evaluation": [], "leave_one_out": [(3, 5)]}, 10)
-    assert list(parts) == [
-        *(MaskRange("train", *limits) for limits in [(10, 20), (25, 30), (30, 40), (40, 42)]),
-        MaskRange("leave_one_out", 3, 5),
-    ]
-    assert (len(parts), parts.num_masks) == (5, 29)
-    assert not RangesToDo({"train": []}, 10)
-
-
-@given(st.lists(st.integers(0, 200), unique=True).map(sorted), st.integers(1, 30))
-def test_the_length_is_the_number_of_ranges(limits: list[int], masks_per_shard: int) -> None:
-    gaps = list(zip(limits[::2], limits[1::2], strict=False))
-    to_do = RangesToDo({"train": gaps}, masks_per_shard)
-    assert len(to_do) == len(list(to_do))
-    assert [i for masks in to_do for i in range(masks.start, masks.stop)] == [i for gap in gaps for i in range(*gap)]
 
 
 def test_every_range_is_handed_out_once() -> None:
@@ -90,7 +72,7 @@ def test_a_failed_range_is_tried_on_another_actor_and_then_stops_the_run() -> No
     assert take(schedule, "b") == first
     with pytest.raises(
         RangeFailedError,
-        match=r"(?s)masks 0\.\.9 of design 'train' failed 2 times, on a \(host-a\), b \(host-b\).*two",
+        match=r"(?s)masks 0\.\.9 of 'train' failed 2 times, on a \(host-a\), b \(host-b\).*two",
     ):
         schedule.failed(first, "b", RuntimeError("two"))
 
@@ -118,7 +100,7 @@ def test_losses_without_progress_stop_the_run_beyond_a_limit_that_grows_with_the
     take(schedule, "b")
     with pytest.raises(
         ClusterError,
-        match=r"(?s)10 actors died.*a on host-a: killed.*b on host-b: out of memory \(at masks \d+.*too little",
+        match=r"(?s)10 actors died.*a on host-a: killed.*b on host-b: out of memory \(at masks \d+.*lower model\.rows",
     ):
         schedule.lost("b", "out of memory", node_died=False)
 
@@ -132,7 +114,7 @@ def test_actors_that_die_before_they_join_count_too() -> None:
 
 
 def test_a_thousand_actors_may_go_at_once() -> None:
-    schedule = Schedule(RangesToDo({"train": [(0, 50_000)]}, 10), max_attempts=2)
+    schedule = schedule_of(5000, "")
     for i in range(1000):
         schedule.joined(f"actor-{i}", "host")
         take(schedule, f"actor-{i}")
@@ -155,8 +137,8 @@ def test_a_range_whose_actors_keep_dying_waits_for_all_others_and_is_named_in_th
     take(schedule, "a")
     with pytest.raises(
         ClusterError,
-        match=r"(?s)^masks 0\.\.9 of design 'train': every actor that computed it died \(the last of 8\): "
-        r"b on host-b: killed; .*; a on host-a: out of memory\nAll other ranges are done\.",
+        match=r"(?s)^masks 0\.\.9 of 'train': every actor that computed it died \(the last of 8\): "
+        r"b on host-b: killed; .*; a on host-a: out of memory\nAll other ranges are done\..*lower model\.rows",
     ):
         schedule.lost("a", "out of memory", node_died=False)
 
@@ -270,8 +252,8 @@ def test_whatever_happens_every_range_counts_once(
 ) -> None:
     dice = random.Random(seed)
     schedule = schedule_of(count, "", max_attempts=10**6, max_losses=10**6)
-    in_flight: dict[str, list[MaskRange]] = {}
-    counted: Counter[MaskRange] = Counter()
+    in_flight: dict[str, list[WorkRange]] = {}
+    counted: Counter[WorkRange] = Counter()
     now, num_joined = 0.0, 0
     while not schedule.is_done:
         now += dice.expovariate(1.0)
@@ -306,7 +288,3 @@ def test_whatever_happens_every_range_counts_once(
             counted[masks] += schedule.done(masks, actor, now)
     assert counted == Counter(ranges(count))
     assert schedule.num_pending == 0
-
-
-def test_few_examples_get_more_masks_in_a_shard() -> None:
-    assert [default_masks_per_shard(count) for count in (1, 8, 16, 128, 50_000)] == [1024, 1024, 512, 64, 64]

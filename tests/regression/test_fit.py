@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.linear_model import Lasso, Ridge
 
-from coar_dist.cluster.connection import on_cluster
+from coar_dist.cluster.ray_tasks import on_cluster
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 from coar_dist.config.checks import validate
 from coar_dist.config.schema import ClusterConfig, Config, RegressionConfig, RunConfig
@@ -64,7 +64,7 @@ def test_the_same_bits_for_any_shards_any_order_and_on_a_cluster(
     third = run_of(tmp_path / "c", masks, margins, [0, 128, 200])
     fit(whole, config, lambda _: None)
     fit(cut, config, lambda _: None, backwards)
-    with on_cluster(ClusterConfig(max_actors=2, cpus_per_actor=2)) as execute:
+    with on_cluster(ClusterConfig(max_actors=2, cpus_per_actor=2), way_out="") as execute:
         progress: list[int] = []
         fit(third, config, progress.append, execute)
     assert progress[-1] == EXAMPLES
@@ -84,7 +84,10 @@ def test_errors_of_workers_are_the_user_s_own(data: Any, tmp_path: Path, ray_clu
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with on_cluster(ClusterConfig(max_actors=1)) as execute, pytest.raises(DamagedFileError, match="set aside"):
+    with (
+        on_cluster(ClusterConfig(max_actors=1), way_out="") as execute,
+        pytest.raises(DamagedFileError, match="set aside"),
+    ):
         fit(run, RegressionConfig(), lambda _: None, execute)
     with pytest.raises(MissingWorkError, match=r"lacks 100 of 200 masks: 100\.\.199"):
         fit(run, RegressionConfig(), lambda _: None)

@@ -12,8 +12,9 @@ from rich.console import Console
 
 import coar_dist
 from coar_dist.ablation import trial
-from coar_dist.ablation.actor import AblationJob, EngineActor
+from coar_dist.ablation.actor import AblationJob
 from coar_dist.ablation.plan import EnginePlan, PlanPins
+from coar_dist.ablation.work import ExpectedMasks
 from coar_dist.components.discovery import discover
 from coar_dist.config.schema import (
     AblationConfig,
@@ -186,10 +187,9 @@ def test_a_budget_that_is_spent_leaves_nothing(ray_cluster: None, tmp_path: Path
 def test_the_trial_takes_over_a_run_s_own_engine_plan() -> None:
     plan_of_run = EnginePlan("weights", 3, compiled=False)
     actor = trial.TrialActor()
-    assert isinstance(actor, EngineActor)
     task = small_task()
-    actor.setup(task, AblationJob(discover(task.model, "conv_filters"), {}, "float32", None, 1, PlanPins()))
-    found = actor.start(10, 0, plan_of_run)
+    actor.setup(task, AblationJob(discover(task.model, "conv_filters"), {}, "float32", None, PlanPins()), num_threads=1)
+    found = actor.start(ExpectedMasks(10, 0), 1, plan_of_run)
     assert found.plan == plan_of_run
     assert found.gradient_cost is None
     assert 0 < found.seconds_per_margin < 0.1
