@@ -1,8 +1,13 @@
-"""The tree keeps its shape: imports run one way, and each big dependency has one owner."""
+"""The tree keeps its shape: imports run downwards, each big dependency has one owner, no module grows without end."""
 
 from __future__ import annotations
 
 import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,75 +15,268 @@ import pytest
 import coar_dist
 
 PACKAGE = Path(coar_dist.__file__).parent
-TIERS = [
-    {"errors", "config", "config_checks", "edit_checks", "registry", "secrets"},
-    {"components", "designs", "store"},
-    {"tasks", "regression"},
-    {"ablation", "baselines"},
-    {"evaluation", "editing"},
-    {"report"},
-    {"stages", "interchange"},
-    {"pipeline", "api", "app", "__init__", "__main__"},
+
+FLOORS = [
+    "errors",
+    "config",
+    "components | designs",
+    "store",
+    "tasks",
+    "cluster",
+    "editing",
+    "ablation | regression",
+    "console",
+    "evaluation | baselines | interchange",
+    "report",
+    "stages",
+    "api",
+    "__init__",
+    "app",
+    "__main__",
 ]
+"""The rooms from the ground up. A module imports from its own room and from those below, nowhere and never from above:
+not inside a function, and not for annotations alone. Rooms of one floor do not import each other."""
+
 OWNERS = {
-    "ray": {
-        "ablation/actor.py",
-        "ablation/driver.py",
-        "ablation/pool.py",
-        "ablation/cluster.py",
-        "ablation/metrics.py",
-    },
-    "hydra": {"app.py", "config.py"},
-    "omegaconf": {"app.py", "config.py"},
-    "pyarrow": {"store/*"},
-    "fsspec": {"store/storage.py"},
-    "cuml": {"regression/backends.py"},
-    "cupy": {"regression/backends.py"},
-    "captum": {"baselines/*"},
-    "matplotlib": {"report/*", "api.py"},  # there in annotations alone
-    "pandas": {"report/notebook.py", "api.py"},
-    "sklearn": {"regression/backends.py", "tasks/examples/arrays.py"},
-    "PIL": {"tasks/examples/pixels.py", "tasks/previews.py"},
-    "datasets": {"tasks/examples/huggingface.py"},
-    "transformers": {"tasks/*"},
-    "torchvision": {"tasks/*"},
-    "wandb": {"report/tracking.py"},
-    "mlflow": {"report/tracking.py"},
+    "ray": ["cluster/"],
+    "hydra": ["app.py", "config/"],
+    "omegaconf": ["app.py", "config/"],
+    "pydantic": ["config/"],
+    "pyarrow": ["store/", "tasks/examples/parquet_table.py"],  # there a user's own Parquet files
+    "fsspec": ["store/storage.py"],
+    "cuml": ["regression/backends.py"],
+    "cupy": ["regression/backends.py"],
+    "captum": ["baselines/"],
+    "matplotlib": ["report/", "api.py"],  # in api.py for annotations alone, as pandas
+    "jinja2": ["report/page/render.py"],
+    "pandas": ["report/notebook.py", "api.py"],
+    "sklearn": ["regression/backends.py", "tasks/examples/arrays.py"],
+    "scipy": [],  # scikit-learn brings it
+    "PIL": ["tasks/"],
+    "datasets": ["tasks/examples/huggingface.py"],
+    "transformers": ["tasks/"],
+    "timm": ["tasks/"],
+    "torchvision": ["tasks/"],
+    "accelerate": ["ablation/"],
+    "wandb": ["console/tracking.py"],
+    "mlflow": ["console/tracking.py"],
+    "tensorboard": ["console/tracking.py"],
 }
+"""The files or folders that may import each big dependency."""
+
+WITHOUT = {
+    "config designs console store": ["torch", "ray", "sklearn", "scipy", "pandas", "matplotlib"],
+    "regression evaluation editing report interchange": ["ray", "sklearn", "scipy", "pandas"],
+}
+"""What importing every module of these rooms must not load: whoever reads a run does not wait for it."""
+
+MAX_LINES = 350
+
+KNOWN = {
+    # engine
+    "ablation/engine.py is longer than 350 lines",
+    # cluster
+    "cluster/driver.py is longer than 350 lines",
+    "cluster/driver.py imports coar_dist.ablation.actor, and ablation is not below cluster",
+    "cluster/driver.py imports coar_dist.ablation.plan, and ablation is not below cluster",
+    # config
+    "config/checks.py is longer than 350 lines",
+    "config/schema.py is longer than 350 lines",
+    # store
+    "store/run_directory.py is longer than 350 lines",
+    "store/run_directory.py imports coar_dist.__init__, and __init__ is not below store",
+    "store/storage.py is longer than 350 lines",
+    # evaluation
+    "editing/criterion.py imports coar_dist.evaluation.correlation, and evaluation is not below editing",
+    # tasks
+    "tasks/examples/planted.py is longer than 350 lines",
+    "tasks/examples/__init__.py imports coar_dist.tasks.examples.planted, which imports it in turn",
+    "tasks/examples/planted.py imports coar_dist.tasks.examples, which imports it in turn",
+}
+"""Violations that are still to be removed, word for word as a test prints them, without the line number."""
+
+
+def module_name(path: Path) -> str:
+    """``coar_dist.store.run`` of ``store/run.py``, ``coar_dist.store`` of ``store/__init__.py``."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    if parts[-1] == "__init__" and len(parts) > 1:
+        parts = parts[:-1]
+    return ".".join(["coar_dist", *parts])
+
+
 # An installed package holds the configuration too, which is no code.
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "conf")
+FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py")) if path.parent.name != "conf"}
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split(" | ")}
+IMPORTERS = {"import_module", "__import__", "find_spec"}
 
 
-def imported(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} imports relatively"
-            names.add(node.module or "")
-    return names
+def room_of(module: str) -> str:
+    return module.split(".")[1]
 
 
-def tier_of(part: str) -> int:
-    return next(tier for tier, parts in enumerate(TIERS) if part in parts)
+def imported(source: str) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of whatever is imported anywhere in ``source``, by a statement or by a string."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Import(names=names):
+                yield from ((node.lineno, alias.name) for alias in names)
+            case ast.ImportFrom(module=module, names=names, level=level):
+                yield from ((node.lineno, f"{'.' * level}{module or ''}.{alias.name}") for alias in names)
+            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[ast.Constant(value=str(text)), *_]):
+                if name in IMPORTERS:
+                    yield node.lineno, text
+            case ast.Constant(value=str(text)) if re.fullmatch(r"coar_dist(\.\w+)+(:\w+)?", text):
+                yield node.lineno, text.replace(":", ".")
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_run_one_way(path: Path) -> None:
-    relative = path.relative_to(PACKAGE)
-    own_tier = tier_of(relative.parts[0].removesuffix(".py"))
-    for name in imported(path):
-        if name.startswith("coar_dist."):
-            part = name.split(".")[1]
-            assert tier_of(part) <= own_tier, f"{relative} imports {name}, which is above it"
+def module_of(name: str) -> str | None:
+    """The module of this package that has what ``name`` names; None where that is another package's."""
+    parts = name.split(".")
+    if parts[0] != "coar_dist":
+        return None
+    if len(parts) == 2 and parts[1] in coar_dist._HOME:
+        return coar_dist._HOME[parts[1]]
+    while len(parts) > 1:
+        if ".".join(parts) in FILES:
+            return ".".join(parts)
+        parts.pop()
+    return "coar_dist.__init__"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_big_dependencies_have_one_owner(path: Path) -> None:
-    relative = path.relative_to(PACKAGE)
-    for name in imported(path):
-        owners = OWNERS.get(name.split(".")[0])
-        if owners is not None:
-            allowed = {str(relative), f"{relative.parts[0]}/*"}
-            assert allowed & owners, f"{relative} imports {name}, which belongs to {sorted(owners)}"
+IMPORTS = {module: list(imported(path.read_text())) for module, path in FILES.items()}
+OWN_IMPORTS = {
+    module: [(line, target) for line, name in names if (target := module_of(name)) and target != module]
+    for module, names in IMPORTS.items()
+}
+
+
+def check(violations: Iterable[tuple[str, int, str]]) -> None:
+    """Fails on what is not in ``KNOWN``, given as module, line and what is wrong there."""
+    news = []
+    for module, line, what in violations:
+        path = FILES[module].relative_to(PACKAGE)
+        if f"{path} {what}" not in KNOWN:
+            news.append(f"coar_dist/{path}:{line} {what}")
+    assert not news, "\n" + "\n".join(sorted(set(news)))
+
+
+def above() -> Iterator[tuple[str, int, str]]:
+    for module, imports in OWN_IMPORTS.items():
+        for line, target in imports:
+            own, other = room_of(module), room_of(target)
+            if own != other and FLOOR_OF[other] >= FLOOR_OF[own]:
+                yield module, line, f"imports {target}, and {other} is not below {own}"
+
+
+def back() -> Iterator[tuple[str, int, str]]:
+    """Inside a room: what runs in a circle. From room to room the floors leave none."""
+    below = {
+        module: {target for _, target in imports if room_of(target) == room_of(module)}
+        for module, imports in OWN_IMPORTS.items()
+    }
+
+    def reaches(start: str, goal: str) -> bool:
+        seen, waiting = set(), [start]
+        while waiting:
+            module = waiting.pop()
+            if module not in seen:
+                seen.add(module)
+                waiting.extend(below[module])
+        return goal in seen
+
+    for module, imports in OWN_IMPORTS.items():
+        for line, target in imports:
+            if target in below[module] and reaches(target, module):
+                yield module, line, f"imports {target}, which imports it in turn"
+
+
+def borrowed() -> Iterator[tuple[str, int, str]]:
+    for module, names in IMPORTS.items():
+        path = str(FILES[module].relative_to(PACKAGE))
+        for line, name in names:
+            if name.startswith("."):
+                yield module, line, f"imports {name} relatively: give the whole name"
+            package = name.split(".")[0]
+            owners = OWNERS.get(package)
+            if owners is not None and not any(path.startswith(owner) for owner in owners):
+                yield module, line, f"imports {package}, which belongs to {' and '.join(owners) or 'nobody'}"
+
+
+def overgrown() -> Iterator[tuple[str, int, str]]:
+    for module, path in FILES.items():
+        if len(path.read_text().splitlines()) > MAX_LINES:
+            yield module, MAX_LINES, f"is longer than {MAX_LINES} lines"
+
+
+def test_every_room_has_its_floor_and_says_what_it_owns() -> None:
+    rooms = {room_of(module) for module in FILES}
+    assert rooms == set(FLOOR_OF), "each folder and module at the top of coar_dist has one place in FLOORS"
+    silent = [module for module, path in FILES.items() if not ast.get_docstring(ast.parse(path.read_text()))]
+    assert [module for module in silent if module != "coar_dist.__main__"] == []
+
+
+def test_imports_run_downwards_from_room_to_room() -> None:
+    check(above())
+
+
+def test_imports_inside_a_room_run_in_no_circle() -> None:
+    check(back())
+
+
+def test_big_dependencies_have_one_owner() -> None:
+    check(borrowed())
+
+
+def test_no_module_is_too_long() -> None:
+    check(overgrown())
+
+
+def test_what_is_known_to_be_wrong_still_is() -> None:
+    found = {
+        f"{FILES[module].relative_to(PACKAGE)} {what}"
+        for violations in (above(), back(), borrowed(), overgrown())
+        for module, _, what in violations
+    }
+    gone = sorted(KNOWN - found)
+    assert not gone, "\nright by now: delete from KNOWN in tests/test_structure.py\n" + "\n".join(gone)
+
+
+@pytest.mark.parametrize(
+    ("source", "modules"),
+    [
+        ("import coar_dist.store.run", {"coar_dist.store.run"}),
+        ("import coar_dist.store.run as run", {"coar_dist.store.run"}),
+        ("import coar_dist", {"coar_dist.__init__"}),
+        ("from coar_dist import __version__", {"coar_dist.__init__"}),
+        ("from coar_dist import api as doors", {"coar_dist.api"}),
+        ("from coar_dist import errors, open_run", {"coar_dist.errors", "coar_dist.api"}),
+        ("from coar_dist.store import run", {"coar_dist.store.run"}),
+        ("from coar_dist.store.run import Run", {"coar_dist.store.run"}),
+        ("def late():\n    from coar_dist.store.run import Run", {"coar_dist.store.run"}),
+        ("if TYPE_CHECKING:\n    from coar_dist.store.run import Run", {"coar_dist.store.run"}),
+        ("importlib.import_module('coar_dist.store.run')", {"coar_dist.store.run"}),
+        ("HOME = {'load': 'coar_dist.store.run:load'}", {"coar_dist.store.run"}),
+        ("import numpy", {None}),
+        ("importlib.util.find_spec('numpy')", {None}),
+    ],
+)
+def test_no_form_of_import_goes_unseen(source: str, modules: set[str | None]) -> None:
+    assert {module_of(name) for _, name in imported(source)} == modules
+
+
+def test_reading_a_run_loads_no_more_than_it_needs() -> None:
+    program = """
+import importlib, json, pkgutil, sys
+loaded = []
+for rooms, heavy in json.loads(sys.argv[1]).items():
+    for room in rooms.split():
+        package = importlib.import_module(f"coar_dist.{room}")
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+    loaded += [f"{name} by one of: {rooms}" for name in heavy if name in sys.modules]
+print(json.dumps(loaded))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(WITHOUT)], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == []
