@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from coar_dist.version import VERSION
+
 if TYPE_CHECKING:
     from coar_dist.ablation.direct import ablated_outputs
     from coar_dist.api import Run, attribute, open_run
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from coar_dist.config.schema import ExampleGroup
     from coar_dist.editing.edit import Edit, load_edit
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "ComponentGroup",

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from coar_dist.store.examples import ExampleTable
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.tables import LEAVE_ONE_OUT, Attributions, AttributionTable
 
@@ -24,7 +25,7 @@ def fit_leave_one_out(run: RunDirectory) -> bool:
     table = AttributionTable(run, LEAVE_ONE_OUT)
     if table.is_complete(settings, store.blocks):
         return False
-    unablated = run.read_examples()["margin"].astype(np.float64)
+    unablated = ExampleTable(run).read()["margin"].astype(np.float64)
     for block in store.blocks:
         margins = np.concatenate([batch for _, batch in store.read(block, masks_per_batch=1024)])
         weights = unablated[slice(*block), None] - margins.T.astype(np.float64)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from coar_dist.store.examples import ExampleTable
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
 from coar_dist.store.tables import Attributions, AttributionTable
 
@@ -25,7 +26,7 @@ def fit_gradient_baseline(run: RunDirectory, method: str) -> bool:
     table = AttributionTable(run, method)
     if table.is_complete(settings, blocks):
         return False
-    unablated = run.read_examples()["margin"].astype(np.float64)
+    unablated = ExampleTable(run).read()["margin"].astype(np.float64)
     for block in blocks:
         weights = store.read(block)
         intercepts = unablated[slice(*block)] - weights.sum(axis=1, dtype=np.float64)

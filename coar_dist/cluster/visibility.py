@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from coar_dist.cluster.ranges import WorkRange
 from coar_dist.errors import ClusterError, StorageError
-from coar_dist.store.run_directory import RUN_FILE
+from coar_dist.store.record import RUN_FILE
 from coar_dist.store.shards import ShardFolder
 from coar_dist.store.storage import Storage
 

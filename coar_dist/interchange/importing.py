@@ -19,8 +19,10 @@ from coar_dist.designs.design import IMPORTED, MaskDesign
 from coar_dist.errors import ComponentMismatchError, ConfigError, DamagedFileError, RunMismatchError, RunNotFoundError
 from coar_dist.interchange.attribution_files import ResearchAttributions
 from coar_dist.interchange.stores import BLOCK_BYTES, MarginContent, ResearchStore
+from coar_dist.store.examples import ExampleTable
+from coar_dist.store.identity import IMPORTED_FROM
 from coar_dist.store.lock import only_writer
-from coar_dist.store.run_directory import IMPORTED_FROM, TRAIN_DESIGN, RunDesign, RunDirectory
+from coar_dist.store.run_directory import TRAIN_DESIGN, RunDesign, RunDirectory
 from coar_dist.store.storage import Storage
 from coar_dist.store.tables import RESEARCH, Attributions, AttributionTable
 
@@ -153,8 +155,8 @@ def _run_for(
         "ablation.margins_dtype": store.margins.dtype.name,
     }
     run = RunDirectory.create(storage, identity, components, num_examples)
-    if not run.has_examples():
-        run.write_examples(None, None, np.full(num_examples, np.nan, dtype=np.float32))
+    if not ExampleTable(run).is_complete():
+        ExampleTable(run).write(None, None, np.full(num_examples, np.nan, dtype=np.float32))
     return run
 
 

@@ -10,6 +10,7 @@ from coar_dist.console.tables import new_table, print_whole
 from coar_dist.report.numbers import ceiling_of, mean_of, number
 from coar_dist.report.summary import Summary, forecast_in_words, label_of
 from coar_dist.store.ceilings import CEILING
+from coar_dist.store.examples import ExampleTable
 from coar_dist.store.run_directory import RunDirectory
 
 
@@ -38,7 +39,7 @@ def print_report(run: RunDirectory, summary: Summary, console: Console) -> None:
         print_whole(console, _budgets(summary))
         for curve in summary.curves:
             say(forecast_in_words(curve, run.num_examples))
-    examples = run.read_examples()
+    examples = ExampleTable(run).read()
     known = np.isfinite(examples["label"].astype(np.float64))
     accuracy = f", accuracy {np.mean(examples['label'] == examples['prediction']):.3f}" if known.all() else ""
     say(

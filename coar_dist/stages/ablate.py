@@ -33,6 +33,7 @@ from coar_dist.regression.fit import plan_passes
 from coar_dist.stages.baselines import MissingBaselines, compute_baselines
 from coar_dist.stages.previews import write_previews
 from coar_dist.store.ceilings import partners_of
+from coar_dist.store.examples import ExampleTable
 from coar_dist.store.gradients import GradientStore
 from coar_dist.store.lock import Hold
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDesign, RunDirectory
@@ -126,8 +127,8 @@ def collect(
     work = missing_work(run, stores, config)
     ranges, missing = work.ranges, work.ranges.num_units
     total = run.num_masks
-    has_examples = run.has_examples()
-    if has_examples and run.update_examples(task.examples.columns):
+    has_examples = ExampleTable(run).is_complete()
+    if has_examples and ExampleTable(run).update(task.examples.columns):
         say(console, stage, "columns of examples.parquet are new or have changed: written.")
     if not ranges and has_examples:
         say(console, stage, f"all {total:,} masks are there already.")
@@ -285,7 +286,7 @@ def _callbacks(
         unablated = start.unablated
         are_classes = unablated.predictions is not None and not targets.is_floating_point()
         labels = targets.cpu().numpy().astype(np.int64) if are_classes else None
-        run.write_examples(labels, unablated.predictions, unablated.margins, task.examples.columns)
+        ExampleTable(run).write(labels, unablated.predictions, unablated.margins, task.examples.columns)
         run.set_engine_plan(start.plan.to_json())
         if start.gradient_cost is not None:
             run.set_gradient_cost(start.gradient_cost)

@@ -32,10 +32,12 @@ from coar_dist.report.edits import draw_edit_curves, print_edit
 from coar_dist.report.figures import save_figure
 from coar_dist.stages.ablate import collect, identity_of, trained_weights
 from coar_dist.store.edits import EDITS, MEASURE, EditStore
+from coar_dist.store.examples import ExampleTable
 from coar_dist.store.lock import Hold
 from coar_dist.store.margins import MarginStore
+from coar_dist.store.record import fingerprint_of
 from coar_dist.store.run import Run
-from coar_dist.store.run_directory import RunDesign, RunDirectory, fingerprint_of
+from coar_dist.store.run_directory import RunDesign, RunDirectory
 from coar_dist.store.storage import LocalStorage, Storage, storage_at
 from coar_dist.tasks.build import build_examples, build_task
 from coar_dist.tasks.checkpoints import state_to_save
@@ -75,7 +77,7 @@ def edit_stage(
         other = "edit.each, which looks at the run's own examples" if edit.each else "edit.examples, which names others"
         raise ConfigError(f"held_out has no effect beside {other}. Leave one of them out.")
     selector = Selector.of(Run(run), edit)
-    columns = run.read_examples()
+    columns = ExampleTable(run).read()
     targets = members(edit.target, columns, "edit.target")
     is_own = edit.examples is None and held_out is None
     references = _references(edit, columns, targets, is_own)

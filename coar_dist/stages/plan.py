@@ -32,8 +32,9 @@ from coar_dist.stages.baselines import MissingBaselines
 from coar_dist.stages.estimate import Estimate, Load
 from coar_dist.stages.print_estimate import print_estimate
 from coar_dist.store.gradients import GradientStore
+from coar_dist.store.record import RUN_FILE
 from coar_dist.store.rehearsal import Rehearsal
-from coar_dist.store.run_directory import GRADIENT_DESIGN, RUN_FILE, TRAIN_DESIGN, RunDirectory
+from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
 from coar_dist.store.storage import Storage
 from coar_dist.tasks.build import build_model, build_task
 from coar_dist.tasks.task import Task

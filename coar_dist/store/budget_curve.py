@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from coar_dist.errors import MissingWorkError
 from coar_dist.store.parquet import is_made_with, read_metadata, read_table, write_table
-from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory, fingerprint_of
+from coar_dist.store.record import fingerprint_of
+from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
 from coar_dist.store.tables import AttributionTable
 
 FOLDER = "evaluation/budget_curve"

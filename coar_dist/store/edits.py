@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from coar_dist.errors import DamagedFileError, MissingWorkError
 from coar_dist.store.parquet import read_table, write_table
-from coar_dist.store.run_directory import RunDirectory, fingerprint_of
+from coar_dist.store.record import fingerprint_of
+from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.storage import Storage
 
 EDITS = "edits"

@@ -189,6 +189,18 @@ def set_aside(storage: Storage, name: str) -> str:
     raise DamagedFileError(f"{storage.where(name)} was set aside 1000 times already: look at its disk.")
 
 
+def set_aside_wrong(storage: Storage, name: str, belongs_to: Mapping[str, Any]) -> bool:
+    """Whether a file is there and can be used; one that is damaged, or of something else, is set aside."""
+    if storage.size(name) is None:
+        return False
+    try:
+        read_table(storage, name, belongs_to)
+    except DamagedFileError:
+        set_aside(storage, name)
+        return False
+    return True
+
+
 class _Parts(io.RawIOBase):
     """A file for pyarrow of which only some parts are in memory, which are all that it asks for."""
 

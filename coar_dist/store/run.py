@@ -12,6 +12,7 @@ from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masks import check_masks
 from coar_dist.errors import MissingWorkError
 from coar_dist.store.ceilings import Ceiling, CeilingTable
+from coar_dist.store.examples import ExampleTable
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
 from coar_dist.store.tables import GRADIENT_RIDGE, AttributionTable, EvaluationTable
 
@@ -61,7 +62,7 @@ class Run:
             >>> run.weights(np.flatnonzero(run.examples()["group"] == 1))  # doctest: +SKIP
         """
         ids = self._example_ids(example_ids)
-        return {name: values[ids] for name, values in self.directory.read_examples().items()}
+        return {name: values[ids] for name, values in ExampleTable(self.directory).read().items()}
 
     def weights(self, example_ids: Sequence[int] | None = None, method: str | None = None) -> NDArray[np.float32]:
         """Attribution weights.

@@ -21,7 +21,8 @@ from coar_dist.store.parquet import (
     set_aside,
     write_table,
 )
-from coar_dist.store.run_directory import RunDirectory, fingerprint_of
+from coar_dist.store.record import fingerprint_of
+from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.storage import Storage
 
 QUALITY = ("r2", "r2_new", "duality_gap")

@@ -47,8 +47,10 @@ from coar_dist.config.schema import RegressionConfig, TrainConfig
 from coar_dist.designs.design import MaskDesign, leave_one_out_design
 from coar_dist.evaluation.correlation import evaluate
 from coar_dist.regression.fit import fit
+from coar_dist.store.examples import ExampleTable
 from coar_dist.store.gradients import GateGradients
-from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDesign, RunDirectory, fingerprint_of
+from coar_dist.store.record import fingerprint_of
+from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDesign, RunDirectory
 from coar_dist.store.tables import GRADIENT_RIDGE, LEAVE_ONE_OUT, EvaluationTable
 from coar_dist.tasks import examples
 from coar_dist.tasks.checkpoints import load_checkpoint
@@ -294,7 +296,7 @@ class SeedRun:
             run.gradients(GRADIENT_DESIGN)[0].write(number * ROUND, *shard, {})
         if pool.alone is not None:
             run.margins(LEAVE_ONE_OUT).write(0, ~np.eye(masks.shape[1], dtype=bool), pool.alone["margins"], {})
-            run.write_examples(None, None, pool.alone["unablated"])
+            ExampleTable(run).write(None, None, pool.alone["unablated"])
 
     def _set(self, num_masks: int, num_passes: int, leave_one_out: bool) -> None:
         size, num_held = self._pool.components.num_components, len(self._pool.held_out["masks"])

@@ -32,6 +32,7 @@ from coar_dist.interchange.exporting import export_attributions
 from coar_dist.interchange.importing import import_attributions
 from coar_dist.interchange.units import MaskUnits
 from coar_dist.stages.pipeline import run_stages
+from coar_dist.store.examples import ExampleTable
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 from coar_dist.store.storage import storage_at
 from coar_dist.store.tables import Attributions, AttributionTable, EvaluationTable
@@ -62,7 +63,7 @@ def run(tmp_path: Path) -> RunDirectory:
     run.set_designs(designs)
     run.margins("train").write(0, masks[:150], margins[:150], {})
     run.margins("evaluation_0.2").write(0, masks[150:], margins[150:], {})
-    run.write_examples(None, None, margins[0])
+    ExampleTable(run).write(None, None, margins[0])
     return run
 
 

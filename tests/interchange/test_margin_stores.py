@@ -32,6 +32,7 @@ from coar_dist.interchange.exporting import export_margins
 from coar_dist.interchange.importing import import_margins, read_components
 from coar_dist.interchange.stores import open_store
 from coar_dist.stages.pipeline import run_stages
+from coar_dist.store.examples import ExampleTable
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 from coar_dist.store.storage import storage_at
@@ -93,7 +94,7 @@ def test_a_store_becomes_a_run_that_is_fitted_like_any_other(tmp_path: Path, qui
     np.testing.assert_allclose(run.intercepts(), truth.intercept_, rtol=1e-6)
     np.testing.assert_allclose(run.predict(masks), truth.predict(masks), atol=1e-4)
     assert {group.parameter: group.num_components for group in run.components.groups} == names
-    assert np.isnan(run.directory.read_examples()["margin"]).all()
+    assert np.isnan(ExampleTable(run.directory).read()["margin"]).all()
     design = run.directory.design("train")
     assert (design.kind, design.num_masks) == ("imported", NUM_MASKS)
     assert design.ablation_fraction == pytest.approx(1 - masks.mean(), rel=5e-3)

@@ -16,6 +16,7 @@ from coar_dist.components.index import ComponentGroup, ComponentIndex
 from coar_dist.designs.design import MaskDesign
 from coar_dist.evaluation.correlation import evaluate
 from coar_dist.evaluation.held_out import measure_ceilings
+from coar_dist.store.examples import ExampleTable
 from coar_dist.store.previews import PreviewTable
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDesign, RunDirectory
 from coar_dist.store.tables import Attributions, AttributionTable
@@ -89,7 +90,7 @@ def synthetic_run(
     predictions = None if labels is None else np.where(random.random(num_examples) < 0.1, (labels + 1) % 4, labels)
     texts = {"excerpt": np.array([f"{hostile}text {i}\nof a play" for i in range(num_examples)])}
     margins = random.standard_normal(num_examples).astype(np.float32)
-    run.write_examples(labels, predictions, margins, texts if kind == "texts" else {})
+    ExampleTable(run).write(labels, predictions, margins, texts if kind == "texts" else {})
     if kind == "images":
         previews = PreviewTable(run)
         for first, end in previews.missing():

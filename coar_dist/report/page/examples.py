@@ -18,6 +18,7 @@ from coar_dist.errors import DamagedFileError
 from coar_dist.evaluation.correlation import predict
 from coar_dist.report.page.layers import LayerShares, LayerSums
 from coar_dist.report.summary import Summary
+from coar_dist.store.examples import ExampleTable
 from coar_dist.store.previews import PreviewTable
 from coar_dist.store.run import Run
 from coar_dist.store.run_directory import RunDirectory
@@ -116,7 +117,7 @@ def gather_examples(run: RunDirectory, summary: Summary) -> ShownExamples:
     method = summary.methods[0]
     column = summary.trained_column or 0
     design = list(summary.held_out)[column]
-    examples = run.read_examples()
+    examples = ExampleTable(run).read()
     chosen = choose(examples, method.correlations[:, column])
     layers = LayerSums(run.components, examples["label"])
     weights = np.empty((len(chosen), run.components.num_components), dtype=np.float32)

@@ -31,6 +31,7 @@ from coar_dist.report.page.layers import LayerShares
 from coar_dist.report.summary import FITTED, Summary, forecast_in_words, label_of
 from coar_dist.store.ceilings import CEILING
 from coar_dist.store.edits import edit_names
+from coar_dist.store.examples import ExampleTable
 from coar_dist.store.run import Run
 from coar_dist.store.run_directory import RunDirectory
 
@@ -162,7 +163,7 @@ def _layer_rows(layers: LayerShares) -> list[_LayerRow]:
 def _findings(run: RunDirectory, summary: Summary, history: History) -> list[str]:
     """What is to be known about the data before the results are trusted."""
     texts = []
-    examples = run.read_examples()
+    examples = ExampleTable(run).read()
     label, prediction = (examples[name].astype(np.float64) for name in ("label", "prediction"))
     if np.isfinite(label).all():
         wrong = int((label != prediction).sum())
