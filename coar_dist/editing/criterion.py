@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coar_dist.errors import ConfigError, NonFiniteMarginError
-from coar_dist.evaluation.correlation import correlation_of
+from coar_dist.store.agreement import correlation_of
 
 _EVERY_UP_TO = 16
 _GROWTH_PERCENT = 115

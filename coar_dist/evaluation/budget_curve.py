@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from coar_dist.cluster.execution import in_this_process
 from coar_dist.config.schema import RegressionConfig
 from coar_dist.errors import CoarWarning
-from coar_dist.evaluation.correlation import correlation_of, predictions_and_truth
+from coar_dist.evaluation.correlation import predictions_and_truth
 from coar_dist.regression.backends import choose_backend
 from coar_dist.regression.factor import choose_solver
 from coar_dist.regression.fit import make_plan
 from coar_dist.regression.gate_prior import GateSources
 from coar_dist.regression.observations import Observations
 from coar_dist.regression.planning import device
+from coar_dist.store.agreement import correlation_of
 from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable, regression_settings
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory

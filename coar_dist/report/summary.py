@@ -12,10 +12,11 @@ from coar_dist.errors import MissingWorkError
 from coar_dist.evaluation.bootstrap import Means, means_of
 from coar_dist.evaluation.extrapolation import Extrapolation, extrapolate
 from coar_dist.report.numbers import half, half_95, number
+from coar_dist.store.agreement import METRICS
 from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable
 from coar_dist.store.ceilings import CEILING, Ceiling, CeilingTable, why_no_ceiling
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
-from coar_dist.store.tables import GRADIENT_RIDGE, METRICS, RESEARCH, EvaluationTable, fitted_methods
+from coar_dist.store.tables import GRADIENT_RIDGE, RESEARCH, EvaluationTable, fitted_methods
 
 _LABELS = {
     "coar": "COAR",

@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from coar_dist.errors import DamagedFileError, MissingWorkError
+from coar_dist.store.agreement import METRICS
 from coar_dist.store.parquet import (
     column_names,
     is_made_with,
@@ -26,8 +27,6 @@ from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.storage import Storage
 
 QUALITY = ("r2", "r2_new", "duality_gap")
-METRICS = ("correlation", "spearman", "r2", "slope", "intercept")
-"""Agreement of predicted and true margins, as ``coar_dist.evaluation.correlation.metrics_of`` defines it."""
 _FOLDER = "attributions"
 GRADIENT_RIDGE, LEAVE_ONE_OUT = "gradient_ridge", "leave_one_out"
 RESEARCH = "research"

@@ -17,8 +17,9 @@ from coar_dist.api import Run, open_run
 from coar_dist.errors import MissingWorkError, StorageError
 from coar_dist.report.summary import summarise
 from coar_dist.stages.report import report_stage
+from coar_dist.store.agreement import METRICS
 from coar_dist.store.storage import LocalStorage
-from coar_dist.store.tables import METRICS, EvaluationTable
+from coar_dist.store.tables import EvaluationTable
 
 
 @pytest.fixture

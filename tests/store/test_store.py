@@ -20,10 +20,11 @@ from coar_dist.errors import (
     RunNotFoundError,
     StorageError,
 )
+from coar_dist.store.agreement import METRICS
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 from coar_dist.store.storage import storage_at
-from coar_dist.store.tables import METRICS, Attributions, AttributionTable, EvaluationTable
+from coar_dist.store.tables import Attributions, AttributionTable, EvaluationTable
 from tests.models import local_storage, random_masks
 
 COMPONENTS = ComponentIndex((ComponentGroup("a.weight", 0, 7), ComponentGroup("b.weight", 1, 4, 2)))

@@ -1,4 +1,7 @@
-"""Parquet files of a user's own, which no checksum covers: columns of them as arrays."""
+"""Parquet files of a user's own, which no checksum covers: columns of them as arrays.
+
+Only the row groups that hold chosen rows are read, one at a time; ``pyarrow.dataset`` reads all of them to take some.
+"""
 
 from __future__ import annotations
 
