@@ -130,7 +130,7 @@ def test_an_exported_store_is_the_research_codes(small_run: Run, tmp_path: Path)
     assert completed.shape == (150,)
     assert completed.all()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         export_margins(small_run.directory, tmp_path / "store")
     with pytest.raises(ConfigError, match="must end in _margins"):
         export_margins(small_run.directory, tmp_path / "other", name="margin")
