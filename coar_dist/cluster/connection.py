@@ -1,4 +1,4 @@
-"""The Ray cluster: started here or joined, and what its actors may use."""
+"""The Ray cluster: started here or joined, and how many actors it has room for."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from math import floor
 
 import ray
+from ray._private.accelerators import get_accelerator_manager_for_resource
+from ray._private.utils import get_num_cpus
 from ray.exceptions import AuthenticationError
 
 from coar_dist.cluster.interruption import Interruption
 from coar_dist.config.schema import ClusterConfig
 from coar_dist.errors import ClusterError
-
-_WAIT_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Cluster:
     """The connected cluster.
 
     Attributes:
-        config: how many actors are wanted, and their CPUs.
+        config: how many actors are wanted, and the CPUs of each.
         num_gpus: GPUs of one actor, possibly a fraction.
-        is_fixed: whether this command started it, so that no node can join.
+        is_fixed: whether this command started the cluster, so that no node can join.
         interruption: whether the user wants to stop.
     """
 
@@ -42,7 +42,7 @@ class Cluster:
         return self.config.cpus_per_actor
 
     def __str__(self) -> str:
-        """Where it is and how large, at present."""
+        """Where it is, and how large at the moment."""
         num_nodes, address = len(alive_nodes()), ray.get_runtime_context().gcs_address
         nodes = f"{num_nodes} node{'s' * (num_nodes != 1)}"
         return f"the Ray cluster at {address}, {nodes} with {_describe(_total_resources())}"
@@ -52,15 +52,15 @@ class Cluster:
         self.interruption.raise_if_set()
 
     def capacity(self) -> int:
-        """Actors that the nodes have room for, were they free; none spans two nodes."""
+        """Actors that all nodes together have room for, if nothing else runs there; none spans two nodes."""
         return sum(self.room_by_node().values())
 
     def room_by_node(self) -> dict[str, int]:
-        """Actors that every node has room for, were it free, by node id."""
+        """Actors that each node has room for, if nothing else runs there, by node id."""
         return {node: _room(found, self.num_cpus, self.num_gpus) for node, found in alive_nodes().items()}
 
     def num_wanted(self, capacity: int, num_left: int) -> int:
-        """Actors wanted for ``num_left`` units of work on nodes with room for ``capacity``: at least 1."""
+        """Actors wanted for ``num_left`` ranges on nodes with room for ``capacity`` actors: at least 1."""
         wanted = self.config.max_actors
         if wanted is None:
             wanted = max(self.config.min_actors, capacity)
@@ -70,32 +70,48 @@ class Cluster:
 
     def too_few_actors(self, num_alive: int, num_wanted: int) -> ClusterError:
         """The error that names what was asked for and what there is."""
-        who = "no actor" if num_alive == 0 else f"only {num_alive} actors"
+        who = "no actor" if num_alive == 0 else f"only {_count(num_alive)}"
+        wanted = f"asked for: {_count(num_wanted)} with {_needs(self.num_cpus, self.num_gpus)} each"
         return ClusterError(
             f"{who} started within cluster.start_timeout_s={self.config.start_timeout_s:g} s, with "
-            f"cluster.min_actors={self.config.min_actors}: {self._describe(num_wanted)} were asked for, and the "
-            f"cluster has {_describe(_total_resources())}. Lower cluster.cpus_per_actor, cluster.gpus_per_actor or "
-            f"cluster.min_actors, free resources, or add nodes."
+            f"cluster.min_actors={self.config.min_actors} ({wanted}). The cluster has {_describe(_total_resources())}. "
+            f"Lower cluster.cpus_per_actor, cluster.gpus_per_actor or cluster.min_actors, free resources, or add nodes."
         )
 
-    def check_room(self) -> None:
-        """Check that ``min_actors`` fit on a cluster that cannot grow.
 
-        Raises:
-            ClusterError: they do not.
-        """
-        least = self.config.min_actors
-        if self.capacity() < least:
-            raise ClusterError(
-                f"this machine has {_describe(_total_resources())}, but {self._describe(least)} need "
-                f"{least * self.num_cpus} CPU and {least * self.num_gpus:g} GPU. Lower cluster.min_actors, "
-                f"cluster.cpus_per_actor or cluster.gpus_per_actor, or join a larger cluster with "
-                f"cluster.address=..."
-            )
+def check_cluster(config: ClusterConfig) -> None:
+    """Find what would keep ``connect`` from working, in well under a second; starts nothing and joins nothing.
 
-    def _describe(self, num_actors: int) -> str:
-        gpus = f" and {self.num_gpus:g} GPU" if self.num_gpus else ""
-        return f"{num_actors} actors with {self.num_cpus} CPU{gpus} each"
+    Raises:
+        ClusterError: nothing answers at the address, or this machine has no room for ``config.min_actors`` actors.
+    """
+    if ray.is_initialized():
+        return
+    address = _address(config)
+    if address != "local":
+        _check_reachable(address)
+        return
+    _check_room(config, _own_resources())
+
+
+def _own_resources() -> dict[str, float]:
+    """What a Ray cluster would have if it were started here, as Ray itself counts."""
+    gpus = get_accelerator_manager_for_resource("GPU")
+    assert gpus is not None
+    num_gpus = gpus.get_current_node_num_accelerators()
+    visible = gpus.get_current_process_visible_accelerator_ids()
+    return {"CPU": get_num_cpus(), "GPU": num_gpus if visible is None else min(num_gpus, len(visible))}
+
+
+def _check_room(config: ClusterConfig, resources: Mapping[str, float]) -> None:
+    """Check that ``config.min_actors`` fit on this machine: a cluster that is started here cannot grow."""
+    num_actors, num_cpus, num_gpus = config.min_actors, config.cpus_per_actor, _gpus_per_actor(config, resources)
+    if _room(resources, num_cpus, num_gpus) < num_actors:
+        raise ClusterError(
+            f"this machine has {_describe(resources)}, which is no room for cluster.min_actors={num_actors} with "
+            f"{_needs(num_cpus, num_gpus)} each. Lower cluster.min_actors, cluster.cpus_per_actor or "
+            f"cluster.gpus_per_actor, or join a larger cluster with cluster.address=..."
+        )
 
 
 def alive_nodes() -> dict[str, Mapping[str, float]]:
@@ -124,7 +140,7 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
         ClusterError: the cluster cannot be reached, or one started here lacks the resources.
     """
     was_connected = ray.is_initialized()
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    address = _address(config)
     interruption = Interruption()
     interruption.install()
     if not was_connected:
@@ -150,17 +166,33 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
         interruption.install()
     try:
         interruption.raise_if_set()
-        gpus_per_actor = config.gpus_per_actor
-        if gpus_per_actor is None:
-            gpus_per_actor = 1.0 if _total_resources().get("GPU", 0.0) > 0 else 0.0
-        cluster = Cluster(config, gpus_per_actor, address == "local" and not was_connected, interruption)
-        if cluster.is_fixed:
-            cluster.check_room()
-        yield cluster
+        resources = _total_resources()
+        is_fixed = address == "local" and not was_connected
+        if is_fixed:
+            _check_room(config, resources)
+        yield Cluster(config, _gpus_per_actor(config, resources), is_fixed, interruption)
     finally:
         interruption.remove()
         if not was_connected:
             ray.shutdown()
+
+
+def _address(config: ClusterConfig) -> str:
+    return config.address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def _gpus_per_actor(config: ClusterConfig, resources: Mapping[str, float]) -> float:
+    if config.gpus_per_actor is not None:
+        return config.gpus_per_actor
+    return 1.0 if resources.get("GPU", 0.0) > 0 else 0.0
+
+
+def _count(num_actors: int) -> str:
+    return "1 actor" if num_actors == 1 else f"{num_actors} actors"
+
+
+def _needs(num_cpus: int, num_gpus: float) -> str:
+    return f"{num_cpus} CPU and {num_gpus:g} GPU" if num_gpus else f"{num_cpus} CPU"
 
 
 def _describe(resources: Mapping[str, float]) -> str:
@@ -181,14 +213,14 @@ def _token_help() -> str:
         given = f"with the token in {os.environ.get('RAY_AUTH_TOKEN_PATH') or '~/.ray/auth_token'}, if any"
     return (
         f"If the cluster has token authentication, export RAY_AUTH_MODE=token and the token of its head, in "
-        f"RAY_AUTH_TOKEN or, as a file, in RAY_AUTH_TOKEN_PATH. This process came {given}."
+        f"RAY_AUTH_TOKEN or, as a file, in RAY_AUTH_TOKEN_PATH. This process tried {given}."
     )
 
 
 def _check_reachable(address: str) -> None:
-    """Ray tries for minutes to reach a host that is not there."""
-    host, colon, port = address.rpartition(":")
-    if "://" in address or not colon or not port.isdigit():
+    """Check that something answers at a ``host:port``: Ray itself tries for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
         return
     try:
         socket.create_connection((host, int(port)), timeout=10.0).close()

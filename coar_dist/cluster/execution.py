@@ -1,4 +1,4 @@
-"""How independent parts of a computation are run: here, or as tasks of a cluster."""
+"""How independent parts of a computation are run: in this process, or as tasks on a cluster. Nothing here needs Ray."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ Execute = Callable[[Callable[[Any, Any], Any], Any, Sequence[Any]], Iterator[Any
 
 
 def in_this_process(function: Callable[[Any, Any], Any], shared: Any, items: Sequence[Any]) -> Iterator[Any]:
-    """One after the other, here."""
+    """An ``Execute`` that runs the items here, one after the other."""
     return (function(shared, item) for item in items)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, noted where they come and raised where it is safe."""
+"""SIGINT and SIGTERM, noted when they come and raised where it is safe."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Interruption:
         self._previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def install(self) -> None:
-        """Take the signals over; again after ray.init, which installs handlers of its own."""
+        """Handle the signals; to be called again after ray.init, which installs handlers of its own."""
         if self._is_main:
             for number in self._previous:
                 signal.signal(number, self._handle)
 
     def remove(self) -> None:
-        """Give the signals back."""
+        """Restore the handlers that were there before."""
         if self._is_main:
             for number, handler in self._previous.items():
                 signal.signal(number, handler)

@@ -1,8 +1,8 @@
-"""What a run tells Prometheus, through Ray's exporter: every node of a cluster serves it, each name behind ``ray_``.
+"""What a run tells Prometheus, through the exporter that Ray runs on every node; it puts ``ray_`` before each name.
 
 The driver records everything: an actor answers every range with where its time went, so that nothing is lost when it
-is killed. Ray sends the figures on every 10 s (``metrics_report_interval_ms``) and when the driver ends. A record takes
-about 4 us; a range has a dozen.
+is killed. Ray passes the figures on every 10 s (``metrics_report_interval_ms``) and when the driver ends. A record
+takes about 4 us; a range has a dozen.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Metric:
     """One metric.
 
     Attributes:
-        kind: of Ray's classes.
-        tags: its labels.
-        description: with the unit, if the name has none.
+        kind: the class of Ray that it is.
+        tags: the names of its labels.
+        description: what it counts or measures, with the unit if the name has none.
     """
 
     kind: type[Counter] | type[Gauge]
@@ -55,7 +55,7 @@ class RunMetrics:
     """The metrics of one run.
 
     Args:
-        run: its label.
+        run: the run's label.
     """
 
     def __init__(self, run: str) -> None:
@@ -92,7 +92,7 @@ class RunMetrics:
             self.set_of_actor("coar_gpu_memory_peak_bytes", report.gpu_memory_bytes, actor, node)
 
     def add(self, name: str, value: float, actor: str, node: str) -> None:
-        """Count ``value`` more of what an actor did; nothing where it is 0."""
+        """Add ``value`` to what an actor has done."""
         metric = self._metrics[name]
         assert isinstance(metric, Counter)
         if value > 0:

@@ -1,4 +1,4 @@
-"""The actors of a run: asked for, alive, and gone; as many as the cluster has room for."""
+"""The actors: asked for, alive and gone; as many as the cluster has room for."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Member:
     """One actor.
 
     Attributes:
-        name: for errors and the schedule.
-        handle: Ray's.
+        name: in errors and in the schedule.
+        handle: Ray's handle of it.
         address: where it runs; None until its process has answered.
-        preferred_node: where it was asked to run; "" is anywhere.
+        preferred_node: the node that it was asked to run on; "" is any.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Member:
 
     @property
     def node_id(self) -> str:
-        """Where it runs, or is likely to."""
+        """The node where it runs, or is likely to."""
         return self.address.node_id if self.address is not None else self.preferred_node
 
 
@@ -46,12 +46,12 @@ class ActorPool:
     """Keeps as many actors as are wanted.
 
     Args:
-        cluster: where they run.
-        actor: the class of the actors.
+        cluster: the cluster that they run on.
+        actor: their class.
 
     Attributes:
         members: the actors that were asked for and are not gone, by name.
-        num_wanted: actors wanted at present.
+        num_wanted: actors wanted at the moment.
     """
 
     def __init__(self, cluster: Cluster, actor: type[Worker]) -> None:
@@ -97,7 +97,7 @@ class ActorPool:
         placement, options, node = self._cluster.config.placement, dict(self._options), ""
         if placement is not None:
             node = preferred_node(placement, self._cluster.room_by_node(), [m.node_id for m in self.members.values()])
-        if node:  # where there is room; others' work may have filled it, so it is a wish
+        if node:  # a wish: other work may have filled it
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
         return Member(name, self._class.options(**options).remote(), preferred_node=node)
 
@@ -115,26 +115,26 @@ class ActorPool:
             raise self._cluster.too_few_actors(num_alive, self.num_wanted)
 
     def remove(self, name: str) -> None:
-        """End an actor, if it has not ended."""
+        """Kill an actor, if it is still alive."""
         ray.kill(self.members.pop(name).handle)
 
     def kill_all(self) -> None:
-        """End all actors, without waiting for them."""
+        """Kill all actors, without waiting for them."""
         for name in list(self.members):
             self.remove(name)
 
 
 def preferred_node(placement: str, room: Mapping[str, int], taken: Sequence[str]) -> str:
-    """The node for one more actor; "" where none has room.
+    """The node for one more actor; "" if none has room.
 
     Args:
         placement: ``pack`` or ``spread``.
-        room: actors that every node has room for, by node id.
-        taken: the nodes of the actors that there are.
+        room: actors that each node has room for, by node id.
+        taken: the node of each actor that is there already.
     """
     used = Counter(taken)
     free = {node: count - used[node] for node, count in room.items() if count > used[node]}
-    first = -1 if placement == "pack" else 1  # the fullest node, or the emptiest; of equal ones that with the most room
+    first = -1 if placement == "pack" else 1  # fullest or emptiest node; among equals the one with most room
     return min(free, key=lambda node: (first * used[node], -free[node], node), default="")
 
 

@@ -1,4 +1,4 @@
-"""Ray tasks: the parts of a computation on all of a cluster's CPUs or GPUs, and single questions to it."""
+"""Ray tasks: the parts of a computation on all CPUs or GPUs of a cluster, and single questions to one of its nodes."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ def _run_part(function: Callable[[Any, Any], Any], shared: Any, item: Any, num_t
 
 
 def _nothing(_shared: Any, _item: Any) -> None:
-    """What a first task does: it starts."""
+    """The first task: it shows that tasks can start."""
 
 
 def _get_in_time(cluster: Cluster, reference: Any) -> Any:
-    """What the first task of a stage answers, which shows that such tasks can start at all."""
+    """The answer of a first task; ClusterError if it does not start within ``cluster.start_timeout_s``."""
     deadline = time.monotonic() + cluster.config.start_timeout_s
     while not ray.wait([reference], timeout=_WAIT_S)[0]:
         cluster.raise_if_interrupted()
@@ -82,7 +82,7 @@ def _get_in_time(cluster: Cluster, reference: Any) -> Any:
 
 
 def answer_of_an_actor(config: ClusterConfig, function: Callable[[], _T]) -> _T:
-    """What ``function`` returns in a process with an actor's resources, somewhere on the cluster.
+    """What ``function`` returns in a process with the resources of one actor, somewhere on the cluster.
 
     Raises:
         ClusterError: no such process starts within ``config.start_timeout_s``.

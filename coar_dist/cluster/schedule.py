@@ -85,11 +85,11 @@ class Schedule:
         return self._num_fresh + len(self._again) + len(self._last)
 
     def num_in_flight(self, actor: str) -> int:
-        """Ranges handed to ``actor`` that it has not answered, those included that another has done meanwhile."""
+        """Ranges handed to ``actor`` that it has not answered, even if another actor has done them meanwhile."""
         return len(self._in_flight[actor])
 
     def executing(self, actor: str) -> WorkRange | None:
-        """What the actor computes at the moment; None where that is nothing, or has been done by another."""
+        """What the actor computes at the moment; None if that is nothing, or if another actor has done it."""
         work_range = next(iter(self._in_flight.get(actor, ())), None)
         return work_range if work_range in self._num_copies else None
 
@@ -98,13 +98,13 @@ class Schedule:
         return work_range in self._num_copies
 
     def joined(self, actor: str, node: str) -> None:
-        """The actor's process runs, on ``node``; the node's name is for errors."""
+        """The actor's process has started on ``node``, a name for errors."""
         self._in_flight[actor] = {}
         self._nodes[actor] = node
         self._most_actors = max(self._most_actors, len(self._in_flight))
 
     def next_for(self, actor: str, now: float) -> WorkRange | None:
-        """Hand a pending range, or where there is none a copy of a slow one, to ``actor``; None: nothing for it."""
+        """Hand a pending range to ``actor``, or a copy of a slow one if none is pending; None: nothing for it to do."""
         work_range = self._take_pending(actor) or self._slow_range(actor, now)
         if work_range is None:
             return None
@@ -131,7 +131,7 @@ class Schedule:
         return fresh
 
     def _may_run(self, work_range: WorkRange, actor: str) -> bool:
-        """A range that failed on an actor is left to others, where there are others on which it has not."""
+        """A range that failed on an actor is left to the others, as long as there is one on which it has not failed."""
         failed_on = {name for name, _ in self._failures.get(work_range, ())}
         return actor not in failed_on or failed_on.issuperset(self._in_flight)
 
@@ -151,7 +151,7 @@ class Schedule:
         return self._num_left == len(self._suspects)
 
     def done(self, work_range: WorkRange, actor: str, now: float) -> bool:
-        """The range's shard is safe.
+        """The range's shard is written.
 
         Returns:
             Whether this is the first result of the range: the one that counts.
@@ -190,7 +190,7 @@ class Schedule:
         self._give_back(work_range)
 
     def left(self, actor: str) -> None:
-        """The actor is no more, for a reason that is no loss; its ranges go back to the front, in order."""
+        """The actor was stopped, which is no loss; its ranges go back to the front, in order."""
         self._nodes.pop(actor, None)
         for work_range in reversed(self._in_flight.pop(actor, {})):
             if work_range in self._num_copies:
@@ -198,7 +198,7 @@ class Schedule:
 
     def _give_back(self, work_range: WorkRange) -> None:
         self._num_copies[work_range] -= 1
-        if self._num_copies[work_range] > 0:  # it was slow enough for a copy, and is for another
+        if self._num_copies[work_range] > 0:  # it was slow enough for a copy, so it may get another
             self._single[work_range] = float("-inf")
             self._single.move_to_end(work_range, last=False)
             return
