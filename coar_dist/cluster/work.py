@@ -4,28 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from coar_dist.cluster.ranges import RangesToDo, WorkRange
-from coar_dist.store.shards import ShardFolder
-from coar_dist.store.storage import Storage
+from coar_dist.cluster.job import Job
+from coar_dist.cluster.ranges import RangesToDo
 
 if TYPE_CHECKING:  # these load Ray and torch
     from coar_dist.cluster.worker import LogLines, Worker
-
-
-class Job(Protocol):
-    """What driver and ``Worker`` ask a job; the rest of it is between its maker and the actors."""
-
-    @property
-    def storage(self) -> Storage | None:
-        """The run directory that every actor must see; None where actors write nothing."""
-
-    def store(self, name: str) -> ShardFolder:
-        """The store that ranges call by this ``store_name``."""
-
-    def num_margins(self, work_range: WorkRange) -> int:
-        """Margins of a range; 0 where it has none."""
 
 
 @dataclass(frozen=True)

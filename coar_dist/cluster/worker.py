@@ -13,9 +13,9 @@ import ray
 import torch
 from typing_extensions import override
 
+from coar_dist.cluster.job import Job
 from coar_dist.cluster.ranges import WorkRange
 from coar_dist.cluster.visibility import require_run_directory
-from coar_dist.cluster.work import Job
 
 LogLines = tuple[tuple[int, str], ...]
 """Level and text of what an actor logged; the driver logs it again where the user sees it."""
