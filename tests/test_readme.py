@@ -1,8 +1,10 @@
-"""The READMEs' own text: its Python runs, its commands and configurations compose, what it names is there."""
+"""The pages: their Python runs, their commands and configurations compose, what they name and link is there."""
 
 from __future__ import annotations
 
 import ast
+import contextlib
+import dataclasses
 import importlib.util
 import io
 import os
@@ -11,10 +13,11 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -32,32 +35,42 @@ from tests.chaos import without_ray
 from tests.models import small_task
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-README = "\n".join(
-    (REPOSITORY / folder / "README.md").read_text() for folder in ("", "deploy", "docker", "tests/benchmarks")
-)
+FRONT = "README.md"
+ROOMS = ("coar_dist", "conf", "deploy", "docker", "tests")
+FILES = [*REPOSITORY.glob("*.md"), *(path for room in ROOMS for path in (REPOSITORY / room).rglob("*.md"))]
+PAGES = {path.relative_to(REPOSITORY).as_posix(): path.read_text() for path in sorted(FILES)}
+TEXT = "\n".join(PAGES.values())
 OWN_CONFIGURATION = "# @package _global_\n"
+OWN_FUNCTION = re.compile(r"=mine:(\w+)")
 
 
-def blocks(language: str, section: str = "") -> list[str]:
-    """The fenced blocks of a language, of the whole README or of one section."""
-    text = README.partition(f"\n## {section}\n")[2].partition("\n## ")[0] if section else README
+def blocks(language: str, text: str = TEXT) -> list[str]:
+    """The fenced blocks of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def without_blocks(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def inline_code() -> list[str]:
+    """Code within prose, its line breaks as spaces."""
+    return [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", without_blocks(TEXT))]
 
 
 def commands() -> list[list[str]]:
     """Every simple command of the bash blocks, and of the prose where it is ``coar-dist ...``, in words."""
-    inline = [text for text in re.findall(r"(?<!`)`([^`]+)`(?!`)", README) if re.match(r"coar-dist\s+\S", text)]
+    lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
     found: list[list[str]] = []
-    for text in [*blocks("bash"), *inline]:
-        for line in text.replace("\\\n", " ").splitlines() if text not in inline else [" ".join(text.split())]:
-            lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|")
-            lexer.whitespace_split = True
-            found.append([])
-            for word in lexer:
-                if set(word) <= set(";&|"):
-                    found.append([])
-                else:
-                    found[-1].append(word)
+    for line in [*lines, *(code for code in inline_code() if re.match(r"coar-dist\s.*[=-]", code))]:
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|")
+        lexer.whitespace_split = True
+        found.append([])
+        for word in lexer:
+            if set(word) <= set(";&|"):
+                found.append([])
+            else:
+                found[-1].append(word)
     return [words for words in found if words]
 
 
@@ -72,30 +85,34 @@ def arguments_of(words: list[str]) -> list[str] | None:
     return None
 
 
-OURS = [(" ".join(words), arguments) for words in commands() if (arguments := arguments_of(words)) is not None]
+OURS = {" ".join(words): arguments for words in commands() if (arguments := arguments_of(words)) is not None}
 
 
 @dataclass
 class Ran:
-    """What is left of the README's Python.
+    """What is left of the pages' Python.
 
     Attributes:
-        names: the namespace in which all blocks ran.
+        names: the namespace of each page.
         values: of every expression that stands alone, by its source.
-        folder: in which they ran.
+        printed: by each block that printed anything.
+        folder: in which all ran.
     """
 
-    names: dict[str, Any]
+    names: dict[str, dict[str, Any]]
     values: dict[str, Any]
+    printed: dict[str, str]
     folder: Path
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
-    """All Python blocks, in order, in one namespace. ``runs/digits`` is the run that the first block makes."""
+    """All Python blocks, each page's in a namespace that begins with what the front page defines.
+
+    ``runs/digits`` is the run that the front page makes.
+    """
     folder, before = tmp_path_factory.mktemp("readme"), Path.cwd()
-    names: dict[str, Any] = {"__name__": "__main__"}
-    values: dict[str, Any] = {}
+    result = Ran({}, {}, {}, folder)
     os.chdir(folder)
     with without_ray():
         task = small_task(num_examples=8)
@@ -104,24 +121,45 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
         console, inputs = Console(file=io.StringIO()), (task.model, task.examples.inputs, task.examples.targets)
         coar_dist.attribute(*inputs, columns=columns, run_dir="runs/digits_backdoor", console=console, **sizes)
         Path("runs/digits").symlink_to("mine")
-        for block in blocks("python"):
-            for node in ast.parse(block).body:
-                source = ast.get_source_segment(block, node)
-                assert source is not None
-                if isinstance(node, ast.Expr):
-                    values[source] = eval(source, names)
-                else:
-                    exec(source, names)
-    yield Ran(names, values, folder)
+        for page in sorted(PAGES, key=lambda page: page != FRONT):
+            names = result.names[page] = {"__name__": "__main__", **result.names.get(FRONT, {})}
+            for block in blocks("python", PAGES[page]):
+                with contextlib.redirect_stdout(io.StringIO()) as printed:
+                    run_block(block, names, result.values)
+                result.printed[block] = printed.getvalue()
+    yield result
     os.chdir(before)
 
 
-def test_what_the_comments_say_of_shapes_is_so(ran: Ran) -> None:
-    said = re.findall(r"^(run\.\w+\(.*\)(?:\[.*\])?)  # \(([\w, ]+)\)", "\n".join(blocks("python")), re.MULTILINE)
-    assert len(said) >= 5
-    for source, shape in said:
-        expected = tuple(int(size) for size in shape.replace("num_components", "48").strip(", ").split(","))
-        assert ran.values[source].shape == expected, source
+def run_block(block: str, names: dict[str, Any], values: dict[str, Any]) -> None:
+    for node in ast.parse(block).body:
+        source = ast.get_source_segment(block, node)
+        assert source is not None
+        if isinstance(node, ast.Expr):
+            values[source] = eval(source, names)
+        else:
+            exec(source, names)
+
+
+def test_what_the_comments_say_of_values_is_so(ran: Ran) -> None:
+    said = re.findall(r"^([\w.]+\(.*\)(?:\[.*\])?)  # (\([\w, ]+\)|'.*')", "\n".join(blocks("python")), re.MULTILINE)
+    assert len(said) >= 8
+    for source, value in said:
+        expected = ast.literal_eval(value.replace("num_components", "48"))
+        found = ran.values[source]
+        assert (found.shape if isinstance(expected, tuple) else found) == expected, source
+
+
+def test_python_prints_what_the_page_shows(ran: Ran) -> None:
+    shown = re.findall(r"^```python\n(.*?)^```\n\n```\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    assert shown
+    for block, expected in shown:
+        lines = ran.printed[block].splitlines()[-len(expected.splitlines()) :]
+        found, words = " ".join(lines).split(), expected.split()
+        assert len(found) == len(words)
+        for word, other in zip(words, found, strict=True):
+            is_float = re.fullmatch(r"-?\d*\.\d+", word)
+            assert float(other) == pytest.approx(float(word), rel=1e-2) if is_float else other == word
 
 
 def result_of(ran: Ran, part: str) -> Any:
@@ -161,15 +199,29 @@ def test_query_which_layer_carries_the_backdoor(ran: Ran) -> None:
     np.testing.assert_allclose([change for _, change in rows], sorted(of_layers.values()), rtol=1e-5)
 
 
+def test_design_of_ones_own_takes_part_as_a_function(ran: Ran) -> None:
+    run = open_run(ran.folder / "runs/neighbours")
+    design = run.directory.design("train")
+    rule = ran.names["coar_dist/designs/README.md"]["neighbours"]
+    assert design.kind == "__main__:neighbours"
+    np.testing.assert_array_equal(run.margins()[0], [rule(design, i) for i in range(100)])
+
+
+def test_selector_finds_what_it_says(ran: Ran) -> None:
+    selector = ran.names["coar_dist/components/README.md"]["pointwise_filters"]
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 1), torch.nn.Conv2d(5, 7, 3), torch.nn.Linear(7, 2))
+    assert selector(model) == [coar_dist.ComponentGroup("0.weight", 0, 5)]
+
+
 @pytest.fixture
 def composing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Hydra as the command has it, and a ``my_conf`` with the README's configurations as its experiments."""
+    """Hydra as the command has it, and a ``my_conf`` with the pages' configurations as its experiments."""
     monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "my_conf" / "experiment"
-    folder.mkdir(parents=True)
     for i, block in enumerate(blocks("yaml")):
-        text = block if block.startswith(OWN_CONFIGURATION) else OWN_CONFIGURATION + block
-        (folder / ("mine.yaml" if i == 0 else f"mine_{i}.yaml")).write_text(text)
+        named = re.search(r"^# (my_conf/\S+\.yaml)$", block, re.MULTILINE)
+        path = tmp_path / (named[1] if named else f"my_conf/experiment/page_{i}.yaml")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block if OWN_CONFIGURATION in block else OWN_CONFIGURATION + block)
     GlobalHydra.instance().clear()
     ConfigStore.instance().store(name="schema", node=Config)
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
@@ -187,11 +239,9 @@ def composed(overrides: list[str]) -> Config:
     return config
 
 
-@pytest.mark.parametrize(("line", "arguments"), OURS, ids=[line for line, _ in OURS])
-def test_a_command_is_one_that_the_program_takes(
-    line: str, arguments: list[str], composing: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here = [argument.replace("s3://", "").replace("/shared", "shared") for argument in arguments]
+@pytest.mark.parametrize("line", OURS, ids=list(OURS))
+def test_a_command_is_one_that_the_program_takes(line: str, composing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = [argument.replace("s3://", "").replace("/shared", "shared") for argument in OURS[line]]
     if here[:1] == ["inspect"]:
         monkeypatch.setattr("sys.argv", ["coar-dist", *here])
         with pytest.raises(SystemExit) as ended:
@@ -206,25 +256,26 @@ def test_a_command_is_one_that_the_program_takes(
         composed(here)
 
 
-@pytest.mark.parametrize("number", range(len(blocks("yaml"))))
-def test_a_configuration_composes(number: int, composing: Path) -> None:
-    name = "mine" if number == 0 else f"mine_{number}"
-    config = composed(["--config-dir", "my_conf", f"experiment={name}", "allow_code=[my_module]"])
-    assert config.task.model.source in blocks("yaml")[number]
+def test_configurations_compose(composing: Path) -> None:
+    files = sorted((composing / "my_conf" / "experiment").iterdir())
+    assert len(files) == len(blocks("yaml")) >= 2
+    for file in files:
+        config = composed(["--config-dir", "my_conf", f"experiment={file.stem}", "allow_code=[my_module]"])
+        assert f"source: {config.task.model.source}" in file.read_text()
 
 
 def test_functions_of_ones_own_take_part_by_their_names(composing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    section = "How to extend"
-    *functions, _ = blocks("python", section)
-    assert len(functions) == 4
-    (composing / "mine.py").write_text("\n\n".join(functions))
+    sources = [block for block in blocks("python") if OWN_FUNCTION.search(block)]
+    (composing / "mine.py").write_text("\n\n".join(sources))
     monkeypatch.syspath_prepend(str(composing))
-    (line,) = (arguments for text, arguments in OURS if "=mine:" in text)
-    assert all(f"mine:{name}" in " ".join(line) for name in re.findall(r"^def (\w+)", "\n".join(functions), re.M))
-    small = ["task.examples.arguments.num_examples=20", "train.epochs=1", "train.minimum_accuracy=0"]
-    small.append("train.examples.subset.first=64")
+    own = [
+        argument for arguments in OURS.values() if OWN_FUNCTION.search(" ".join(arguments)) for argument in arguments
+    ]
+    assert set(OWN_FUNCTION.findall(" ".join(own))) == set(re.findall(r"^def (\w+)", "\n".join(sources), re.M))
+    small = ["task.examples.arguments.num_examples=20", "train.epochs=1", "train.examples.subset.first=64"]
     masks = ["design.num_masks=250", "gradients.num_masks=10", "evaluation.ablation_fractions=[]", "baselines=[]"]
-    config = composed([*line, *small, *masks, "stages=[train,ablate,fit]"])
+    given = [word for word in own if not word.startswith(("stages=", "run.dir="))]
+    config = composed([*given, *small, *masks, "stages=[train,ablate,fit]", "run.dir=runs/own"])
     console = Console(file=io.StringIO(), width=200)
     with without_ray():
         run_stages(config, console)
@@ -237,43 +288,82 @@ def test_functions_of_ones_own_take_part_by_their_names(composing: Path, monkeyp
     assert run.directory.identity["output_function"].startswith("mine:log_probability sha256:")
     assert (margins < 0).all()
     assert [group.parameter for group in run.components.groups] == ["0.weight", "2.weight"]
+    assert run.examples()["is_symmetric"].tolist() == [label in (0, 3, 8) for label in run.examples()["label"]]
     assert "ridge, primal, mine:normal_equations" in console.file.getvalue()  # type: ignore[attr-defined]
-    own = run.weights()
+    weights = run.weights()
     config.regression.backend, config.stages = "torch", ["fit"]
     run_stages(config, console)
-    np.testing.assert_allclose(own, open_run(config.run.dir).weights(), atol=1e-6 * np.abs(own).max())
+    np.testing.assert_allclose(weights, open_run(config.run.dir).weights(), atol=1e-6 * np.abs(weights).max())
 
 
-def test_functions_of_ones_own_take_part_as_they_are(ran: Ran) -> None:
-    run = open_run(ran.folder / "runs/extended_in_python")
-    design = run.directory.design("train")
-    assert design.kind == "__main__:neighbours"
-    kept, margins = run.margins()
-    np.testing.assert_array_equal(kept, [ran.names["neighbours"](design, i) for i in range(100)])
-    assert (margins < 0).all()
-    assert np.isfinite(run.weights()).all()
+def anchors(text: str) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", without_blocks(text), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
-def test_what_the_readme_names_is_there() -> None:
-    paths = re.findall(r"(?<![\w/.:])((?:deploy|docker|conf|coar_dist|tests)/[\w./*-]*\w)", README)
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", without_blocks(PAGES[page])):
+        file, _, anchor = link.partition("#")
+        target = (REPOSITORY / page).parent.joinpath(file).resolve() if file else REPOSITORY / page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def test_front_page_links_to_every_page() -> None:
+    assert {page for page in PAGES if page != FRONT and f"]({page}" not in PAGES[FRONT]} == set()
+
+
+def test_what_the_pages_name_is_there() -> None:
+    paths = re.findall(r"(?<![\w/.:])((?:deploy|docker|conf|coar_dist|tests)/[\w./*-]*\w)", TEXT)
     assert len(paths) > 15
     missing = [path for path in paths if not list(REPOSITORY.glob(path))]
     assert not missing
-    modules = re.findall(r"python -m (tests[\w.]*)", README)
+    modules = re.findall(r"python -m (tests[\w.]*)", TEXT)
     assert len(modules) > 4
     assert not [name for name in modules if importlib.util.find_spec(name) is None]
     for words in commands():
         if words[:2] == ["python", "-m"] and words[2].startswith("tests"):
-            source = importlib.util.find_spec(words[2])
             path = REPOSITORY / words[2].replace(".", "/")
             code = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
-            assert source is not None
             assert all(f'"{word}"' in code for word in words if word.startswith("--"))
-    extras = {name for names in re.findall(r"'\.\[([\w,]+)\]'", README) for name in names.split(",")}
+    extras = {name for names in re.findall(r"'\.\[([\w,]+)\]'", TEXT) for name in names.split(",")}
     declared = (REPOSITORY / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2]
     assert extras
     assert all(re.search(rf"^{name} = \[", declared, re.M) for name in extras)
 
 
-def test_no_language_of_the_readme_is_left_untested() -> None:
-    assert set(re.findall(r"^```(\w+)$", README, re.M)) == {"bash", "python", "yaml"}
+def is_option(key: str) -> bool:
+    """Whether the configuration has the dotted key; a mapping has any."""
+    kind: Any = Config
+    for name in key.split("."):
+        kinds = [part for part in (kind, *get_args(kind)) if dataclasses.is_dataclass(part)]
+        if not kinds:
+            return "dict" in str(kind)
+        kind = get_type_hints(kinds[0]).get(name)
+        if kind is None:
+            return False
+    return True
+
+
+def test_options_that_the_prose_names_exist() -> None:
+    groups = {path.name for path in (REPOSITORY / "conf").iterdir() if path.is_dir()}
+    options = choices = 0
+    for word in (word for code in inline_code() for word in code.replace("'", "").split()):
+        match = re.fullmatch(r"[+~]?(\w+)((?:\.\w+)*)(?:=(.*))?", word)
+        if match is None or word.endswith((".json", ".py", ".yaml", ".parquet")):
+            continue
+        part, rest, value = match.groups()
+        if part in groups and not rest and value:
+            assert (REPOSITORY / f"conf/{part}/{value}.yaml").is_file(), word
+            choices += 1
+        elif is_option(part) and rest:
+            assert is_option(part + rest), word
+            options += 1
+    assert options > 50
+    assert choices > 15
+
+
+def test_no_language_of_the_pages_is_left_untested() -> None:
+    assert set(re.findall(r"^```(\w+)$", TEXT, re.M)) == {"bash", "python", "yaml"}
