@@ -19,8 +19,8 @@ import coar_dist
 
 REPOSITORY = Path(__file__).parents[1]
 FOLDERS = (".ci", ".readme", "coar_dist", "conf", "deploy", "docker", "tests")
-FILES = ("CHANGELOG.md", "CITATION.cff", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml")
-FILES += (".dockerignore", ".gitignore", ".rayignore")
+FILES = ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml")
+FILES += (".dockerignore", ".gitignore", ".pre-commit-config.yaml", ".rayignore")
 STRAYS = ("runs/x/run.json", "coar_dist/__pycache__/x.cpython-311.pyc", "tests/__pycache__/x.pyc", "conf/x.pyc", "x.pt")
 
 
@@ -74,17 +74,15 @@ def test_an_index_would_take_them(built: Distributions) -> None:
     run(sys.executable, "-m", "twine", "check", "--strict", built.sdist, built.wheel, cwd=built.tree)
 
 
-def test_links_of_the_readme_lead_to_what_a_source_distribution_has(built: Distributions) -> None:
-    text = (REPOSITORY / "README.md").read_text()
-    links = re.findall(r"\]\(([^)\s]+)\)", text)
-    assert len(links) > 10
-    headings = {
-        re.sub(r"[^\w -]", "", line).strip().lower().replace(" ", "-") for line in re.findall("^#+(.*)", text, re.M)
-    }
-    for link in links:
-        file, _, heading = link.partition("#")
-        assert not file or (built.tree / file).is_file(), link
-        assert file or heading in headings, link
+def test_files_that_the_pages_link_to_are_in_a_source_distribution(built: Distributions) -> None:
+    with tarfile.open(built.sdist) as archive:
+        pages = [name for name in archive.getnames() if name.endswith(".md")]
+        archive.extractall(built.tree.parent / "unpacked", filter="data")
+    assert len(pages) > 15
+    for page in pages:
+        path = built.tree.parent / "unpacked" / page
+        for link in re.findall(r"\]\((?!https?:)([^)#\s]+)", path.read_text()):
+            assert (path.parent / link).exists(), f"{page}: {link}"
 
 
 def test_source_distribution_holds_the_repository(built: Distributions) -> None:

@@ -324,7 +324,7 @@ def as_dict(components: ComponentIndex) -> list[tuple[str, int]]:
 
 
 def test_component_ids_are_the_research_codes() -> None:
-    """The same groups in the same order, by the selectors that the table in the README names."""
+    """The same groups in the same order, by the selectors that the page of the components names."""
     transformers = pytest.importorskip("transformers")
     resnet, vit = SmallResNet(), TinyVit()
     found = discover(resnet, "conv_filters", include=["*conv*"])
