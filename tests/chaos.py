@@ -1,10 +1,8 @@
-"""One small, slow run, and the ways to break it. ``python -m tests.chaos <run_dir> <max_actors>`` runs it."""
+"""Ways to break the small run: kill its driver, actors or nodes, damage its files."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import io
 import os
 import random
 import shutil
@@ -14,94 +12,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from unittest import mock
 
 import psutil
-import torch
 from ray.cluster_utils import Cluster
-from rich.console import Console
-from torch import Tensor, nn
 
-import coar_dist
-from coar_dist.ablation.plan import EnginePlan
-from coar_dist.cluster.work import DriverCallbacks, Work
-from coar_dist.config.schema import AblationConfig, ClusterConfig, EvaluationConfig
 from coar_dist.errors import DamagedFileError, RunMismatchError
-from coar_dist.store.run import Run
-from tests.models import small_task
-
-PLAN = EnginePlan("weights", 7, compiled=False)
-
-
-class Slow(nn.Module):
-    """A model whose forward pass takes a while, so that there is time to kill it."""
-
-    def __init__(self, inner: nn.Module, seconds: float) -> None:
-        super().__init__()
-        self.inner = inner
-        self._seconds = seconds
-
-    def forward(self, images: Tensor) -> Tensor:
-        time.sleep(self._seconds)
-        output: Tensor = self.inner(images)
-        return output
-
-
-def run_small(
-    run_dir: str | Path, max_actors: int = 1, seconds: float = 0.0, address: str | None = None, seed: int = 0
-) -> Run:
-    """All stages of a small run: 65 shards of train, held-out and leave-one-out masks and of gradients."""
-    task = small_task(seed=seed)
-    return coar_dist.attribute(
-        Slow(task.model, seconds),
-        task.examples.inputs,
-        task.examples.targets,
-        run_dir=run_dir,
-        num_masks=200,
-        num_gradient_masks=15,
-        ablation_fraction=0.2,
-        stages=("ablate", "fit", "evaluate"),
-        baselines=["leave_one_out"],
-        evaluation=EvaluationConfig(num_masks=40, ablation_fractions=[0.2], seed=7, curve_shares=[0.5]),
-        ablation=AblationConfig(
-            masks_per_shard=4,
-            mode=PLAN.mode,
-            rows_per_forward=PLAN.rows_per_forward,
-            compile=False,
-            examples_per_block=4,
-        ),
-        cluster=ClusterConfig(address=address, max_actors=max_actors),
-        console=Console(file=io.StringIO()),
-    )
-
-
-@contextlib.contextmanager
-def without_ray() -> Iterator[None]:
-    """Ranges are computed in this process, by the actor's own code."""
-
-    def run_here(config: ClusterConfig, work: Work, callbacks: DriverCallbacks) -> None:
-        actor = work.actor()
-        actor.setup(copy.deepcopy(work.task), work.job, config.cpus_per_actor)  # an actor may change its model
-        if work.plan is not None and work.plan.needs_start:
-            callbacks.on_start(actor.start(work.plan.request, 1, work.plan.value))
-        elif work.plan is not None:
-            actor.use(work.plan.value)
-        for work_range in work.ranges:
-            actor.run(work_range)
-
-    with mock.patch("coar_dist.cluster.driver.run_ranges", run_here):
-        yield
-
-
-def files_of(root: Path) -> dict[str, bytes]:
-    """The files that must be the same in every run, by name, with their bytes."""
-    folders = ("margins", "gradients", "baselines", "attributions", "evaluation")
-    paths = [*root.glob("*.parquet"), *(path for folder in folders for path in (root / folder).rglob("*"))]
-    return {
-        str(path.relative_to(root)): path.read_bytes()
-        for path in sorted(paths)
-        if path.is_file() and not path.name.endswith((".damaged", ".tmp"))
-    }
+from tests.small_run import files_of, run_small
 
 
 def kill_until_done(
@@ -126,7 +42,7 @@ def kill_until_done(
         address = [] if nodes is None else [nodes.address]
         while True:
             num_started += 1
-            command = [sys.executable, "-m", "tests.chaos", str(run_dir), str(max_actors), str(seconds), *address]
+            command = [sys.executable, "-m", "tests.small_run", str(run_dir), str(max_actors), str(seconds), *address]
             driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
             try:
                 while driver.poll() is None and num_killed < num_kills:
@@ -238,7 +154,7 @@ def damage(root: Path, other: Path, rng: random.Random) -> tuple[str, str]:
     return name, kind
 
 
-def damage_and_mend(root: Path, whole: dict[str, bytes], other: Path, rng: random.Random) -> str:
+def damage_and_repair(root: Path, whole: dict[str, bytes], other: Path, rng: random.Random) -> str:
     """Damage a finished run, and run it again until it is done.
 
     Every refusal on the way must name the damaged file, and the end must be the same bytes.
@@ -281,8 +197,3 @@ def _zeroed(content: bytearray, rng: random.Random) -> bytes:
     stop = min(start + rng.randrange(1, 600), len(content))
     content[start:stop] = bytes(stop - start)
     return bytes(content)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    run_small(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), *sys.argv[4:])

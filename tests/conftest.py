@@ -1,64 +1,75 @@
+"""Fixtures that several rooms use. What is heavy is imported where it is used: a test of NumPy code starts at once."""
+
 from __future__ import annotations
 
 import io
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import ray
-import torch
-from rich.console import Console
 from xdist.scheduler import LoadScopeScheduling
 
-import coar_dist
-from coar_dist.config.schema import EvaluationConfig
-from coar_dist.store.run import Run
-from tests.chaos import files_of, run_small, without_ray
-from tests.models import small_task
-from tests.object_store import BUCKET, ObjectStore
+if TYPE_CHECKING:
+    from rich.console import Console
 
-OWN_CLUSTERS = {
-    "test_app",
-    "test_benchmarks_run",
-    "test_deploy",
-    "test_driver",
-    "test_kills",
-    "test_metrics",
-    "test_object_store_run",
-    "test_plan",
-    "test_ray_jobs",
-}
-"""Files whose tests start clusters: all in one process, since two that start at once can take each other's port."""
+    from coar_dist.store.run import Run
+    from tests.object_store import ObjectStore
+
+os.environ |= {"RAY_prestart_worker_first_driver": "0"}  # no workers that nobody asked for
 
 
 class ClustersApart(LoadScopeScheduling):  # type: ignore[misc]
-    """The other process takes the other files, one by one, with one cluster for all of them."""
+    """One process takes all tests that start Ray clusters: two that start at once can take each other's port.
+
+    The others go file by file to whichever process is free.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return "clusters" if Path(file).stem in OWN_CLUSTERS else file
+        return "cluster" if nodeid.endswith("@cluster") else nodeid.partition("::")[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ClustersApart:
     return ClustersApart(config, log)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses by these marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
     for item in items:
-        if item.get_closest_marker("gpu"):
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("cluster")
+        if item.get_closest_marker("cluster"):
+            item.add_marker(pytest.mark.xdist_group("cluster"))  # xdist adds @cluster to the test's id
+        if item.get_closest_marker("gpu") and not has_cuda():
             item.add_marker(pytest.mark.skip(reason="no CUDA device answers"))
 
 
-os.environ |= {"RAY_prestart_worker_first_driver": "0"}  # no workers that nobody asked for
+def has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.hookimpl(tryfirst=True)  # before any fixture
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    os.environ.pop("RAY_ADDRESS", None)
+    if not item.get_closest_marker("cluster"):
+        os.environ["RAY_ADDRESS"] = "mark.this.test.with.cluster:1"  # none is there, so that no cluster is started
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> None:
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One Ray cluster for the whole session, larger than the machine so that scheduling can be tested."""
+    import ray
+
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
@@ -67,6 +78,8 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of an unbroken ``run_small``."""
+    from tests.small_run import files_of, run_small, without_ray
+
     root = tmp_path_factory.mktemp("whole") / "run"
     with without_ray():
         run_small(root)
@@ -77,6 +90,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def object_store() -> Iterator[ObjectStore]:
     """An S3 server with one bucket."""
     import s3fs
+
+    from tests.object_store import BUCKET, ObjectStore
 
     store = ObjectStore()
     environment = store.environment
@@ -92,12 +107,21 @@ def object_store() -> Iterator[ObjectStore]:
 
 @pytest.fixture
 def quiet() -> Console:
+    from rich.console import Console
+
     return Console(file=io.StringIO(), width=200)
 
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A whole run of the small model: read it, do not change it."""
+    from rich.console import Console
+
+    import coar_dist
+    from coar_dist.config.schema import EvaluationConfig
+    from tests.models import small_task
+    from tests.small_run import without_ray
+
     task = small_task()
     with without_ray():
         return coar_dist.attribute(
@@ -112,11 +136,6 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             evaluation=EvaluationConfig(num_masks=40, ablation_fractions=[0.2, 0.1], seed=7),
             console=Console(file=io.StringIO()),
         )
-
-
-@pytest.fixture(autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
 
 
 @pytest.fixture

@@ -32,8 +32,8 @@ from coar_dist.config.schema import Config
 from coar_dist.errors import CoarDistError
 from coar_dist.interchange.command import run_command
 from coar_dist.stages.pipeline import run_stages
-from tests.chaos import without_ray
 from tests.models import small_task
+from tests.small_run import without_ray
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FRONT = "README.md"

@@ -17,7 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos import damage_and_mend, files_of, kill_until_done, run_small, without_ray
+from tests.chaos import damage_and_repair, kill_until_done
+from tests.small_run import files_of, run_small, without_ray
 
 VICTIMS = ("driver", "actor", "node")
 
@@ -58,7 +59,7 @@ def measure_damage(console: Console, folder: Path, num_cases: int, seed: int) ->
         for case in range(seed, seed + num_cases):
             root = folder / "damaged"
             shutil.copytree(folder / "run", root)
-            counts[damage_and_mend(root, whole, folder / "other", random.Random(case))] += 1
+            counts[damage_and_repair(root, whole, folder / "other", random.Random(case))] += 1
             shutil.rmtree(root)
     table = Table(title=f"{num_cases} damaged files, seeds from {seed}: all ended in the same bytes")
     table.add_column("damage, refusals until it was mended")

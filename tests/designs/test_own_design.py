@@ -20,8 +20,8 @@ from coar_dist.config.schema import AblationConfig, ClusterConfig, EvaluationCon
 from coar_dist.designs.design import MaskDesign, design_of
 from coar_dist.errors import ConfigError, RunMismatchError, TaskError
 from coar_dist.store.run import Run
-from tests.chaos import without_ray
 from tests.models import small_task
+from tests.small_run import without_ray
 
 Rule = Callable[[MaskDesign, int], Any]
 _calls = itertools.count()

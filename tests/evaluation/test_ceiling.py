@@ -20,8 +20,8 @@ from coar_dist.evaluation.ceiling import NUM_GROUPS, Pairs, Shares, linear_share
 from coar_dist.report.numbers import number
 from coar_dist.stages.pipeline import run_stages
 from coar_dist.store.run import Run
-from tests.chaos import files_of, without_ray
 from tests.models import small_task
+from tests.small_run import files_of, without_ray
 
 ALPHA, COMPONENTS, RHO = 0.1, 60, 0.3
 STEP = np.sqrt(ALPHA * (1 - ALPHA))

@@ -27,8 +27,8 @@ from coar_dist.config.schema import (
 )
 from coar_dist.errors import ConfigError, MissingWorkError
 from coar_dist.report.inspection import inspect_run
-from tests.chaos import files_of, without_ray
 from tests.models import local_storage, small_task
+from tests.small_run import files_of, without_ray
 
 NUM_STEPS = 6
 SHARDS = "baselines/neuron_conductance_num_steps_6"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import damage_and_mend, files_of, run_small, without_ray
+from tests.chaos import damage_and_repair
+from tests.small_run import files_of, run_small, without_ray
 
 NUM_CASES = 16
 
@@ -32,7 +33,7 @@ def test_a_damaged_file_is_named_and_made_anew(runs: tuple[Path, Path], tmp_path
     for seed in range(NUM_CASES):
         root = tmp_path / str(seed)
         shutil.copytree(run, root)
-        damage_and_mend(root, whole, other, random.Random(seed))
+        damage_and_repair(root, whole, other, random.Random(seed))
         shutil.rmtree(root)
 
 

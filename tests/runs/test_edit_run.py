@@ -25,8 +25,8 @@ from coar_dist.report.page.edits import gather_edits
 from coar_dist.report.summary import label_of
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import ExampleSet, Task
-from tests.chaos import without_ray
 from tests.models import SmallResNet, randomise, slow_margins
+from tests.small_run import without_ray
 
 NUM_EXAMPLES = 80
 SELECTIONS = ["leave_one_out", "greedy", "magnitude", "random"]

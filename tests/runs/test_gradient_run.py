@@ -31,8 +31,8 @@ from coar_dist.stages.pipeline import run_stages
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.tasks.outputs import OutputFunction
 from coar_dist.tasks.task import Task
-from tests.chaos import without_ray
 from tests.models import local_storage, small_task
+from tests.small_run import without_ray
 
 PINNED = {"mode": "weights", "rows_per_forward": 7, "compile": False}
 

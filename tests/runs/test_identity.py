@@ -14,8 +14,8 @@ from torch import Tensor
 import coar_dist
 from coar_dist.config.schema import AblationConfig, ClusterConfig, EvaluationConfig
 from coar_dist.errors import RunMismatchError
-from tests.chaos import files_of, without_ray
 from tests.models import small_task
+from tests.small_run import files_of, without_ray
 
 HASH = r"'sha256:[0-9a-f]{64}'"
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import files_of, kill_until_done
+from tests.chaos import kill_until_done
+from tests.small_run import files_of
 
 
 @pytest.mark.parametrize(

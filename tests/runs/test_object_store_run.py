@@ -14,9 +14,9 @@ import pytest
 import s3fs
 
 import coar_dist
-from tests.chaos import files_of
 from tests.commands import run_forked
 from tests.object_store import BUCKET, ObjectStore
+from tests.small_run import files_of
 
 URL = f"s3://{BUCKET}/runs/digits"
 SMALL = [

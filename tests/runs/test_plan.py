@@ -32,9 +32,9 @@ from coar_dist.stages.estimate import Estimate
 from coar_dist.stages.pipeline import run_stages
 from coar_dist.store.rehearsal import Rehearsal
 from coar_dist.tasks.task import Task
-from tests.chaos import Slow, without_ray
 from tests.commands import run_forked
 from tests.models import local_storage, small_task
+from tests.small_run import Slow, without_ray
 from tests.test_app import TINY
 
 NUM_EXAMPLES, NUM_COMPONENTS = 7, 12

@@ -16,7 +16,7 @@ import coar_dist
 from coar_dist.app import typed_config
 from coar_dist.config.schema import Config
 from coar_dist.stages.pipeline import run_stages
-from tests.chaos import without_ray
+from tests.small_run import without_ray
 
 SMALL = [
     "task.model.arguments.width=16",

@@ -17,8 +17,8 @@ from coar_dist.errors import CoarDistError
 from coar_dist.report.inspection import inspect_run
 from coar_dist.store.previews import PreviewTable
 from coar_dist.store.run import Run
-from tests.chaos import files_of, without_ray
 from tests.models import local_storage, small_task
+from tests.small_run import files_of, without_ray
 
 TEXTS = list("abcdefg")
 

@@ -19,7 +19,7 @@ from coar_dist.errors import StorageError
 from coar_dist.store import storage as storage_module
 from coar_dist.store.lock import only_writer
 from coar_dist.store.storage import LocalStorage
-from tests.chaos import files_of, run_small, without_ray
+from tests.small_run import files_of, run_small, without_ray
 
 
 @pytest.fixture

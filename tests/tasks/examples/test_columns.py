@@ -17,8 +17,8 @@ from coar_dist.errors import MissingWorkError, TaskError
 from coar_dist.store.run import Run
 from coar_dist.tasks.build import build_examples
 from coar_dist.tasks.task import ExampleSet
-from tests.chaos import files_of
 from tests.models import small_task
+from tests.small_run import files_of
 
 GROUPS = {"group": np.array([0, 1, 1, 0, 2, 2, 1]), "name": list("äbcdefg"), "share": np.linspace(0, 1, 7)}
 
