@@ -38,6 +38,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), cwd=folder, capture_output=True, text=True, timeout=170, check=False)
 
 
+@pytest.mark.cluster
 def test_from_nothing_to_a_report_killed_half_way_and_again(tmp_path: Path) -> None:
     """Ctrl-C in the middle keeps what is finished; the same command goes on; the third finds all done."""
     slow = [*TINY, "design.num_masks=600"]

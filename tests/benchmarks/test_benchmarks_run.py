@@ -71,6 +71,7 @@ def test_estimators_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         assert part in printed
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_cluster_benchmark(repository: Path) -> None:
     """In a process of its own: it starts clusters."""

@@ -257,6 +257,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_slurm_job_is_stopped_queued_again_and_goes_on(repository: Path, tmp_path: Path) -> None:
     """A signal before the time limit: the driver stops, the job is requeued, and its second start resumes."""

@@ -11,6 +11,7 @@ from tests.chaos import kill_until_done
 from tests.small_run import files_of
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize(
     ("victims", "max_actors", "num_kills"),
     [

@@ -132,6 +132,7 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(home, ignore_errors=True)
 
 
+@pytest.mark.cluster
 def test_job_is_stopped_and_another_goes_on(cluster: Cluster, repository: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = ["python", "-m", "coar_dist", "experiment=digits", f"run.dir={run}", *SMALL]
@@ -178,6 +179,7 @@ except ClusterError as error:
 """
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("given", ["no mode", "no token", "wrong"])
 def test_without_its_token_nobody_joins(cluster: Cluster, repository: Path, tmp_path: Path, given: str) -> None:
     environment = {
