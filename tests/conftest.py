@@ -54,9 +54,9 @@ def has_cuda() -> bool:
 
 @pytest.hookimpl(tryfirst=True)  # before any fixture
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    os.environ.pop("RAY_ADDRESS", None)
+    os.environ.pop("RAY_TMPDIR", None)
     if not item.get_closest_marker("cluster"):
-        os.environ["RAY_ADDRESS"] = "mark.this.test.with.cluster:1"  # none is there, so that no cluster is started
+        os.environ["RAY_TMPDIR"] = "/dev/null/this test starts a cluster: mark it with cluster"  # where none can start
 
 
 @pytest.fixture(autouse=True)
