@@ -171,7 +171,7 @@ def check_pod(spec: Any) -> None:
 
 
 def test_kubernetes_job(repository: Path) -> None:
-    schema = json.loads((repository / "tests" / "rayjob.schema.json").read_text())
+    schema = json.loads((repository / "tests" / "deploy" / "rayjob.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     job = load(repository, "rayjob.yaml")
     jsonschema.validate(job, schema)
