@@ -30,24 +30,8 @@ _INTERRUPTED = 130
 _INTERRUPTED_TEXT = "Interrupted. What is finished is kept; the same command continues."
 _STOP_WITHIN_S = 2.0
 _has_said_so = threading.Event()
-_KEYS_OF_STAGE = {
-    "train": ("train", "task"),
-    "ablate": (
-        "task",
-        "components",
-        "design",
-        "estimator",
-        "budget",
-        "gradients",
-        "ablation",
-        "cluster",
-        "baselines",
-        "baseline_settings",
-        "evaluation",
-    ),
-    "fit": ("regression", "cluster"),
-    "edit": ("edit", "task", "ablation", "cluster"),
-}
+_GROUP_KEYS = {"estimator": ("budget", "gradients")}
+"""What an option group sets whose name is no key of the configuration."""
 _CODE_KEYS = (
     "task.model.source",
     "task.examples.source",
@@ -112,6 +96,7 @@ def _run(hydra_config: DictConfig) -> None:
 
 def _inspect(arguments: list[str]) -> int:
     """``coar-dist inspect run.dir=... [verify=true]``: no model, no Ray, nothing is changed."""
+    from coar_dist.console.saying import Terminal
     from coar_dist.report.inspection import inspect_run
     from coar_dist.store.storage import storage_at
 
@@ -122,7 +107,7 @@ def _inspect(arguments: list[str]) -> int:
         print(usage, file=sys.stderr)
         return 2
     try:
-        is_sound = inspect_run(storage_at(values["run.dir"]), verify == "true", Console())
+        is_sound = inspect_run(storage_at(values["run.dir"]), verify == "true", Terminal())
     except CoarDistError as error:
         return _show_error(error)
     return 0 if is_sound else 1
@@ -130,10 +115,11 @@ def _inspect(arguments: list[str]) -> int:
 
 def _interchange(command: str, arguments: list[str]) -> int:
     """``coar-dist import-research ...`` and ``coar-dist export-research ...``: files of the research code."""
+    from coar_dist.console.saying import Terminal
     from coar_dist.interchange.command import run_command
 
     try:
-        return run_command(command, arguments, Console())
+        return run_command(command, arguments, Terminal())
     except CoarDistError as error:
         return _show_error(error)
 
@@ -222,20 +208,28 @@ def _check_code(config: Config, overrides: list[str]) -> None:
 
 
 def _check_overrides(config: Config, overrides: list[str]) -> None:
-    """Options of a stage have no effect without it: what later stages read is what the run was made with.
+    """An option that no stage of the command reads has no effect: later stages read what the run was made with.
 
     A plan is of the whole command, so it takes the options of all stages.
     """
+    from coar_dist.stages.pipeline import PIPELINE
+    from coar_dist.stages.stage import covers
+
     if config.stages == [PLAN]:
         return
+    stages = [stage for stage in PIPELINE if stage.name != PLAN]
     for override in overrides:
-        key = override.lstrip("+~").partition("=")[0].partition("@")[0]
-        part = key.partition(".")[0].partition("/")[0]
-        owners = [stage for stage, keys in _KEYS_OF_STAGE.items() if part in keys]
-        if owners and not set(owners) & set(config.stages):
+        name = override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
+        keys = _GROUP_KEYS.get(name, (name,))
+        readers = [stage for stage in stages if any(covers(stage.all_keys, key) for key in keys)]
+        at_work = [stage for stage in readers if stage.name in config.stages]
+        if readers and not any(covers(stage.keys_read(config), key) for stage in at_work for key in keys):
+            conditions = [(other, read) for stage in at_work for other, read in stage.reads_with.items()]
+            ways = [f"set {other}" for other, read in conditions if any(covers(read, key) for key in keys)]
+            ways += [f"add the {stage.name} stage" for stage in readers if stage not in at_work]
             raise ConfigError(
-                f"{override} has no effect: stages={config.stages} has no {owners[0]} stage, and the other stages read "
-                f"from the run directory what it made. Leave it out, or add the {owners[0]} stage."
+                f"{override} has no effect with stages={config.stages}: what these stages need of it they read from "
+                f"the run directory. Leave it out, or {' or '.join(ways)}."
             )
 
 

@@ -1,4 +1,4 @@
-"""Named errors for everything that a user, a disk or a cluster can cause.
+"""Named errors for everything that a user, a disk or a cluster can cause, and words that messages share.
 
 Every message names the value, the place and the way out. The command line prints it in one
 paragraph and exits with 1; a traceback is printed when ``HYDRA_FULL_ERROR=1`` is set.
@@ -80,3 +80,18 @@ class CoarWarning(UserWarning):
 def in_one_line(error: BaseException) -> str:
     """The kind of an error and the first line of what it says."""
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def counted(num: float, noun: str, plural: str = "") -> str:
+    """A number of things in words.
+
+    Args:
+        num: how many.
+        noun: what one of them is called.
+        plural: what several are called; empty for ``noun`` with an s.
+
+    Example:
+        >>> counted(1, "mask"), counted(1200, "mask"), counted(0, "entry", "entries")
+        ('1 mask', '1,200 masks', '0 entries')
+    """
+    return f"{num:,.0f} {noun if num == 1 else plural or noun + 's'}"

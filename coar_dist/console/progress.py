@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 _LINE_EVERY_S = 10.0
 
@@ -15,14 +16,25 @@ _LINE_EVERY_S = 10.0
 class StageProgress:
     """Receives how far a stage is, and shows it."""
 
-    def __init__(self, stage: str, total: int, unit: str, console: Console, bar: Progress | None) -> None:
+    def __init__(
+        self,
+        stage: str,
+        total: int,
+        unit: str,
+        console: Console,
+        bar: Progress | None,
+        on_update: Callable[[], None] | None,
+    ) -> None:
         self._stage, self._total, self._unit, self._console, self._bar = stage, total, unit, console, bar
+        self._on_update = on_update
         self._task = None if bar is None else bar.add_task(stage, total=total, rate="", note="")
         self._started = self._last_line = time.monotonic()
         self._done = 0
 
     def update(self, done: int, note: str = "") -> None:
         """``done`` of the total are done; ``note`` stands behind the rate."""
+        if self._on_update is not None:
+            self._on_update()
         self._done = done
         now = time.monotonic()
         rate = f"{self.rate:,.1f} {self._unit}/s"
@@ -32,7 +44,7 @@ class StageProgress:
             self._last_line = now
             left = f"{rate}, {(self._total - done) / self.rate:,.0f} s left" if done else "starting"
             text = f"{self._stage}: {done:,}/{self._total:,} {self._unit}, {left}"
-            self._console.print(f"{text}, {note}" if note else text, soft_wrap=True, highlight=False)
+            self._console.print(Text(f"{text}, {note}" if note else text), soft_wrap=True)
 
     @property
     def seconds(self) -> float:
@@ -46,22 +58,24 @@ class StageProgress:
 
 
 @contextmanager
-def stage_progress(console: Console, stage: str, total: int, unit: str) -> Iterator[StageProgress]:
-    """Show the progress of a stage for the length of a ``with`` block."""
+def stage_progress(
+    console: Console, stage: str, total: int, unit: str, on_update: Callable[[], None] | None = None
+) -> Iterator[StageProgress]:
+    """Show the progress of a stage for the length of a ``with`` block; ``on_update`` is called at every update."""
     if not _can_redraw(console):
-        yield StageProgress(stage, total, unit, console, None)
+        yield StageProgress(stage, total, unit, console, None, on_update)
         return
     columns = (
-        TextColumn("[bold]{task.description:>9}"),
+        TextColumn("{task.description:>9}", style="bold", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(unit),
-        TextColumn("{task.fields[rate]}"),
+        TextColumn(unit, markup=False),
+        TextColumn("{task.fields[rate]}", markup=False),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        yield StageProgress(stage, total, unit, console, bar)
+        yield StageProgress(stage, total, unit, console, bar, on_update)
 
 
 def _can_redraw(console: Console) -> bool:

@@ -42,9 +42,13 @@ _FEWEST_MASKS = 16
 """Fewest masks that are fitted."""
 
 
-def has_curve(run: RunDirectory) -> bool:
-    """Whether there is a train design to take fewer masks of, and held-out masks to judge them by."""
-    return run.design(TRAIN_DESIGN).num_masks > 0 and run.held_out_as_trained() is not None
+def why_no_curve(run: RunDirectory) -> str | None:
+    """Why a run has no budget curve; None where it has one."""
+    if run.design(TRAIN_DESIGN).num_masks == 0:
+        return "all passes of the run are with gradients (design.num_masks=0), and it varies the others"
+    if run.held_out_as_trained() is None:
+        return "it takes held-out masks at design.ablation_fraction"
+    return None
 
 
 def evaluate_budgets(
@@ -61,7 +65,7 @@ def evaluate_budgets(
     fixed random sample is looked at. ``gradient_ridge`` keeps all of its passes with gradients.
 
     Args:
-        run: a run, evaluated, for which ``has_curve``.
+        run: an evaluated run that ``why_no_curve`` has nothing against.
         methods: names of attributions that are fitted from the train design.
         shares: of the train design's masks, ascending, below 1.
         regression: backend and memory; all else is as stored with the attributions.

@@ -7,12 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from rich.console import Console
-from rich.markup import escape
-
-from coar_dist.console.progress import stage_progress
-from coar_dist.console.saying import say
-from coar_dist.errors import ConfigError
+from coar_dist.console.saying import Terminal
+from coar_dist.errors import ConfigError, counted
 from coar_dist.interchange.attribution_files import open_attributions, read_attributions
 from coar_dist.interchange.exporting import export_attributions, export_margins
 from coar_dist.interchange.ids import parse_ids
@@ -40,13 +36,13 @@ usage: coar-dist import-research margins=FOLDER run.dir=... [design=train] [name
                  [standardised_by=train] [num_masks=50000]"""
 
 
-def run_command(command: str, arguments: list[str], console: Console) -> int:
+def run_command(command: str, arguments: list[str], terminal: Terminal) -> int:
     """Run one of the two commands.
 
     Args:
         command: ``import-research`` or ``export-research``.
         arguments: ``key=value`` each.
-        console: where results are printed.
+        terminal: where results are printed.
 
     Returns:
         The exit code: 2, with the usage on standard error, where the arguments are none of those.
@@ -75,60 +71,59 @@ def run_command(command: str, arguments: list[str], console: Console) -> int:
         ("export-research", "margins"): _export_margins,
         ("export-research", "attributions"): _export_attributions,
     }[command, kinds[0]]
-    action(path, storage, values, console)
+    terminal.stage = command.partition("-")[0]
+    action(path, storage, values, terminal)
     return 0
 
 
-def _import_margins(path: Path, storage: Storage, values: Mapping[str, str], console: Console) -> None:
+def _import_margins(path: Path, storage: Storage, values: Mapping[str, str], terminal: Terminal) -> None:
     store = open_store(path, values.get("name"))
     only_complete = _choice(values, "rows", ("all", "complete")) == "complete"
     components = read_components(values["components"]) if "components" in values else None
     design_name = values.get("design", TRAIN_DESIGN)
     fraction = _number(values, "ablation_fraction", float)
     content = store.examine(only_complete, _leave_out(values))
-    with stage_progress(console, "import", len(content.rows), "masks") as progress:
+    with terminal.progress(len(content.rows), "masks") as progress:
         done = import_margins(store, content, storage, design_name, components, fraction, progress.update)
-    left_out = f"; {done.num_left_out:,} incomplete rows were left out" if done.num_left_out else ""
-    there = f", {done.design.num_masks - done.num_written:,} were there already" if not done.num_written else ""
-    say(
-        console,
-        "import",
-        f"{done.design.num_masks:,} masks of {done.design.num_components:,} components x {len(content.examples):,} "
-        f"examples as design {design_name}{there}; they ablate {content.ablated_share:.3g} of the components"
-        f"{left_out}.",
+    left_out = f"; without {counted(done.num_left_out, 'incomplete row')}" if done.num_left_out else ""
+    there = ", all there already" if not done.num_written else ""
+    terminal.say(
+        f"{counted(done.design.num_masks, 'mask')} of {counted(done.design.num_components, 'component')} x "
+        f"{counted(len(content.examples), 'example')} as design {design_name}{there}; they ablate "
+        f"{content.ablated_share:.3g} of the components{left_out}.",
     )
     if design_name == TRAIN_DESIGN and components is None:
-        say(console, "import", "The components have no names; components=FILE.json in another run.dir would give them.")
-    say(console, "import", escape(f"Next: coar-dist 'stages=[fit]' run.dir={storage}"))
+        terminal.say("The components have no names; components=FILE.json in another run.dir would give them.")
+    terminal.say(f"Next: coar-dist 'stages=[fit]' run.dir={storage}")
 
 
-def _import_attributions(path: Path, storage: Storage, values: Mapping[str, str], console: Console) -> None:
+def _import_attributions(path: Path, storage: Storage, values: Mapping[str, str], terminal: Terminal) -> None:
     units = _units(values, storage, open_attributions(path).num_components, None)
     nan_is_zero = _choice(values, "nan", ("refuse", "zero")) == "zero"
     attributions = read_attributions(path, units, _leave_out(values), nan_is_zero)
     method = values.get("method", RESEARCH)
-    with stage_progress(console, "import", attributions.num_examples, "examples") as progress:
+    with terminal.progress(attributions.num_examples, "examples") as progress:
         is_new = import_attributions(attributions, storage, method, progress.update)
-    there = "" if is_new else " are there already"
-    say(console, "import", f"{method} of {attributions.num_examples:,} examples{there}.")
+    there = "" if is_new else ": there already"
+    terminal.say(f"{method} of {counted(attributions.num_examples, 'example')}{there}.")
 
 
-def _export_margins(path: Path, storage: Storage, values: Mapping[str, str], console: Console) -> None:
+def _export_margins(path: Path, storage: Storage, values: Mapping[str, str], terminal: Terminal) -> None:
     run = RunDirectory.open(storage)
     design_name, name = values.get("design", TRAIN_DESIGN), values.get("name", "test_margins")
-    with stage_progress(console, "export", run.num_examples, "examples") as progress:
+    with terminal.progress(run.num_examples, "examples") as progress:
         export_margins(run, path, design_name, name, values.get("dtype"), progress.update)
-    say(console, "export", f"{run.design(design_name).num_masks:,} masks of {design_name} in {escape(str(path))}.")
+    terminal.say(f"{counted(run.design(design_name).num_masks, 'mask')} of {design_name} in {path}.")
 
 
-def _export_attributions(path: Path, storage: Storage, values: Mapping[str, str], console: Console) -> None:
+def _export_attributions(path: Path, storage: Storage, values: Mapping[str, str], terminal: Terminal) -> None:
     run = RunDirectory.open(storage)
     method = values.get("method", "coar")
     units = _units(values, storage, run.components.num_components, TRAIN_DESIGN)
     assert units is not None
-    with stage_progress(console, "export", run.num_examples, "examples") as progress:
+    with terminal.progress(run.num_examples, "examples") as progress:
         export_attributions(run, path, method, units, values.get("dtype", "float32"), progress.update)
-    say(console, "export", f"{method} of {run.num_examples:,} examples in {escape(str(path))}.")
+    terminal.say(f"{method} of {counted(run.num_examples, 'example')} in {path}.")
 
 
 def _units(values: Mapping[str, str], storage: Storage, num_components: int, default: str | None) -> MaskUnits | None:

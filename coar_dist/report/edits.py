@@ -8,12 +8,13 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from rich.console import Console
 from rich.table import Table
 
 from coar_dist.config.schema import ALL
-from coar_dist.console.tables import new_table, print_whole
+from coar_dist.console.saying import Terminal
+from coar_dist.console.tables import new_table
 from coar_dist.editing.edit import Edit
+from coar_dist.errors import counted
 from coar_dist.report.figures import COLOURS, MARKERS, STYLE
 from coar_dist.report.summary import label_of
 from coar_dist.store.edits import MEASURE, CurvePoint
@@ -23,7 +24,7 @@ _GROUPS_SHOWN = 8
 
 def in_words(edit: Edit) -> str:
     """What was asked for and by which criterion the components were chosen, in one or two sentences."""
-    numbers = f"{len(edit.targets):,} targets, keep those of {len(edit.references):,} others"
+    numbers = f"{counted(len(edit.targets), 'target')}, keep those of {counted(len(edit.references), 'other')}"
     text = f"{edit.direction} the outputs of {numbers}."
     if edit.each is not None:
         how = f"One edit for each target, chosen to make {edit.criterion}; costs are of accuracy on other examples."
@@ -37,24 +38,22 @@ def in_words(edit: Edit) -> str:
     return f"{text} {how}"
 
 
-def print_edit(edit: Edit, console: Console) -> None:
+def print_edit(edit: Edit, terminal: Terminal) -> None:
     """Print what was ablated and what that changed."""
-
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, highlight=False)
-
-    say(f"\nEdit {edit.name!r}: {in_words(edit)}")
+    terminal.print(f"\nEdit {edit.name!r}: {in_words(edit)}")
     if edit.each is not None:
-        print_whole(console, _table(*each_rows(edit)))
+        terminal.print_table(_table(*each_rows(edit)))
         return
-    print_whole(console, _measured(edit))
-    say(f"\n{edit.metric} by what selected the components, and how many of {edit.components.num_components:,}:")
-    print_whole(console, _table(*selection_rows(edit, list(edit.measured))))
+    terminal.print_table(_measured(edit))
+    terminal.print(
+        f"\n{edit.metric} by what selected the components, and how many of {edit.components.num_components:,}:"
+    )
+    terminal.print_table(_table(*selection_rows(edit, list(edit.measured))))
     largest = [label_of(name) for name, found in edit.selected.items() if found.num_components == edit.max_components]
     if largest:
-        say(f"{', '.join(largest)}: the largest number tried; raise edit.max_components to try more.")
+        terminal.print(f"{', '.join(largest)}: the largest number tried; raise edit.max_components to try more.")
     if any(found.num_components == 0 for found in edit.selected.values()):
-        say("0 components: no number of them does better than none within the limits.")
+        terminal.print("0 components: no number of them does better than none within the limits.")
 
 
 def draw_edit_curves(edit: Edit, points: Sequence[CurvePoint]) -> Figure:

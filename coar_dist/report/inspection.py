@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from rich.console import Console
-
-from coar_dist.console.tables import new_table, print_whole
-from coar_dist.errors import RunNotFoundError
+from coar_dist.console.saying import Terminal
+from coar_dist.console.tables import new_table
+from coar_dist.errors import RunNotFoundError, counted
 from coar_dist.store.lock import holder_of
 from coar_dist.store.parquet import why_wrong
 from coar_dist.store.run_directory import FOLDERS, PREVIEWS, RunDirectory
@@ -20,13 +19,13 @@ _MAX_LISTED = 10
 _TABLES = ("attributions", "evaluation", "evaluation/budget_curve")
 
 
-def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bool:
+def inspect_run(storage: Storage, read_everything: bool, terminal: Terminal) -> bool:
     """Print what the run is, how far it is, and what is damaged; nothing is changed.
 
     Args:
         storage: the run directory.
         read_everything: whether every byte of a large run is verified; a small run always is.
-        console: where it is printed.
+        terminal: where it is printed.
 
     Returns:
         Whether nothing is damaged.
@@ -47,10 +46,7 @@ def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bo
     shards = {store.folder: storage.files(store.folder) for store in _shard_folders(run)}
     num_bytes = sum(sum(files.values()) for files in (*folders.values(), *shards.values()))
     everything = read_everything or num_bytes <= _READ_ALL_UP_TO_BYTES
-
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
-
+    say = terminal.print
     say(f"{storage}: run made at {run.created}, {num_bytes / 1e9:,.3f} GB, {run.fingerprint}")
     for key, value in run.identity.items():
         say(f"  {key}: {value}")
@@ -74,12 +70,13 @@ def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bo
         num_masks = entry.design.num_masks
         done = f"{1 - num_missing / max(num_masks * len(stores), 1):.1%}"
         table.add_row(name, entry.role, f"{num_masks:,}", done, f"{num_shards:,}", f"{num_wrong:,}", listed)
-    print_whole(console, table)
+    terminal.print_table(table)
     for baseline in baselines:
         bad = baseline.wrong_shards("everything" if everything else "footers")
         wrong += bad.values()
         num_missing = sum(stop - start for start, stop in baseline.missing(without=bad))
-        say(f"{baseline.method}: weights of {run.num_examples - num_missing:,} of {run.num_examples:,} examples")
+        num_done = run.num_examples - num_missing
+        say(f"{baseline.method}: weights of {num_done:,} of {counted(run.num_examples, 'example')}")
 
     for file, content in (("components.parquet", "components"), ("examples.parquet", "examples")):
         size = storage.size(file)
@@ -99,10 +96,11 @@ def inspect_run(storage: Storage, read_everything: bool, console: Console) -> bo
             )
         methods = sorted({file.split(".")[0] for file in tables})
         if folder in _TABLES:
-            say(f"{folder}: {len(tables)} files of {', '.join(methods)}" if tables else f"{folder}: none yet")
+            num_files = counted(len(tables), "file")
+            say(f"{folder}: {num_files} of {', '.join(methods)}" if tables else f"{folder}: none yet")
         elif tables:
-            say(f"{folder}: {len(tables)} files")
-    _list(say, wrong, "to be made anew by the next run of their stage")
+            say(f"{folder}: {counted(len(tables), 'file')}")
+    _list(say, wrong, "that the next run of their stage makes again")
     aside = _set_aside({"": storage.files(), **folders, **shards})
     _list(say, aside, "set aside earlier; they are not used, and may be deleted")
     if not everything:
@@ -131,9 +129,9 @@ def _of(run: RunDirectory, content: str) -> dict[str, Any]:
     return {"content": content, "run": run.fingerprint}
 
 
-def _list(say: Any, lines: list[str], what: str) -> None:
+def _list(say: Callable[[str], None], lines: list[str], what: str) -> None:
     if lines:
-        say(f"{len(lines)} files {what}:")
+        say(f"{counted(len(lines), 'file')} {what}:")
         for line in lines[:_MAX_LISTED]:
             say(f"  {line}")
         if len(lines) > _MAX_LISTED:

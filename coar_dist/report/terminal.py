@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
-from coar_dist.console.tables import new_table, print_whole
+from coar_dist.console.saying import Terminal
+from coar_dist.console.tables import new_table
+from coar_dist.errors import counted
 from coar_dist.report.numbers import ceiling_of, mean_of, number
 from coar_dist.report.summary import Summary, forecast_in_words, label_of
 from coar_dist.store.ceilings import CEILING
@@ -14,37 +15,35 @@ from coar_dist.store.examples import ExampleTable
 from coar_dist.store.run_directory import RunDirectory
 
 
-def print_report(run: RunDirectory, summary: Summary, console: Console) -> None:
+def print_report(run: RunDirectory, summary: Summary, terminal: Terminal) -> None:
     """Print the mean correlation per method and ablation fraction, and what more masks would give."""
-
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, highlight=False)
-
-    say(
+    terminal.print(
         "\nCorrelation of predicted and true margins on held-out masks by ablation fraction: mean over examples,"
         "\n± half of its 95% bootstrap interval over examples. Ceiling: of any linear model, ± over masks."
     )
-    print_whole(console, _correlations(summary))
+    terminal.print_table(_correlations(summary))
     column = summary.trained_column
     if column is not None:
-        say(
+        terminal.print(
             f"\nAt {summary.trained_at:g}: Spearman correlation, mean; R2 and calibration (true = slope x predicted +\n"
             f"intercept), medians over examples"
         )
-        print_whole(console, _agreement(summary, column))
+        terminal.print_table(_agreement(summary, column))
     for note in summary.notes:
-        say(note)
+        terminal.print(note)
     if summary.curves:
-        say(f"\nAt {summary.trained_at:g}: correlation by number of masks, measured and, after |, forecast for more")
-        print_whole(console, _budgets(summary))
+        terminal.print(
+            f"\nAt {summary.trained_at:g}: correlation by number of masks, measured and, after |, forecast for more"
+        )
+        terminal.print_table(_budgets(summary))
         for curve in summary.curves:
-            say(forecast_in_words(curve, run.num_examples))
+            terminal.print(forecast_in_words(curve, run.num_examples))
     examples = ExampleTable(run).read()
     known = np.isfinite(examples["label"].astype(np.float64))
     accuracy = f", accuracy {np.mean(examples['label'] == examples['prediction']):.3f}" if known.all() else ""
-    say(
-        f"{run.num_examples} examples{accuracy}; {run.components.num_components} components in "
-        f"{len(run.components.groups)} parameters."
+    terminal.print(
+        f"{counted(run.num_examples, 'example')}{accuracy}; {counted(run.components.num_components, 'component')} in "
+        f"{counted(len(run.components.groups), 'parameter')}."
     )
 
 

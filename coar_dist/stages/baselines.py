@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-from rich.console import Console
 
 from coar_dist.baselines.actor import BaselineActor, BaselineJob
 from coar_dist.baselines.gradient_baselines import check_gradient_baselines
@@ -14,18 +11,16 @@ from coar_dist.cluster import driver
 from coar_dist.cluster.ranges import RangesToDo
 from coar_dist.cluster.work import DriverCallbacks, Work
 from coar_dist.components.index import ComponentIndex
-from coar_dist.config.schema import GRADIENT_BASELINES, PATH_BASELINES, Config
-from coar_dist.console.progress import stage_progress
-from coar_dist.console.saying import say, say_log
+from coar_dist.config.schema import GRADIENT_BASELINES, PATH_BASELINES
+from coar_dist.errors import counted
+from coar_dist.stages.session import Session
 from coar_dist.store.baselines import BaselineStore
-from coar_dist.store.lock import Hold
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.tasks.task import Task
 
 _EXAMPLES_PER_SHARD = 512
 _FEWEST_ON_PATH, _MOST_ON_PATH, _SHARDS_ON_PATH = 8, 64, 64
 """Of an example, a path costs some hundred forward passes: few of them are work enough for an actor."""
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,15 +36,17 @@ class MissingBaselines:
     ranges: RangesToDo
 
     @classmethod
-    def of(cls, run: RunDirectory, config: Config, console: Console) -> MissingBaselines:
-        """Make these the baselines of the run, and look what of them is there; wrong shards are set aside."""
+    def of(cls, run: RunDirectory, session: Session) -> MissingBaselines:
+        """Make the baselines that are asked for those of the run, and look what is there; wrong shards are set
+        aside."""
+        config = session.config
         wanted = [method for method in GRADIENT_BASELINES if method in config.baselines]
         steps = {"num_steps": config.baseline_settings.num_steps}
         run.set_baselines({method: steps if method in PATH_BASELINES else {} for method in wanted})
         stores = {method: run.baseline(method) for method in wanted}
         for store in stores.values():
             for reason in store.set_aside_wrong(run.is_new):
-                say(console, "ablate", f"[yellow]{reason}[/yellow]")
+                session.terminal.warn(reason)
         gaps = {method: store.missing() for method, store in stores.items()}
         stores = {method: store for method, store in stores.items() if gaps[method]}
         # A function of the run alone, so that the same shards, of the same bits, arise whoever computes them.
@@ -57,7 +54,7 @@ class MissingBaselines:
         sizes = {method: on_path if method in PATH_BASELINES else _EXAMPLES_PER_SHARD for method in wanted}
         return cls(stores, RangesToDo(gaps, sizes, "examples"))
 
-    def check(self, task: Task, components: ComponentIndex, console: Console) -> None:
+    def check(self, task: Task, components: ComponentIndex, session: Session) -> None:
         """Check that what is missing can be computed, and say what will be slow.
 
         Raises:
@@ -66,25 +63,21 @@ class MissingBaselines:
         if self.stores:
             why_slow = check_gradient_baselines(task, components, list(self.stores))
             if why_slow is not None:
-                text = f"gradient_x_parameter is computed one example at a time, which is slow: {why_slow}."
-                say(console, "ablate", f"[yellow]{text}[/yellow]")
+                session.terminal.warn(
+                    f"gradient_x_parameter is computed one example at a time, which is slow: {why_slow}."
+                )
 
 
 def compute_baselines(
-    config: Config,
-    run: RunDirectory,
-    console: Console,
-    task: Task,
-    components: ComponentIndex,
-    hold: Hold,
-    missing: MissingBaselines,
+    session: Session, run: RunDirectory, task: Task, components: ComponentIndex, missing: MissingBaselines
 ) -> None:
     """Compute what is missing on the cluster's actors; each writes a shard per range of examples."""
     if not run.baselines:
         return
-    names = ", ".join(run.baselines)
+    config, terminal = session.config, session.terminal
+    num_examples = counted(run.num_examples, "example")
     if not missing.stores:
-        say(console, "ablate", f"{names} of {run.num_examples:,} examples are there already.")
+        terminal.say(f"{', '.join(run.baselines)} of {num_examples}: all there already.")
         return
     job = BaselineJob(
         components=components,
@@ -93,14 +86,13 @@ def compute_baselines(
         rows_per_pass=config.baseline_settings.rows_per_pass,
         device_map=config.ablation.device_map,
     )
-    num_missing = missing.ranges.num_units
-    with stage_progress(console, "ablate", num_missing, "examples") as progress:
+    with session.progress(missing.ranges.num_units, "examples") as progress:
         callbacks = DriverCallbacks(
-            on_progress=lambda counts: progress.update(counts.num_units, f"{counts.num_actors} actors"),
+            on_progress=lambda counts: progress.update(counts.num_units, counted(counts.num_actors, "actor")),
             on_start=lambda _: None,
-            on_log=lambda lines, origin: say_log(console, "ablate", lines, origin),
-            on_wait=hold.check,
-            on_join=lambda cluster: say(console, "ablate", f"on {cluster}."),
+            on_log=terminal.relay,
+            on_wait=session.take().check,
+            on_join=lambda cluster: terminal.say(f"on {cluster}."),
         )
         work = Work(
             run=run.storage.label,
@@ -115,8 +107,4 @@ def compute_baselines(
         for store in missing.stores.values():  # of actors that were killed while they wrote
             run.storage.sweep(store.folder)
         seconds = progress.seconds
-    say(
-        console,
-        "ablate",
-        f"{', '.join(missing.stores)} of {run.num_examples:,} examples in {seconds:.1f} s.",
-    )
+    terminal.say(f"{', '.join(missing.stores)} of {num_examples} in {seconds:.1f} s.")

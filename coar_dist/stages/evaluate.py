@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Table
 
-from coar_dist.config.schema import Config
-from coar_dist.console.progress import stage_progress
-from coar_dist.console.saying import say, say_table, while_held
 from coar_dist.console.tables import new_table
-from coar_dist.console.tracking import Tracking
+from coar_dist.errors import counted
 from coar_dist.evaluation.correlation import evaluate
 from coar_dist.evaluation.held_out import measure_ceilings
 from coar_dist.report.summary import FITTED, mean_correlations, methods_of
-from coar_dist.store.lock import Hold
+from coar_dist.stages.session import Session
+from coar_dist.stages.stage import Stage
 from coar_dist.store.run_directory import RunDirectory
 
 
-def evaluate_stage(run: RunDirectory, config: Config, console: Console, hold: Hold, tracking: Tracking) -> None:
+def _run(session: Session) -> None:
     """Compare what is not compared yet, and estimate what could be reached; the run must have been fitted."""
+    run, terminal = session.open_run(), session.terminal
+    session.take()
     methods = methods_of(run)
     num_designs = len(run.held_out)
-    with stage_progress(console, "evaluate", (len(methods) + 1) * num_designs, "tables") as progress:
-        on_progress = while_held(hold, progress)
-        computed = evaluate(run, methods, on_progress)
+    with session.progress((len(methods) + 1) * num_designs, "tables") as progress:
+        computed = evaluate(run, methods, progress.update)
         num_done = len(methods) * num_designs
-        computed |= measure_ceilings(run, methods[0], lambda done: on_progress(num_done + done))
+        computed |= measure_ceilings(run, methods[0], lambda done: progress.update(num_done + done))
         seconds = progress.seconds
-    what = f"{len(methods)} methods on {num_designs} held-out designs"
-    say(console, "evaluate", f"{what} in {seconds:.1f} s." if computed else f"{what} are there already.")
+    what = f"{counted(len(methods), 'method')} on {counted(num_designs, 'held-out design')}"
+    terminal.say(f"{what} in {seconds:.1f} s." if computed else f"{what}: there already.")
     means = mean_correlations(run, methods)
-    tracking.log(means, run.num_masks)
-    if num_designs and "report" not in config.stages:  # whose table holds these means
-        say_table(console, _means(run, methods, means))
-    shares = config.evaluation.curve_shares
-    if shares:
-        _evaluate_budgets(run, [method for method in methods if method in FITTED], config, console, hold)
+    session.tracking.log(means, run.num_masks)
+    if num_designs and "report" not in session.config.stages:  # whose table holds these means
+        terminal.show_table(_means(run, methods, means))
+    if session.config.evaluation.curve_shares:
+        _evaluate_budgets(session, run, [method for method in methods if method in FITTED])
 
 
 def _means(run: RunDirectory, methods: list[str], means: dict[str, float]) -> Table:
@@ -47,15 +44,25 @@ def _means(run: RunDirectory, methods: list[str], means: dict[str, float]) -> Ta
     return table
 
 
-def _evaluate_budgets(run: RunDirectory, methods: list[str], config: Config, console: Console, hold: Hold) -> None:
-    from coar_dist.evaluation.budget_curve import evaluate_budgets, has_curve  # torch takes seconds to load
+def _evaluate_budgets(session: Session, run: RunDirectory, methods: list[str]) -> None:
+    from coar_dist.evaluation.budget_curve import evaluate_budgets, why_no_curve  # torch takes seconds to load
 
-    if not has_curve(run):
-        say(console, "evaluate", "no budget curve: it takes held-out masks at design.ablation_fraction.")
+    reason = why_no_curve(run)
+    if reason is not None:
+        session.terminal.say(f"no budget curve: {reason}.")
         return
+    config = session.config
     shares = config.evaluation.curve_shares
-    with stage_progress(console, "evaluate", len(methods) * len(shares), "fits") as progress:
-        computed = evaluate_budgets(run, methods, shares, config.regression, while_held(hold, progress))
+    with session.progress(len(methods) * len(shares), "fits") as progress:
+        computed = evaluate_budgets(run, methods, shares, config.regression, progress.update)
         seconds = progress.seconds
     what = f"budget curve of {', '.join(methods)}"
-    say(console, "evaluate", f"{what} in {seconds:.1f} s." if computed else f"{what} is there already.")
+    session.terminal.say(f"{what} in {seconds:.1f} s." if computed else f"{what} is there already.")
+
+
+EVALUATE = Stage(
+    "evaluate",
+    reads=("evaluation.curve_shares",),
+    run=_run,
+    reads_with={"evaluation.curve_shares": ("regression",)},
+)

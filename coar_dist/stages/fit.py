@@ -10,17 +10,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
-from coar_dist.baselines.leave_one_out import fit_leave_one_out
-from coar_dist.baselines.tables import fit_gradient_baseline
 from coar_dist.cluster.execution import Execute, in_this_process
 from coar_dist.config.schema import Config
-from coar_dist.console.progress import stage_progress
-from coar_dist.console.saying import say, say_table, while_held
 from coar_dist.console.tables import new_table
-from coar_dist.regression.fit import fit
-from coar_dist.store.lock import Hold
+from coar_dist.errors import counted
+from coar_dist.stages.session import Session
+from coar_dist.stages.stage import Stage
 from coar_dist.store.run import Run
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.tables import LEAVE_ONE_OUT
@@ -37,34 +33,51 @@ _NUMBERS: dict[str, tuple[str, Callable[[NDArray[np.float64]], np.floating[Any]]
 _log = logging.getLogger(__name__)
 
 
-def fit_stage(run: RunDirectory, config: Config, console: Console, hold: Hold) -> None:
+def _check(session: Session) -> None:
+    regression = session.config.regression
+    if regression.backend not in ("auto", "torch", "sklearn"):
+        from coar_dist.regression.backends import check_backend  # torch takes seconds to load
+
+        check_backend(regression.backend, regression.method)
+
+
+def _run(session: Session) -> None:
     """Fit what is not fitted yet; the run must have all margins."""
-    distributed = config.regression.distributed
-    if distributed is None:
-        distributed = bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
+    from coar_dist.baselines.leave_one_out import fit_leave_one_out
+    from coar_dist.baselines.tables import fit_gradient_baseline
+    from coar_dist.regression.fit import fit
+
+    run, config = session.open_run(), session.config
+    session.take()
     with contextlib.ExitStack() as stack:
         execute: Execute = in_this_process
-        if distributed:
+        if _is_distributed(config):
             from coar_dist.cluster.ray_tasks import on_cluster  # Ray takes seconds to load
 
             execute = stack.enter_context(on_cluster(config.cluster, _LESS_MEMORY))
-        progress = stack.enter_context(stage_progress(console, "fit", run.num_examples, "examples"))
+        progress = stack.enter_context(session.progress(run.num_examples, "examples"))
         baselines = {LEAVE_ONE_OUT: fit_leave_one_out(run)} if LEAVE_ONE_OUT in run.designs else {}
         baselines |= {method: fit_gradient_baseline(run, method) for method in run.baselines}
-        results = fit(run, config.regression, while_held(hold, progress), execute)
+        results = fit(run, config.regression, progress.update, execute)
         seconds = progress.seconds
     rows = {result.method: (result.how or _THERE, _quality(run, result.method)) for result in results}
     rows |= {name: ("" if is_new else _THERE, {}) for name, is_new in baselines.items()}
     is_new = any(how != _THERE for how, _ in rows.values())
     taken = f" in {seconds:.1f} s" if is_new else ""
-    say(console, "fit", f"attributions of {run.num_examples:,} examples{taken}:")
+    session.terminal.say(f"attributions of {counted(run.num_examples, 'example')}{taken}:")
     shown = [number for number in _NUMBERS if any(number in quality for _, quality in rows.values())]
     table = new_table("method", "solver", *shown, num_text=2)
     for method, (how, quality) in rows.items():
         table.add_row(method, how, *(quality.get(number, "") for number in shown))
         numbers = ", ".join(f"{name} {value}" for name, value in quality.items())
-        _log.info("; ".join(filter(None, [method, how, numbers])), extra={"stage": "fit"})
-    say_table(console, table)
+        _log.info("%s", "; ".join(filter(None, [method, how, numbers])))
+    session.terminal.show_table(table)
+
+
+def _is_distributed(config: Config) -> bool:
+    if config.regression.distributed is not None:
+        return config.regression.distributed
+    return bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
 
 
 def _quality(run: RunDirectory, method: str) -> dict[str, str]:
@@ -76,3 +89,6 @@ def _quality(run: RunDirectory, method: str) -> dict[str, str]:
         for words, (name, function, form) in _NUMBERS.items()
         if known[name].size
     }
+
+
+FIT = Stage("fit", reads=("regression", "cluster"), run=_run, check=_check)

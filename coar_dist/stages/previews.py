@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
-from coar_dist.console.progress import stage_progress
-from coar_dist.store.lock import Hold
+from coar_dist.stages.session import Session
 from coar_dist.store.previews import PreviewTable
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.tasks.previews import Previews
 from coar_dist.tasks.task import ExampleSet
 
 
-def write_previews(run: RunDirectory, examples: ExampleSet, console: Console, hold: Hold) -> None:
+def write_previews(session: Session, run: RunDirectory, examples: ExampleSet) -> None:
     """Write the previews that the run lacks; none where the examples are no images."""
     previews = Previews.of(examples)
     if previews is None:
@@ -21,10 +18,9 @@ def write_previews(run: RunDirectory, examples: ExampleSet, console: Console, ho
     missing = table.missing()
     if not missing:
         return
-    with stage_progress(console, "ablate", sum(end - first for first, end in missing), "previews") as progress:
+    with session.progress(sum(end - first for first, end in missing), "previews") as progress:
         num_done = 0
         for first, end in missing:
-            hold.check()
             table.write((first, end), previews.encoded(first, end), previews.width, previews.height)
             num_done += end - first
             progress.update(num_done)

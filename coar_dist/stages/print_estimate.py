@@ -2,49 +2,45 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.config.schema import Config
-from coar_dist.console.tables import new_table, print_whole
+from coar_dist.console.saying import Terminal
+from coar_dist.console.tables import new_table
+from coar_dist.errors import counted
 from coar_dist.stages.estimate import Estimate
 
 _MINUTE_S, _HOUR_S = 60.0, 3600.0
 
 
-def print_estimate(estimate: Estimate, config: Config, plan: EnginePlan, console: Console) -> None:
+def print_estimate(estimate: Estimate, config: Config, plan: EnginePlan, terminal: Terminal) -> None:
     """Print what is missing, the speed that was measured, and what follows from both.
 
     Args:
         estimate: what to print.
         config: of the run.
         plan: the engine plan of the trial.
-        console: where.
+        terminal: where.
     """
-
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, highlight=False)
-
     table = new_table("what is missing", "of", "missing", "forward passes", "actor hours", "bytes")
     for load in estimate.loads:
         hours = estimate.seconds_of(load) / _HOUR_S
-        missing = f"{load.num_missing:,.0f} {load.unit}"
+        missing = counted(load.num_missing, load.unit.removesuffix("s"))
         table.add_row(
             load.name, f"{load.num_total:,.0f}", missing, _count(load.passes), _number(hours), _bytes(load.num_bytes)
         )
     if estimate.budget_passes:
         hours = estimate.budget_passes * estimate.seconds_per_pass / _HOUR_S
         table.add_row("by the budget, after the pilot", "", "", _count(estimate.budget_passes), _number(hours), "-")
-    print_whole(console, table)
+    terminal.print_table(table)
     cost = estimate.gradient_cost
-    say(
-        f"One actor: {_number(estimate.masks_per_second)} masks/s of {estimate.num_examples:,} examples"
+    terminal.print(
+        f"One actor: {_number(estimate.masks_per_second)} masks/s of {counted(estimate.num_examples, 'example')}"
         f"{'' if cost is None else f', a pass with gradients costs {cost:.1f} without'} ({plan})."
     )
     gpus = f" and {estimate.gpus_per_actor:g} GPU" if estimate.gpus_per_actor else ""
-    say(
-        f"Cluster: {estimate.num_actors:,} actors with {config.cluster.cpus_per_actor} CPU{gpus} each; the first mask "
-        f"after {_duration(estimate.start_s)}."
+    terminal.print(
+        f"Cluster: {counted(estimate.num_actors, 'actor')} with {config.cluster.cpus_per_actor} CPU{gpus} each; "
+        f"the first mask after {_duration(estimate.start_s)}."
     )
     used = f"{_number(estimate.actor_hours)} actor hours"
     if estimate.gpus_per_actor:
@@ -52,11 +48,13 @@ def print_estimate(estimate: Estimate, config: Config, plan: EnginePlan, console
     if estimate.price is not None:
         used += f", {estimate.price:,.2f} USD at {estimate.price_per_hour:g} an hour"
     duration, size = _duration(estimate.wall_hours * _HOUR_S), _bytes(estimate.num_bytes)
-    say(f"[bold]About {duration}[/bold]; {used}; {size} of shards.")
+    terminal.print(f"About {duration}; {used}; {size} of shards.", "bold")
     if any(load.unit == "examples" for load in estimate.loads):
-        say("Gradient baselines are counted by what they cost on a ResNet-20, in forward passes.")
+        terminal.print("Gradient baselines are counted by what they cost on a ResNet-20, in forward passes.")
     if config.edit is not None:
-        say(f"The forward passes of edit {config.edit.name!r} are not counted: they follow from the attributions.")
+        terminal.print(
+            f"The forward passes of edit {config.edit.name!r} are not counted: they follow from the attributions."
+        )
 
 
 def _duration(seconds: float) -> str:

@@ -3,47 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
-from rich.console import Console
-
-from coar_dist.config.schema import Config, TrainConfig
-from coar_dist.console.progress import stage_progress
-from coar_dist.console.saying import say
-from coar_dist.errors import DamagedFileError, RunMismatchError
-from coar_dist.store.storage import Storage
-from coar_dist.tasks.build import build_examples, build_model
-from coar_dist.tasks.training import CHECKPOINT, loss_for, read_checkpoint, train_model, write_checkpoint
+from coar_dist.config.schema import ModelConfig, TrainConfig
+from coar_dist.errors import DamagedFileError, RunMismatchError, counted
+from coar_dist.stages.session import Session
+from coar_dist.stages.stage import Stage
 
 
-def train_stage(config: Config, train: TrainConfig, storage: Storage, console: Console) -> None:
+def _run(session: Session) -> None:
     """Train the model of ``config.task`` where the run directory has no checkpoint of it yet."""
-    where = storage.where(CHECKPOINT)
-    model_settings = {f"task.model.arguments.{name}": value for name, value in config.task.model.arguments.items()}
-    model = config.task.model
-    settings = {"task.model.source": model.source, **model_settings}
-    settings |= {"task.model.input_mean": model.input_mean, "task.model.input_std": model.input_std}
-    settings |= {f"train.{name}": value for name, value in asdict(train).items()}
-    try:
-        found = read_checkpoint(storage)
-    except DamagedFileError as error:
-        say(console, "train", f"[yellow]{error}[/yellow]")
-        found = None
-    if found is not None:
-        stored = found[1]
-        for key in settings:
-            if stored.get(key) != settings[key]:
-                raise RunMismatchError(
-                    f"{key} is {settings[key]!r}, but {where} was trained with {stored.get(key)!r}. "
-                    f"Use another run.dir, or undo the change."
-                )
-        say(console, "train", f"{where} is there already.")
+    from coar_dist.tasks.build import build_examples, build_model
+    from coar_dist.tasks.training import CHECKPOINT, loss_for, train_model, write_checkpoint
+
+    train, task = session.config.train, session.config.task
+    if train is None:
         return
-    loss = loss_for(train, config.task.output_function)
+    session.take()
+    say, where = session.terminal.say, session.storage.where(CHECKPOINT)
+    settings = _settings(train, task.model)
+    if _is_trained(session, settings):
+        say(f"{where} is there already.")
+        return
+    loss = loss_for(train, task.output_function)
     train_examples = build_examples(train.examples, "train.examples")
-    test_examples = build_examples(config.task.examples, "task.examples")
-    with stage_progress(console, "train", train.epochs, "epochs") as progress:
+    test_examples = build_examples(task.examples, "task.examples")
+    with session.progress(train.epochs, "epochs") as progress:
         trained, accuracy = train_model(
-            lambda: build_model(model),
+            lambda: build_model(task.model),
             train_examples,
             test_examples,
             train,
@@ -51,10 +38,42 @@ def train_stage(config: Config, train: TrainConfig, storage: Storage, console: C
             loss,
         )
         seconds = progress.seconds
-    write_checkpoint(storage, trained, settings)
+    write_checkpoint(session.storage, trained, settings)
     of_what = "accuracy of next tokens" if loss == "next_token" else "accuracy"
-    say(
-        console,
-        "train",
-        f"{of_what} {accuracy:.4f} after {train.epochs} epochs in {seconds:.1f} s; {where}",
-    )
+    say(f"{of_what} {accuracy:.4f} after {counted(train.epochs, 'epoch')} in {seconds:.1f} s; {where}")
+
+
+def _settings(train: TrainConfig, model: ModelConfig) -> dict[str, Any]:
+    """What a trained model depends on, by key; it is stored in the checkpoint."""
+    settings: dict[str, Any] = {"task.model.source": model.source}
+    settings |= {f"task.model.arguments.{name}": value for name, value in model.arguments.items()}
+    settings |= {"task.model.input_mean": model.input_mean, "task.model.input_std": model.input_std}
+    return settings | {f"train.{name}": value for name, value in asdict(train).items()}
+
+
+def _is_trained(session: Session, settings: dict[str, Any]) -> bool:
+    """Whether the run directory has a checkpoint that can be read.
+
+    Raises:
+        RunMismatchError: it is of other settings.
+    """
+    from coar_dist.tasks.training import CHECKPOINT, read_checkpoint
+
+    try:
+        found = read_checkpoint(session.storage)
+    except DamagedFileError as error:
+        session.terminal.warn(str(error))
+        return False
+    if found is None:
+        return False
+    stored = found[1]
+    for key, value in settings.items():
+        if stored.get(key) != value:
+            raise RunMismatchError(
+                f"{key} is {value!r}, but {session.storage.where(CHECKPOINT)} was trained with {stored.get(key)!r}. "
+                f"Use another run.dir, or undo the change."
+            )
+    return True
+
+
+TRAIN = Stage("train", reads=("train", "task"), run=_run)

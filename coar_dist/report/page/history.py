@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from coar_dist.console.saying import SAID_BY
 from coar_dist.store.run_directory import RunDirectory
 
 _CONFIGURATION = "configuration: "
-_SAID_BY = "coar_dist.console.saying"
-_YELLOW = "[yellow]"
-"""What a line of a stage begins with if something was wrong."""
 _MAX_WARNINGS = 30
 
 
@@ -80,11 +78,10 @@ def history_of(run: RunDirectory) -> History:
             if before is not None:
                 history.seconds += max((at - before).total_seconds(), 0.0)
             before = at
-            if entry["level"] != "INFO" or text.startswith(_YELLOW):
+            if entry["level"] != "INFO":
                 found.num_warnings += 1
-                plain = text.removeprefix(_YELLOW).removesuffix("[/yellow]")
-                found.warnings.append((at.strftime("%Y-%m-%d %H:%M:%S"), stage, plain))
-            elif entry["logger"] == _SAID_BY and "actor" not in entry:
+                found.warnings.append((at.strftime("%Y-%m-%d %H:%M:%S"), stage, text))
+            elif entry["logger"] == SAID_BY and "actor" not in entry:
                 history.said = text.removesuffix(":")
     found.warnings = found.warnings[-_MAX_WARNINGS:]
     return found

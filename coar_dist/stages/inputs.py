@@ -1,0 +1,69 @@
+"""What a run explains: the trained weights, the components, and the identity that its margins depend on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from coar_dist.ablation.placement import native_precision
+from coar_dist.cluster.ray_tasks import answer_of_an_actor
+from coar_dist.components.discovery import check_components, discover
+from coar_dist.components.index import ComponentIndex
+from coar_dist.errors import DamagedFileError, MissingWorkError, RunNotFoundError
+from coar_dist.stages.session import Session
+from coar_dist.tasks.task import Task
+from coar_dist.tasks.training import CHECKPOINT, read_checkpoint
+
+
+def trained_weights(session: Session) -> dict[str, Tensor] | None:
+    """What the train stage left in the run directory; None where no stage trains the model.
+
+    Raises:
+        MissingWorkError: the train stage has not run.
+        DamagedFileError: the checkpoint is damaged.
+    """
+    if session.config.train is None:
+        return None
+    trained = read_checkpoint(session.storage)
+    if trained is None:
+        where = session.storage.where(CHECKPOINT)
+        raise MissingWorkError(f"{where} is missing: run the train stage, or set task.model.checkpoint.")
+    return trained[0]
+
+
+def components_of(session: Session, model: nn.Module) -> ComponentIndex:
+    """The component index that the session was given, or the one that the configuration selects in the model.
+
+    Raises:
+        NoComponentsError: the selector matches nothing.
+        ComponentMismatchError, ConfigError: components do not fit the model.
+    """
+    components = session.components
+    if components is None:
+        chosen = session.config.components
+        components = discover(model, chosen.selector, chosen.include, chosen.exclude, chosen.rules)
+    check_components(model, components)
+    return components
+
+
+def identity_of(session: Session, task: Task) -> dict[str, Any]:
+    """Everything but the components that the margins of the run directory depend on."""
+    ablation = session.config.ablation
+    return {
+        **task.identity(),
+        "ablation.precision": _precision(session),
+        "ablation.margins_dtype": ablation.margins_dtype,
+        "ablation.examples_per_block": ablation.examples_per_block,
+    }
+
+
+def _precision(session: Session) -> str:
+    """The engine's precision; ``auto`` is what the run has, or else what the actors' device computes natively."""
+    config = session.config
+    if config.ablation.precision != "auto":
+        return config.ablation.precision
+    try:
+        return str(session.open_run().identity["ablation.precision"])
+    except (RunNotFoundError, DamagedFileError):
+        return answer_of_an_actor(config.cluster, native_precision)

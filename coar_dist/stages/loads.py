@@ -1,0 +1,56 @@
+"""What a run lacks, as loads of an estimate: one for each kind of masks, and one for each gradient baseline."""
+
+from __future__ import annotations
+
+from coar_dist.baselines.gradient_baselines import passes_per_example
+from coar_dist.cluster.ranges import WorkRange
+from coar_dist.config.schema import Config
+from coar_dist.stages.baselines import MissingBaselines
+from coar_dist.stages.collect import Missing
+from coar_dist.stages.estimate import Load
+from coar_dist.stages.mask_designs import ROLE_WORDS
+from coar_dist.store.gradients import GradientStore
+from coar_dist.store.run_directory import RunDirectory
+
+
+def mask_loads(run: RunDirectory, missing: Missing, cost: float | None) -> list[Load]:
+    """One load for each role of a design; masks with gradients, whose examples are apart, count by the share of the
+    examples.
+
+    Args:
+        run: the run.
+        missing: what it lacks.
+        cost: of a pass with gradients, in passes without; None where there are none.
+    """
+    ranges: dict[str, list[WorkRange]] = {}
+    for masks in missing.work.ranges:
+        ranges.setdefault(masks.store_name, []).append(masks)
+    loads: dict[str, Load] = {}
+    for name, (design, store) in missing.stores.items():
+        has_gradients = isinstance(store, GradientStore)
+        role = "gradients" if has_gradients else run.designs[name].role
+        share = (store.block[1] - store.block[0]) / run.num_examples if isinstance(store, GradientStore) else 1.0
+        lacking = ranges.get(name, [])
+        load = Load(
+            ROLE_WORDS[role],
+            "masks",
+            design.num_masks * share,
+            sum(masks.num_units for masks in lacking) * share,
+            [masks.num_units * round(share * run.num_examples) for masks in lacking],
+            cost or 1.0 if has_gradients else 1.0,
+            sum(store.bytes_of(masks.num_units) for masks in lacking),
+        )
+        loads[role] = load if role not in loads else loads[role].with_more(load)
+    return list(loads.values())
+
+
+def baseline_loads(config: Config, run: RunDirectory, baselines: MissingBaselines) -> list[Load]:
+    """One load for each gradient baseline of the run."""
+    loads = []
+    for method in run.baselines:
+        passes = passes_per_example(method, config.baseline_settings.num_steps)
+        missing = [examples.num_units for examples in baselines.ranges if examples.store_name == method]
+        num_bytes = sum(run.baseline(method).bytes_of(count) for count in missing)
+        sizes = [count * passes for count in missing]
+        loads.append(Load(method, "examples", run.num_examples, sum(missing), sizes, 1.0, num_bytes))
+    return loads

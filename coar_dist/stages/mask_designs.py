@@ -1,0 +1,66 @@
+"""The mask designs that a configuration asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from coar_dist.config.schema import Config, DesignConfig, EvaluationConfig, GradientsConfig, held_out_fractions
+from coar_dist.designs.design import MaskDesign, design_of, leave_one_out_design
+from coar_dist.errors import ConfigError
+from coar_dist.store.ceilings import partners_of
+from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDesign
+
+ROLE_WORDS = {
+    "gradients": "with gradients",
+    "train": "without gradients",
+    "evaluation": "held out",
+    "ceiling": "partners of held-out masks",
+    "baseline": "leave-one-out",
+}
+"""What a design's masks are for, by its role."""
+
+
+def designs_of(config: Config, num_components: int) -> dict[str, RunDesign]:
+    """The mask designs that a configuration asks for, by name.
+
+    Raises:
+        ConfigError: a kind is unknown, or two designs have the same masks.
+    """
+    design, evaluation = config.design, config.evaluation
+
+    def masks_of(key: str, settings: DesignConfig | GradientsConfig | EvaluationConfig, fraction: float) -> MaskDesign:
+        kind = settings.kind
+        return design_of(f"{key}.kind", kind, num_components, settings.num_masks, fraction, settings.seed)
+
+    designs = {TRAIN_DESIGN: RunDesign("train", masks_of("design", design, design.ablation_fraction))}
+    if config.gradients.num_masks:
+        masks = masks_of("gradients", config.gradients, design.ablation_fraction)
+        designs[GRADIENT_DESIGN] = RunDesign("gradients", masks)
+    if "leave_one_out" in config.baselines:
+        designs["leave_one_out"] = RunDesign("baseline", leave_one_out_design(num_components))
+    for fraction in held_out_fractions(config):
+        held_out = masks_of("evaluation", evaluation, fraction)
+        designs[f"evaluation_{fraction!r}"] = RunDesign("evaluation", held_out)
+        if evaluation.ceiling_pairs and fraction == design.ablation_fraction:
+            partners = replace(
+                held_out,
+                kind="correlated",
+                num_masks=evaluation.ceiling_pairs,
+                correlation=evaluation.ceiling_correlation,
+            )
+            designs[partners_of(f"evaluation_{fraction!r}")] = RunDesign("ceiling", partners)
+    _check_distinct(designs)
+    return designs
+
+
+def _check_distinct(designs: Mapping[str, RunDesign]) -> None:
+    """A user's own rule that ignores the seed would give held-out masks that are not held out."""
+    names: dict[str, str] = {}
+    for name, entry in designs.items():
+        other = names.setdefault(entry.design.fingerprint or name, name)
+        if other != name:
+            raise ConfigError(
+                f"design {name!r} has the masks of {other!r}: the rule {entry.design.kind!r} must depend on "
+                f"design.seed and on design.ablation_fraction. Draw from np.random.default_rng([design.seed, mask_id])."
+            )
