@@ -29,6 +29,7 @@ from coar_dist.api import open_run
 from coar_dist.app import checked_config, main
 from coar_dist.config.checks import validate
 from coar_dist.config.schema import Config
+from coar_dist.console.saying import Terminal
 from coar_dist.errors import CoarDistError
 from coar_dist.interchange.command import run_command
 from coar_dist.stages.pipeline import run_stages
@@ -255,7 +256,7 @@ def test_a_command_is_one_that_the_program_takes(line: str, composing: Path, mon
         assert ended.value.code == 1  # there is no such run; 2 would be the usage
     elif here[:1] in (["import-research"], ["export-research"]):
         with pytest.raises(CoarDistError):  # there is no such file; without an error it would be the usage
-            run_command(here[0], here[1:], Console(file=io.StringIO()))
+            run_command(here[0], here[1:], Terminal(Console(file=io.StringIO())))
     elif here != ["--help"]:
         if "experiment=imagenet_resnet50" in here and "..." in line:
             here.append("task.examples.arguments.path=x")

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from coar_dist.config.schema import Config, RegressionConfig, RunConfig
 from coar_dist.console import progress
-from coar_dist.console.progress import stage_progress
+from coar_dist.console.saying import Terminal
 from coar_dist.report.inspection import inspect_run
 from coar_dist.stages.pipeline import run_stages
 from coar_dist.store.run import Run
@@ -23,7 +23,7 @@ STYLE = re.compile(r"\x1b\[[\d;]*m")
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;\d+)*m")
 
 
-class Terminal(io.StringIO):
+class Tty(io.StringIO):
     def isatty(self) -> bool:
         return True
 
@@ -33,10 +33,10 @@ def shown(file: io.StringIO, run: Run, root: Path) -> str:
     shutil.copytree(run.directory.storage.location, root)
     shutil.rmtree(root / "attributions")
     console = Console(file=file, width=80)
-    with stage_progress(console, "ablate", 3, "masks") as bar:
-        bar.update(2, "1 actors")
+    with Terminal(console, "ablate").progress(3, "masks") as bar:
+        bar.update(2, "1 actor")
     run_stages(Config(stages=["fit", "evaluate", "report"], run=RunConfig(str(root))), console)
-    inspect_run(storage_at(root), False, Console(file=file, width=40))
+    inspect_run(storage_at(root), False, Terminal(Console(file=file, width=40)))
     console.print("[yellow]yellow[/yellow]")
     return file.getvalue()
 
@@ -50,7 +50,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_terminal_shows_bars_and_colours(small_run: Run, tmp_path: Path) -> None:
-    text = shown(Terminal(), small_run, tmp_path / "run")
+    text = shown(Tty(), small_run, tmp_path / "run")
     assert COLOUR.search(text)
     assert STYLE.sub("", text).count("\x1b")
     assert "ablate: 2/3 masks" not in text
@@ -58,7 +58,7 @@ def test_a_terminal_shows_bars_and_colours(small_run: Run, tmp_path: Path) -> No
 
 def test_no_color_is_respected(small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    text = shown(Terminal(), small_run, tmp_path / "run")
+    text = shown(Tty(), small_run, tmp_path / "run")
     assert not COLOUR.search(text)
     assert "yellow" in text
 
@@ -72,12 +72,12 @@ def test_elsewhere_there_are_plain_whole_lines(
     if kind == "file with FORCE_COLOR":
         monkeypatch.setenv("FORCE_COLOR", "1")
     root = tmp_path / "a folder with a name so long that no line with it has room in the 80 columns"
-    text = shown(Terminal() if kind == "dumb terminal" else io.StringIO(), small_run, root)
+    text = shown(Tty() if kind == "dumb terminal" else io.StringIO(), small_run, root)
     assert bool(COLOUR.search(text)) == (kind == "file with FORCE_COLOR")
     text = STYLE.sub("", text)
     assert not set(text) & set("\x1b\r\b…")
     lines = text.splitlines()
-    assert any(line.startswith("ablate: 2/3 masks, ") and line.endswith(" s left, 1 actors") for line in lines)
+    assert any(line.startswith("ablate: 2/3 masks, ") and line.endswith(" s left, 1 actor") for line in lines)
     assert f"Report: {root}/report/index.html, and its figures beside it as .png and .svg" in lines
     for name in small_run.directory.designs:
         assert any(line.split()[0] == name and "100.0%" in line for line in lines if line)

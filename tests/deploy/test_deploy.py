@@ -311,7 +311,7 @@ def test_slurm_job_is_stopped_queued_again_and_goes_on(repository: Path, tmp_pat
         second.terminate()  # it stops what it started
     assert second.returncode == 0, printed
     assert "Ray on one two; start 1." in printed
-    there = re.search(r"([\d,]+) masks were there already", printed)
+    there = re.search(r"([\d,]+) masks? there already", printed)
     assert there is not None, printed
     assert int(there[1].replace(",", "")) >= 16
     assert (tmp_path / "scontrol").read_text() == f"requeue {job_id}\n"

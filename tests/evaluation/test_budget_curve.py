@@ -10,7 +10,7 @@ from rich.console import Console
 
 from coar_dist.config.schema import EvaluationConfig, RegressionConfig
 from coar_dist.designs.design import MaskDesign
-from coar_dist.evaluation.budget_curve import evaluate_budgets, has_curve
+from coar_dist.evaluation.budget_curve import evaluate_budgets, why_no_curve
 from coar_dist.evaluation.correlation import evaluate
 from coar_dist.regression.fit import fit
 from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable
@@ -173,6 +173,6 @@ def test_without_held_out_masks_at_the_training_fraction_there_is_no_curve(tmp_p
         evaluation=EvaluationConfig(num_masks=10, ablation_fractions=[0.1], seed=9),
         console=Console(file=printed, width=200),
     )
-    assert not has_curve(run.directory)
+    assert why_no_curve(run.directory) is not None
     assert "no budget curve: it takes held-out masks at design.ablation_fraction" in printed.getvalue()
     assert not (tmp_path / "evaluation" / "budget_curve").exists()

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from coar_dist.api import open_run
+from coar_dist.console.saying import Terminal
 from coar_dist.errors import ConfigError, MissingWorkError
 from coar_dist.interchange.command import run_command
 from coar_dist.interchange.ids import in_ranges, parse_ids
@@ -23,7 +24,7 @@ from tests.models import random_masks
 
 def command(*arguments: str) -> tuple[int, str]:
     console = Console(file=io.StringIO(), width=200)
-    return run_command(arguments[0], list(arguments[1:]), console), console.file.getvalue()  # type: ignore[attr-defined]
+    return run_command(arguments[0], list(arguments[1:]), Terminal(console)), console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def problem(folder: Path, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +44,7 @@ def test_from_a_store_to_a_report_and_back(tmp_path: Path, monkeypatch: pytest.M
     assert code == 0
     assert "100 masks of 8 components x 5 examples as design train; they ablate 0.0875 of the components." in text
     assert "Next: coar-dist 'stages=[fit]' run.dir=run" in text
-    assert "100 were there already" in command("import-research", "margins=store", "run.dir=run")[1]
+    assert "all there already" in command("import-research", "margins=store", "run.dir=run")[1]
     held_out = ("import-research", "margins=held_out", "run.dir=run", "design=evaluation_0.1", "ablation_fraction=0.1")
     assert command(*held_out)[0] == 0
 

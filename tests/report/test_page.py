@@ -17,10 +17,12 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from coar_dist.api import Run
+from coar_dist.config.schema import Config, RunConfig
 from coar_dist.console.run_log import RunLog
 from coar_dist.report.page.examples import MAX_SHOWN, choose
 from coar_dist.report.page.history import history_of
-from coar_dist.stages.report import report_stage
+from coar_dist.stages.pipeline import run_stages
+from coar_dist.store.run_directory import RunDirectory
 from tests.models import local_storage
 from tests.report.browser import chromium, show
 from tests.report.synthetic import synthetic_run
@@ -30,8 +32,12 @@ HOSTILE = "</script><img src=x onerror=alert(1)>$\\x$"
 
 def reported(root: Path, *arguments: Any, **options: Any) -> Run:
     run = Run(synthetic_run(root, *arguments, **options))
-    report_stage(run.directory, Console(file=io.StringIO()))
+    report(run.directory)
     return run
+
+
+def report(run: RunDirectory) -> None:
+    run_stages(Config(stages=["report"], run=RunConfig(run.storage.location)), Console(file=io.StringIO()))
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +147,7 @@ def test_a_run_in_which_nothing_ever_changes_has_a_page(tmp_path: Path) -> None:
 def test_damaged_files_of_earlier_are_counted(tmp_path: Path) -> None:
     run = synthetic_run(tmp_path / "run", 10)
     run.storage.write("margins/train/0000000000-0000000010.parquet.damaged", b"x")
-    report_stage(run, Console(file=io.StringIO()))
+    report(run)
     text = page_of(Run(run)).read_text()
     assert "1 damaged or foreign files were set aside" in text
     assert "margins/train/0000000000-0000000010.parquet.damaged" in text
@@ -175,7 +181,7 @@ def test_history_adds_up_stages_and_lists_warnings(tmp_path: Path) -> None:
     with RunLog(local_storage(tmp_path / "run"), "ablate"):
         logging.getLogger("coar_dist").info("configuration: %s", json.dumps({"stages": ["ablate"], "task": None}))
         log.info("10 masks", extra={"stage": "ablate"})
-        log.info("[yellow]a shard is damaged[/yellow]", extra={"stage": "ablate"})
+        log.warning("a shard is [damaged]", extra={"stage": "ablate"})
         log.warning("an actor has died", extra={"stage": "fit", "actor": "actor-0"})
     run.storage.write("logs/1999.log", b"no json\n{}\n")
     history = history_of(run)
@@ -183,7 +189,7 @@ def test_history_adds_up_stages_and_lists_warnings(tmp_path: Path) -> None:
     assert history.num_unreadable == 2
     assert history.stages["ablate"].said == "10 masks"
     assert [(stage, text) for _, stage, text in history.warnings] == [
-        ("ablate", "a shard is damaged"),
+        ("ablate", "a shard is [damaged]"),
         ("fit", "an actor has died"),
     ]
     assert history.configuration == {"stages": ["ablate"], "task": None}

@@ -14,9 +14,10 @@ import pytest
 from rich.console import Console
 
 from coar_dist.api import Run, open_run
+from coar_dist.config.schema import Config, RunConfig
 from coar_dist.errors import MissingWorkError, StorageError
 from coar_dist.report.summary import summarise
-from coar_dist.stages.report import report_stage
+from coar_dist.stages.pipeline import run_stages
 from coar_dist.store.agreement import METRICS
 from coar_dist.store.storage import LocalStorage
 from coar_dist.store.tables import EvaluationTable
@@ -31,7 +32,7 @@ def root(small_run: Run, tmp_path: Path) -> Path:
 
 def printed(root: Path, width: int = 80) -> str:
     output = io.StringIO()
-    report_stage(open_run(root).directory, Console(file=output, width=width))
+    run_stages(Config(stages=["report"], run=RunConfig(str(root))), Console(file=output, width=width))
     return output.getvalue()
 
 

@@ -25,6 +25,7 @@ from coar_dist.config.schema import (
     Config,
     EvaluationConfig,
 )
+from coar_dist.console.saying import Terminal
 from coar_dist.errors import ConfigError, MissingWorkError
 from coar_dist.report.inspection import inspect_run
 from tests.models import local_storage, small_task
@@ -106,7 +107,7 @@ def test_a_broken_run_continues_and_ends_in_the_same_bytes(tmp_path: Path) -> No
         assert shards[0].stat().st_mtime_ns == untouched
         assert shards[3].with_name(f"{shards[3].name}.damaged").exists()
         assert files_of(tmp_path) == whole
-        assert "internal_influence of 7 examples are there already" in attribute_small(tmp_path)[1]
+        assert "internal_influence of 7 examples: all there already" in attribute_small(tmp_path)[1]
 
 
 def test_other_settings_are_computed_beside_those_that_are_there(tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_other_settings_are_computed_beside_those_that_are_there(tmp_path: Path)
         assert not np.array_equal(other.weights(method="internal_influence"), first)
         assert next((tmp_path / "baselines" / "gradient_x_parameter").iterdir()).stat().st_mtime_ns == gradients
         again, printed = attribute_small(tmp_path, baselines=["internal_influence"])
-        assert "internal_influence of 7 examples are there already" in printed
+        assert "internal_influence of 7 examples: all there already" in printed
         assert "Neuron conductance" not in printed
         np.testing.assert_array_equal(again.weights(method="internal_influence"), first)
 
@@ -132,7 +133,7 @@ def test_inspect_says_how_far_they_are(tmp_path: Path) -> None:
     content[9] ^= 1
     shards[2].write_bytes(content)
     printed = io.StringIO()
-    assert not inspect_run(local_storage(tmp_path), False, Console(file=printed, width=200))
+    assert not inspect_run(local_storage(tmp_path), False, Terminal(Console(file=printed, width=200)))
     assert "neuron_conductance: weights of 3 of 7 examples" in printed.getvalue()
     assert "internal_influence: weights of 7 of 7 examples" in printed.getvalue()
     assert shards[2].name in printed.getvalue()

@@ -228,7 +228,7 @@ def test_finished_edits_are_found_and_broken_ones_continue(run: coar_dist.Run) -
     with pytest.raises(DamagedFileError, match="checksum"):
         coar_dist.load_edit(folder)
     again, printed = edit(run, **options)
-    assert "all 5 masks are there already" in printed
+    assert "5 masks: all there already" in printed
     assert (folder / "edit.json").read_bytes() == written
     _, printed = edit(run, **{**options, "max_components": 1})
     assert "holds an edit of other settings or attributions, which this one replaces" in printed

@@ -63,7 +63,7 @@ def test_more_passes_extend_a_run(tmp_path: Path) -> None:
     assert ["gradients", "with", "gradients", "25", "0.2", "9", "16"] in rows  # 15 of 4 examples, none of the other 3
     printed = io.StringIO()
     again = attribute_small(tmp_path / "a", num_gradient_masks=25, console=Console(file=printed, width=200))
-    assert "all 80 masks are there already" in printed.getvalue()
+    assert "80 masks: all there already" in printed.getvalue()
     at_once = attribute_small(tmp_path / "b", num_gradient_masks=25)
     np.testing.assert_allclose(
         longer.weights(method="gradient_ridge"), at_once.weights(method="gradient_ridge"), rtol=1e-4, atol=1e-5
@@ -104,7 +104,7 @@ def config_of(root: Path, **options: Any) -> Config:
 def test_a_budget_is_spent_and_resumed(tmp_path: Path) -> None:
     from coar_dist.components.discovery import discover
 
-    for expected in ("masks, ", "are there already"):
+    for expected in ("masks, ", "there already"):
         task, printed = small_task(), io.StringIO()
         with without_ray():
             run_stages(
@@ -113,7 +113,7 @@ def test_a_budget_is_spent_and_resumed(tmp_path: Path) -> None:
                 task,
                 discover(task.model, "conv_filters"),
             )
-        assert "plan  120 passes: " in printed.getvalue()
+        assert "ablate  120 passes: " in printed.getvalue()
         assert expected in printed.getvalue()
         run = RunDirectory.open(local_storage(tmp_path))
         cost = run.gradient_cost

@@ -81,7 +81,7 @@ def test_digits_in_an_object_store_killed_failing_and_again(
     assert third.returncode == 0, errors
     assert object_store.num_failures > before + 10
     assert f"Report: {URL}/report/index.html" in printed
-    assert " 0 masks were there already" not in printed
+    assert " 0 masks there already" not in printed
 
     local = run_forked(tmp_path, "run.dir=local", *SMALL)
     assert local.returncode == 0, local.stderr

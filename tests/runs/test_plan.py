@@ -26,8 +26,9 @@ from coar_dist.config.schema import (
     GradientsConfig,
     RunConfig,
 )
+from coar_dist.console.saying import Terminal
 from coar_dist.errors import ConfigError, RunMismatchError
-from coar_dist.stages import plan
+from coar_dist.stages import print_estimate
 from coar_dist.stages.estimate import Estimate
 from coar_dist.stages.pipeline import run_stages
 from coar_dist.store.rehearsal import Rehearsal
@@ -64,13 +65,13 @@ def files_in(folder: Path) -> dict[str, tuple[int, int]]:
 
 def planned(config: Config, monkeypatch: pytest.MonkeyPatch, task: Task | None = None) -> tuple[Estimate, str]:
     found: list[Estimate] = []
-    shown = plan.print_estimate
+    shown = print_estimate.print_estimate
 
-    def note(estimate: Estimate, config: Config, chosen: EnginePlan, console: Console) -> None:
+    def note(estimate: Estimate, config: Config, chosen: EnginePlan, terminal: Terminal) -> None:
         found.append(estimate)
-        shown(estimate, config, chosen, console)
+        shown(estimate, config, chosen, terminal)
 
-    monkeypatch.setattr(plan, "print_estimate", note)
+    monkeypatch.setattr(print_estimate, "print_estimate", note)
     output = io.StringIO()
     run_stages(config, Console(file=output, width=200), task or small_task())
     return found[0], output.getvalue()

@@ -13,6 +13,7 @@ from rich.console import Console
 
 import coar_dist
 from coar_dist.config.schema import AblationConfig
+from coar_dist.console.saying import Terminal
 from coar_dist.errors import CoarDistError
 from coar_dist.report.inspection import inspect_run
 from coar_dist.store.previews import PreviewTable
@@ -88,9 +89,9 @@ def test_margins_are_there_before_any_preview(tmp_path: Path) -> None:
 def test_inspect_checks_them(tmp_path: Path) -> None:
     attribute(tmp_path / "run")
     printed = io.StringIO()
-    assert inspect_run(local_storage(tmp_path / "run"), False, Console(file=printed, width=200))
+    assert inspect_run(local_storage(tmp_path / "run"), False, Terminal(Console(file=printed, width=200)))
     assert "previews: 2 files\n" in printed.getvalue()
     path = tmp_path / "run" / "previews" / "00000000-00000004.parquet"
     path.write_bytes(path.read_bytes().replace(b"IDAT", b"IDAX"))
-    assert not inspect_run(local_storage(tmp_path / "run"), False, Console(file=printed, width=200))
+    assert not inspect_run(local_storage(tmp_path / "run"), False, Terminal(Console(file=printed, width=200)))
     assert f"{path} is damaged" in printed.getvalue()
