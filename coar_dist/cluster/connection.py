@@ -1,4 +1,4 @@
-"""The Ray cluster: started here or joined, and how many actors it has room for."""
+"""Joining a Ray cluster, or starting one on this machine."""
 
 from __future__ import annotations
 
@@ -6,77 +6,18 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from math import floor
+from collections.abc import Iterator
 
 import ray
-from ray._private.accelerators import get_accelerator_manager_for_resource
-from ray._private.utils import get_num_cpus
 from ray.exceptions import AuthenticationError
 
 from coar_dist.cluster.interruption import Interruption
+from coar_dist.cluster.resources import Cluster, check_room, gpus_per_actor, own_resources, total_resources
 from coar_dist.config.schema import ClusterConfig
-from coar_dist.errors import ClusterError
+from coar_dist.errors import ClusterError, in_one_line
 
-
-@dataclass(frozen=True)
-class Cluster:
-    """The connected cluster.
-
-    Attributes:
-        config: how many actors are wanted, and the CPUs of each.
-        num_gpus: GPUs of one actor, possibly a fraction.
-        is_fixed: whether this command started the cluster, so that no node can join.
-        interruption: whether the user wants to stop.
-    """
-
-    config: ClusterConfig
-    num_gpus: float
-    is_fixed: bool
-    interruption: Interruption
-
-    @property
-    def num_cpus(self) -> int:
-        """CPUs of one actor."""
-        return self.config.cpus_per_actor
-
-    def __str__(self) -> str:
-        """Where it is, and how large at the moment."""
-        num_nodes, address = len(alive_nodes()), ray.get_runtime_context().gcs_address
-        nodes = f"{num_nodes} node{'s' * (num_nodes != 1)}"
-        return f"the Ray cluster at {address}, {nodes} with {_describe(_total_resources())}"
-
-    def raise_if_interrupted(self) -> None:
-        """Raise KeyboardInterrupt if SIGINT or SIGTERM has come, at a place where that is safe."""
-        self.interruption.raise_if_set()
-
-    def capacity(self) -> int:
-        """Actors that all nodes together have room for, if nothing else runs there; none spans two nodes."""
-        return sum(self.room_by_node().values())
-
-    def room_by_node(self) -> dict[str, int]:
-        """Actors that each node has room for, if nothing else runs there, by node id."""
-        return {node: _room(found, self.num_cpus, self.num_gpus) for node, found in alive_nodes().items()}
-
-    def num_wanted(self, capacity: int, num_left: int) -> int:
-        """Actors wanted for ``num_left`` ranges on nodes with room for ``capacity`` actors: at least 1."""
-        wanted = self.config.max_actors
-        if wanted is None:
-            wanted = max(self.config.min_actors, capacity)
-        elif self.is_fixed:
-            wanted = min(wanted, capacity)
-        return max(1, min(wanted, num_left))
-
-    def too_few_actors(self, num_alive: int, num_wanted: int) -> ClusterError:
-        """The error that names what was asked for and what there is."""
-        who = "no actor" if num_alive == 0 else f"only {_count(num_alive)}"
-        wanted = f"asked for: {_count(num_wanted)} with {_needs(self.num_cpus, self.num_gpus)} each"
-        return ClusterError(
-            f"{who} started within cluster.start_timeout_s={self.config.start_timeout_s:g} s, with "
-            f"cluster.min_actors={self.config.min_actors} ({wanted}). The cluster has {_describe(_total_resources())}. "
-            f"Lower cluster.cpus_per_actor, cluster.gpus_per_actor or cluster.min_actors, free resources, or add nodes."
-        )
+_LOCAL = "local"
+_START_ONE = "Start it with 'ray start --head', or use cluster=local."
 
 
 def check_cluster(config: ClusterConfig) -> None:
@@ -88,46 +29,10 @@ def check_cluster(config: ClusterConfig) -> None:
     if ray.is_initialized():
         return
     address = _address(config)
-    if address != "local":
+    if address != _LOCAL:
         _check_reachable(address)
         return
-    _check_room(config, _own_resources())
-
-
-def _own_resources() -> dict[str, float]:
-    """What a Ray cluster would have if it were started here, as Ray itself counts."""
-    gpus = get_accelerator_manager_for_resource("GPU")
-    assert gpus is not None
-    num_gpus = gpus.get_current_node_num_accelerators()
-    visible = gpus.get_current_process_visible_accelerator_ids()
-    return {"CPU": get_num_cpus(), "GPU": num_gpus if visible is None else min(num_gpus, len(visible))}
-
-
-def _check_room(config: ClusterConfig, resources: Mapping[str, float]) -> None:
-    """Check that ``config.min_actors`` fit on this machine: a cluster that is started here cannot grow."""
-    num_actors, num_cpus, num_gpus = config.min_actors, config.cpus_per_actor, _gpus_per_actor(config, resources)
-    if _room(resources, num_cpus, num_gpus) < num_actors:
-        raise ClusterError(
-            f"this machine has {_describe(resources)}, which is no room for cluster.min_actors={num_actors} with "
-            f"{_needs(num_cpus, num_gpus)} each. Lower cluster.min_actors, cluster.cpus_per_actor or "
-            f"cluster.gpus_per_actor, or join a larger cluster with cluster.address=..."
-        )
-
-
-def alive_nodes() -> dict[str, Mapping[str, float]]:
-    """The total resources of every node that is alive, by node id."""
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    return {node["NodeID"]: node["Resources"] for node in nodes if node["Alive"]}
-
-
-def _room(resources: Mapping[str, float], num_cpus: int, num_gpus: float) -> int:
-    by_cpu = int(resources.get("CPU", 0.0) // num_cpus)
-    gpus = resources.get("GPU", 0.0)
-    if num_gpus == 0.0:
-        return by_cpu
-    if num_gpus < 1.0:  # a fraction lies on one GPU
-        return min(by_cpu, int(gpus) * floor(1.0 / num_gpus + 1e-9))
-    return min(by_cpu, int(gpus // num_gpus))
+    check_room(config, own_resources())
 
 
 @contextlib.contextmanager
@@ -141,66 +46,63 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
     """
     was_connected = ray.is_initialized()
     address = _address(config)
+    is_fixed = address == _LOCAL and not was_connected
     interruption = Interruption()
     interruption.install()
-    if not was_connected:
-        _check_reachable(address)
-        try:
-            ray.init(
-                address=address,
-                include_dashboard=False if address == "local" else None,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
-        except SystemExit as error:  # what Ray's own handler of SIGTERM raises
-            raise KeyboardInterrupt from error
-        except AuthenticationError as error:
-            raise ClusterError(
-                f"cluster.address={address!r} cannot be joined without its token. {_token_help()}"
-            ) from error
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise ClusterError(
-                f"cluster.address={address!r} cannot be reached: {error}. Start it with 'ray start --head', or use "
-                f"cluster=local. {_token_help()}"
-            ) from error
-        interruption.install()
     try:
+        if not was_connected:
+            _check_reachable(address)
+            _init(address)
+            interruption.install()
         interruption.raise_if_set()
-        resources = _total_resources()
-        is_fixed = address == "local" and not was_connected
+        resources = total_resources()
         if is_fixed:
-            _check_room(config, resources)
-        yield Cluster(config, _gpus_per_actor(config, resources), is_fixed, interruption)
+            check_room(config, resources)
+        yield Cluster(config, gpus_per_actor(config, resources), is_fixed, interruption)
     finally:
         interruption.remove()
         if not was_connected:
             ray.shutdown()
 
 
+def _init(address: str) -> None:
+    try:
+        ray.init(
+            address=address,
+            include_dashboard=False if address == _LOCAL else None,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    except SystemExit as error:  # what Ray's own handler of SIGTERM raises
+        raise KeyboardInterrupt from error
+    except AuthenticationError as error:
+        raise ClusterError(
+            f"cluster.address={address!r} cannot be joined without its token. {_token_help()}"
+        ) from error
+    except Exception as error:  # Ray also raises plain ones
+        if address == _LOCAL:
+            raise ClusterError(
+                f"no Ray cluster could be started on this machine ({in_one_line(error)}). Try again when it is less "
+                f"busy, or join a cluster with cluster.address=..."
+            ) from error
+        raise ClusterError(
+            f"cluster.address={address!r} cannot be reached: {error}. {_START_ONE} {_token_help()}"
+        ) from error
+
+
 def _address(config: ClusterConfig) -> str:
-    return config.address or os.environ.get("RAY_ADDRESS") or "local"
+    return config.address or os.environ.get("RAY_ADDRESS") or _LOCAL
 
 
-def _gpus_per_actor(config: ClusterConfig, resources: Mapping[str, float]) -> float:
-    if config.gpus_per_actor is not None:
-        return config.gpus_per_actor
-    return 1.0 if resources.get("GPU", 0.0) > 0 else 0.0
-
-
-def _count(num_actors: int) -> str:
-    return "1 actor" if num_actors == 1 else f"{num_actors} actors"
-
-
-def _needs(num_cpus: int, num_gpus: float) -> str:
-    return f"{num_cpus} CPU and {num_gpus:g} GPU" if num_gpus else f"{num_cpus} CPU"
-
-
-def _describe(resources: Mapping[str, float]) -> str:
-    return f"{resources.get('CPU', 0):g} CPU and {resources.get('GPU', 0):g} GPU"
-
-
-def _total_resources() -> dict[str, float]:
-    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+def _check_reachable(address: str) -> None:
+    """Check that something answers at a ``host:port``: Ray itself tries for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10.0).close()
+    except OSError as error:
+        raise ClusterError(f"cluster.address={address!r} cannot be reached: {error}. {_START_ONE}") from error
 
 
 def _token_help() -> str:
@@ -215,17 +117,3 @@ def _token_help() -> str:
         f"If the cluster has token authentication, export RAY_AUTH_MODE=token and the token of its head, in "
         f"RAY_AUTH_TOKEN or, as a file, in RAY_AUTH_TOKEN_PATH. This process tried {given}."
     )
-
-
-def _check_reachable(address: str) -> None:
-    """Check that something answers at a ``host:port``: Ray itself tries for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=10.0).close()
-    except OSError as error:
-        raise ClusterError(
-            f"cluster.address={address!r} cannot be reached: {error}. Start it with 'ray start --head', or use "
-            f"cluster=local."
-        ) from error

@@ -10,11 +10,12 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from coar_dist.cluster.calls import AddressCall, Call, RunCall, SetupCall, StartCall, UseCall
-from coar_dist.cluster.connection import Cluster, connect
+from coar_dist.cluster.connection import connect
 from coar_dist.cluster.metrics import RunMetrics
 from coar_dist.cluster.plan_sharing import PlanSharing
 from coar_dist.cluster.pool import ActorPool, Member, cause, node_died
 from coar_dist.cluster.ranges import WorkRange
+from coar_dist.cluster.resources import Cluster
 from coar_dist.cluster.schedule import Schedule
 from coar_dist.cluster.visibility import require_shard
 from coar_dist.cluster.work import Counts, DriverCallbacks, Origin, Work

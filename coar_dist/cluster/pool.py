@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, NodeDiedError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from coar_dist.cluster.connection import Cluster, alive_nodes
+from coar_dist.cluster.resources import Cluster, alive_nodes
 from coar_dist.cluster.worker import Address, Worker
 
 _POLL_S = 2.0

@@ -11,9 +11,10 @@ import ray
 import torch
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
-from coar_dist.cluster.connection import Cluster, connect
+from coar_dist.cluster.connection import connect
 from coar_dist.cluster.execution import Execute
 from coar_dist.cluster.pool import cause
+from coar_dist.cluster.resources import Cluster
 from coar_dist.config.schema import ClusterConfig
 from coar_dist.errors import ClusterError, CoarDistError
 

@@ -1,50 +1,16 @@
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Iterator
 
 import pytest
 import ray
 
-from coar_dist.cluster.connection import Cluster, _own_resources, _room, check_cluster, connect
-from coar_dist.cluster.interruption import Interruption
+from coar_dist.cluster.connection import check_cluster, connect
+from coar_dist.cluster.resources import own_resources
 from coar_dist.config.schema import ClusterConfig
 from coar_dist.errors import ClusterError
-
-
-@pytest.mark.parametrize(
-    ("resources", "num_gpus", "room"),
-    [
-        ({"CPU": 7.0}, 0.0, 3),
-        ({}, 0.0, 0),
-        ({"CPU": 64.0}, 1.0, 0),
-        ({"CPU": 64.0, "GPU": 8.0}, 1.0, 8),
-        ({"CPU": 6.0, "GPU": 8.0}, 1.0, 3),
-        ({"CPU": 64.0, "GPU": 8.0}, 3.0, 2),
-        ({"CPU": 64.0, "GPU": 2.0}, 0.1, 20),
-        ({"CPU": 64.0, "GPU": 2.0}, 0.6, 2),
-    ],
-)
-def test_room_of_a_node_for_actors_of_two_cpus(resources: dict[str, float], num_gpus: float, room: int) -> None:
-    assert _room(resources, 2, num_gpus) == room
-
-
-@pytest.mark.parametrize(
-    ("config", "is_fixed", "num_left", "wanted"),
-    [
-        (ClusterConfig(), False, 100, 8),
-        (ClusterConfig(), False, 3, 3),
-        (ClusterConfig(), False, 0, 1),
-        (ClusterConfig(min_actors=10), False, 100, 10),
-        (ClusterConfig(max_actors=20), False, 100, 20),
-        (ClusterConfig(max_actors=20), True, 100, 8),
-        (ClusterConfig(max_actors=2), True, 100, 2),
-    ],
-)
-def test_actors_wanted_where_there_is_room_for_eight(
-    config: ClusterConfig, is_fixed: bool, num_left: int, wanted: int
-) -> None:
-    assert Cluster(config, 0.0, is_fixed, Interruption()).num_wanted(8, num_left) == wanted
 
 
 @pytest.fixture
@@ -65,7 +31,7 @@ def open_port() -> Iterator[int]:
 @pytest.fixture
 def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """4 CPU and a GPU, and no cluster named by the environment."""
-    monkeypatch.setattr("coar_dist.cluster.connection._own_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
+    monkeypatch.setattr("coar_dist.cluster.connection.own_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
@@ -106,8 +72,24 @@ def test_actors_that_this_machine_has_room_for_are_not(small_machine: None) -> N
         check_cluster(config)
 
 
+def test_a_cluster_that_does_not_start_leaves_nothing_behind(
+    small_machine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def time_out(**_: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "init", time_out)
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with (
+        pytest.raises(ClusterError, match=r"^no Ray cluster could be started on this machine \(.*timed out during"),
+        connect(ClusterConfig()),
+    ):
+        pass
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
 @pytest.mark.slow
 def test_ray_has_the_resources_that_were_counted() -> None:
     with connect(ClusterConfig(address="local")):
         found = ray.cluster_resources()
-    assert {name: found.get(name, 0.0) for name in ("CPU", "GPU")} == _own_resources()
+    assert {name: found.get(name, 0.0) for name in ("CPU", "GPU")} == own_resources()
