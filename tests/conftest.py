@@ -14,7 +14,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 import coar_dist
 from coar_dist.config.schema import EvaluationConfig
-from coar_dist.store.run import Run
+from coar_dist.store.reader import RunReader
 from tests.chaos import files_of, run_small, without_ray
 from tests.models import small_task
 from tests.object_store import BUCKET, ObjectStore
@@ -96,7 +96,7 @@ def quiet() -> Console:
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> RunReader:
     """A whole run of the small model: read it, do not change it."""
     task = small_task()
     with without_ray():

@@ -11,11 +11,11 @@ from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
+from coar_dist.config.methods import label_of
 from coar_dist.config.schema import ALL
 from coar_dist.console.tables import new_table, print_whole
 from coar_dist.editing.edit import Edit
 from coar_dist.report.figures import COLOURS, MARKERS, STYLE
-from coar_dist.report.summary import label_of
 from coar_dist.store.edits import MEASURE, CurvePoint
 
 _GROUPS_SHOWN = 8

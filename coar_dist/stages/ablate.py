@@ -22,6 +22,7 @@ from coar_dist.cluster.ray_tasks import answer_of_an_actor
 from coar_dist.cluster.work import Counts, DriverCallbacks, SharedPlan, Work
 from coar_dist.components.discovery import check_components, discover
 from coar_dist.components.index import ComponentIndex
+from coar_dist.config.methods import LEAVE_ONE_OUT
 from coar_dist.config.schema import Config, DesignConfig, EvaluationConfig, GradientsConfig, held_out_fractions
 from coar_dist.console.progress import StageProgress, stage_progress
 from coar_dist.console.saying import say, say_log, say_table
@@ -313,8 +314,8 @@ def designs_of(config: Config, num_components: int) -> dict[str, RunDesign]:
     if config.gradients.num_masks:
         masks = masks_of("gradients", config.gradients, design.ablation_fraction)
         designs[GRADIENT_DESIGN] = RunDesign("gradients", masks)
-    if "leave_one_out" in config.baselines:
-        designs["leave_one_out"] = RunDesign("baseline", leave_one_out_design(num_components))
+    if LEAVE_ONE_OUT in config.baselines:
+        designs[LEAVE_ONE_OUT] = RunDesign("baseline", leave_one_out_design(num_components))
     for fraction in held_out_fractions(config):
         held_out = masks_of("evaluation", evaluation, fraction)
         designs[f"evaluation_{fraction!r}"] = RunDesign("evaluation", held_out)

@@ -14,7 +14,8 @@ from coar_dist.cluster import driver
 from coar_dist.cluster.ranges import RangesToDo
 from coar_dist.cluster.work import DriverCallbacks, Work
 from coar_dist.components.index import ComponentIndex
-from coar_dist.config.schema import GRADIENT_BASELINES, PATH_BASELINES, Config
+from coar_dist.config.methods import GRADIENT_BASELINES, PATH_BASELINES
+from coar_dist.config.schema import Config
 from coar_dist.console.progress import stage_progress
 from coar_dist.console.saying import say, say_log
 from coar_dist.store.baselines import BaselineStore

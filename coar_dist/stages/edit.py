@@ -35,8 +35,8 @@ from coar_dist.store.edits import EDITS, MEASURE, EditStore
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.lock import Hold
 from coar_dist.store.margins import MarginStore
+from coar_dist.store.reader import RunReader
 from coar_dist.store.record import fingerprint_of
-from coar_dist.store.run import Run
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 from coar_dist.store.storage import LocalStorage, Storage, storage_at
 from coar_dist.tasks.build import build_examples, build_task
@@ -76,7 +76,7 @@ def edit_stage(
     if held_out is not None and (edit.each or edit.examples is not None):
         other = "edit.each, which looks at the run's own examples" if edit.each else "edit.examples, which names others"
         raise ConfigError(f"held_out has no effect beside {other}. Leave one of them out.")
-    selector = Selector.of(Run(run), edit)
+    selector = Selector.of(RunReader(run), edit)
     columns = ExampleTable(run).read()
     targets = members(edit.target, columns, "edit.target")
     is_own = edit.examples is None and held_out is None

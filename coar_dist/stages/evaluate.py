@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from coar_dist.config.methods import is_fitted
 from coar_dist.config.schema import Config
 from coar_dist.console.progress import stage_progress
 from coar_dist.console.saying import say, say_table, while_held
@@ -12,8 +13,9 @@ from coar_dist.console.tables import new_table
 from coar_dist.console.tracking import Tracking
 from coar_dist.evaluation.correlation import evaluate
 from coar_dist.evaluation.held_out import measure_ceilings
-from coar_dist.report.summary import FITTED, mean_correlations, methods_of
+from coar_dist.report.summary import mean_correlations
 from coar_dist.store.lock import Hold
+from coar_dist.store.methods import methods_of
 from coar_dist.store.run_directory import RunDirectory
 
 
@@ -35,7 +37,7 @@ def evaluate_stage(run: RunDirectory, config: Config, console: Console, hold: Ho
         say_table(console, _means(run, methods, means))
     shares = config.evaluation.curve_shares
     if shares:
-        _evaluate_budgets(run, [method for method in methods if method in FITTED], config, console, hold)
+        _evaluate_budgets(run, list(filter(is_fitted, methods)), config, console, hold)
 
 
 def _means(run: RunDirectory, methods: list[str], means: dict[str, float]) -> Table:

@@ -15,15 +15,15 @@ from rich.console import Console
 from coar_dist.baselines.leave_one_out import fit_leave_one_out
 from coar_dist.baselines.tables import fit_gradient_baseline
 from coar_dist.cluster.execution import Execute, in_this_process
+from coar_dist.config.methods import LEAVE_ONE_OUT
 from coar_dist.config.schema import Config
 from coar_dist.console.progress import stage_progress
 from coar_dist.console.saying import say, say_table, while_held
 from coar_dist.console.tables import new_table
 from coar_dist.regression.fit import fit
 from coar_dist.store.lock import Hold
-from coar_dist.store.run import Run
+from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDirectory
-from coar_dist.store.tables import LEAVE_ONE_OUT
 
 _THERE = "is there already"
 _LESS_MEMORY = "Lower regression.memory_gb or ablation.examples_per_block, or give the workers more memory."
@@ -33,7 +33,7 @@ _NUMBERS: dict[str, tuple[str, Callable[[NDArray[np.float64]], np.floating[Any]]
     "median penalty": ("regularisation", np.median, ".3g"),
     "duality gap": ("duality_gap", np.max, ".1e"),
 }
-"""What the table shows: a number of ``Run.quality``, over the examples. R2 on new masks is an estimate."""
+"""What the table shows: a number of ``RunReader.quality``, over the examples. R2 on new masks is an estimate."""
 _log = logging.getLogger(__name__)
 
 
@@ -69,7 +69,7 @@ def fit_stage(run: RunDirectory, config: Config, console: Console, hold: Hold) -
 
 def _quality(run: RunDirectory, method: str) -> dict[str, str]:
     """What is known of a method's attributions, by the words of ``_NUMBERS``."""
-    quality = Run(run).quality(method=method)
+    quality = RunReader(run).quality(method=method)
     known = {name: values[np.isfinite(values)] for name, values in quality.items()}
     return {
         words: f"{function(known[name]):{form}}"

@@ -16,14 +16,14 @@ from coar_dist.config.schema import AblationConfig
 from coar_dist.errors import CoarDistError
 from coar_dist.report.inspection import inspect_run
 from coar_dist.store.previews import PreviewTable
-from coar_dist.store.run import Run
+from coar_dist.store.reader import RunReader
 from tests.chaos import files_of, without_ray
 from tests.models import local_storage, small_task
 
 TEXTS = list("abcdefg")
 
 
-def attribute(run_dir: Path, **changes: Any) -> Run:
+def attribute(run_dir: Path, **changes: Any) -> RunReader:
     task = small_task()
     with without_ray():
         return coar_dist.attribute(
