@@ -30,7 +30,7 @@ from coar_dist.config.schema import (
     RunConfig,
 )
 from coar_dist.errors import ConfigError
-from coar_dist.store.run import Run as ReadRun
+from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.storage import storage_at
 
@@ -48,7 +48,7 @@ Examples = ExampleGroup | Mapping[str, Any] | Sequence[int] | NDArray[Any] | Cal
 """A group of examples: its conditions, example ids, or a function of the examples' columns."""
 
 
-class Run(ReadRun):
+class Run(RunReader):
     """A run directory opened for reading, for notebooks, and for edits of its model."""
 
     _task: Task | None = None

@@ -15,7 +15,7 @@ from xdist.scheduler import LoadScopeScheduling
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from coar_dist.store.run import Run
+    from coar_dist.store.reader import RunReader
     from tests.object_store import ObjectStore
 
 os.environ |= {"RAY_prestart_worker_first_driver": "0"}  # no workers that nobody asked for
@@ -113,7 +113,7 @@ def quiet() -> Console:
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> RunReader:
     """A whole run of the small model: read it, do not change it."""
     from rich.console import Console
 

@@ -22,7 +22,7 @@ import coar_dist
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.cluster.work import DriverCallbacks, Work
 from coar_dist.config.schema import AblationConfig, ClusterConfig, EvaluationConfig
-from coar_dist.store.run import Run
+from coar_dist.store.reader import RunReader
 from tests.models import small_task
 
 PLAN = EnginePlan("weights", 7, compiled=False)
@@ -44,7 +44,7 @@ class Slow(nn.Module):
 
 def run_small(
     run_dir: str | Path, max_actors: int = 1, seconds: float = 0.0, address: str | None = None, seed: int = 0
-) -> Run:
+) -> RunReader:
     """All stages of a small run: 65 shards of train, held-out and leave-one-out masks and of gradients."""
     task = small_task(seed=seed)
     return coar_dist.attribute(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from coar_dist.store.run import Run
+from coar_dist.store.reader import RunReader
 from tests.commands import run_forked
 
 TINY = [
@@ -207,7 +207,7 @@ def test_a_process_deep_in_a_computation_ends_in_three_seconds(tmp_path: Path, n
     assert errors.count("Interrupted. What is finished is kept") == 1
 
 
-def test_inspect_names_what_is_damaged_and_changes_nothing(small_run: Run, tmp_path: Path) -> None:
+def test_inspect_names_what_is_damaged_and_changes_nothing(small_run: RunReader, tmp_path: Path) -> None:
     root = tmp_path / "run"
     shutil.copytree(small_run.directory.storage.location, root)
     names = sorted(path.relative_to(root) for path in (root / "margins").rglob("*.parquet"))

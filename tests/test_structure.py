@@ -89,7 +89,7 @@ KNOWN = {
 
 
 def module_name(path: Path) -> str:
-    """``coar_dist.store.run`` of ``store/run.py``, ``coar_dist.store`` of ``store/__init__.py``."""
+    """``coar_dist.store.reader`` of ``store/run.py``, ``coar_dist.store`` of ``store/__init__.py``."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     if parts[-1] == "__init__" and len(parts) > 1:
         parts = parts[:-1]
@@ -241,18 +241,18 @@ def test_what_is_known_to_be_wrong_still_is() -> None:
 @pytest.mark.parametrize(
     ("source", "modules"),
     [
-        ("import coar_dist.store.run", {"coar_dist.store.run"}),
-        ("import coar_dist.store.run as run", {"coar_dist.store.run"}),
+        ("import coar_dist.store.reader", {"coar_dist.store.reader"}),
+        ("import coar_dist.store.reader as read", {"coar_dist.store.reader"}),
         ("import coar_dist", {"coar_dist.__init__"}),
         ("from coar_dist import __version__", {"coar_dist.__init__"}),
         ("from coar_dist import api as doors", {"coar_dist.api"}),
         ("from coar_dist import errors, open_run", {"coar_dist.errors", "coar_dist.api"}),
-        ("from coar_dist.store import run", {"coar_dist.store.run"}),
-        ("from coar_dist.store.run import Run", {"coar_dist.store.run"}),
-        ("def late():\n    from coar_dist.store.run import Run", {"coar_dist.store.run"}),
-        ("if TYPE_CHECKING:\n    from coar_dist.store.run import Run", {"coar_dist.store.run"}),
-        ("importlib.import_module('coar_dist.store.run')", {"coar_dist.store.run"}),
-        ("HOME = {'load': 'coar_dist.store.run:load'}", {"coar_dist.store.run"}),
+        ("from coar_dist.store import reader", {"coar_dist.store.reader"}),
+        ("from coar_dist.store.reader import RunReader", {"coar_dist.store.reader"}),
+        ("def late():\n    from coar_dist.store.reader import RunReader", {"coar_dist.store.reader"}),
+        ("if TYPE_CHECKING:\n    from coar_dist.store.reader import RunReader", {"coar_dist.store.reader"}),
+        ("importlib.import_module('coar_dist.store.reader')", {"coar_dist.store.reader"}),
+        ("HOME = {'load': 'coar_dist.store.reader:load'}", {"coar_dist.store.reader"}),
         ("import numpy", {None}),
         ("importlib.util.find_spec('numpy')", {None}),
     ],

@@ -17,7 +17,7 @@ from coar_dist.baselines.gradient_x_parameter import by_gates, by_parameters
 from coar_dist.components.discovery import check_components
 from coar_dist.components.gates import why_not_gated
 from coar_dist.components.index import ComponentIndex
-from coar_dist.config.schema import PATH_BASELINES
+from coar_dist.config.methods import PATH_BASELINES
 from coar_dist.errors import CoarDistError, ConfigError, TaskError
 from coar_dist.tasks.task import ExampleSet, Task
 
@@ -32,7 +32,7 @@ def passes_per_example(method: str, num_steps: int) -> float:
     """About what a gradient baseline costs per example, in forward passes.
 
     Args:
-        method: of ``config.GRADIENT_BASELINES``.
+        method: of ``GRADIENT_BASELINES``.
         num_steps: of the path, for those that have one.
     """
     return _PASSES_PER_STEP[method] * num_steps if method in PATH_BASELINES else _PASSES_WITHOUT_PATH
@@ -46,7 +46,7 @@ class GradientBaselines:
         task: model (in eval mode, on ``device``), examples, output function. Nothing of it is changed, but within
             calls.
         components: the component index.
-        methods: of ``config.GRADIENT_BASELINES``.
+        methods: of ``GRADIENT_BASELINES``.
         num_steps: of the path.
         rows_per_pass: rows of one forward and backward pass at most; None: a default of the device.
         device: where the model takes its inputs.

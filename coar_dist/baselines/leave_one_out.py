@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from coar_dist.config.methods import LEAVE_ONE_OUT
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.run_directory import RunDirectory
-from coar_dist.store.tables import LEAVE_ONE_OUT, Attributions, AttributionTable
+from coar_dist.store.tables import Attributions, AttributionTable
 
 
 def fit_leave_one_out(run: RunDirectory) -> bool:

@@ -9,16 +9,14 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from coar_dist.config.edit_checks import check_edit
+from coar_dist.config.methods import BASELINES, GRADIENT_BASELINES, PATH_BASELINES
 from coar_dist.config.schema import (
     BACKENDS,
-    BASELINES,
-    GRADIENT_BASELINES,
     LOSSES,
     MARGIN_DTYPES,
     MIN_CEILING_MASKS,
     MODES,
     OPTIMIZERS,
-    PATH_BASELINES,
     PLACEMENTS,
     PLAN,
     PRECISIONS,

@@ -15,9 +15,6 @@ from coar_dist.errors import ConfigError
 STAGES = ("train", "ablate", "fit", "evaluate", "edit", "report")
 PLAN = "plan"
 """Instead of all others: what the ablate stage would take."""
-PATH_BASELINES = ("neuron_conductance", "internal_influence")
-GRADIENT_BASELINES = ("gradient_x_parameter", *PATH_BASELINES)
-BASELINES = ("leave_one_out", *GRADIENT_BASELINES)
 PRECISIONS = ("float32", "bfloat16", "auto")
 PLACEMENTS = ("pack", "spread")
 MODES = ("weights", "rows")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coar_dist.store.run import Run
+from coar_dist.store.reader import RunReader
 
 _ROWS_AT_ONCE = 64
 """Rows of a block whose float64 copies are in memory together."""
@@ -67,18 +67,18 @@ def moments(blocks: Iterable[NDArray[np.floating[Any]]]) -> Moments:
     return Moments(num_examples, origin + mean, squares / num_examples)
 
 
-def moments_of(run: Run, example_ids: Sequence[int] | NDArray[np.int64], method: str | None) -> Moments:
+def moments_of(reader: RunReader, example_ids: Sequence[int] | NDArray[np.int64], method: str | None) -> Moments:
     """Moments of stored attributions, with one block of examples in memory at a time.
 
     Args:
-        run: a run with fitted attributions.
+        reader: of a run with fitted attributions.
         example_ids: which examples.
-        method: as in ``Run.weights``.
+        method: as in ``RunReader.weights``.
 
     Raises:
         MissingWorkError: the attributions have not been fitted yet.
     """
-    return moments(weights for _, weights, _ in run.attributions_by_block(example_ids, method))
+    return moments(weights for _, weights, _ in reader.attributions_by_block(example_ids, method))
 
 
 def t_scores(targets: Moments, references: Moments) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,9 +15,10 @@ from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import GREEDY, MAGNITUDE, RANDOM, EditConfig
 from coar_dist.editing.scores import Moments, at_random, by_magnitude, by_score, greedily, moments_of, t_scores
 from coar_dist.errors import ConfigError
-from coar_dist.store.run import Run
+from coar_dist.store.methods import fitted_methods
+from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import TRAIN_DESIGN
-from coar_dist.store.tables import AttributionTable, fitted_methods
+from coar_dist.store.tables import AttributionTable
 
 
 @dataclass(frozen=True)
@@ -40,23 +42,22 @@ class Selector:
         names: all selections, ``main`` first.
     """
 
-    def __init__(self, run: Run, edit: EditConfig) -> None:
-        self._run, self._edit = run, edit
-        self._best = run.best_method
+    def __init__(self, reader: RunReader, edit: EditConfig) -> None:
+        self._reader, self._edit = reader, edit
         self.main = edit.method or self._best
         self.names = [self.main, *(name for name in edit.compare if name != self.main)]
         self._references: tuple[bytes, dict[str, Moments]] = (b"", {})
         self._smallest_first: NDArray[np.int64] | None = None
 
     @classmethod
-    def of(cls, run: Run, edit: EditConfig) -> Selector:
+    def of(cls, reader: RunReader, edit: EditConfig) -> Selector:
         """The selections that an edit asks for.
 
         Raises:
             ConfigError: one of them is unknown, or has no attributions in the run.
         """
-        selector = cls(run, edit)
-        there = fitted_methods(run.directory.storage)
+        selector = cls(reader, edit)
+        there = fitted_methods(reader.directory)
         for key, name in [("method", selector.main), *(("compare", name) for name in selector.names[1:])]:
             if name not in (*there, GREEDY, MAGNITUDE, RANDOM):
                 raise ConfigError(
@@ -64,6 +65,11 @@ class Selector:
                     f"these, {GREEDY}, {MAGNITUDE} or {RANDOM}, or run the stages ablate and fit for it."
                 )
         return selector
+
+    @cached_property
+    def _best(self) -> str:
+        """Whose attributions are read for selections that have none of their own: the same for the whole edit."""
+        return self._reader.best_method
 
     @property
     def _methods(self) -> list[str]:
@@ -74,8 +80,8 @@ class Selector:
     @property
     def fingerprint(self) -> dict[str, str]:
         """What the selection depends on: attributions may be fitted again."""
-        blocks = self._run.directory.margins(TRAIN_DESIGN).blocks
-        directory = self._run.directory
+        blocks = self._reader.directory.margins(TRAIN_DESIGN).blocks
+        directory = self._reader.directory
         return {name: AttributionTable(directory, name).settings_fingerprint(blocks) for name in self._methods}
 
     def orders(
@@ -91,28 +97,28 @@ class Selector:
         """
         found: dict[str, Orders] = {}
         for method in self._methods:
-            scores = t_scores(moments_of(self._run, targets, method), self._moments_of(references)[method])
+            scores = t_scores(moments_of(self._reader, targets, method), self._moments_of(references)[method])
             found[method] = Orders(by_score(scores, self._edit.direction), scores)
         if GREEDY in self.names:
             weights, intercepts = (
-                (self._run.weights(ids.tolist(), self._best), self._run.intercepts(ids.tolist(), self._best))
+                (self._reader.weights(ids.tolist(), self._best), self._reader.intercepts(ids.tolist(), self._best))
                 for ids in (targets, references)
             )
             found[GREEDY] = Orders(greedily(*weights, *intercepts, self._edit.direction, max_components))
         if MAGNITUDE in self.names:
             if self._smallest_first is None:  # the same for all targets
-                self._smallest_first = by_magnitude(root_mean_squares(model, self._run.components))
+                self._smallest_first = by_magnitude(root_mean_squares(model, self._reader.components))
             found[MAGNITUDE] = Orders(self._smallest_first)
         if RANDOM in self.names:
             like = found[self.main].order if self.main in found else found[self._best].order
-            found[RANDOM] = Orders(at_random(like, self._run.components.offsets, self._edit.seed))
+            found[RANDOM] = Orders(at_random(like, self._reader.components.offsets, self._edit.seed))
         return {name: found[name] for name in self.names}
 
     def _moments_of(self, references: NDArray[np.int64]) -> Mapping[str, Moments]:
         """Moments of the references' weights, computed once for all targets."""
         key = references.tobytes()
         if self._references[0] != key:
-            moments = {method: moments_of(self._run, references, method) for method in self._methods}
+            moments = {method: moments_of(self._reader, references, method) for method in self._methods}
             self._references = key, moments
         return self._references[1]
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coar_dist.cluster.execution import in_this_process
+from coar_dist.config.methods import GRADIENT_RIDGE, LEAVE_ONE_OUT
 from coar_dist.config.schema import RegressionConfig
 from coar_dist.errors import CoarWarning
 from coar_dist.evaluation.correlation import predictions_and_truth
@@ -32,7 +33,7 @@ from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable, regressi
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
 from coar_dist.store.sample import Sample, SampledAttributions, SampledGradients, SampledMargins, draw_sample
-from coar_dist.store.tables import GRADIENT_RIDGE, LEAVE_ONE_OUT, EvaluationTable
+from coar_dist.store.tables import EvaluationTable
 
 _log = logging.getLogger(__name__)
 MOST_EXAMPLES = 1024

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from coar_dist.config.methods import RESEARCH
 from coar_dist.console.saying import Terminal
 from coar_dist.errors import ConfigError, counted
 from coar_dist.interchange.attribution_files import open_attributions, read_attributions
@@ -15,9 +16,9 @@ from coar_dist.interchange.ids import parse_ids
 from coar_dist.interchange.importing import import_attributions, import_margins, read_components
 from coar_dist.interchange.stores import open_masks, open_store
 from coar_dist.interchange.units import MaskUnits
+from coar_dist.store.methods import best_method
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
 from coar_dist.store.storage import Storage, storage_at
-from coar_dist.store.tables import RESEARCH
 
 _T = TypeVar("_T", int, float)
 _KEYS = {
@@ -32,7 +33,7 @@ usage: coar-dist import-research margins=FOLDER run.dir=... [design=train] [name
        coar-dist import-research attributions=FILE.pt run.dir=... standardised_by=FOLDER|train|0.05|nothing
                  [num_masks=50000] [method=research] [leave_out=3,17-20] [nan=zero]
        coar-dist export-research margins=FOLDER run.dir=... [design=train] [name=test_margins] [dtype=float16]
-       coar-dist export-research attributions=FILE.pt run.dir=... [method=coar] [dtype=float16]
+       coar-dist export-research attributions=FILE.pt run.dir=... [method=...] [dtype=float16]
                  [standardised_by=train] [num_masks=50000]"""
 
 
@@ -118,7 +119,7 @@ def _export_margins(path: Path, storage: Storage, values: Mapping[str, str], ter
 
 def _export_attributions(path: Path, storage: Storage, values: Mapping[str, str], terminal: Terminal) -> None:
     run = RunDirectory.open(storage)
-    method = values.get("method", "coar")
+    method = values.get("method") or best_method(run)
     units = _units(values, storage, run.components.num_components, TRAIN_DESIGN)
     assert units is not None
     with terminal.progress(run.num_examples, "examples") as progress:

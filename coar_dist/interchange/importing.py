@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.config.methods import RESEARCH
 from coar_dist.console.run_log import RunLog
 from coar_dist.designs.design import IMPORTED, MaskDesign
 from coar_dist.errors import ComponentMismatchError, ConfigError, DamagedFileError, RunMismatchError, RunNotFoundError
@@ -24,7 +25,7 @@ from coar_dist.store.identity import IMPORTED_FROM
 from coar_dist.store.lock import only_writer
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDesign, RunDirectory
 from coar_dist.store.storage import Storage
-from coar_dist.store.tables import RESEARCH, Attributions, AttributionTable
+from coar_dist.store.tables import Attributions, AttributionTable
 
 EXAMPLES_PER_BLOCK = 1024
 _MOST_ROWS = 8192

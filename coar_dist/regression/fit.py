@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from coar_dist.cluster.execution import Execute, in_this_process
+from coar_dist.config.methods import GRADIENT_RIDGE, LEAVE_ONE_OUT, METHODS, Origin
 from coar_dist.config.schema import SELECTIONS, RegressionConfig, penalty_range
 from coar_dist.regression.backends import Backend, choose_backend, identity_of_backend, name_of_backend
 from coar_dist.regression.budget import Passes, spend
@@ -20,7 +21,7 @@ from coar_dist.regression.planning import device, gradient_plan, lasso_plan, rid
 from coar_dist.regression.plans import Plan
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
-from coar_dist.store.tables import GRADIENT_RIDGE, LEAVE_ONE_OUT, AttributionTable
+from coar_dist.store.tables import AttributionTable
 
 _log = logging.getLogger(__name__)
 
@@ -42,9 +43,10 @@ class FitResult:
 
 def attribution_name(config: RegressionConfig) -> str:
     """The name of the attributions: ridge and lasso of one run stand side by side."""
-    if config.method == "ridge":
-        return "coar"
-    return "coar_lasso" if config.l1_ratio == 1.0 else "coar_elastic_net"
+    regression = "elastic_net" if config.method == "lasso" and config.l1_ratio < 1.0 else config.method
+    return next(
+        name for name, method in METHODS.items() if (method.origin, method.regression) == (Origin.TRAIN, regression)
+    )
 
 
 def fit(

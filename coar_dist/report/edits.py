@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 
+from coar_dist.config.methods import label_of
 from coar_dist.config.schema import ALL
 from coar_dist.console.saying import Terminal
 from coar_dist.console.tables import new_table
 from coar_dist.editing.edit import Edit
 from coar_dist.errors import counted
 from coar_dist.report.figures import COLOURS, MARKERS, STYLE
-from coar_dist.report.summary import label_of
 from coar_dist.store.edits import MEASURE, CurvePoint
 
 _GROUPS_SHOWN = 8

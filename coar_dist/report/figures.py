@@ -17,8 +17,8 @@ from matplotlib.ticker import NullLocator
 
 from coar_dist.evaluation.bootstrap import Means
 from coar_dist.report.numbers import Z95
-from coar_dist.report.summary import CurveSummary, MethodSummary, Summary, label_of
-from coar_dist.store.ceilings import CEILING
+from coar_dist.report.summary import CurveSummary, MethodSummary, Summary
+from coar_dist.store.ceilings import CEILING_LABEL
 from coar_dist.store.storage import Storage
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def draw_correlations(summary: Summary) -> Figure:
         if known:
             at, means, halves = np.array(known).T
             axes.errorbar(
-                at, means, np.nan_to_num(halves), color=_FAINT, linestyle="--", capsize=2, label=label_of(CEILING)
+                at, means, np.nan_to_num(halves), color=_FAINT, linestyle="--", capsize=2, label=CEILING_LABEL
             )
         if summary.trained_at in fractions:
             axes.axvline(summary.trained_at, color=_FAINT, linewidth=0.8, linestyle=":", zorder=0)

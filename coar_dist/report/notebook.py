@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from coar_dist.errors import ConfigError
 from coar_dist.report.numbers import Z95
-from coar_dist.report.summary import label_of, summarise
-from coar_dist.store.ceilings import CEILING
-from coar_dist.store.run import Run
+from coar_dist.report.summary import summarise
+from coar_dist.store.ceilings import CEILING, CEILING_LABEL
+from coar_dist.store.methods import fitted_methods
+from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
-from coar_dist.store.tables import AttributionTable, fitted_methods
+from coar_dist.store.tables import AttributionTable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,7 +58,7 @@ def report_frame(run: RunDirectory) -> DataFrame:
             rows.append(
                 {
                     "method": CEILING,
-                    "label": label_of(CEILING),
+                    "label": CEILING_LABEL,
                     "ablation_fraction": fraction,
                     "correlation": found.mean,
                     "correlation_low": found.mean - Z95 * found.standard_error,
@@ -88,7 +89,9 @@ def correlation_figure(run: RunDirectory, methods: Sequence[str] | None) -> Figu
     return draw_correlations(summary)
 
 
-def component_frame(run: Run, example_ids: int | Sequence[int] | NDArray[Any], num: int, method: str) -> DataFrame:
+def component_frame(
+    reader: RunReader, example_ids: int | Sequence[int] | NDArray[Any], num: int, method: str
+) -> DataFrame:
     """The ``num`` components with the largest absolute weights, as ``coar_dist.api.Run.top_components`` has them.
 
     Raises:
@@ -102,12 +105,12 @@ def component_frame(run: Run, example_ids: int | Sequence[int] | NDArray[Any], n
     if not ids:
         raise ConfigError("example_ids is empty: name at least one example.")
     if len(ids) == 1:
-        weights: NDArray[Any] = run.weights(ids, method)[0]
-        errors = _stored_errors(run, ids, method)
+        weights: NDArray[Any] = reader.weights(ids, method)[0]
+        errors = _stored_errors(reader, ids, method)
     else:
-        weights, errors = _mean_and_error(run, ids, method)
+        weights, errors = _mean_and_error(reader, ids, method)
     strongest = np.argsort(-np.abs(weights), kind="stable")[:num]
-    table = run.components.table()
+    table = reader.components.table()
     names = ("component_id", "parameter", "module", "index", "axis")
     columns = {name: [table[name][i] for i in strongest] for name in names} | {"weight": weights[strongest]}
     if errors is not None:
@@ -115,18 +118,18 @@ def component_frame(run: Run, example_ids: int | Sequence[int] | NDArray[Any], n
     return DataFrame(columns, index=RangeIndex(1, len(strongest) + 1, name="rank"))
 
 
-def html_of(run: Run) -> str:
+def html_of(reader: RunReader) -> str:
     """What there is in a run and what to call, as HTML."""
-    directory = run.directory
+    directory = reader.directory
     designs = ", ".join(
         f"{name} {entry.design.num_masks:,} ({entry.design.kind}, {entry.design.ablation_fraction:g})"
         for name, entry in directory.designs.items()
     )
     rows = {
         "examples": f"{directory.num_examples:,}",
-        "components": f"{run.components.num_components:,} in {len(run.components.groups)} parameters",
+        "components": f"{reader.components.num_components:,} in {len(reader.components.groups)} parameters",
         "masks": designs or "none",
-        "attributions": ", ".join(fitted_methods(directory.storage)) or "none",
+        "attributions": ", ".join(fitted_methods(directory)) or "none",
         "next": "run.report(), run.plot_correlation(), run.top_components(0)",
     }
     cells = "".join(
@@ -136,16 +139,16 @@ def html_of(run: Run) -> str:
     return f"<table><caption>{html.escape(str(directory.storage))}</caption>{cells}</table>"
 
 
-def _stored_errors(run: Run, ids: list[int], method: str) -> NDArray[Any] | None:
-    table, store = AttributionTable(run.directory, method), run.directory.margins(TRAIN_DESIGN)
+def _stored_errors(reader: RunReader, ids: list[int], method: str) -> NDArray[Any] | None:
+    table, store = AttributionTable(reader.directory, method), reader.directory.margins(TRAIN_DESIGN)
     has_errors = all(table.has_standard_errors(block) for block in store.blocks if block[0] <= ids[0] < block[1])
-    return run.standard_errors(ids, method)[0] if has_errors else None
+    return reader.standard_errors(ids, method)[0] if has_errors else None
 
 
-def _mean_and_error(run: Run, ids: list[int], method: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _mean_and_error(reader: RunReader, ids: list[int], method: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean weights (num_components,) over examples, and the mean's standard error by their spread."""
-    sums = np.zeros((2, run.components.num_components))
-    for _, weights, _ in run.attributions_by_block(ids, method):
+    sums = np.zeros((2, reader.components.num_components))
+    for _, weights, _ in reader.attributions_by_block(ids, method):
         exact = weights.astype(np.float64)
         sums += [exact.sum(axis=0), (exact**2).sum(axis=0)]
     mean = sums[0] / len(ids)

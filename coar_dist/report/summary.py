@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from coar_dist.config.methods import Origin, is_fitted, label_of, method_of
 from coar_dist.designs.design import MaskDesign
 from coar_dist.errors import MissingWorkError
 from coar_dist.evaluation.bootstrap import Means, means_of
@@ -14,24 +15,10 @@ from coar_dist.evaluation.extrapolation import Extrapolation, extrapolate
 from coar_dist.report.numbers import half, half_95, number
 from coar_dist.store.agreement import METRICS
 from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable
-from coar_dist.store.ceilings import CEILING, Ceiling, CeilingTable, why_no_ceiling
+from coar_dist.store.ceilings import Ceiling, CeilingTable, why_no_ceiling
+from coar_dist.store.methods import methods_of
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
-from coar_dist.store.tables import GRADIENT_RIDGE, RESEARCH, EvaluationTable, fitted_methods
-
-_LABELS = {
-    "coar": "COAR",
-    "gradient_ridge": "COAR + gradients",
-    "coar_lasso": "COAR, lasso",
-    "coar_elastic_net": "COAR, elastic net",
-    "leave_one_out": "Leave-one-out",
-    "research": "Research code",
-    "gradient_x_parameter": "Gradient x parameter",
-    "neuron_conductance": "Neuron conductance",
-    "internal_influence": "Internal influence",
-    CEILING: "Ceiling, linear",
-}
-FITTED = ("gradient_ridge", "coar", "coar_lasso", "coar_elastic_net")
-"""Methods that are fitted from the train design."""
+from coar_dist.store.tables import EvaluationTable
 
 
 @dataclass(frozen=True)
@@ -120,20 +107,6 @@ class Summary:
         return [*_ceiling_notes(self), *_undefined(self)]
 
 
-def label_of(method: str) -> str:
-    """A method's name for people."""
-    return _LABELS.get(method, method)
-
-
-def methods_of(run: RunDirectory) -> list[str]:
-    """The attribution methods of a run: what was fitted or imported, and its baselines."""
-    there = fitted_methods(run.storage)
-    imported = [method for method in there if method.startswith(RESEARCH)]
-    fitted = [method for method in FITTED if method in there] or ([] if imported else ["coar"])
-    ablated = [name for name, entry in run.designs.items() if entry.role == "baseline"]
-    return [*fitted, *imported, *ablated, *run.baselines]
-
-
 def mean_correlations(run: RunDirectory, methods: list[str]) -> dict[str, float]:
     """Means over examples, by ``correlation/<method>/<ablation fraction>``; those without a defined value are left out.
 
@@ -176,7 +149,7 @@ def summarise(run: RunDirectory) -> Summary:
             name: CeilingTable(run, name).read() if why_no_ceiling(design) is None else None
             for name, design in held_out.items()
         },
-        [curve for curve in (_curve(run, method) for method in methods if method in FITTED) if curve is not None],
+        [curve for curve in (_curve(run, method) for method in filter(is_fitted, methods)) if curve is not None],
     )
 
 
@@ -244,16 +217,23 @@ def _medians(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.array([np.median(column) if column.size else np.nan for column in known])
 
 
-def _num_masks(run: RunDirectory, method: str) -> str:
+def _num_masks(run: RunDirectory, name: str) -> str:
     """How many masks the attributions are of, or what takes their place."""
-    if method in run.baselines:
-        steps = run.baselines[method].get("num_steps")
-        return "1 gradient" if steps is None else f"{steps:,} steps"
-    if method == GRADIENT_RIDGE:
-        return f"{run.design(GRADIENT_DESIGN).num_masks:,} + {run.design(TRAIN_DESIGN).num_masks:,}"
-    if method.startswith(RESEARCH):
-        return "imported"
-    return f"{run.design(TRAIN_DESIGN if method in FITTED else method).num_masks:,}"
+    method = method_of(name)
+    assert method is not None
+    match method.origin:
+        case Origin.TRAIN:
+            return f"{run.design(TRAIN_DESIGN).num_masks:,}"
+        case Origin.GRADIENTS:
+            return f"{run.design(GRADIENT_DESIGN).num_masks:,} + {run.design(TRAIN_DESIGN).num_masks:,}"
+        case Origin.IMPORTED:
+            return "imported"
+        case Origin.ABLATION:
+            return f"{run.design(name).num_masks:,}"
+        case Origin.GRADIENT:
+            return "1 gradient"
+        case Origin.PATH:
+            return f"{run.baselines[name]['num_steps']:,} steps"
 
 
 def _curve(run: RunDirectory, method: str) -> CurveSummary | None:

@@ -9,8 +9,8 @@ from coar_dist.console.saying import Terminal
 from coar_dist.console.tables import new_table
 from coar_dist.errors import counted
 from coar_dist.report.numbers import ceiling_of, mean_of, number
-from coar_dist.report.summary import Summary, forecast_in_words, label_of
-from coar_dist.store.ceilings import CEILING
+from coar_dist.report.summary import Summary, forecast_in_words
+from coar_dist.store.ceilings import CEILING_LABEL
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.run_directory import RunDirectory
 
@@ -56,7 +56,7 @@ def _correlations(summary: Summary) -> Table:
     for method in summary.methods:
         cells = [mean_of(method.correlation, column) for column in range(len(headers))]
         table.add_row(method.label, method.num_masks, *cells)
-    table.add_row(label_of(CEILING), "", *map(ceiling_of, summary.ceilings.values()))
+    table.add_row(CEILING_LABEL, "", *map(ceiling_of, summary.ceilings.values()))
     return table
 
 

@@ -11,7 +11,7 @@ from coar_dist.cluster import driver
 from coar_dist.cluster.ranges import RangesToDo
 from coar_dist.cluster.work import DriverCallbacks, Work
 from coar_dist.components.index import ComponentIndex
-from coar_dist.config.schema import GRADIENT_BASELINES, PATH_BASELINES
+from coar_dist.config.methods import GRADIENT_BASELINES, PATH_BASELINES
 from coar_dist.errors import counted
 from coar_dist.stages.session import Session
 from coar_dist.store.baselines import BaselineStore

@@ -19,8 +19,8 @@ from coar_dist.errors import ConfigError, RunMismatchError
 from coar_dist.stages.inputs import trained_weights
 from coar_dist.stages.session import Session
 from coar_dist.store.examples import ExampleTable
+from coar_dist.store.reader import RunReader
 from coar_dist.store.record import fingerprint_of
-from coar_dist.store.run import Run
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.tasks.build import build_examples, build_task
 from coar_dist.tasks.examples.source import SOURCE_ID
@@ -71,7 +71,7 @@ class EditInputs:
         if session.held_out is not None and (edit.each or edit.examples is not None):
             other = "edit.each, which looks at the run's own examples" if edit.each else "edit.examples"
             raise ConfigError(f"held_out has no effect beside {other}. Leave one of them out.")
-        selector = Selector.of(Run(run), edit)
+        selector = Selector.of(RunReader(run), edit)
         columns = ExampleTable(run).read()
         targets = members(edit.target, columns, "edit.target")
         is_own = edit.examples is None and session.held_out is None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from coar_dist.config.methods import is_fitted
 from coar_dist.console.tables import new_table
 from coar_dist.errors import counted
 from coar_dist.evaluation.correlation import evaluate
 from coar_dist.evaluation.held_out import measure_ceilings
-from coar_dist.report.summary import FITTED, mean_correlations, methods_of
+from coar_dist.report.summary import mean_correlations
 from coar_dist.stages.session import Session
 from coar_dist.stages.stage import Stage
+from coar_dist.store.methods import methods_of
 from coar_dist.store.run_directory import RunDirectory
 
 
@@ -32,7 +34,7 @@ def _run(session: Session) -> None:
     if num_designs and "report" not in session.config.stages:  # whose table holds these means
         terminal.show_table(_means(run, methods, means))
     if session.config.evaluation.curve_shares:
-        _evaluate_budgets(session, run, [method for method in methods if method in FITTED])
+        _evaluate_budgets(session, run, list(filter(is_fitted, methods)))
 
 
 def _means(run: RunDirectory, methods: list[str], means: dict[str, float]) -> Table:

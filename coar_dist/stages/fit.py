@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coar_dist.cluster.execution import Execute, in_this_process
+from coar_dist.config.methods import LEAVE_ONE_OUT
 from coar_dist.config.schema import Config
 from coar_dist.console.tables import new_table
 from coar_dist.errors import counted
 from coar_dist.stages.session import Session
 from coar_dist.stages.stage import Stage
-from coar_dist.store.run import Run
+from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDirectory
-from coar_dist.store.tables import LEAVE_ONE_OUT
 
 _THERE = "is there already"
 _LESS_MEMORY = "Lower regression.memory_gb or ablation.examples_per_block, or give the workers more memory."
@@ -29,7 +29,7 @@ _NUMBERS: dict[str, tuple[str, Callable[[NDArray[np.float64]], np.floating[Any]]
     "median penalty": ("regularisation", np.median, ".3g"),
     "duality gap": ("duality_gap", np.max, ".1e"),
 }
-"""What the table shows: a number of ``Run.quality``, over the examples. R2 on new masks is an estimate."""
+"""What the table shows: a number of ``RunReader.quality``, over the examples. R2 on new masks is an estimate."""
 _log = logging.getLogger(__name__)
 
 
@@ -82,7 +82,7 @@ def _is_distributed(config: Config) -> bool:
 
 def _quality(run: RunDirectory, method: str) -> dict[str, str]:
     """What is known of a method's attributions, by the words of ``_NUMBERS``."""
-    quality = Run(run).quality(method=method)
+    quality = RunReader(run).quality(method=method)
     known = {name: values[np.isfinite(values)] for name, values in quality.items()}
     return {
         words: f"{function(known[name]):{form}}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from coar_dist.config.methods import LEAVE_ONE_OUT
 from coar_dist.config.schema import Config, DesignConfig, EvaluationConfig, GradientsConfig, held_out_fractions
 from coar_dist.designs.design import MaskDesign, design_of, leave_one_out_design
 from coar_dist.errors import ConfigError
@@ -37,8 +38,8 @@ def designs_of(config: Config, num_components: int) -> dict[str, RunDesign]:
     if config.gradients.num_masks:
         masks = masks_of("gradients", config.gradients, design.ablation_fraction)
         designs[GRADIENT_DESIGN] = RunDesign("gradients", masks)
-    if "leave_one_out" in config.baselines:
-        designs["leave_one_out"] = RunDesign("baseline", leave_one_out_design(num_components))
+    if LEAVE_ONE_OUT in config.baselines:
+        designs[LEAVE_ONE_OUT] = RunDesign("baseline", leave_one_out_design(num_components))
     for fraction in held_out_fractions(config):
         held_out = masks_of("evaluation", evaluation, fraction)
         designs[f"evaluation_{fraction!r}"] = RunDesign("evaluation", held_out)

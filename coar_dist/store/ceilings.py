@@ -20,7 +20,7 @@ from coar_dist.store.parquet import is_made_with, read_metadata, read_table, wri
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.tables import AttributionTable
 
-CEILING = "ceiling"
+CEILING, CEILING_LABEL = "ceiling", "Ceiling, linear"
 _NUMBERS = ("mean", "standard_error", "lower", "lower_standard_error", "upper", "upper_standard_error")
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from coar_dist.errors import DamagedFileError, MissingWorkError
 from coar_dist.store.agreement import METRICS
+from coar_dist.store.methods import attribution_file, fitted_methods
 from coar_dist.store.parquet import (
     column_names,
     is_made_with,
@@ -24,13 +25,8 @@ from coar_dist.store.parquet import (
 )
 from coar_dist.store.record import fingerprint_of
 from coar_dist.store.run_directory import RunDirectory
-from coar_dist.store.storage import Storage
 
 QUALITY = ("r2", "r2_new", "duality_gap")
-_FOLDER = "attributions"
-GRADIENT_RIDGE, LEAVE_ONE_OUT = "gradient_ridge", "leave_one_out"
-RESEARCH = "research"
-"""What the names of imported attributions begin with."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +58,6 @@ class Attributions:
         return cls(weights, intercepts, nothing, nothing, nothing, nothing)
 
 
-def fitted_methods(storage: Storage) -> list[str]:
-    """The methods of which there are attributions of any example block."""
-    return sorted({name.split(".")[0] for name in storage.files(_FOLDER) if name.endswith(".parquet")})
-
-
 class AttributionTable:
     """The attributions of one method: per example one weight per component, an intercept, a penalty, their quality."""
 
@@ -76,7 +67,7 @@ class AttributionTable:
 
     def file(self, block: tuple[int, int]) -> str:
         """The name of the file of one example block."""
-        return f"{_FOLDER}/{self.method}.{block[0]:08d}-{block[1]:08d}.parquet"
+        return attribution_file(self.method, block)
 
     def is_complete(self, settings: Mapping[str, Any], blocks: list[tuple[int, int]]) -> bool:
         """Whether all example blocks are there, made with ``settings``; damaged files are set aside."""
@@ -150,9 +141,10 @@ class AttributionTable:
     def _read(self, block: tuple[int, int], columns: list[str]) -> pa.Table:
         name = self.file(block)
         if self._storage.size(name) is None:
-            there = ", ".join(fitted_methods(self._storage)) or "no method"
+            there = ", ".join(fitted_methods(self._run))
+            others = f" There are attributions of {there}: name one of these as method, or" if there else ""
             raise MissingWorkError(
-                f"{self._storage.where(name)} is missing: run the fit stage. There are attributions of {there}."
+                f"{self._storage.where(name)} is missing.{others} run the fit stage for {self.method!r}."
             )
         try:
             return read_table(self._storage, name, {"content": "attributions", "run": self._run.fingerprint}, columns)

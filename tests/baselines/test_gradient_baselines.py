@@ -18,7 +18,7 @@ from coar_dist.baselines import gradient_baselines
 from coar_dist.baselines.gradient_baselines import GradientBaselines, check_gradient_baselines
 from coar_dist.components.discovery import SELECTORS, discover
 from coar_dist.components.index import ComponentGroup, ComponentIndex
-from coar_dist.config.schema import GRADIENT_BASELINES, PATH_BASELINES
+from coar_dist.config.methods import GRADIENT_BASELINES, PATH_BASELINES
 from coar_dist.errors import ConfigError, TaskError
 from coar_dist.tasks.outputs import OutputFunction, output_function
 from coar_dist.tasks.task import ExampleSet, Task

@@ -43,6 +43,7 @@ from coar_dist.ablation.work import default_gradient_masks_per_shard, default_ma
 from coar_dist.baselines.leave_one_out import fit_leave_one_out
 from coar_dist.components.discovery import discover
 from coar_dist.components.index import ComponentIndex
+from coar_dist.config.methods import GRADIENT_RIDGE, LEAVE_ONE_OUT
 from coar_dist.config.schema import RegressionConfig, TrainConfig
 from coar_dist.designs.design import MaskDesign, leave_one_out_design
 from coar_dist.evaluation.correlation import evaluate
@@ -51,7 +52,7 @@ from coar_dist.store.examples import ExampleTable
 from coar_dist.store.gradients import GateGradients
 from coar_dist.store.record import fingerprint_of
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDesign, RunDirectory
-from coar_dist.store.tables import GRADIENT_RIDGE, LEAVE_ONE_OUT, EvaluationTable
+from coar_dist.store.tables import EvaluationTable
 from coar_dist.tasks import examples
 from coar_dist.tasks.checkpoints import load_checkpoint
 from coar_dist.tasks.models import CifarResNet, cifar_resnet20, digits_resnet

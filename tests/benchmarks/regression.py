@@ -36,7 +36,7 @@ from coar_dist.regression.backends import RIDGE_BACKENDS
 from coar_dist.regression.factor import Factor, factorise
 from coar_dist.regression.fit import fit
 from coar_dist.regression.statistics import MASKS_PER_BATCH, Gram, MarginStatistics, gram, margin_statistics
-from coar_dist.store.run import Run
+from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 from tests.models import local_storage
 
@@ -211,7 +211,7 @@ def stored_sizes(arrays: Arrays) -> str:
     with tempfile.TemporaryDirectory() as folder:
         run = write_run(Path(folder), [arrays], len(arrays[0]), arrays[1].shape[1])
         fit(run, RegressionConfig(method="lasso"), lambda _: None)
-        weights = Run(run).weights(method="coar_lasso")
+        weights = RunReader(run).weights(method="coar_lasso")
         num_bytes = sum(path.stat().st_size for path in (Path(folder) / "attributions").iterdir())
         share = (weights != 0).mean()
         return f"{share:.0%} nonzero, {num_bytes / 2**20:.2f} MiB against {weights.nbytes / 2**20:.2f} MiB dense"
@@ -236,7 +236,7 @@ def setup_a_section(arguments: argparse.Namespace) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             took = seconds(lambda: fit(run, RegressionConfig(), lambda _: None))
-        found, quality = Run(run).weights(range(0, num_examples, 50)), Run(run).quality()
+        found, quality = RunReader(run).weights(range(0, num_examples, 50)), RunReader(run).quality()
     correlation = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(found, weights.T[::50], strict=True)])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     CONSOLE.print(

@@ -16,7 +16,7 @@ from coar_dist.console import progress
 from coar_dist.console.saying import Terminal
 from coar_dist.report.inspection import inspect_run
 from coar_dist.stages.pipeline import run_stages
-from coar_dist.store.run import Run
+from coar_dist.store.reader import RunReader
 from coar_dist.store.storage import storage_at
 
 STYLE = re.compile(r"\x1b\[[\d;]*m")
@@ -28,7 +28,7 @@ class Tty(io.StringIO):
         return True
 
 
-def shown(file: io.StringIO, run: Run, root: Path) -> str:
+def shown(file: io.StringIO, run: RunReader, root: Path) -> str:
     """All stages that need no model, a warning among their lines, and a look at what they leave."""
     shutil.copytree(run.directory.storage.location, root)
     shutil.rmtree(root / "attributions")
@@ -49,14 +49,14 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)
 
 
-def test_a_terminal_shows_bars_and_colours(small_run: Run, tmp_path: Path) -> None:
+def test_a_terminal_shows_bars_and_colours(small_run: RunReader, tmp_path: Path) -> None:
     text = shown(Tty(), small_run, tmp_path / "run")
     assert COLOUR.search(text)
     assert STYLE.sub("", text).count("\x1b")
     assert "ablate: 2/3 masks" not in text
 
 
-def test_no_color_is_respected(small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_color_is_respected(small_run: RunReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     text = shown(Tty(), small_run, tmp_path / "run")
     assert not COLOUR.search(text)
@@ -65,7 +65,7 @@ def test_no_color_is_respected(small_run: Run, tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("kind", ["dumb terminal", "file", "file with FORCE_COLOR"])
 def test_elsewhere_there_are_plain_whole_lines(
-    small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    small_run: RunReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     if kind == "dumb terminal":
         monkeypatch.setenv("TERM", "dumb")
@@ -83,7 +83,7 @@ def test_elsewhere_there_are_plain_whole_lines(
         assert any(line.split()[0] == name and "100.0%" in line for line in lines if line)
 
 
-def test_every_fit_is_a_row_and_a_log_line(small_run: Run, tmp_path: Path) -> None:
+def test_every_fit_is_a_row_and_a_log_line(small_run: RunReader, tmp_path: Path) -> None:
     root = tmp_path / "run"
     shutil.copytree(small_run.directory.storage.location, root)
     output = io.StringIO()
@@ -94,7 +94,7 @@ def test_every_fit_is_a_row_and_a_log_line(small_run: Run, tmp_path: Path) -> No
     assert re.split(r"\s{2,}", header.strip()) == [
         *("method", "solver", "mean R2", "new masks", "median penalty", "duality gap")
     ]
-    quality = Run(small_run.directory.open(storage_at(root))).quality(method="coar_lasso")
+    quality = RunReader(small_run.directory.open(storage_at(root))).quality(method="coar_lasso")
     assert rows["fit"][1:] == ["attributions", "of", "7", "examples", "in", rows["fit"][-2], "s:"]
     lasso = next(line for line in output.getvalue().splitlines() if "lasso, torch" in line)
     assert f"{quality['r2'].mean():.3f}" in lasso

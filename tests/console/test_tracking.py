@@ -19,7 +19,7 @@ from coar_dist.console import tracking
 from coar_dist.console.tracking import TRACKERS, Tracking, check_tracking
 from coar_dist.errors import ConfigError
 from coar_dist.stages.pipeline import run_stages
-from coar_dist.store.run import Run
+from coar_dist.store.reader import RunReader
 from coar_dist.store.storage import storage_at
 from tests.models import local_storage, small_task
 
@@ -28,7 +28,7 @@ TOTAL = NUM_MASKS + NUM_HELD_OUT
 ABLATE = {"masks_per_s", "shards_done", "shards_failed", "shards_retried", "actors_lost", "actors_alive"}
 
 
-def tracked_run(run_dir: Path, tracker: str, num_masks: int = NUM_MASKS) -> Run:
+def tracked_run(run_dir: Path, tracker: str, num_masks: int = NUM_MASKS) -> RunReader:
     task = small_task()
     return coar_dist.attribute(
         task.model,
@@ -46,7 +46,7 @@ def tracked_run(run_dir: Path, tracker: str, num_masks: int = NUM_MASKS) -> Run:
     )
 
 
-def check_figures(found: Mapping[str, list[tuple[int, float]]], run: Run) -> None:
+def check_figures(found: Mapping[str, list[tuple[int, float]]], run: RunReader) -> None:
     """Of a run of 5 shards: (step, value) by name."""
     assert set(found) == {*(f"ablate/{name}" for name in ABLATE), "correlation/coar/0.2"}
     for name, values in {"shards_done": 5, "shards_failed": 0, "shards_retried": 0, "actors_lost": 0}.items():

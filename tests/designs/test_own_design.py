@@ -19,7 +19,7 @@ import coar_dist
 from coar_dist.config.schema import AblationConfig, ClusterConfig, EvaluationConfig
 from coar_dist.designs.design import MaskDesign, design_of
 from coar_dist.errors import ConfigError, RunMismatchError, TaskError
-from coar_dist.store.run import Run
+from coar_dist.store.reader import RunReader
 from tests.models import small_task
 from tests.small_run import without_ray
 
@@ -75,7 +75,7 @@ def test_another_version_of_the_code_on_a_node_is_noticed() -> None:
         design.masks(0, 1)
 
 
-def attribute(root: Path, quiet: Console, **changes: Any) -> Run:
+def attribute(root: Path, quiet: Console, **changes: Any) -> RunReader:
     task = small_task()
     arguments = {
         "num_masks": 60,

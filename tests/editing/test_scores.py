@@ -20,7 +20,7 @@ from coar_dist.editing.scores import (
     t_scores,
 )
 from coar_dist.errors import MissingWorkError
-from coar_dist.store.run import Run
+from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 from coar_dist.store.tables import Attributions, AttributionTable
 from tests.models import local_storage
@@ -200,7 +200,7 @@ def test_moments_of_a_run_are_those_of_its_weights(tmp_path: Path, monkeypatch: 
     identity = {"ablation.examples_per_block": 3, "ablation.margins_dtype": "float32"}
     directory = RunDirectory.create(local_storage(tmp_path), identity, components, 11)
     directory.set_designs({"train": RunDesign("train", MaskDesign("bernoulli", 9, 20, 0.2, 0))})
-    run, weights = Run(directory), weights_of(11)
+    run, weights = RunReader(directory), weights_of(11)
     with pytest.raises(MissingWorkError, match="run the fit stage"):
         moments_of(run, [1], None)
     intercepts = np.arange(11.0)

@@ -14,7 +14,7 @@ from coar_dist.evaluation.budget_curve import evaluate_budgets, why_no_curve
 from coar_dist.evaluation.correlation import evaluate
 from coar_dist.regression.fit import fit
 from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable
-from coar_dist.store.run import Run
+from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 from coar_dist.store.sample import SampledGradients, draw_sample
 from tests.regression.test_fit import run_of
@@ -73,10 +73,10 @@ def test_points_are_what_runs_with_fewer_masks_give(method: str, options: dict[s
     assert np.isnan(curve.correlations[-1]).all()
     for column, number in enumerate((40, 80, 160)):
         fewer = run if number == 160 else run_with(tmp_path / str(number), number, **options)
-        stored = Run(fewer).evaluation(method)["correlation"]
+        stored = RunReader(fewer).evaluation(method)["correlation"]
         np.testing.assert_allclose(curve.correlations[:, column], stored, rtol=1e-9)
-    held_masks, held_margins = Run(run).margins(HELD_OUT)
-    predicted = Run(run).predict(held_masks, method=method)
+    held_masks, held_margins = RunReader(run).margins(HELD_OUT)
+    predicted = RunReader(run).predict(held_masks, method=method)
     literal = [np.corrcoef(predicted[:, i], held_margins[:, i])[0, 1] for i in range(NUM_EXAMPLES - 1)]
     np.testing.assert_allclose(curve.correlations[:-1, -1], literal, rtol=1e-5)
 

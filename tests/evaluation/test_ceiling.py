@@ -19,7 +19,7 @@ from coar_dist.errors import ConfigError, MissingWorkError, RunMismatchError
 from coar_dist.evaluation.ceiling import NUM_GROUPS, Pairs, Shares, linear_shares, mean_correlation, stability_bounds
 from coar_dist.report.numbers import number
 from coar_dist.stages.pipeline import run_stages
-from coar_dist.store.run import Run
+from coar_dist.store.reader import RunReader
 from tests.models import small_task
 from tests.small_run import files_of, without_ray
 
@@ -199,7 +199,7 @@ def test_constant_outputs_have_no_ceiling() -> None:
     assert np.isnan([mean, error, *correlations]).all()
 
 
-def small(root: Path, stages: tuple[str, ...] = ("ablate", "fit", "evaluate"), **evaluation: object) -> Run:
+def small(root: Path, stages: tuple[str, ...] = ("ablate", "fit", "evaluate"), **evaluation: object) -> RunReader:
     task = small_task()
     held_out = EvaluationConfig(
         **{"num_masks": 60, "ablation_fractions": [0.2, 0.1], "seed": 7, "ceiling_pairs": 50, **evaluation}  # type: ignore[arg-type]
@@ -222,19 +222,19 @@ def small(root: Path, stages: tuple[str, ...] = ("ablate", "fit", "evaluate"), *
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def made(tmp_path_factory: pytest.TempPathFactory) -> RunReader:
     """A run with partners: read it, do not change it."""
     return small(tmp_path_factory.mktemp("ceiling") / "run")
 
 
-def report_of(run: Run, stages: tuple[str, ...] = ("report",)) -> str:
+def report_of(run: RunReader, stages: tuple[str, ...] = ("report",)) -> str:
     output = io.StringIO()
     config = Config(stages=list(stages), run=RunConfig(run.directory.storage.location))
     run_stages(config, Console(file=output, width=160))
     return output.getvalue()
 
 
-def test_a_run_knows_its_ceiling(made: Run) -> None:
+def test_a_run_knows_its_ceiling(made: RunReader) -> None:
     found = made.ceiling()
     masks, margins = made.margins("evaluation_0.2")
     partners, of_partners = made.margins("ceiling_evaluation_0.2")
@@ -256,7 +256,7 @@ def test_a_run_knows_its_ceiling(made: Run) -> None:
         made.ceiling("evaluation_0.3")
 
 
-def test_an_interrupted_run_ends_in_the_same_bytes(made: Run, tmp_path: Path) -> None:
+def test_an_interrupted_run_ends_in_the_same_bytes(made: RunReader, tmp_path: Path) -> None:
     root = tmp_path / "run"
     small(root, ceiling_pairs=0)  # partners come later, and the ceiling of the held-out masks alone gives way
     alone = coar_dist.open_run(root).ceiling()
@@ -274,7 +274,7 @@ def test_an_interrupted_run_ends_in_the_same_bytes(made: Run, tmp_path: Path) ->
     assert files_of(root) == files_of(Path(made.directory.storage.location))
 
 
-def test_partners_of_another_correlation_are_refused(made: Run) -> None:
+def test_partners_of_another_correlation_are_refused(made: RunReader) -> None:
     message = r"evaluation\.ceiling_correlation is 0\.5, but .* with 0\.25.*evaluation\.ceiling_correlation=0\.25"
     with pytest.raises(RunMismatchError, match=message):
         small(Path(made.directory.storage.location), ceiling_correlation=0.5)

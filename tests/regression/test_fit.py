@@ -18,7 +18,7 @@ from coar_dist.config.schema import ClusterConfig, Config, RegressionConfig, Run
 from coar_dist.designs.design import MaskDesign
 from coar_dist.errors import CoarWarning, ConfigError, DamagedFileError, MissingWorkError
 from coar_dist.regression.fit import fit
-from coar_dist.store.run import Run
+from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 from tests.models import local_storage
 from tests.regression.problems import problem
@@ -39,9 +39,9 @@ def run_of(root: Path, masks: Any, margins: Any, cuts: list[int] | None = None, 
     return run
 
 
-def fitted(run: RunDirectory, **options: Any) -> Run:
+def fitted(run: RunDirectory, **options: Any) -> RunReader:
     fit(run, RegressionConfig(**options), lambda _: None)
-    return Run(run)
+    return RunReader(run)
 
 
 def backwards(function: Any, shared: Any, items: Any) -> Iterator[Any]:
@@ -71,7 +71,7 @@ def test_the_same_bits_for_any_shards_any_order_and_on_a_cluster(
     files = sorted(path.name for path in (tmp_path / "a" / "attributions").iterdir())
     assert len(files) == 3
     for other in ("b", "c"):
-        np.testing.assert_array_equal(Run(whole).weights(method=name), Run(cut).weights(method=name))
+        np.testing.assert_array_equal(RunReader(whole).weights(method=name), RunReader(cut).weights(method=name))
         for file in files:
             first, second = (tmp_path / root / "attributions" / file for root in ("a", other))
             assert first.read_bytes() == second.read_bytes()
@@ -137,15 +137,15 @@ def test_lasso_stands_beside_ridge(data: Any, tmp_path: Path) -> None:
     ridge = fitted(run).weights().copy()
     fitted(run, method="lasso", regularisation=0.05, tolerance=1e-10)
     reference = Lasso(alpha=0.05, tol=1e-12).fit(masks.astype(float), margins.astype(float)).coef_
-    np.testing.assert_allclose(Run(run).weights(method="coar_lasso"), reference, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(Run(run).weights(), ridge)
-    assert (Run(run).weights(method="coar_lasso") == 0).mean() > 0.05
+    np.testing.assert_allclose(RunReader(run).weights(method="coar_lasso"), reference, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(RunReader(run).weights(), ridge)
+    assert (RunReader(run).weights(method="coar_lasso") == 0).mean() > 0.05
     fitted(run, method="lasso", l1_ratio=0.5)
-    quality = Run(run).quality(method="coar_elastic_net")
+    quality = RunReader(run).quality(method="coar_elastic_net")
     assert quality["duality_gap"].max() <= 1e-6
     assert np.isfinite(quality["r2_new"]).all()
     fitted(run, method="lasso", selection="bic")
-    assert np.isnan(Run(run).quality(method="coar_lasso")["r2_new"]).all()
+    assert np.isnan(RunReader(run).quality(method="coar_lasso")["r2_new"]).all()
     assert not fit(run, RegressionConfig(method="lasso", selection="bic"), lambda _: None)[0].is_new
 
 
@@ -195,7 +195,7 @@ def test_least_squares_through_every_margin_has_no_estimate_of_its_error(tmp_pat
         fitted(run, regularisation=0.0, standard_errors=True)
     with pytest.warns(CoarWarning):
         fitted(run, regularisation=0.0, selection="leave_one_out")
-    assert np.isnan(Run(run).quality()["r2_new"]).all()
+    assert np.isnan(RunReader(run).quality()["r2_new"]).all()
 
 
 @pytest.mark.parametrize(
@@ -260,9 +260,9 @@ def test_damaged_attributions_are_made_anew(data: Any, tmp_path: Path) -> None:
     content[content.index(weights[2].tobytes())] ^= 1
     path.write_bytes(content)
     assert fit(run, RegressionConfig(), lambda _: None)[0].is_new
-    np.testing.assert_array_equal(Run(run).weights(), weights)
+    np.testing.assert_array_equal(RunReader(run).weights(), weights)
     with pytest.raises(MissingWorkError, match=r"coar_laso.* There are attributions of coar\."):
-        Run(run).quality(method="coar_laso")
+        RunReader(run).quality(method="coar_laso")
 
 
 def test_threads_are_those_of_the_worker(data: Any, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from coar_dist.designs.design import MaskDesign, leave_one_out_design
 from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunMismatchError
 from coar_dist.regression.fit import fit
 from coar_dist.store.gradients import GateGradients
-from coar_dist.store.run import Run
+from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 from coar_dist.store.tables import Attributions, AttributionTable
 from tests.models import local_storage
@@ -117,9 +117,9 @@ def reference(world: World, plain: int, loo: bool, penalty: float, with_mean: bo
     return weights.T, y.mean(axis=0) - x.mean(axis=0) @ weights, posterior.T, (gcv * scale**2).sum()
 
 
-def fitted(run: RunDirectory, **options: Any) -> Run:
+def fitted(run: RunDirectory, **options: Any) -> RunReader:
     fit(run, RegressionConfig(**options), lambda _: None)
-    return Run(run)
+    return RunReader(run)
 
 
 @pytest.mark.filterwarnings("ignore:nothing can be said")  # by five masks alone
@@ -175,7 +175,7 @@ def test_the_same_bits_in_any_order_and_on_a_cluster(tmp_path: Path, ray_cluster
     fit(first, RegressionConfig(), lambda _: None)
     with on_cluster(ClusterConfig(max_actors=2, cpus_per_actor=2), way_out="") as execute:
         fit(second, RegressionConfig(), lambda _: None, execute)
-    a, b = (Run(run).weights(method="gradient_ridge") for run in (first, second))
+    a, b = (RunReader(run).weights(method="gradient_ridge") for run in (first, second))
     np.testing.assert_array_equal(a, b)
     assert not any(result.is_new for result in fit(second, RegressionConfig(), lambda _: None))
 

@@ -16,9 +16,8 @@ from torch import Tensor
 import coar_dist
 from coar_dist.baselines.gradient_baselines import GradientBaselines
 from coar_dist.config.checks import validate
+from coar_dist.config.methods import BASELINES, GRADIENT_BASELINES
 from coar_dist.config.schema import (
-    BASELINES,
-    GRADIENT_BASELINES,
     AblationConfig,
     BaselineConfig,
     ClusterConfig,

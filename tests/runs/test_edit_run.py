@@ -17,12 +17,12 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import coar_dist
+from coar_dist.config.methods import label_of
 from coar_dist.config.schema import ExamplesConfig, SubsetConfig
 from coar_dist.editing.criterion import split
 from coar_dist.editing.plain import plain_outputs
 from coar_dist.errors import ComponentMismatchError, ConfigError, DamagedFileError, RunMismatchError
 from coar_dist.report.page.edits import gather_edits
-from coar_dist.report.summary import label_of
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import ExampleSet, Task
 from tests.models import SmallResNet, randomise, slow_margins

@@ -27,14 +27,14 @@ from coar_dist.config.schema import (
 )
 from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunMismatchError, TaskError
 from coar_dist.stages.pipeline import run_stages
-from coar_dist.store.run import Run
+from coar_dist.store.reader import RunReader
 from coar_dist.store.storage import storage_at
 from coar_dist.tasks.outputs import output_function
 from tests.cluster.driving import only_once
 from tests.models import slow_margins, small_task
 
 
-def attribute_small(run_dir: Path, **changes: object) -> Run:
+def attribute_small(run_dir: Path, **changes: object) -> RunReader:
     task = small_task()
     arguments: dict[str, object] = {
         "run_dir": run_dir,
@@ -52,7 +52,7 @@ def attribute_small(run_dir: Path, **changes: object) -> Run:
     )
 
 
-def root_of(run: Run) -> Path:
+def root_of(run: RunReader) -> Path:
     return Path(run.directory.storage.location)
 
 
@@ -60,7 +60,7 @@ def attributions(run_dir: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted((run_dir / "attributions").iterdir()))
 
 
-def test_the_run_directory_holds_what_it_promises(small_run: Run) -> None:
+def test_the_run_directory_holds_what_it_promises(small_run: RunReader) -> None:
     root = root_of(small_run)
     assert sorted(path.name for path in root.iterdir()) == [
         "attributions",
@@ -103,7 +103,7 @@ def test_the_run_directory_holds_what_it_promises(small_run: Run) -> None:
     ]
 
 
-def test_margins_are_the_truth_and_predictions_correlate(small_run: Run) -> None:
+def test_margins_are_the_truth_and_predictions_correlate(small_run: RunReader) -> None:
     task = small_task()
     masks, margins = small_run.margins("train")
     assert (masks.shape, margins.shape) == ((150, 12), (150, 7))
@@ -117,7 +117,7 @@ def test_margins_are_the_truth_and_predictions_correlate(small_run: Run) -> None
     np.testing.assert_allclose(stored["correlation"].to_numpy(), correlations, atol=1e-5)
 
 
-def test_leave_one_out_is_the_difference_to_the_unablated_margin(small_run: Run) -> None:
+def test_leave_one_out_is_the_difference_to_the_unablated_margin(small_run: RunReader) -> None:
     task = small_task()
     kept = np.ones((1, 12), dtype=bool)
     unablated = slow_margins(task, small_run.components, kept)[0]
@@ -127,7 +127,7 @@ def test_leave_one_out_is_the_difference_to_the_unablated_margin(small_run: Run)
     np.testing.assert_allclose(small_run.predict(kept, method="leave_one_out")[0], unablated, atol=1e-4)
 
 
-def test_weights_of_chosen_examples(small_run: Run) -> None:
+def test_weights_of_chosen_examples(small_run: RunReader) -> None:
     weights = small_run.weights()
     np.testing.assert_array_equal(small_run.weights([5, 0, 5]), weights[[5, 0, 5]])
     assert small_run.intercepts([2]).shape == (1,)
@@ -183,7 +183,7 @@ def test_damage_found_in_the_fit_is_named_and_mended_by_the_next_run(tmp_path: P
     assert attributions(tmp_path / "run") == expected
 
 
-def test_later_stages_need_neither_model_nor_config_of_the_run(small_run: Run, tmp_path: Path) -> None:
+def test_later_stages_need_neither_model_nor_config_of_the_run(small_run: RunReader, tmp_path: Path) -> None:
     root = tmp_path / "elsewhere"
     shutil.copytree(root_of(small_run), root)
     before = attributions(root)
@@ -202,7 +202,7 @@ def test_later_stages_need_neither_model_nor_config_of_the_run(small_run: Run, t
     np.testing.assert_allclose(coar_dist.open_run(root).weights(), small_run.weights(), rtol=1e-4, atol=1e-6)
 
 
-def test_the_paper_s_least_squares(small_run: Run, tmp_path: Path) -> None:
+def test_the_paper_s_least_squares(small_run: RunReader, tmp_path: Path) -> None:
     root = tmp_path / "run"
     shutil.copytree(root_of(small_run), root)
     config = Config(stages=["fit"], run=RunConfig(str(root)), regression=RegressionConfig(regularisation=0.0))
@@ -290,7 +290,7 @@ def test_a_model_whose_code_changed_is_refused(tmp_path: Path, monkeypatch: pyte
         coar_dist.attribute(task.model, task.examples.inputs, task.examples.targets, **arguments)  # type: ignore[arg-type]
 
 
-def test_another_model_in_the_same_run_directory_is_refused(small_run: Run) -> None:
+def test_another_model_in_the_same_run_directory_is_refused(small_run: RunReader) -> None:
     other = small_task(seed=1)
     with pytest.raises(RunMismatchError, match=r"model\.weights is 'sha256:.*examples is"):
         coar_dist.attribute(other.model, other.examples.inputs, other.examples.targets, run_dir=root_of(small_run))

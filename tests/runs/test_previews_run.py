@@ -17,14 +17,14 @@ from coar_dist.console.saying import Terminal
 from coar_dist.errors import CoarDistError
 from coar_dist.report.inspection import inspect_run
 from coar_dist.store.previews import PreviewTable
-from coar_dist.store.run import Run
+from coar_dist.store.reader import RunReader
 from tests.models import local_storage, small_task
 from tests.small_run import files_of, without_ray
 
 TEXTS = list("abcdefg")
 
 
-def attribute(run_dir: Path, **changes: Any) -> Run:
+def attribute(run_dir: Path, **changes: Any) -> RunReader:
     task = small_task()
     with without_ray():
         return coar_dist.attribute(

@@ -20,7 +20,7 @@ from coar_dist.report.page.layers import LayerShares, LayerSums
 from coar_dist.report.summary import Summary
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.previews import PreviewTable
-from coar_dist.store.run import Run
+from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDirectory
 
 MAX_SHOWN = 500
@@ -122,7 +122,7 @@ def gather_examples(run: RunDirectory, summary: Summary) -> ShownExamples:
     layers = LayerSums(run.components, examples["label"])
     weights = np.empty((len(chosen), run.components.num_components), dtype=np.float32)
     intercepts = np.empty(len(chosen))
-    for rows, of_block, intercepts_of_block in Run(run).attributions_by_block(method=method.method):
+    for rows, of_block, intercepts_of_block in RunReader(run).attributions_by_block(method=method.method):
         layers.add(rows, of_block)
         _, at, within = np.intersect1d(chosen, rows, assume_unique=True, return_indices=True)
         weights[at], intercepts[at] = of_block[within], intercepts_of_block[within]
@@ -227,7 +227,7 @@ def _galleries(run: RunDirectory, method: str, strongest: list[NDArray[np.int64]
     if not ids.size:
         return []
     top, bottom = _Extremes(len(ids)), _Extremes(len(ids))
-    for rows, weights, _ in Run(run).attributions_by_block(method=method):
+    for rows, weights, _ in RunReader(run).attributions_by_block(method=method):
         of_components = weights[:, ids]
         top.add(rows, of_components)
         bottom.add(rows, -of_components)

@@ -14,6 +14,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from coar_dist.config.methods import is_fitted
 from coar_dist.report import numbers
 from coar_dist.report.figures import (
     draw_budgets,
@@ -28,11 +29,11 @@ from coar_dist.report.inspection import files_set_aside
 from coar_dist.report.page.examples import ShownExample, ShownExamples, few_of, gather_examples
 from coar_dist.report.page.history import History, history_of
 from coar_dist.report.page.layers import LayerShares
-from coar_dist.report.summary import FITTED, Summary, forecast_in_words, label_of
-from coar_dist.store.ceilings import CEILING
+from coar_dist.report.summary import Summary, forecast_in_words
+from coar_dist.store.ceilings import CEILING_LABEL
 from coar_dist.store.edits import edit_names
 from coar_dist.store.examples import ExampleTable
-from coar_dist.store.run import Run
+from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _rendered(run: RunDirectory, summary: Summary, examples: ShownExamples, figu
         edits=_edits(run),
         findings=_findings(run, summary, history),
         history=history,
-        ceiling_label=label_of(CEILING),
+        ceiling_label=CEILING_LABEL,
         designs=run.designs,
         facts=_facts(run, history),
         version=run.versions["coar-dist"],
@@ -169,8 +170,8 @@ def _findings(run: RunDirectory, summary: Summary, history: History) -> list[str
         wrong = int((label != prediction).sum())
         texts.append(f"The unablated model is right on {run.num_examples - wrong:,} of {run.num_examples:,} examples.")
     for method in summary.methods:
-        if method.method in FITTED:
-            constant = np.flatnonzero(np.isnan(Run(run).quality(method=method.method)["r2"]))
+        if is_fitted(method.method):
+            constant = np.flatnonzero(np.isnan(RunReader(run).quality(method=method.method)["r2"]))
             if constant.size:
                 texts.append(
                     f"{method.label}: the margins of {_listed(constant)} never change under the training masks; their "

@@ -20,7 +20,7 @@ from coar_dist.regression import backends, lasso, ridge
 from coar_dist.regression.factor import Factor, factorise
 from coar_dist.regression.fit import fit
 from coar_dist.regression.statistics import MASKS_PER_BATCH, Gram, MarginStatistics, gram, margin_statistics
-from coar_dist.store.run import Run
+from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 from tests.benchmarks.gpu.sections import Section, seconds
 from tests.models import local_storage
@@ -227,7 +227,7 @@ def whole_fit(section: Section) -> None:
                 config = RegressionConfig(method=method, backend="torch")
                 took, _ = timed(section, 1, fit, run, config, lambda _: None)
                 name = "coar" if method == "ridge" else "coar_lasso"
-                found.append(Run(run).weights(method=name))
+                found.append(RunReader(run).weights(method=name))
         different = float(not np.array_equal(*found))
         about = f"{method}, {m:,} masks x {d:,} components x {n:,} examples, from shards"
         section.add(f"{about}: two fits", different, "differ", limit=0.0, limit_name="allowed", kind="error")

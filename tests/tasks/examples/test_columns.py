@@ -14,7 +14,6 @@ from rich.console import Console
 import coar_dist
 from coar_dist.config.schema import AblationConfig, ClusterConfig, ExamplesConfig, SubsetConfig
 from coar_dist.errors import MissingWorkError, TaskError
-from coar_dist.store.run import Run
 from coar_dist.tasks.build import build_examples
 from coar_dist.tasks.task import ExampleSet
 from tests.models import small_task
@@ -73,7 +72,7 @@ def test_a_users_own_examples_get_ids_and_subsets() -> None:
     assert examples.inputs[:, 0].tolist() == [0, 4, 8]
 
 
-def attribute(run_dir: Path, columns: dict[str, Any] | None, **changes: Any) -> tuple[Run, str]:
+def attribute(run_dir: Path, columns: dict[str, Any] | None, **changes: Any) -> tuple[coar_dist.Run, str]:
     task, output = small_task(), io.StringIO()
     run = coar_dist.attribute(
         task.model,

@@ -13,11 +13,12 @@ from coar_dist.components.masks import check_masks
 from coar_dist.errors import MissingWorkError
 from coar_dist.store.ceilings import Ceiling, CeilingTable
 from coar_dist.store.examples import ExampleTable
-from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
-from coar_dist.store.tables import GRADIENT_RIDGE, AttributionTable, EvaluationTable
+from coar_dist.store.methods import best_method
+from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
+from coar_dist.store.tables import AttributionTable, EvaluationTable
 
 
-class Run:
+class RunReader:
     """A run directory opened for reading.
 
     Attributes:
@@ -30,7 +31,7 @@ class Run:
     def __repr__(self) -> str:
         designs = {name: entry.design.num_masks for name, entry in self.directory.designs.items()}
         return (
-            f"Run({str(self.directory.storage)!r}: {self.directory.num_examples} examples, "
+            f"{type(self).__name__}({str(self.directory.storage)!r}: {self.directory.num_examples} examples, "
             f"{self.components.num_components} components, masks {designs})"
         )
 
@@ -41,8 +42,13 @@ class Run:
 
     @property
     def best_method(self) -> str:
-        """The method that is read where none is named: ``gradient_ridge`` where the run has passes with gradients."""
-        return GRADIENT_RIDGE if GRADIENT_DESIGN in self.directory.designs else "coar"
+        """The method that is read where none is named: the first of ``coar_dist.config.methods.METHODS`` that is
+        fitted.
+
+        Raises:
+            MissingWorkError: none is.
+        """
+        return best_method(self.directory)
 
     def examples(self, example_ids: Sequence[int] | None = None) -> dict[str, NDArray[Any]]:
         """What is known of the examples: every column of ``examples.parquet``, (num_examples,) each.
@@ -69,15 +75,15 @@ class Run:
 
         Args:
             example_ids: which examples, in this order; None for all.
-            method: ``gradient_ridge``, ``coar``, or a baseline (``leave_one_out``, ...); None is ``gradient_ridge``
-                where the run has passes with gradients, else ``coar``.
+            method: ``gradient_ridge``, ``coar``, ``coar_lasso``, a baseline (``leave_one_out``, ...); None is
+                ``best_method``.
 
         Returns:
             (num_examples, num_components) float32: how much the margin is higher with the component kept.
 
         Raises:
             IndexError: an example id is out of range.
-            MissingWorkError: the attributions have not been fitted yet.
+            MissingWorkError: there are no attributions of this method; the message names those that there are.
         """
         return self._attributions(example_ids, method)[0]
 
