@@ -261,7 +261,7 @@ def test_damaged_attributions_are_made_anew(data: Any, tmp_path: Path) -> None:
     path.write_bytes(content)
     assert fit(run, RegressionConfig(), lambda _: None)[0].is_new
     np.testing.assert_array_equal(RunReader(run).weights(), weights)
-    with pytest.raises(MissingWorkError, match=r"coar_laso.* There are attributions of coar\."):
+    with pytest.raises(MissingWorkError, match=r"coar_laso.* There are attributions of coar: name one"):
         RunReader(run).quality(method="coar_laso")
 
 
