@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
-import numpy as np
 import torch
 
 from coar_dist.ablation.engine import AblationEngine
@@ -16,17 +13,18 @@ from coar_dist.ablation.plan import EnginePlan, PlanPins
 
 _ROW_COUNTS = (32, 128, 512, 2048, 8192)
 _WORSE = 1.25
-"""A ladder of row counts is left where a step makes a margin so much dearer than the best one."""
+"""More rows are not tried once a step makes a margin this many times as costly as the best one."""
 _CLOSE = 1.5
-"""Plans within this factor of the best are timed twice."""
+"""Plans within this factor of the best are timed once more."""
 _MOST_COMPILED = 2
-"""Row counts at which gradient passes are compiled: the best eager one need not be the best compiled one."""
+"""Row counts at which gradient passes are compiled: the best one when eager may not be the best when compiled."""
 _LONGEST_FORWARD_S = 3.0
+"""More rows are not tried once a pass takes longer than this."""
 _COMPILE_PAYS_AFTER_S = {"cpu": 240.0, "cuda": 60.0}
-"""Compiling a model takes ten seconds (an H200's host) to a minute per actor, and saves a third (CPU) to a half: tried
-where eager work is longer."""
+"""Compiling a model takes ten seconds (an H200's host) to a minute per actor, and saves a third (CPU) to a half. It is
+tried where eager work takes longer than this."""
 _COMPILED_GRADIENTS_PAY_AFTER_S = 240.0
-"""Compiling a gradient pass takes a minute for a ResNet-50."""
+"""The same for gradient passes: compiling one takes a minute for a ResNet-50."""
 _log = logging.getLogger(__name__)
 
 
@@ -55,7 +53,7 @@ def choose_plan(
 
 def gradient_cost(engine: AblationEngine) -> float:
     """What a gradient pass costs with the engine's plan, in passes without gradients."""
-    return _gradient_trial(engine) / engine.trial()
+    return engine.gradient_trial() / engine.trial()
 
 
 def _choose_margins(engine: AblationEngine, pins: PlanPins, masks_per_actor: int) -> None:
@@ -84,8 +82,7 @@ def _choose_margins(engine: AblationEngine, pins: PlanPins, masks_per_actor: int
         for best in best_of_modes:
             engine.use(replace(best, compiled=True))
             if engine.plan.compiled:
-                compiled[engine.plan] = engine.trial()
-                _log.info("trial %s: %.1f us per margin", engine.plan, compiled[engine.plan] * 1e6)
+                compiled[engine.plan] = _logged(engine, engine.trial)
                 _try_recorded(engine, engine.plan, pins, recorded)
         if compiled and pins.compiled:
             times, recorded = {}, {p: seconds for p, seconds in recorded.items() if p.compiled}
@@ -100,13 +97,12 @@ def _try_recorded(engine: AblationEngine, plan: EnginePlan, pins: PlanPins, time
         return
     engine.use(replace(plan, recorded=True))
     if engine.plan.recorded and engine.plan.rows_per_forward == plan.rows_per_forward:
-        times[engine.plan] = engine.trial()
-        _log.info("trial %s: %.1f us per margin", engine.plan, times[engine.plan] * 1e6)
+        times[engine.plan] = _logged(engine, engine.trial)
 
 
 def _choose_gradients(engine: AblationEngine, pins: PlanPins, masks_per_actor: int) -> None:
     counts = _row_counts(pins, masks_per_actor * engine.num_examples)
-    trial = partial(_gradient_trial, engine)
+    trial = engine.gradient_trial
     times = _ladder(engine, {replace(engine.plan, gradient_rows=count): count for count in counts}, trial)
     fastest = _best_of_close(engine, times, trial)
     work_s = times[fastest[0]] * masks_per_actor * engine.num_examples
@@ -114,21 +110,26 @@ def _choose_gradients(engine: AblationEngine, pins: PlanPins, masks_per_actor: i
         compiled: dict[EnginePlan, float] = {}
         for plan in fastest[:_MOST_COMPILED]:
             engine.use(replace(plan, gradients_compiled=True))
-            seconds = trial()
+            seconds = _logged(engine, trial)
             if not engine.plan.gradients_compiled:
                 break
             compiled[engine.plan] = seconds
-            _log.info("trial %s: %.1f us per margin", engine.plan, seconds * 1e6)
         times = compiled if pins.compiled and compiled else {**times, **compiled}
         fastest = _best_of_close(engine, times, trial)  # what is compiled stays so: the turns cost trials alone
     engine.use(fastest[0])
     if pins.recorded is False or (engine.why_not_recorded is not None and not pins.recorded):
         return
     engine.use(replace(fastest[0], gradients_recorded=True))
-    seconds = trial()
-    _log.info("trial %s: %.1f us per margin", engine.plan, seconds * 1e6)
+    seconds = _logged(engine, trial)
     if engine.plan.gradient_rows != fastest[0].gradient_rows or not (pins.recorded or seconds < times[fastest[0]]):
         engine.use(fastest[0])
+
+
+def _logged(engine: AblationEngine, trial: Callable[[], float]) -> float:
+    """Seconds per margin with the engine's plan, as the log has them too."""
+    seconds = trial()
+    _log.info("trial %s: %.1f us per margin", engine.plan, seconds * 1e6)
+    return seconds
 
 
 def _best_of_close(
@@ -140,21 +141,6 @@ def _best_of_close(
         engine.use(plan)
         times[plan] = min(times[plan], trial())
     return sorted(close, key=times.__getitem__)
-
-
-def _gradient_trial(engine: AblationEngine) -> float:
-    """Seconds per margin of gradient passes, as ``AblationEngine.trial``; the engine's plan has fewer rows after it
-    where memory ran out."""
-    assert engine.plan.gradient_rows is not None
-    num_examples = min(engine.plan.gradient_rows, engine.num_examples)
-    mask = np.arange(engine.components.num_components) % 20 != 0
-    masks = np.tile(mask, (engine.plan.gradient_rows // num_examples, 1))
-    times = []
-    for _ in range(4):
-        started = time.perf_counter()
-        engine.gate_gradients(masks, (0, num_examples))
-        times.append((time.perf_counter() - started) / (len(masks) * num_examples))
-    return min(times[1:])
 
 
 def _row_counts(pins: PlanPins, num_margins: int) -> list[int]:
@@ -172,13 +158,12 @@ def _ladder(
     for plan, num_rows in plans.items():
         try:
             engine.use(plan)
-            seconds = trial()
+            seconds = _logged(engine, trial)
         except torch.OutOfMemoryError:
             if not times:
                 raise
             break
         times[engine.plan] = seconds
-        _log.info("trial %s: %.1f us per margin", engine.plan, seconds * 1e6)
         if (
             engine.plan != plan  # memory ran out
             or seconds > _WORSE * min(times.values())

@@ -1,4 +1,4 @@
-"""The engine on given masks, here and now: no Ray, no run directory."""
+"""The engine on given masks in this process: no Ray, no run directory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def ablated_outputs(
     precision: str = "float32",
     plan: EnginePlan | None = None,
 ) -> NDArray[np.float32]:
-    """Outputs of ``model`` under given masks, here and now: no Ray, no run directory. ``model`` is not touched.
+    """Outputs of ``model`` under given masks, computed in this process: no Ray, no run directory. ``model`` is copied.
 
     Args:
         model: any module, on the device where it is to run.
@@ -45,7 +45,10 @@ def ablated_outputs(
         (num_masks, num_examples) float32.
 
     Raises:
-        NoComponentsError, ComponentMismatchError, TaskError: something does not fit; the message names it.
+        NoComponentsError: the selector matches nothing.
+        ComponentMismatchError: masks or components do not fit the model.
+        TaskError: inputs, targets or outputs do not fit each other.
+        ConfigError: the plan cannot be used for this model.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(64, 3))

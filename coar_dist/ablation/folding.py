@@ -1,7 +1,7 @@
-"""Folding BatchNorm into the convolution before it: exact in eval mode, and one pass over memory less.
+"""Folding BatchNorm into the convolution before it: exact in eval mode, and it saves a pass over memory.
 
-The folded filter's bias is what a zeroed filter emits through the BatchNorm: beta - gamma * mu / sigma, plus the
-convolution's own bias scaled alike. So a zeroed slice of the folded weight is a zeroed slice of the original one.
+The folded filter's bias is what a zeroed filter gives through the BatchNorm: beta - gamma * mu / sigma, plus the
+convolution's bias times gamma / sigma. Zeroing a slice of the folded weight thus does what zeroing it before does.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _log = logging.getLogger(__name__)
 def fold_batch_norms(model: nn.Module, components: ComponentIndex) -> int:
     """Fold, in place, every BatchNorm that directly follows a convolution used nowhere else.
 
-    Parameter names stay; folded BatchNorms become ``nn.Identity``. Where the model cannot be traced, or a BatchNorm
-    does not qualify, it stays as it is and the log says so.
+    Parameter names stay; folded BatchNorms become ``nn.Identity``. A model that cannot be traced, or a BatchNorm that
+    does not qualify, stays as it is, and the log says so.
 
     Args:
         model: in eval mode; changed.
@@ -72,7 +72,7 @@ def fold_batch_norms(model: nn.Module, components: ComponentIndex) -> int:
             folded += 1
     if folded < len(norms):
         _log.info(
-            "%d of %d BatchNorms do not follow a convolution of their own and are not folded",
+            "%d of %d BatchNorms are not folded: they do not follow a convolution that only they read",
             len(norms) - folded,
             len(norms),
         )

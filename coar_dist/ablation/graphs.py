@@ -1,8 +1,8 @@
-"""CUDA graphs: what a function launches on the device, recorded once and launched as one.
+"""CUDA graphs: all that a function launches on the device, recorded once and then launched at once.
 
-Few rows, or a small model, are through a layer before Python has launched the next one: the device then waits for
-the host. A recorded pass does not. Shapes, and where every tensor lies, are fixed when it is recorded: weights and
-gates are written in place, so that the next replay sees them.
+With few rows, or a small model, the device is done with a layer before Python has launched the next one, and waits for
+the host. A recorded pass does not wait. Shapes and addresses are fixed when it is recorded; weights and gates are
+written in place, and the next replay sees them.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class RecordedFunction:
     """A function of tensors, recorded on the device where they lie.
 
     Args:
-        function: from tensors and dicts of tensors to tensors. It must not wait for the device, nor do on the host
-            what depends on values there.
-        arguments: as it is to be called; later ones have their shapes and dtypes.
+        function: from tensors and dicts of tensors to tensors. It must not wait for the device, and nothing on the
+            host may depend on values there.
+        arguments: of a first call; later ones have their shapes and dtypes.
 
     Raises:
         torch.OutOfMemoryError: from the function.
-        RuntimeError: it cannot be recorded.
+        RuntimeError: the function cannot be recorded.
     """
 
     def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Where tensors lie and in which layout and precision a device runs fastest."""
+"""Where tensors lie, and the layout and precision in which a device runs fastest and repeats itself exactly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def fits_on(device: torch.device, examples: ExampleSet) -> bool:
 
 
 def repeat_exactly(device: torch.device, precision: str) -> None:
-    """Make this process' CUDA kernels give the same bits for the same input; float32 ones in float32, not in TF32."""
+    """Make this process's CUDA kernels give the same bits for the same input, float32 ones without TF32."""
     if device.type != "cuda":
         return
     torch.backends.cudnn.deterministic = True
@@ -30,7 +30,7 @@ def repeat_exactly(device: torch.device, precision: str) -> None:
 
 
 def on_host(tensor: Tensor) -> NDArray[Any]:
-    """A copy of ``tensor`` as an array; from a CUDA device through pinned memory, which is over ten times as fast."""
+    """A copy of ``tensor`` as an array; from a CUDA device through pinned memory, which is over ten times faster."""
     if tensor.device.type != "cuda":
         return tensor.numpy(force=True)
     pinned = torch.empty_like(tensor, device="cpu", pin_memory=True)
@@ -46,19 +46,38 @@ def native_precision() -> str:
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
 
 
+def placed(model: nn.Module, device: torch.device) -> tuple[nn.Module, torch.device]:
+    """``model`` in eval mode, without gradients of parameters, on ``device``; and the device that takes its inputs.
+
+    A model that accelerate has spread over several devices stays there.
+    """
+    model = model.eval().requires_grad_(False)
+    if hasattr(model, "hf_device_map"):
+        return model, next(model.parameters()).device
+    return model.to(device), device
+
+
 def layout_of(model: nn.Module) -> torch.memory_format:
     """Channels last where there are 2d convolutions: the layout in which they run fastest on CPUs and tensor cores."""
     has_convolutions = any(isinstance(module, nn.Conv2d) for module in model.modules())
     return torch.channels_last if has_convolutions else torch.preserve_format
 
 
+def lay_out(model: nn.Module) -> torch.memory_format:
+    """Put ``model`` into the layout in which it runs fastest, in place; the layout."""
+    layout = layout_of(model)
+    if layout != torch.preserve_format:
+        model.to(memory_format=layout)  # type: ignore[call-overload]
+    return layout
+
+
 def with_layout(tensor: Tensor, layout: torch.memory_format) -> Tensor:
-    """``tensor`` in ``layout`` if it is an image batch, as it is otherwise."""
+    """``tensor`` in ``layout`` if it is an image batch, else unchanged."""
     return tensor.contiguous(memory_format=layout) if tensor.ndim == 4 and layout != torch.preserve_format else tensor
 
 
 def select_rows(tensor: Tensor, rows: Tensor, layout: torch.memory_format) -> Tensor:
-    """``tensor[rows]`` in ``layout``: an image batch that lies channels last is copied as it lies, once."""
+    """``tensor[rows]`` in ``layout``; a channels-last image batch is copied only once."""
     if tensor.ndim == 4 and layout == torch.channels_last:
         return with_layout(tensor.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2), layout)
     return tensor.index_select(0, rows)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """How the forward passes are run; chosen once per run, so that results do not depend on who computes them.
+    """How the forward passes are run. It is chosen once per run: results do not depend on which actor computes them.
 
     Attributes:
         mode: ``weights`` or ``rows``.
@@ -35,15 +35,12 @@ class EnginePlan:
         how = _how(self.gradients_compiled, self.gradients_recorded)
         return f"{text}; {self.gradient_rows} rows per gradient pass, {how}"
 
-    def margins_as(self, other: EnginePlan) -> bool:
-        """Whether margins are computed as by ``other``, whatever gradient passes do."""
-        return self._without_gradients() == other._without_gradients()
-
-    def _without_gradients(self) -> EnginePlan:
-        return replace(self, gradient_rows=None, gradients_compiled=False, gradients_recorded=False)
+    def has_form_of(self, other: EnginePlan) -> bool:
+        """Whether the model is prepared as for ``other``, whatever is recorded and whatever gradient passes do."""
+        return (self.mode, self.rows_per_forward, self.compiled) == (other.mode, other.rows_per_forward, other.compiled)
 
     def to_json(self) -> dict[str, Any]:
-        """As in ``run.json``."""
+        """The plan as ``run.json`` and the metadata of shards hold it."""
         return asdict(self)
 
 

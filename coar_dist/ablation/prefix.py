@@ -1,8 +1,8 @@
-"""Reuse of what a mask leaves untouched: layers before its first ablated component give what they always give.
+"""Reuse of activations: layers before a mask's first ablated component give what they always give.
 
 The model is traced, and cut where a single tensor carries all that later layers need (between the blocks of a
 residual net, between the layers of a chain). A mask whose first ablated component comes after a cut runs only the rest,
-on activations that are computed once for all such masks. Leave-one-out is where this pays.
+on activations that are computed once for all such masks. It pays for leave-one-out masks.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from coar_dist.components.index import ComponentIndex
+from coar_dist.tasks.task import Inputs
 
 _log = logging.getLogger(__name__)
 
@@ -51,45 +52,65 @@ class _Tracer(fx.Tracer):
         return module_qualified_name in self._leaves or super().is_leaf_module(m, module_qualified_name)
 
 
-class PrefixCuts:
-    """The cuts of a model, and which of them a mask may use.
+def find_cuts(model: nn.Module, components: ComponentIndex, inputs: Inputs) -> PrefixCuts | None:
+    """The cuts of a model; None where it cannot be cut, and the log says why.
 
     Args:
         model: the prepared model; its submodules are shared, so that masks and gates act in the parts too.
         components: the component index.
-        probe: inputs of a few examples: a cut carries a tensor whose first axis is the batch.
+        inputs: of a few examples: a cut carries a tensor whose first axis is the batch.
+    """
+    if isinstance(inputs, dict):
+        _log.info("activations are not reused: the model takes several inputs")
+        return None
+    try:
+        graph = _Tracer({group.module for group in components.groups}).trace(model)
+        batched = _batched_nodes(model, graph, inputs)
+    except Exception as error:  # tracing runs the user's own forward, which may raise anything on a proxy
+        _log.info("activations are not reused: the model cannot be traced (%s: %s)", type(error).__name__, error)
+        return None
+    return PrefixCuts(model, components, graph, batched)
+
+
+class PrefixCuts:
+    """The cuts of a model, and which of them a mask may use; from ``find_cuts``.
+
+    Args:
+        model: the prepared model.
+        components: the component index.
+        graph: of the model.
+        batched: nodes of the graph that give a tensor whose first axis is the batch.
     """
 
-    def __init__(self, model: nn.Module, components: ComponentIndex, probe: Tensor | dict[str, Tensor]) -> None:
+    def __init__(self, model: nn.Module, components: ComponentIndex, graph: fx.Graph, batched: set[fx.Node]) -> None:
         self._model = model
-        self._cut_of_group: list[int | None] = [None] * len(components.groups)
+        self._graph = graph
         self._offsets = components.offsets
-        if isinstance(probe, dict):
-            _log.info("activations are not reused: the model takes several inputs")
-            return
-        try:
-            self._graph = _Tracer({group.module for group in components.groups}).trace(model)
-            batched = _batched_nodes(model, self._graph, probe)
-        except Exception as error:  # tracing runs the user's own forward, which may raise anything on a proxy
-            _log.info("activations are not reused: the model cannot be traced (%s: %s)", type(error).__name__, error)
-            return
-        nodes = list(self._graph.nodes)
+        nodes = list(graph.nodes)
         positions = [position for position in _cut_positions(nodes) if nodes[position] in batched]
         first_use = _first_uses(nodes)
         self._layers_before = np.cumsum([_has_parameters(model, node) for node in nodes])
-        for number, group in enumerate(components.groups):
+        self._cut_of_group: list[int | None] = []
+        for group in components.groups:
             use = min((first_use[name] for name in _readers(group.module) if name in first_use), default=0)
-            before = [position for position in positions if position < use]
-            self._cut_of_group[number] = before[-1] if before else None
+            self._cut_of_group.append(max((position for position in positions if position < use), default=None))
         self.part = cache(self._part)
 
-    def of_masks(self, masks: NDArray[np.bool_]) -> list[int | None]:
-        """``of_mask`` of every one of ``masks`` (num_masks, num_components)."""
+    def split(self, masks: NDArray[np.bool_]) -> tuple[list[int], list[tuple[Cut, list[int]]]]:
+        """Rows of ``masks`` (num_masks, num_components) with no cut before what they ablate; the others per cut."""
         whole = np.zeros(len(masks), dtype=np.bool_)  # ablates what no cut comes before, as random masks mostly do
         for number, cut in enumerate(self._cut_of_group):
             if cut is None:
                 whole |= ~masks[:, self._offsets[number] : self._offsets[number + 1]].all(axis=1)
-        return [None if is_whole else self.of_mask(mask) for mask, is_whole in zip(masks, whole, strict=True)]
+        alone: list[int] = []
+        by_cut: dict[int, list[int]] = {}
+        for row, mask in enumerate(masks):
+            position = None if whole[row] else self.of_mask(mask)
+            if position is None:
+                alone.append(row)
+            else:
+                by_cut.setdefault(position, []).append(row)
+        return alone, [(self.part(position), rows) for position, rows in by_cut.items()]
 
     def of_mask(self, mask: NDArray[np.bool_]) -> int | None:
         """The last cut before every component that ``mask`` ablates: a node index; None where there is none.
@@ -124,7 +145,7 @@ class PrefixCuts:
         )
 
 
-class _Probe(fx.Interpreter):
+class _BatchedNames(fx.Interpreter):
     def __init__(self, model: nn.Module, graph: fx.Graph, num_rows: int) -> None:
         super().__init__(fx.GraphModule(model, graph))
         self._num_rows = num_rows
@@ -137,10 +158,10 @@ class _Probe(fx.Interpreter):
         return value
 
 
-def _batched_nodes(model: nn.Module, graph: fx.Graph, probe: Tensor) -> set[fx.Node]:
-    interpreter = _Probe(model, graph, len(probe))
+def _batched_nodes(model: nn.Module, graph: fx.Graph, inputs: Tensor) -> set[fx.Node]:
+    interpreter = _BatchedNames(model, graph, len(inputs))
     with torch.no_grad():
-        interpreter.run(probe)
+        interpreter.run(inputs)
     return {node for node in graph.nodes if node.name in interpreter.batched}
 
 

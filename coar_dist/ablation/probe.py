@@ -1,4 +1,4 @@
-"""The probe: two masks on two examples, whose margins every prepared form of a model is held to before it is used."""
+"""The probe: margins of the untouched model, which every faster way of computing them must give before it is used."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from coar_dist.ablation.prefix import PrefixCuts
-from coar_dist.components.gates import gated
-from coar_dist.components.index import ComponentIndex
-from coar_dist.components.masking import WeightMasker
+from coar_dist.ablation.value import ZeroWeights
 from coar_dist.errors import ConfigError, TaskError
 from coar_dist.tasks.task import ExampleSet, Task, call_model
 
@@ -21,25 +19,22 @@ _log = logging.getLogger(__name__)
 
 
 class Probe:
-    """Float32 margins (2,) of the untouched model with zeroed weights, mask i on row i.
+    """Two masks on two examples: float32 margins (2,) of the untouched model with zeroed weights, mask i on example i.
 
     Args:
         task: model (in eval mode, on ``device``), examples, output function.
-        components: the component index.
+        value: what an ablated component is replaced by.
         device: where the model takes its inputs.
 
-    Attributes:
-        device: the same.
-
     Raises:
-        TaskError: two equal forward passes differ, so that margins would be noise.
+        TaskError: two equal forward passes differ: margins would be noise.
     """
 
-    def __init__(self, task: Task, components: ComponentIndex, device: torch.device) -> None:
-        ids = np.arange(components.num_components)
+    def __init__(self, task: Task, value: ZeroWeights, device: torch.device) -> None:
+        ids = np.arange(value.components.num_components)
         self._masks = np.stack([ids % 3 != 0, ids % 3 != 1])
-        self._components = components
-        self.device = device
+        self._value = value
+        self._device = device
         self._output_function = task.output_function
         rows = torch.arange(2) % len(task.examples)
         self._examples = task.examples.select(rows).map(lambda tensor: tensor.to(device))
@@ -58,32 +53,35 @@ class Probe:
         return self._agree(self._zeroed_margins(model), self._expected)
 
     def why_gates_fail(self, model: nn.Module) -> str | None:
-        """Hold gates against zeroed weights: a model may read a weight without calling its module."""
+        """Why gates on ``model`` are wrong (it may read a weight without calling its module); None if right."""
 
         def gated_margins(gates: Tensor, _examples: ExampleSet) -> Tensor:
-            with gated(model, self._components, len(gates), self.device) as gated_model:
+            gated_model = self._value.gated(model, len(gates), self._device)
+            try:
                 gated_model.gates.copy_(gates)
                 return self._margins(model)
+            finally:
+                gated_model.remove()
 
         return self.why_wrong(gated_margins, "a forward pass with gates")
 
     def why_wrong(self, gated_margins: Callable[[Tensor, ExampleSet], Tensor], what: str) -> str | None:
-        """Hold a way to compute margins with gates against zeroed weights; None where they agree.
+        """Why a way to compute margins with gates is wrong; None if it gives the margins of zeroed weights.
 
         Args:
             gated_margins: from gates (2, num_components) float32 and two examples, gates i on example i, to their
                 float32 margins (2,).
-            what: its name, for the reason.
+            what: what the reason calls it.
 
         Raises:
             ConfigError: by ``gated_margins``.
         """
         try:
-            gates = torch.from_numpy(self._masks).to(self.device, torch.float32)
+            gates = torch.from_numpy(self._masks).to(self._device, torch.float32)
             margins = gated_margins(gates, self._examples)
         except ConfigError:
             raise
-        except Exception as error:  # the user's own forward may raise anything when a layer is not what it was
+        except Exception as error:  # the user's own forward may raise anything when a layer has changed
             return f"{what} fails: {type(error).__name__}: {error}"
         if self._agree(margins, self._expected):
             return None
@@ -93,13 +91,14 @@ class Probe:
         )
 
     def parts_are_the_whole(self, model: nn.Module, cuts: PrefixCuts) -> bool:
-        """Hold a model cut in two against the whole one, under a mask that ablates what comes last."""
-        singles = ~np.eye(self._components.num_components, dtype=np.bool_)[self._components.offsets[:-1]]
+        """Whether a model cut in two gives the margins of the whole one, under a mask that ablates its last group."""
+        components = self._value.components
+        singles = ~np.eye(components.num_components, dtype=np.bool_)[components.offsets[:-1]]
         positions = {position: row for row, mask in enumerate(singles) if (position := cuts.of_mask(mask))}
         if not positions:
             return False
         cut, mask = cuts.part(max(positions)), singles[positions[max(positions)]]
-        with WeightMasker(model, self._components).ablated(mask), torch.no_grad():
+        with self._value.masker(model).ablated(mask), torch.no_grad():
             margins = self._margins(lambda inputs: cut.after(cut.before(inputs)))
             expected = self._margins(model)
         if self._agree(margins, expected):
@@ -108,7 +107,7 @@ class Probe:
         return False
 
     def _zeroed_margins(self, model: nn.Module) -> Tensor:
-        masker = WeightMasker(model, self._components)
+        masker = self._value.masker(model)
         margins = []
         for row, mask in enumerate(self._masks):
             with masker.ablated(mask):

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from coar_dist.ablation.placement import layout_of, with_layout
+from coar_dist.ablation.placement import lay_out, layout_of, placed, with_layout
 from coar_dist.ablation.probe import Probe
+from coar_dist.ablation.value import ZeroWeights
 from coar_dist.baselines.along_path import PathAttribution
 from coar_dist.baselines.gradient_x_parameter import by_gates, by_parameters
 from coar_dist.components.discovery import check_components
-from coar_dist.components.gates import why_not_gated
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config.methods import PATH_BASELINES
 from coar_dist.errors import CoarDistError, ConfigError, TaskError
@@ -72,7 +72,8 @@ class GradientBaselines:
         self._num_steps, self._device = num_steps, device
         self._rows = rows_per_pass or (_ROWS_ON_GPU if device.type == "cuda" else _ROWS)
         self._layout = layout_of(task.model)
-        why = why_not_gated(task.model, components) or Probe(task, components, device).why_gates_fail(task.model)
+        value = ZeroWeights(components)
+        why = value.why_not_gated(task.model) or Probe(task, value, device).why_gates_fail(task.model)
         self.why_not_gated = why
         self._path: PathAttribution | None = None
         along_path = [method for method in methods if method in PATH_BASELINES]
@@ -150,8 +151,6 @@ def _two_of(examples: ExampleSet) -> ExampleSet:
 
 def untouched(model: nn.Module, device: torch.device) -> nn.Module:
     """A private model made ready: eval mode, no gradients of parameters, on the device in the layout that suits it."""
-    model = model.eval().requires_grad_(False)
-    if not hasattr(model, "hf_device_map"):  # else it is spread over several devices already
-        model = model.to(device)
-    layout = layout_of(model)
-    return model if layout == torch.preserve_format else model.to(memory_format=layout)  # type: ignore[call-overload]
+    model, _ = placed(model, device)
+    lay_out(model)
+    return model

@@ -66,11 +66,14 @@ class Recording:
         return self._results
 
 
+def record_by(function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coar_dist.ablation.prepared.why_not_recorded", lambda *_: None)
+    monkeypatch.setattr("coar_dist.ablation.passes.RecordedFunction", function)
+
+
 @pytest.fixture
 def recordings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("engine", "gradients"):
-        monkeypatch.setattr(f"coar_dist.ablation.{module}.why_not_recorded", lambda *_: None)
-        monkeypatch.setattr(f"coar_dist.ablation.{module}.RecordedFunction", Recording)
+    record_by(Recording, monkeypatch)
 
 
 @pytest.mark.usefixtures("recordings")
@@ -115,9 +118,7 @@ def test_what_cannot_be_recorded_runs_as_it_is(
     def fails(*_: Any) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    for module in ("engine", "gradients"):
-        monkeypatch.setattr(f"coar_dist.ablation.{module}.why_not_recorded", lambda *_: None)
-        monkeypatch.setattr(f"coar_dist.ablation.{module}.RecordedFunction", fails)
+    record_by(fails, monkeypatch)
     waits = engine(EnginePlan("weights", 4, compiled=False, recorded=True, gradient_rows=4, gradients_recorded=True))
     assert not waits.plan.recorded
     waits.gate_gradients(MASKS, (0, 7))
@@ -134,8 +135,7 @@ def test_a_plan_that_does_not_fit_is_taken_up_with_fewer_rows(monkeypatch: pytes
             raise torch.OutOfMemoryError("3 rows")
         return Recording(function, arguments)
 
-    monkeypatch.setattr("coar_dist.ablation.engine.why_not_recorded", lambda *_: None)
-    monkeypatch.setattr("coar_dist.ablation.engine.RecordedFunction", too_large)
+    record_by(too_large, monkeypatch)
     fits = engine(EnginePlan("rows", 8, compiled=False, recorded=True))
     assert fits.plan == EnginePlan("rows", 2, compiled=False, recorded=True)
     np.testing.assert_allclose(fits.margins(MASKS), TRUTH, rtol=1e-4, atol=2e-5)
@@ -161,14 +161,14 @@ def test_linear_rows_and_input_columns() -> None:
 
 def test_out_of_memory_halves_the_rows_and_goes_on(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     small = engine(EnginePlan("rows", 8, compiled=False))
-    forward = small._margins_of
+    forward = small.model.margins
 
     def limited(model: Any, batch: ExampleSet) -> Any:
         if len(batch) > 2:
             raise torch.OutOfMemoryError("too many rows")
         return forward(model, batch)
 
-    monkeypatch.setattr(small, "_margins_of", limited)
+    monkeypatch.setattr(small.model, "margins", limited)
     np.testing.assert_allclose(small.margins(MASKS), TRUTH, rtol=1e-4, atol=2e-5)
     assert small.plan.rows_per_forward == 2
     assert "out of memory" in caplog.text
@@ -230,7 +230,7 @@ def test_the_plan_is_chosen_among_what_is_not_pinned() -> None:
 
 
 def test_examples_that_do_not_fit_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coar_dist.ablation.engine.fits_on", lambda device, examples: False)
+    monkeypatch.setattr("coar_dist.ablation.prepared.fits_on", lambda device, examples: False)
     for mode in ("weights", "rows"):
         margins = engine(EnginePlan(mode, 4, compiled=False)).margins(MASKS)
         np.testing.assert_allclose(margins, TRUTH, rtol=1e-4, atol=2e-5)

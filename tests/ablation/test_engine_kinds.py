@@ -216,7 +216,7 @@ def test_leave_one_out_reuses_what_a_mask_leaves_untouched(rows: int) -> None:
             copy.deepcopy(task), components, "cpu", "float32", EnginePlan(mode, rows, compiled=False)
         )
         many = np.tile(masks, (8, 1))
-        _, by_cut = engine._split_by_cut(many)
+        _, by_cut = engine._form.split(many, 5, engine._cuts)
         assert sum(len(rows_of_cut) for _, rows_of_cut in by_cut) >= 8 * 9  # conv2, grouped, and the one of all ones
         np.testing.assert_allclose(engine.margins(many), np.tile(truth, (8, 1)), rtol=1e-4, atol=2e-5)
 
@@ -231,8 +231,9 @@ def test_activations_are_reused_only_where_masks_are_enough_to_gain_by_it() -> N
         engine = AblationEngine(
             copy.deepcopy(task), components, "cpu", "float32", EnginePlan(mode, rows, compiled=False)
         )
-        assert engine._split_by_cut(one) == ([0], [])  # the first part and the rest cost what the whole costs
-        assert engine._split_by_cut(np.repeat(one, 12, axis=0))[0] == []
+        # The first part and the rest cost what the whole costs.
+        assert engine._form.split(one, 5, engine._cuts) == ([0], [])
+        assert engine._form.split(np.repeat(one, 12, axis=0), 5, engine._cuts)[0] == []
         np.testing.assert_allclose(engine.margins(one), slow_margins(task, components, one), rtol=1e-4, atol=2e-5)
 
 

@@ -100,9 +100,9 @@ def test_sums_are_the_slow_truth_however_they_are_batched(rows: int | None) -> N
 
 
 def test_unfolded_batch_norms_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coar_dist.ablation.engine.fold_batch_norms", lambda model, components: 0)
+    monkeypatch.setattr("coar_dist.ablation.prepared.fold_batch_norms", lambda model, components: 0)
     engine = engine_for(TASK, FILTERS)
-    assert any(isinstance(module, nn.BatchNorm2d) for module in engine._model.modules())
+    assert any(isinstance(module, nn.BatchNorm2d) for module in engine.model.module.modules())
     assert_true(engine.gate_gradients(MASKS, BLOCK))
 
 
@@ -146,13 +146,13 @@ def test_what_cannot_be_compiled_runs_eagerly(monkeypatch: pytest.MonkeyPatch, c
 def test_margins_and_gradients_take_turns(mode: str) -> None:
     engine = engine_for(TASK, FILTERS, mode=mode)
     engine.close()
-    before = {name: tensor.clone() for name, tensor in engine._model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in engine.model.module.state_dict().items()}
     engine.use(engine.plan)
     for _ in range(2):
         np.testing.assert_allclose(engine.margins(MASKS)[:, slice(*BLOCK)], MARGINS, rtol=1e-4, atol=2e-5)
         assert_true(engine.gate_gradients(MASKS, BLOCK))
     engine.close()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in engine._model.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in engine.model.module.state_dict().items())
 
 
 def test_bfloat16_is_close() -> None:

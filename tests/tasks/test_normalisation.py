@@ -98,9 +98,9 @@ def test_the_engine_in_every_way_against_zeroed_weights(build: Callable[[], nn.M
         assert engine.why_not_gated is None
         assert engine.reuse_activations
         if build is SmallResNet:
-            assert sum(isinstance(m, nn.BatchNorm2d) for m in engine._model.modules()) == 0  # folded
+            assert sum(isinstance(m, nn.BatchNorm2d) for m in engine.model.module.modules()) == 0  # folded
         np.testing.assert_allclose(engine.margins(masks), truth, **tolerance)
-        assert sum(len(rows) for _, rows in engine._split_by_cut(masks)[1]) >= 24
+        assert sum(len(rows) for _, rows in engine._form.split(masks, 7, engine._cuts)[1]) >= 24
     gradients = engine.gate_gradients(masks[:6], (0, 7))
     np.testing.assert_allclose(gradients.margins, truth[:6], **tolerance)
     expected = AblationEngine(plain, components, "cpu", "float32").gate_gradients(masks[:6], (0, 7))

@@ -17,7 +17,6 @@ from coar_dist.ablation.calibration import choose_plan, gradient_cost
 from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.components.index import ComponentIndex
-from coar_dist.components.masking import WeightMasker
 from coar_dist.designs.design import MaskDesign
 from coar_dist.tasks.task import ExampleSet, Task
 from tests.benchmarks.gpu.models import MODELS, BareForward, build
@@ -121,8 +120,8 @@ def throughput(section: Section) -> None:
 
 def write_masks(section: Section, engine: AblationEngine, masks: NDArray[np.bool_], about: str) -> None:
     """The time in which a mask's weights are written, beside that of copying them."""
-    masker = WeightMasker(engine._model, engine.components)
-    weights = [engine._model.get_parameter(group.parameter) for group in engine.components.groups]
+    masker = engine.model.value.masker(engine.model.module)
+    weights = [engine.model.module.get_parameter(group.parameter) for group in engine.components.groups]
     num_bytes = sum(2 * weight.numel() * weight.element_size() for weight in weights)
     with masker.ablating() as zero:
         took = seconds(lambda: [zero(mask) for mask in masks], section.device, 5) / len(masks)

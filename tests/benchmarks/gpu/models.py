@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from coar_dist.ablation.folding import fold_batch_norms
 from coar_dist.ablation.graphs import RecordedFunction
-from coar_dist.ablation.placement import layout_of, with_layout
+from coar_dist.ablation.placement import lay_out, with_layout
 from coar_dist.components.discovery import discover
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 from coar_dist.tasks.models_vit import SmallViT
@@ -147,10 +147,9 @@ class BareForward:
     def __init__(self, task: Task, device: str, precision: str) -> None:
         model = copy.deepcopy(task.model).to(device).eval().requires_grad_(False)
         fold_batch_norms(model, ComponentIndex(()))
-        dtype, layout = getattr(torch, precision), layout_of(model)
+        dtype = getattr(torch, precision)
         self._model = model.to(dtype)
-        if layout != torch.preserve_format:
-            self._model = self._model.to(memory_format=layout)  # type: ignore[call-overload]
+        layout = lay_out(self._model)
         inputs = task.examples.inputs
         assert isinstance(inputs, Tensor)
         inputs = with_layout(inputs.to(device), layout)

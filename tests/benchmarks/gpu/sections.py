@@ -72,7 +72,7 @@ class Section:
         On a CPU the engine's model raises ``torch.OutOfMemoryError`` for more rows.
         """
         if not self.is_cuda:
-            handle = engine._model.register_forward_pre_hook(_OutOfRows(rows_that_fit))
+            handle = engine.model.module.register_forward_pre_hook(_OutOfRows(rows_that_fit))
             try:
                 yield
             finally:
