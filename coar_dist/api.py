@@ -30,9 +30,9 @@ from coar_dist.config.schema import (
     RunConfig,
 )
 from coar_dist.errors import ConfigError
+from coar_dist.store.locations import storage_at
 from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDirectory
-from coar_dist.store.storage import storage_at
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

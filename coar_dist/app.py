@@ -98,7 +98,7 @@ def _inspect(arguments: list[str]) -> int:
     """``coar-dist inspect run.dir=... [verify=true]``: no model, no Ray, nothing is changed."""
     from coar_dist.console.saying import Terminal
     from coar_dist.report.inspection import inspect_run
-    from coar_dist.store.storage import storage_at
+    from coar_dist.store.locations import storage_at
 
     usage = "usage: coar-dist inspect run.dir=... [verify=true]   (verify: read every byte of a large run, too)"
     values = dict(argument.partition("=")[::2] for argument in arguments)

@@ -4,6 +4,8 @@ Every message names the value, the place and the way out. The command line print
 paragraph and exits with 1; a traceback is printed when ``HYDRA_FULL_ERROR=1`` is set.
 """
 
+from __future__ import annotations
+
 
 class CoarDistError(Exception):
     """Base class of all errors that this package raises on purpose."""
@@ -46,7 +48,38 @@ class RunInUseError(CoarDistError, RuntimeError):
 
 
 class DamagedFileError(CoarDistError, RuntimeError):
-    """A file of the run directory is damaged, truncated, or belongs to another run."""
+    """A file of the run directory is damaged, truncated, or belongs to another run.
+
+    Attributes:
+        where: path or URL of the file; empty where no single file is to blame.
+        reason: what is wrong with it, a sentence that names it.
+        stage: that makes it again.
+    """
+
+    where = reason = stage = ""
+
+    @classmethod
+    def of(cls, where: str, reason: str, stage: str, is_found: bool = True) -> DamagedFileError:
+        """The error of whoever meets the file and must not change it.
+
+        Args:
+            where, reason, stage: as the attributes.
+            is_found: whether the stage finds the damage by itself.
+        """
+        way_out = (
+            f"Run the {stage} stage: it sets the file aside and makes it again."
+            if is_found
+            else f"Remove the file and run the {stage} stage: it makes what is missing."
+        )
+        error = cls(f"{reason} {way_out}")
+        error.where, error.reason, error.stage = where, reason, stage
+        return error
+
+    def set_aside(self, new_name: str) -> DamagedFileError:
+        """The same once the file has been renamed to ``new_name``."""
+        return DamagedFileError(
+            f"{self.reason} It was set aside as {new_name}. Run the {self.stage} stage: it makes the file again."
+        )
 
 
 class StorageError(CoarDistError, OSError):

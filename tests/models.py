@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from coar_dist.components.index import ComponentIndex
-from coar_dist.store.storage import LocalStorage
+from coar_dist.store.local_storage import LocalStorage
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import ExampleSet, Task, call_model
 

@@ -221,7 +221,12 @@ def test_inspect_names_what_is_damaged_and_changes_nothing(small_run: RunReader,
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     inspected = run_forked(tmp_path, "inspect", "run.dir=run")
     assert inspected.returncode == 1
-    for text in ("3 files that the next run of their stage makes again", str(flipped), str(truncated), str(foreign)):
+    for text in (
+        "3 files to be removed; the next run of their stage makes them again",
+        str(flipped),
+        str(truncated),
+        str(foreign),
+    ):
         assert text in inspected.stdout, inspected.stdout
     assert "checksum" in inspected.stdout
     assert "belongs to something else" in inspected.stdout

@@ -26,6 +26,7 @@ def fit_leave_one_out(run: RunDirectory) -> bool:
     table = AttributionTable(run, LEAVE_ONE_OUT)
     if table.is_complete(settings, store.blocks):
         return False
+    table.set_aside_wrong(store.blocks)
     unablated = ExampleTable(run).read()["margin"].astype(np.float64)
     for block in store.blocks:
         margins = np.concatenate([batch for _, batch in store.read(block, masks_per_batch=1024)])

@@ -26,6 +26,7 @@ def fit_gradient_baseline(run: RunDirectory, method: str) -> bool:
     table = AttributionTable(run, method)
     if table.is_complete(settings, blocks):
         return False
+    table.set_aside_wrong(blocks)
     unablated = ExampleTable(run).read()["margin"].astype(np.float64)
     for block in blocks:
         weights = store.read(block)

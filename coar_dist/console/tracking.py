@@ -19,7 +19,8 @@ from typing import Any, Protocol
 from coar_dist.config.schema import leaves
 from coar_dist.config.secrets import without_secrets
 from coar_dist.errors import ConfigError
-from coar_dist.store.storage import LocalStorage, Storage
+from coar_dist.store.local_storage import LocalStorage
+from coar_dist.store.storage import Storage
 
 _EVERY_S = 10.0
 _PROJECT = "coar_dist"

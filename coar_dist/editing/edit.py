@@ -19,8 +19,8 @@ from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import WeightMasker
 from coar_dist.errors import ComponentMismatchError, ConfigError
 from coar_dist.store.edits import EditStore
+from coar_dist.store.locations import storage_at
 from coar_dist.store.run_directory import RunDirectory
-from coar_dist.store.storage import storage_at
 from coar_dist.tasks.task import fingerprint_of_tensors
 
 

@@ -29,11 +29,11 @@ from coar_dist.regression.gate_prior import GateSources
 from coar_dist.regression.observations import Observations
 from coar_dist.regression.planning import device
 from coar_dist.store.agreement import correlation_of
-from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable, regression_settings
+from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
 from coar_dist.store.sample import Sample, SampledAttributions, SampledGradients, SampledMargins, draw_sample
-from coar_dist.store.tables import EvaluationTable
+from coar_dist.store.tables import AttributionTable, EvaluationTable
 
 _log = logging.getLogger(__name__)
 MOST_EXAMPLES = 1024
@@ -85,13 +85,14 @@ def evaluate_budgets(
     computed, num_done = False, 0
     for method in methods:
         train = run.margins(TRAIN_DESIGN)
-        stored = regression_settings(run, method, train.blocks)
+        stored = AttributionTable(run, method).settings(train.blocks[0])
         own = {field.name for field in fields(RegressionConfig)} & stored.keys() - {"backend"}
         config = replace(regression, **{**{name: stored[name] for name in own}, "standard_errors": False})
         numbers = _numbers_of_masks(train, shares, config)
         table = BudgetCurveTable(run, method, design_name)
         settings: dict[str, Any] = {"masks": numbers, "examples": most_examples, "seed": _SEED}
         if not table.is_complete(settings):
+            table.set_aside_wrong()
             sample = draw_sample(train.blocks, most_examples, _MOST_BLOCKS, _SEED)
             example_ids = np.concatenate([block[0] + rows for block, rows in sample.items()])
             columns = []

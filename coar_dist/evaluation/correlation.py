@@ -71,6 +71,7 @@ def evaluate(run: RunDirectory, methods: Iterable[str], on_progress: Callable[[i
             store = run.margins(name)
             table = EvaluationTable(run, method, name)
             if not table.is_complete():
+                table.set_aside_wrong()
                 parts = []
                 for block in store.blocks:
                     parts.append(metrics_of(*predictions_and_truth(store, block, *attributions.read(block))))

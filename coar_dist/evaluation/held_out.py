@@ -35,6 +35,7 @@ def measure_ceilings(run: RunDirectory, method: str, on_progress: Callable[[int]
     for num_done, (name, design) in enumerate(run.held_out.items(), start=1):
         table = CeilingTable(run, name, method)
         if why_no_ceiling(design) is None and not table.is_complete():
+            table.set_aside_wrong()
             table.write(_measure(run, name, method))
             computed = True
         on_progress(num_done)

@@ -16,9 +16,10 @@ from coar_dist.interchange.ids import parse_ids
 from coar_dist.interchange.importing import import_attributions, import_margins, read_components
 from coar_dist.interchange.stores import open_masks, open_store
 from coar_dist.interchange.units import MaskUnits
+from coar_dist.store.locations import storage_at
 from coar_dist.store.methods import best_method
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
-from coar_dist.store.storage import Storage, storage_at
+from coar_dist.store.storage import Storage
 
 _T = TypeVar("_T", int, float)
 _KEYS = {

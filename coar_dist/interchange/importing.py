@@ -20,6 +20,7 @@ from coar_dist.designs.design import IMPORTED, MaskDesign
 from coar_dist.errors import ComponentMismatchError, ConfigError, DamagedFileError, RunMismatchError, RunNotFoundError
 from coar_dist.interchange.attribution_files import ResearchAttributions
 from coar_dist.interchange.stores import BLOCK_BYTES, MarginContent, ResearchStore
+from coar_dist.store.aside import damaged_set_aside
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.identity import IMPORTED_FROM
 from coar_dist.store.lock import only_writer
@@ -88,7 +89,7 @@ def import_margins(
     design = MaskDesign(
         IMPORTED, store.num_components, len(content.rows), ablation_fraction, seed=0, fingerprint=content.fingerprint
     )
-    with only_writer(storage) as hold, RunLog(storage, "import-research"):
+    with only_writer(storage) as hold, RunLog(storage, "import-research"), damaged_set_aside(storage, hold):
         _log.info("import of %s from %s as design %s", store.name, store.folder, design_name)
         run = _run_for(store, content, storage, design_name, components)
         role = "train" if design_name == TRAIN_DESIGN else "evaluation"
@@ -156,8 +157,10 @@ def _run_for(
         "ablation.margins_dtype": store.margins.dtype.name,
     }
     run = RunDirectory.create(storage, identity, components, num_examples)
-    if not ExampleTable(run).is_complete():
-        ExampleTable(run).write(None, None, np.full(num_examples, np.nan, dtype=np.float32))
+    examples = ExampleTable(run)
+    examples.set_aside_wrong()
+    if not examples.is_complete():
+        examples.write(None, None, np.full(num_examples, np.nan, dtype=np.float32))
     return run
 
 
@@ -212,12 +215,13 @@ def import_attributions(
         "examples": "" if attributions.num_examples == file.num_examples else attributions.example_ids.tolist(),
         "nan_is_zero": attributions.nan_is_zero,
     }
-    with only_writer(storage) as hold, RunLog(storage, "import-research"):
+    with only_writer(storage) as hold, RunLog(storage, "import-research"), damaged_set_aside(storage, hold):
         _log.info("import of %s as %s", file.path, method)
         table = AttributionTable(run, method)
         blocks = run.margins(TRAIN_DESIGN).blocks
         if table.is_complete(settings, blocks):
             return False
+        table.set_aside_wrong(blocks)
         for first, end in blocks:
             hold.check()
             weights, intercepts = attributions.read(first, end)

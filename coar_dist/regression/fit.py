@@ -119,8 +119,10 @@ def _fit_method(
     settings = _settings(store, config, solver, backend)
     if sources is not None:
         settings |= sources.settings(blocks)
-    if AttributionTable(run, name).is_complete(settings, blocks):
+    table = AttributionTable(run, name)
+    if table.is_complete(settings, blocks):
         return FitResult(name, False, "")
+    table.set_aside_wrong(blocks)
     by = name_of_backend(backend)
     how = f"lasso, {by}" if config.method == "lasso" else f"ridge, {solver}, {by}"
     _log.info("fit %s: %s (%s; %s)", name, how, sizes, why)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from coar_dist.console.saying import Terminal
 from coar_dist.console.tables import new_table
@@ -83,7 +82,7 @@ def inspect_run(storage: Storage, read_everything: bool, terminal: Terminal) -> 
         if size is None:
             say(f"{file} is missing; the ablate stage makes it.")
         else:
-            wrong += filter(None, [why_wrong(storage, file, size, _of(run, content), everything)])
+            wrong += filter(None, [why_wrong(storage, file, run.belongs_to(content), everything, size)])
     if storage.size("model.safetensors") is not None:
         from coar_dist.tasks.training import why_checkpoint_wrong  # torch takes seconds to load
 
@@ -91,16 +90,15 @@ def inspect_run(storage: Storage, read_everything: bool, terminal: Terminal) -> 
     for folder, files in folders.items():
         tables = {file: size for file, size in files.items() if file.endswith(".parquet")}
         for file, size in tables.items():
-            wrong += filter(
-                None, [why_wrong(storage, f"{folder}/{file}", size, _of(run, folder.rpartition("/")[2]), everything)]
-            )
+            belongs_to = run.belongs_to(folder.rpartition("/")[2])
+            wrong += filter(None, [why_wrong(storage, f"{folder}/{file}", belongs_to, everything, size)])
         methods = sorted({file.split(".")[0] for file in tables})
         if folder in _TABLES:
             num_files = counted(len(tables), "file")
             say(f"{folder}: {num_files} of {', '.join(methods)}" if tables else f"{folder}: none yet")
         elif tables:
             say(f"{folder}: {counted(len(tables), 'file')}")
-    _list(say, wrong, "that the next run of their stage makes again")
+    _list(say, wrong, "to be removed; the next run of their stage makes them again")
     aside = _set_aside({"": storage.files(), **folders, **shards})
     _list(say, aside, "set aside earlier; they are not used, and may be deleted")
     if not everything:
@@ -123,10 +121,6 @@ def _set_aside(listed: Mapping[str, Iterable[str]]) -> list[str]:
     """Among the files of some folders."""
     names = (f"{folder}/{file}" for folder, files in listed.items() for file in sorted(files))
     return [name.lstrip("/") for name in names if name.endswith(".damaged")]
-
-
-def _of(run: RunDirectory, content: str) -> dict[str, Any]:
-    return {"content": content, "run": run.fingerprint}
 
 
 def _list(say: Callable[[str], None], lines: list[str], what: str) -> None:

@@ -42,12 +42,14 @@ class Missing:
 
     @classmethod
     def of(cls, run: RunDirectory, session: Session, note: str = "") -> Missing:
-        """Look what is missing; shards that are wrong are set aside, with a warning that ends in ``note``."""
+        """Set aside what is wrong, with a warning for each shard that ends in ``note``, and look what is missing."""
         stores = stores_of(run)
         for _, store in stores.values():
             for reason in store.set_aside_wrong(run.is_new):
                 session.terminal.warn(f"{reason}{note}")
-        return cls(stores, missing_work(run, stores, session.config), ExampleTable(run).is_complete())
+        examples = ExampleTable(run)
+        examples.set_aside_wrong()
+        return cls(stores, missing_work(run, stores, session.config), examples.is_complete())
 
     def __bool__(self) -> bool:
         return bool(self.work.ranges) or not self.has_examples

@@ -11,8 +11,9 @@ from coar_dist.errors import DamagedFileError, MissingWorkError, RunNotFoundErro
 from coar_dist.stages.session import Session
 from coar_dist.stages.stage import Stage
 from coar_dist.store.edits import EDITS, EditStore
+from coar_dist.store.locations import storage_at
 from coar_dist.store.run_directory import RunDirectory
-from coar_dist.store.storage import Storage, storage_at
+from coar_dist.store.storage import Storage
 
 if TYPE_CHECKING:
     from coar_dist.editing.edit import Edit
@@ -48,15 +49,20 @@ def _run(session: Session) -> None:
 
 
 def _made_already(session: Session, storage: Storage, fingerprint: str) -> Edit | None:
-    """The edit that is there, if it is of this fingerprint."""
+    """The edit that is there, if it is of this fingerprint; its damaged files are set aside."""
     from coar_dist.editing.edit import Edit
 
     try:
         run = RunDirectory.open(storage)
+        reasons = EditStore(run).set_aside_damaged()
+        for reason in reasons:
+            session.terminal.warn(reason)
+        if reasons:
+            return None
         record, made_of = EditStore(run).read()
     except (RunNotFoundError, MissingWorkError):
         return None
-    except DamagedFileError as error:
+    except DamagedFileError as error:  # of run.json
         session.terminal.warn(str(error))
         return None
     if made_of == fingerprint:

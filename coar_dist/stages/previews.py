@@ -15,6 +15,7 @@ def write_previews(session: Session, run: RunDirectory, examples: ExampleSet) ->
     if previews is None:
         return
     table = PreviewTable(run)
+    table.set_aside_wrong()
     missing = table.missing()
     if not missing:
         return

@@ -15,9 +15,10 @@ from coar_dist.console.progress import StageProgress
 from coar_dist.console.run_log import RunLog
 from coar_dist.console.saying import Terminal
 from coar_dist.console.tracking import Tracking
+from coar_dist.store.aside import damaged_set_aside
+from coar_dist.store.locations import storage_at
 from coar_dist.store.lock import Hold, only_writer
 from coar_dist.store.run_directory import FOLDERS, RunDirectory
-from coar_dist.store.storage import storage_at
 
 if TYPE_CHECKING:  # a command that reads loads no torch
     from coar_dist.components.index import ComponentIndex
@@ -68,7 +69,7 @@ class Session:
 
     def take(self) -> Hold:
         """Become the run directory's one writer, at the first call: half-written files are removed, log and trackers
-        opened.
+        opened. A damaged file that ends the session from then on is set aside.
 
         Raises:
             RunInUseError: another process writes to it.
@@ -84,6 +85,7 @@ class Session:
             configuration = asdict(self.config)
             _log.info("configuration: %s", json.dumps(configuration, default=repr))
             enter(self.tracking.opened(self.storage, configuration))
+            enter(damaged_set_aside(self.storage, self._hold))
         return self._hold
 
     def release(self) -> None:

@@ -8,9 +8,10 @@ from coar_dist.errors import RunMismatchError
 from coar_dist.stages.collect import Missing, collect
 from coar_dist.stages.session import Session
 from coar_dist.store.edits import EditStore
+from coar_dist.store.local_storage import LocalStorage
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import RunDesign, RunDirectory
-from coar_dist.store.storage import LocalStorage, Storage
+from coar_dist.store.storage import Storage
 from coar_dist.tasks.task import Task
 
 _AS_COLLECTED = ("ablation.precision", "ablation.margins_dtype", "ablation.examples_per_block")

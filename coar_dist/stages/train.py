@@ -9,6 +9,7 @@ from coar_dist.config.schema import ModelConfig, TrainConfig
 from coar_dist.errors import DamagedFileError, RunMismatchError, counted
 from coar_dist.stages.session import Session
 from coar_dist.stages.stage import Stage
+from coar_dist.store.aside import set_aside
 
 
 def _run(session: Session) -> None:
@@ -52,7 +53,7 @@ def _settings(train: TrainConfig, model: ModelConfig) -> dict[str, Any]:
 
 
 def _is_trained(session: Session, settings: dict[str, Any]) -> bool:
-    """Whether the run directory has a checkpoint that can be read.
+    """Whether the run directory has a checkpoint that can be read; a damaged one is set aside.
 
     Raises:
         RunMismatchError: it is of other settings.
@@ -62,7 +63,8 @@ def _is_trained(session: Session, settings: dict[str, Any]) -> bool:
     try:
         found = read_checkpoint(session.storage)
     except DamagedFileError as error:
-        session.terminal.warn(str(error))
+        new_name = set_aside(session.storage, CHECKPOINT)
+        session.terminal.warn(f"{error.reason} Set aside as {new_name}; the model is trained again.")
         return False
     if found is None:
         return False

@@ -12,9 +12,11 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from coar_dist.errors import NonFiniteMarginError
-from coar_dist.store.parquet import matrix_column, matrix_of, write_table
+from coar_dist.store.columns import matrix_column, matrix_of
+from coar_dist.store.parquet import write_table
 from coar_dist.store.shards import ShardFolder
 
 
@@ -30,8 +32,8 @@ class BaselineStore(ShardFolder):
     unit: ClassVar[str] = "examples"
     method: str
 
+    @override
     def bytes_of(self, num_masks: int) -> int:
-        """As in ``ShardFolder``."""
         return self._overhead(2) + num_masks * (8 + 4 * self.num_components)
 
     def write(self, start: int, weights: NDArray[np.float32]) -> None:
@@ -65,13 +67,13 @@ class BaselineStore(ShardFolder):
 
         Raises:
             MissingWorkError: examples are missing.
-            DamagedFileError: a shard is damaged; it has been set aside, and the ablate stage recomputes it.
+            DamagedFileError: a shard is damaged.
         """
         first, end = block
         wanted = [(start, stop) for start, stop in self.require_complete() if stop > first and start < end]
-        tables = self._at_once(lambda shard: self._read_columns(*shard, ["weights"]), wanted)
+        shards = self._at_once(lambda shard: self._read(*shard, ["weights"]), wanted)
         parts = [
-            matrix_of(table["weights"])[max(first - start, 0) : end - start]
-            for (start, _), table in zip(wanted, tables, strict=True)
+            matrix_of(found.columns["weights"])[max(first - start, 0) : end - start]
+            for (start, _), found in zip(wanted, shards, strict=True)
         ]
         return np.concatenate(parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from coar_dist.errors import MissingWorkError
-from coar_dist.store.parquet import is_made_with, read_metadata, read_table, write_table
+from coar_dist.store.parquet import is_made_with, read_current, write_table
 from coar_dist.store.record import fingerprint_of
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
 from coar_dist.store.tables import AttributionTable
@@ -46,8 +45,7 @@ class BudgetCurveTable:
         """The attributions, which know their masks and their regression, and the held-out masks, as they are now."""
         store = self._run.margins(self.design_name)
         return {
-            "content": "budget_curve",
-            "run": self._run.fingerprint,
+            **self._run.belongs_to("budget_curve"),
             "design": store.fingerprint,
             "num_masks": store.num_masks,
             "num_train_masks": self._run.margins(TRAIN_DESIGN).num_masks,
@@ -55,8 +53,12 @@ class BudgetCurveTable:
         }
 
     def is_complete(self, settings: Mapping[str, Any]) -> bool:
-        """Whether the table is there, of what the run holds now and made with ``settings``."""
+        """Whether the table is there, whole, of what the run holds now and made with ``settings``."""
         return is_made_with(self._storage, self.file, {**self._current(), "settings": fingerprint_of(settings)})
+
+    def set_aside_wrong(self) -> None:
+        """For the process that holds the run: set the file aside if it is damaged or of another run."""
+        self._run.set_aside_wrong("budget_curve", self.file)
 
     def write(self, curve: BudgetCurve, settings: Mapping[str, Any]) -> None:
         """Write the table, one row per example and number of masks; NaN is stored as null."""
@@ -80,24 +82,11 @@ class BudgetCurveTable:
         Raises:
             DamagedFileError: it is damaged.
         """
-        if self._storage.size(self.file) is None:
+        columns = ["example_id", "num_masks", "correlation"]
+        found = read_current(self._storage, self.file, "evaluate", self._current, columns)
+        if found is None:
             return None
-        current, found = self._current(), read_metadata(self._storage, self.file)
-        if any(found.get(key) != value for key, value in current.items()):
-            return None
-        table = read_table(self._storage, self.file, current, ["example_id", "num_masks", "correlation"])
+        table = found.columns
         example_ids, num_masks = (np.unique(table[name].to_numpy()) for name in ("example_id", "num_masks"))
         correlations = table["correlation"].to_numpy().reshape(len(example_ids), len(num_masks))
         return BudgetCurve(example_ids, num_masks, correlations)
-
-
-def regression_settings(run: RunDirectory, method: str, blocks: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """The settings that a method's attributions were fitted with.
-
-    Raises:
-        MissingWorkError: they have not been fitted.
-    """
-    file = AttributionTable(run, method).file(blocks[0])
-    if run.storage.size(file) is None:
-        raise MissingWorkError(f"{run.storage.where(file)} is missing: run the fit stage.")
-    return dict(read_metadata(run.storage, file)["settings"])

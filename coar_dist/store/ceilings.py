@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from coar_dist.config.schema import MIN_CEILING_MASKS
 from coar_dist.designs.design import MaskDesign
 from coar_dist.errors import MissingWorkError
-from coar_dist.store.parquet import is_made_with, read_metadata, read_table, write_table
+from coar_dist.store.parquet import is_made_with, read_current, read_metadata, write_table
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.tables import AttributionTable
 
@@ -90,12 +90,16 @@ class CeilingTable:
             "method": method,
             "attributions": AttributionTable(self._run, method).settings_fingerprint(store.blocks),
         }
-        return {"content": "evaluation", "run": self._run.fingerprint, "settings": settings}
+        return {**self._run.belongs_to("evaluation"), "settings": settings}
 
     def is_complete(self) -> bool:
-        """Whether the table is there and of the masks and attributions as they are now; a damaged one is set aside."""
+        """Whether the table is there, whole, and of the masks and attributions as they are now."""
         assert self.method is not None
         return is_made_with(self._storage, self.file, self._belongs_to(self.method))
+
+    def set_aside_wrong(self) -> None:
+        """For the process that holds the run: set the file aside if it is damaged or of another run."""
+        self._run.set_aside_wrong("evaluation", self.file)
 
     def write(self, ceiling: Ceiling) -> None:
         """Write the table."""
@@ -124,20 +128,25 @@ class CeilingTable:
         reason = why_no_ceiling(self._run.design(self.design_name))
         if reason is not None:
             raise MissingWorkError(f"{where}: no ceiling of linear models is estimated, because {reason}.")
-        missing = f"{where} is missing or of earlier attributions: run the evaluate stage."
-        if self._storage.size(self.file) is None:
-            raise MissingWorkError(missing)
-        metadata = read_metadata(self._storage, self.file)
-        settings = metadata.get("settings", {})
-        method = self.method or str(settings.get("method"))
-        belongs_to = self._belongs_to(method)
-        if not is_made_with(self._storage, self.file, belongs_to):
-            raise MissingWorkError(missing)
-        numbers = {name: float("nan") if value is None else float(value) for name, value in metadata[CEILING].items()}
+        found = read_current(self._storage, self.file, "evaluate", self._expected)
+        if found is None:
+            raise MissingWorkError(f"{where} is missing or of earlier attributions: run the evaluate stage.")
+        settings, numbers = found.metadata["settings"], found.metadata[CEILING]
+        known = {name: float("nan") if value is None else float(value) for name, value in numbers.items()}
         return Ceiling(
-            **numbers,
-            correlations=np.asarray(read_table(self._storage, self.file, belongs_to)["correlation"].to_numpy()),
+            **known,
+            correlations=np.asarray(found.columns["correlation"].to_numpy()),
             num_masks=int(settings["num_masks"]),
             num_pairs=int(settings["num_pairs"]),
-            method=method,
+            method=str(settings["method"]),
         )
+
+    def _expected(self) -> dict[str, Any]:
+        """What the file must belong to, with the method that it names where none was asked for."""
+        method = self.method
+        if method is None:
+            there = read_metadata(self._storage, self.file, "evaluate")
+            method = None if there is None else there.get("settings", {}).get("method")
+        if method is None:
+            return {**self._run.belongs_to("evaluation"), "settings": None}  # which no file has
+        return self._belongs_to(str(method))

@@ -18,7 +18,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from coar_dist.errors import DamagedFileError, MissingWorkError
-from coar_dist.store.parquet import read_table, write_table
+from coar_dist.store.aside import set_aside
+from coar_dist.store.parquet import read_content, write_table
 from coar_dist.store.record import fingerprint_of
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.storage import Storage
@@ -89,7 +90,7 @@ class EditStore:
             if (content.pop("format"), content.pop("sweep")) != (_FORMAT, self.sweep.fingerprint):
                 raise ValueError("it is of another run or version")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedFileError(f"{where} is damaged: {error}. The edit stage makes it anew.") from error
+            raise DamagedFileError.of(where, f"{where} is damaged: {error}.", "edit") from error
         settings = str(content.pop("settings"))
         return dict(content), settings
 
@@ -101,7 +102,7 @@ class EditStore:
         """Write ``curve.parquet``."""
         names = CurvePoint.__dataclass_fields__
         columns = {name: pa.array([getattr(point, name) for point in points]) for name in names}
-        write_table(self._storage, _CURVE_FILE, columns, self._belongs_to("curve"))
+        write_table(self._storage, _CURVE_FILE, columns, self.sweep.belongs_to("curve"))
 
     def read_curve(self) -> list[CurvePoint]:
         """The rows of ``curve.parquet``.
@@ -116,7 +117,7 @@ class EditStore:
         """Write ``each.parquet``: columns of one value per target, and the ids of the components of each edit."""
         lists = pa.array([list(map(int, ids)) for ids in components], pa.list_(pa.int64()))
         table = {name: pa.array(values, from_pandas=True) for name, values in columns.items()}
-        write_table(self._storage, _EACH_FILE, {**table, "components": lists}, self._belongs_to("each"))
+        write_table(self._storage, _EACH_FILE, {**table, "components": lists}, self.sweep.belongs_to("each"))
 
     def read_each(self) -> dict[str, Any]:
         """The columns of ``each.parquet``, (num_targets,) each, ``components`` a list of lists; NaN for null.
@@ -129,9 +130,23 @@ class EditStore:
         return {**arrays, "components": table["components"].to_pylist()}
 
     def _table(self, name: str, content: str) -> pa.Table:
-        if self._storage.size(name) is None:
+        found = read_content(self._storage, name, "edit", self.sweep.belongs_to(content))
+        if found is None:
             raise MissingWorkError(f"{self._storage.where(name)} is missing: run the edit stage.")
-        return read_table(self._storage, name, self._belongs_to(content))
+        return found.columns
 
-    def _belongs_to(self, content: str) -> dict[str, Any]:
-        return {"content": content, "run": self.sweep.fingerprint}
+    def set_aside_damaged(self) -> list[str]:
+        """For the process that holds the run: set aside the files of the edit that cannot be read.
+
+        Returns:
+            Why, for each, and its new name.
+        """
+        reasons = []
+        for name, read in ((EDIT_FILE, self.read), (_CURVE_FILE, self.read_curve), (_EACH_FILE, self.read_each)):
+            try:
+                read()
+            except MissingWorkError:
+                pass
+            except DamagedFileError as error:
+                reasons.append(f"{error.reason} Set aside as {set_aside(self._storage, name)}")
+        return reasons

@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from coar_dist.errors import MissingWorkError
-from coar_dist.store.parquet import read_table, set_aside_wrong, write_table
+from coar_dist.store.parquet import is_made_with, read_content, write_table
 from coar_dist.store.run_directory import RunDirectory
 
 _FILE = "examples.parquet"
@@ -23,8 +23,12 @@ class ExampleTable:
         self._run, self._storage = run, run.storage
 
     def is_complete(self) -> bool:
-        """Whether the file is there and whole; a damaged one is set aside."""
-        return set_aside_wrong(self._storage, _FILE, self._run.belongs_to("examples"))
+        """Whether the file is there and whole."""
+        return is_made_with(self._storage, _FILE, self._run.belongs_to("examples"))
+
+    def set_aside_wrong(self) -> None:
+        """For the process that holds the run: set the file aside if it is damaged or of another run."""
+        self._run.set_aside_wrong("examples", _FILE)
 
     def write(
         self,
@@ -59,8 +63,11 @@ class ExampleTable:
 
         Returns:
             Whether there was anything to change.
+
+        Raises:
+            MissingWorkError, DamagedFileError: as of ``read``.
         """
-        old = read_table(self._storage, _FILE, self._run.belongs_to("examples"))
+        old = self._read()
         new = {name: pa.array(values) for name, values in columns.items()}
         kept = {name: old[name].combine_chunks() for name in old.column_names}
         if all(name in kept and kept[name].equals(values) for name, values in new.items()):
@@ -75,8 +82,12 @@ class ExampleTable:
             MissingWorkError: the file is not there.
             DamagedFileError: it is damaged.
         """
-        if self._storage.size(_FILE) is None:
-            raise MissingWorkError(f"{self._storage.where(_FILE)} is missing: run the ablate stage.")
-        table = read_table(self._storage, _FILE, self._run.belongs_to("examples"))
+        table = self._read()
         arrays = {name: table[name].to_numpy() for name in table.column_names}
         return {name: array.astype(np.str_) if array.dtype == object else array for name, array in arrays.items()}
+
+    def _read(self) -> pa.Table:
+        found = read_content(self._storage, _FILE, "ablate", self._run.belongs_to("examples"))
+        if found is None:
+            raise MissingWorkError(f"{self._storage.where(_FILE)} is missing: run the ablate stage.")
+        return found.columns

@@ -15,9 +15,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from coar_dist.errors import NonFiniteMarginError, RunMismatchError
-from coar_dist.store.parquet import matrix_column, matrix_of, read_metadata, write_table
+from coar_dist.store.columns import matrix_column, matrix_of
+from coar_dist.store.parquet import write_table
 from coar_dist.store.shards import ShardFolder
 
 
@@ -54,8 +56,8 @@ class GradientStore(ShardFolder):
     content: ClassVar[str] = "gradients"
     block: tuple[int, int]
 
+    @override
     def bytes_of(self, num_masks: int) -> int:
-        """As in ``ShardFolder``."""
         num_examples = self.block[1] - self.block[0]
         rows = num_examples * (8 + 4 * num_masks + 2 * 4 * self.num_components)
         metadata = num_masks * -(-self.num_components // 8) + 2 * 8 * self.num_components  # in base64
@@ -106,8 +108,9 @@ class GradientStore(ShardFolder):
 
         Raises:
             MissingWorkError: masks are missing.
+            DamagedFileError: a shard's footer is damaged.
         """
-        footers = [read_metadata(self.storage, self.file(*masks)) for masks in self._whole_shards()]
+        footers = [self._read_metadata(*masks) for masks in self._whole_shards()]
         return np.concatenate([self._masks_of(metadata) for metadata in footers])
 
     def read(self) -> Iterator[tuple[NDArray[np.bool_], GateGradients]]:
@@ -115,7 +118,7 @@ class GradientStore(ShardFolder):
 
         Raises:
             MissingWorkError: masks are missing.
-            DamagedFileError: a shard is damaged; it has been set aside, and the ablate stage recomputes it.
+            DamagedFileError: a shard is damaged.
         """
         shards = self._whole_shards()
         yield from self._at_once(lambda masks: self._read_shard(*masks), shards)
@@ -131,8 +134,8 @@ class GradientStore(ShardFolder):
         return shards
 
     def _read_shard(self, start: int, stop: int) -> tuple[NDArray[np.bool_], GateGradients]:
-        table = self._read_columns(start, stop, None)
-        metadata = read_metadata(self.storage, self.file(start, stop))
+        found = self._read(start, stop, None)
+        metadata, table = found.metadata, found.columns
         margins = matrix_of(table["margins"])
         squares = [_decoded(metadata[f"{state}_squares"], "<f8") for state in ("kept", "ablated")]
         sums = [matrix_of(table[state]) for state in ("kept", "ablated")]
@@ -142,6 +145,7 @@ class GradientStore(ShardFolder):
         bits = _decoded(metadata["masks"], np.uint8).reshape(metadata["stop"] - metadata["start"], -1)
         return np.unpackbits(bits, axis=1, count=self.num_components, bitorder="little").astype(np.bool_)
 
+    @override
     def _belongs_to(self, start: int, stop: int) -> dict[str, Any]:
         return {**super()._belongs_to(start, stop), "examples": list(self.block)}
 

@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from coar_dist.errors import RunInUseError, StorageError
-from coar_dist.store.storage import LocalStorage, ObjectStorage, Storage
+from coar_dist.store.local_storage import LocalStorage
+from coar_dist.store.object_storage import ObjectStorage
+from coar_dist.store.storage import Storage
 
 _FILE = "driver.lock"
 _LEASE = re.compile(r"driver\.lock\.(\d{8})")

@@ -13,9 +13,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from typing_extensions import override
 
-from coar_dist.errors import NonFiniteMarginError
-from coar_dist.store.parquet import masks_of, matrix_column, matrix_of, packed_column, write_table
+from coar_dist.errors import DamagedFileError, NonFiniteMarginError
+from coar_dist.store.columns import masks_of, matrix_column, matrix_of, packed_column
+from coar_dist.store.parquet import write_table
 from coar_dist.store.shards import ShardFolder
 
 
@@ -40,8 +42,8 @@ class MarginStore(ShardFolder):
         step = self.examples_per_block
         return [(start, min(start + step, self.num_examples)) for start in range(0, self.num_examples, step)]
 
+    @override
     def bytes_of(self, num_masks: int) -> int:
-        """As in ``ShardFolder``."""
         values = self.num_examples * np.dtype(self.dtype).itemsize
         return self._overhead(2 + len(self.blocks)) + num_masks * (8 + -(-self.num_components // 8) + values)
 
@@ -97,7 +99,7 @@ class MarginStore(ShardFolder):
 
         Raises:
             MissingWorkError: masks are missing.
-            DamagedFileError: a shard is damaged; it has been set aside, and the ablate stage recomputes it.
+            DamagedFileError: a shard is damaged.
         """
         ranges = self.require_complete()
         first, end = masks or (0, self.num_masks)
@@ -121,11 +123,11 @@ class MarginStore(ShardFolder):
         self, start: int, stop: int, block: tuple[int, int] | None
     ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         names = ["mask_id", "mask"] + ([] if block is None else [_column(block[0])])
-        table = self._read_columns(start, stop, names)
+        table = self._read(start, stop, names).columns
         if not np.array_equal(table["mask_id"].to_numpy(), np.arange(start, stop)):
             where = self._where(start, stop)
             reason = f"{where} is damaged: its mask ids are not {start}..{stop - 1} in order."
-            raise self._set_aside(start, stop, reason)
+            raise DamagedFileError.of(where, reason, "ablate", is_found=False)
         masks = masks_of(table["mask"], self.num_components)
         if block is None:
             return masks, np.empty((len(masks), 0), dtype=np.float32)

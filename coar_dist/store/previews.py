@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from coar_dist.errors import DamagedFileError
-from coar_dist.store.parquet import read_table, set_aside, why_wrong, write_table
+from coar_dist.store.aside import set_aside
+from coar_dist.store.parquet import read_content, why_wrong, write_table
 from coar_dist.store.run_directory import PREVIEWS, TRAIN_DESIGN, RunDirectory
 
 
@@ -28,20 +29,18 @@ class PreviewTable:
         return f"{PREVIEWS}/{block[0]:08d}-{block[1]:08d}.parquet"
 
     def _belongs_to(self) -> dict[str, Any]:
-        return {"content": PREVIEWS, "run": self._run.fingerprint}
+        return self._run.belongs_to(PREVIEWS)
 
     def missing(self) -> list[tuple[int, int]]:
-        """The blocks without a file, by one listing: whoever reads a file verifies it, and sets a damaged one aside.
+        """The blocks without a file."""
+        names = self._listed()
+        return [block for block in self._blocks if self.file(block) not in names]
 
-        In a run whose run.json has just been written, files of another run are set aside here.
-        """
-        sizes = self._listed()
-        if self._run.is_new:
-            for name, size in list(sizes.items()):
-                if why_wrong(self._storage, name, size, self._belongs_to(), read_everything=False) is not None:
-                    set_aside(self._storage, name)
-                    del sizes[name]
-        return [block for block in self._blocks if self.file(block) not in sizes]
+    def set_aside_wrong(self) -> None:
+        """For the process that holds the run: set aside the files whose footer shows that they must not be used."""
+        for name, size in self._listed().items():
+            if why_wrong(self._storage, name, self._belongs_to(), read_everything=False, size=size) is not None:
+                set_aside(self._storage, name)
 
     def write(self, block: tuple[int, int], images: Sequence[bytes], width: int, height: int) -> None:
         """Write the previews of one example block.
@@ -60,34 +59,33 @@ class PreviewTable:
         }
         write_table(self._storage, self.file(block), columns, self._belongs_to())
 
-    def read(self, example_ids: Sequence[int]) -> dict[int, bytes]:
+    def read(self, example_ids: Sequence[int]) -> tuple[dict[int, bytes], list[str]]:
         """The pictures of those of the examples that have one; only their blocks are read.
 
         Args:
             example_ids: of the run, in any order.
 
         Returns:
-            By example id a whole PNG or JPEG file, told apart by its first bytes.
-
-        Raises:
-            DamagedFileError: a file is damaged or of another run; it has been set aside, so that the next call does
-                without, and the ablate stage makes it anew.
+            By example id a whole PNG or JPEG file, told apart by its first bytes; and, for each file that is damaged or
+            of another run and so gives no pictures, what is wrong with it and the way out.
         """
-        sizes = self._listed()
+        names = self._listed()
         images: dict[int, bytes] = {}
+        damaged: list[str] = []
         for block in self._blocks:
             wanted = [int(i) for i in example_ids if block[0] <= i < block[1]]
             name = self.file(block)
-            if not wanted or name not in sizes:
+            if not wanted or name not in names:
                 continue
             try:
-                column = read_table(self._storage, name, self._belongs_to(), ["image"])["image"]
+                # The ablate stage looks at footers alone, so it does not find every damage.
+                found = read_content(self._storage, name, "ablate", self._belongs_to(), ["image"], is_found=False)
             except DamagedFileError as error:
-                raise DamagedFileError(
-                    f"{error} It was set aside as {set_aside(self._storage, name)}; the ablate stage makes it anew."
-                ) from error
-            images |= {i: column[i - block[0]].as_py() for i in wanted}
-        return images
+                damaged.append(str(error))
+                continue
+            if found is not None:
+                images |= {i: found.columns["image"][i - block[0]].as_py() for i in wanted}
+        return images, damaged
 
     def _listed(self) -> dict[str, int]:
         return {f"{PREVIEWS}/{name}": size for name, size in self._storage.files(PREVIEWS).items()}

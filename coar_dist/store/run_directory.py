@@ -13,11 +13,12 @@ import pyarrow as pa
 from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.design import IMPORTED, MaskDesign, Rule
 from coar_dist.errors import DamagedFileError, MissingWorkError, RunNotFoundError
+from coar_dist.store.aside import set_aside, set_aside_wrong
 from coar_dist.store.baselines import BaselineStore
 from coar_dist.store.gradients import GradientStore
 from coar_dist.store.identity import check_design, check_identity, check_probe
 from coar_dist.store.margins import MarginStore
-from coar_dist.store.parquet import read_table, set_aside, set_aside_wrong, write_table
+from coar_dist.store.parquet import read_content, write_table
 from coar_dist.store.record import RUN_FILE, fingerprint_of, new_record, read_record, write_record
 from coar_dist.store.shards import ShardFolder
 from coar_dist.store.storage import Storage
@@ -109,8 +110,9 @@ class RunDirectory:
         return run
 
     def _write_components(self, components: ComponentIndex) -> None:
-        """Write ``components.parquet`` where it is missing or damaged: the identity says what belongs into it."""
-        if set_aside_wrong(self.storage, _COMPONENTS_FILE, self.belongs_to("components")):
+        """Write ``components.parquet`` where it is missing or wrong: the identity says what belongs into it."""
+        self.set_aside_wrong("components", _COMPONENTS_FILE)
+        if self.storage.size(_COMPONENTS_FILE) is not None:
             return
         columns = {name: pa.array(values) for name, values in components.table().items()}
         write_table(self.storage, _COMPONENTS_FILE, columns, self.belongs_to("components"))
@@ -143,10 +145,13 @@ class RunDirectory:
     @cached_property
     def components(self) -> ComponentIndex:
         """The component index, from ``components.parquet``."""
-        table = read_table(self.storage, _COMPONENTS_FILE, self.belongs_to("components"))
-        index = ComponentIndex.from_table(table.to_pydict())
+        where = self.storage.where(_COMPONENTS_FILE)
+        found = read_content(self.storage, _COMPONENTS_FILE, "ablate", self.belongs_to("components"))
+        if found is None:
+            raise MissingWorkError(f"{where} is missing: run the ablate stage.")
+        index = ComponentIndex.from_table(found.columns.to_pydict())
         if index.fingerprint != self.identity["components"]:
-            raise DamagedFileError(f"{self.storage.where(_COMPONENTS_FILE)} does not belong to this run.")
+            raise DamagedFileError(f"{where} is not of this run's components. Remove it and run the ablate stage.")
         return index
 
     @property
@@ -311,5 +316,10 @@ class RunDirectory:
         return [self.margins(design_name)]
 
     def belongs_to(self, content: str) -> dict[str, Any]:
-        """What the metadata of a file of this run say, whatever it holds."""
+        """What the metadata of this run's files of such content say."""
         return {"content": content, "run": self.fingerprint}
+
+    def set_aside_wrong(self, content: str, *names: str) -> None:
+        """For the process that holds the run: set aside the files that are damaged, of other content or another run."""
+        for name in names:
+            set_aside_wrong(self.storage, name, self.belongs_to(content))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from coar_dist.store.gradients import GateGradients, GradientStore
 from coar_dist.store.margins import MarginStore
@@ -39,7 +40,7 @@ def draw_sample(blocks: list[tuple[int, int]], num_examples: int, num_blocks: in
 
 @dataclass(frozen=True)
 class SampledMargins(MarginStore):
-    """Margins of the sampled examples.
+    """The columns of the sampled examples.
 
     Attributes:
         sample: which.
@@ -57,17 +58,17 @@ class SampledMargins(MarginStore):
         """The blocks that have any sampled example."""
         return list(self.sample)
 
+    @override
     def read(
         self, block: tuple[int, int] | None, masks_per_batch: int, masks: tuple[int, int] | None = None
     ) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.float32]]]:
-        """As in ``MarginStore``, with the sampled examples' columns."""
         for batch, margins in super().read(block, masks_per_batch, masks):
             yield batch, margins if block is None else np.ascontiguousarray(margins[:, self.sample[block]])
 
 
 @dataclass(frozen=True)
 class SampledGradients(GradientStore):
-    """Gate gradients of one block's sampled examples.
+    """The rows of one block's sampled examples; sums of squares over all examples are scaled to the sample's share.
 
     Attributes:
         rows: the examples' places in the block.
@@ -80,8 +81,8 @@ class SampledGradients(GradientStore):
         """The same store through a sample."""
         return cls(**_fields(store), rows=sample[store.block])
 
+    @override
     def read(self) -> Iterator[tuple[NDArray[np.bool_], GateGradients]]:
-        """As in ``GradientStore``; sums of squares over all examples are scaled to the sample's share of them."""
         for masks, gradients in super().read():
             share = len(self.rows) / len(gradients.kept)
             yield (
@@ -97,14 +98,14 @@ class SampledGradients(GradientStore):
 
 
 class SampledAttributions(AttributionTable):
-    """Attributions of the sampled examples."""
+    """The rows of the sampled examples."""
 
     def __init__(self, run: RunDirectory, method: str, sample: Sample) -> None:
         super().__init__(run, method)
         self._sample = sample
 
+    @override
     def read(self, block: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """As in ``AttributionTable``, with the sampled examples' rows."""
         weights, intercepts = super().read(block)
         return weights[self._sample[block]], intercepts[self._sample[block]]
 

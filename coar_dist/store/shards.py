@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, TypeVar
 
-import pyarrow as pa
-
 from coar_dist.errors import DamagedFileError, MissingWorkError, RunMismatchError
-from coar_dist.store.parquet import read_metadata, read_table, set_aside, why_wrong
+from coar_dist.store.aside import set_aside
+from coar_dist.store.parquet import FOREIGN, Content, read_content, read_metadata, why_wrong
 from coar_dist.store.storage import Storage
 
 _T = TypeVar("_T")
@@ -98,7 +97,7 @@ class ShardFolder:
     def _wrong_of(self, listed: Mapping[tuple[int, int], int], check: Check) -> dict[tuple[int, int], str]:
         def why(masks: tuple[int, int]) -> str | None:
             name, belongs_to = self.file(*masks), self._belongs_to(*masks)
-            return why_wrong(self.storage, name, listed[masks], belongs_to, check == "everything")
+            return why_wrong(self.storage, name, belongs_to, check == "everything", listed[masks])
 
         wrong: dict[tuple[int, int], str] = {}
         if check != "names":
@@ -116,13 +115,15 @@ class ShardFolder:
         return self.storage.where(self.file(start, stop))
 
     def set_aside_wrong(self, is_new_run: bool) -> list[str]:
-        """Rename the shards whose footer shows that they must not be used, and say why for each.
+        """For the process that holds the run: set aside the shards whose footer shows that they must not be used.
 
-        Of very many shards only the names are looked at: opening each takes a while, and whoever reads one
-        verifies it.
+        Of very many shards only the names are looked at: opening each takes a while, and whoever reads one verifies it.
 
         Args:
             is_new_run: whether the identity has just been written, so that it may be the identity that is wrong.
+
+        Returns:
+            Why, for each, and its new name.
 
         Raises:
             RunMismatchError: the identity is new, and there are more shards of another run than of this one.
@@ -130,7 +131,7 @@ class ShardFolder:
         self.storage.sweep(self.folder)
         listed = self._listed()
         wrong = self._wrong_of(listed, "footers" if is_new_run or len(listed) <= _MOST_FOOTERS else "names")
-        foreign = sum("belongs to something else" in reason for reason in wrong.values())
+        foreign = sum(FOREIGN in reason for reason in wrong.values())
         if is_new_run and foreign > len(listed) - len(wrong):
             raise RunMismatchError(
                 f"{self.storage.where(self.folder)} holds {foreign} shards of another run, whose run.json is lost. "
@@ -141,9 +142,13 @@ class ShardFolder:
         ]
 
     def made_by(self) -> dict[str, Any]:
-        """The metadata of the first shard: how it was made; empty if there is none."""
+        """The metadata of the first shard: how it was made; empty if there is none.
+
+        Raises:
+            DamagedFileError: its footer is damaged.
+        """
         for start, stop in self.ranges()[:1]:
-            return read_metadata(self.storage, self.file(start, stop))
+            return self._read_metadata(start, stop)
         return {}
 
     def missing(self, without: Collection[tuple[int, int]] = ()) -> list[tuple[int, int]]:
@@ -200,18 +205,25 @@ class ShardFolder:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _read_columns(self, start: int, stop: int, columns: Sequence[str] | None) -> pa.Table:
-        """The columns of one shard, verified; a damaged shard is set aside.
+    def _read(self, start: int, stop: int, columns: Sequence[str] | None) -> Content:
+        """The columns of one shard with its metadata, verified.
 
         Raises:
             DamagedFileError: it cannot be used.
+            MissingWorkError: it has been set aside since it was listed.
         """
-        name = self.file(start, stop)
-        try:
-            return read_table(self.storage, name, self._belongs_to(start, stop), columns)
-        except DamagedFileError as error:
-            raise self._set_aside(start, stop, error) from error
+        name, belongs_to = self.file(start, stop), self._belongs_to(start, stop)
+        # The ablate stage looks at footers alone, so it does not find every damage.
+        found = read_content(self.storage, name, "ablate", belongs_to, columns, is_found=False)
+        if found is None:
+            raise self._gone(start, stop)
+        return found
 
-    def _set_aside(self, start: int, stop: int, reason: object) -> DamagedFileError:
-        new_name = set_aside(self.storage, self.file(start, stop))
-        return DamagedFileError(f"{reason} It was set aside as {new_name}; the ablate stage recomputes it.")
+    def _read_metadata(self, start: int, stop: int) -> dict[str, Any]:
+        found = read_metadata(self.storage, self.file(start, stop), "ablate")
+        if found is None:
+            raise self._gone(start, stop)
+        return found
+
+    def _gone(self, start: int, stop: int) -> MissingWorkError:
+        return MissingWorkError(f"{self._where(start, stop)} is missing: run the ablate stage.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,22 +10,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from coar_dist.errors import DamagedFileError, MissingWorkError
+from coar_dist.errors import MissingWorkError
 from coar_dist.store.agreement import METRICS
+from coar_dist.store.columns import matrix_column, matrix_of
 from coar_dist.store.methods import attribution_file, fitted_methods
-from coar_dist.store.parquet import (
-    column_names,
-    is_made_with,
-    matrix_column,
-    matrix_of,
-    read_metadata,
-    read_table,
-    set_aside,
-    write_table,
-)
+from coar_dist.store.parquet import Content, is_made_with, read_content, read_current, read_metadata, write_table
 from coar_dist.store.record import fingerprint_of
 from coar_dist.store.run_directory import RunDirectory
 
+_CONTENT = "attributions"
 QUALITY = ("r2", "r2_new", "duality_gap")
 
 
@@ -59,7 +52,11 @@ class Attributions:
 
 
 class AttributionTable:
-    """The attributions of one method: per example one weight per component, an intercept, a penalty, their quality."""
+    """The attributions of one method: per example one weight per component, an intercept, a penalty, their quality.
+
+    Whatever is read of a block is of one fit, also while the block is fitted again. Blocks may be of different fits as
+    long as a fit is under way, or after it was interrupted; the fit stage completes it.
+    """
 
     def __init__(self, run: RunDirectory, method: str) -> None:
         self._run, self._storage = run, run.storage
@@ -70,11 +67,15 @@ class AttributionTable:
         return attribution_file(self.method, block)
 
     def is_complete(self, settings: Mapping[str, Any], blocks: list[tuple[int, int]]) -> bool:
-        """Whether all example blocks are there, made with ``settings``; damaged files are set aside."""
+        """Whether all example blocks are there, whole, made with ``settings``."""
         return all(is_made_with(self._storage, self.file(block), self._belongs_to(settings)) for block in blocks)
 
+    def set_aside_wrong(self, blocks: list[tuple[int, int]]) -> None:
+        """For the process that holds the run: set aside the files that are damaged or of another run."""
+        self._run.set_aside_wrong(_CONTENT, *(self.file(block) for block in blocks))
+
     def _belongs_to(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        return {"content": "attributions", "run": self._run.fingerprint, "settings": dict(settings)}
+        return {**self._run.belongs_to(_CONTENT), "settings": dict(settings)}
 
     def write(self, block: tuple[int, int], settings: Mapping[str, Any], attributions: Attributions) -> None:
         """Write the attributions of one example block.
@@ -104,9 +105,9 @@ class AttributionTable:
 
         Raises:
             MissingWorkError: the file is not there.
-            DamagedFileError: it is damaged or of another run; it has been set aside.
+            DamagedFileError: it is damaged or of another run.
         """
-        table = self._read(block, ["intercept", "weights"])
+        table = self._read(block, ["intercept", "weights"]).columns
         return matrix_of(table["weights"]), table["intercept"].to_numpy()
 
     def read_quality(self, block: tuple[int, int]) -> dict[str, NDArray[np.float64]]:
@@ -116,12 +117,16 @@ class AttributionTable:
             MissingWorkError, DamagedFileError: as ``read``.
         """
         names = ["regularisation", *QUALITY]
-        table = self._read(block, names)
+        table = self._read(block, names).columns
         return {name: np.asarray(table[name].to_numpy()) for name in names}
 
     def has_standard_errors(self, block: tuple[int, int]) -> bool:
-        """Whether the attributions of one example block, which must be there, were fitted with standard errors."""
-        return "standard_errors" in column_names(self._storage, self.file(block))
+        """Whether the attributions of one example block were fitted with standard errors.
+
+        Raises:
+            MissingWorkError, DamagedFileError: as ``read``.
+        """
+        return "standard_errors" in self._metadata([block])[0]["sha256"]
 
     def read_standard_errors(self, block: tuple[int, int]) -> NDArray[np.float32]:
         """Standard errors of the weights (block length, num_components).
@@ -130,45 +135,57 @@ class AttributionTable:
             MissingWorkError: the file is not there, or was fitted without them.
             DamagedFileError: as ``read``.
         """
-        name = self.file(block)
-        if self._storage.size(name) is not None and not self.has_standard_errors(block):
+        table = self._read(block, [], ["standard_errors"]).columns
+        if not table.column_names:
             raise MissingWorkError(
-                f"{self._storage.where(name)} has no standard errors: run the fit stage with "
+                f"{self._storage.where(self.file(block))} has no standard errors: run the fit stage with "
                 f"regression.standard_errors=true."
             )
-        return matrix_of(self._read(block, ["standard_errors"])["standard_errors"])
+        return matrix_of(table["standard_errors"])
 
-    def _read(self, block: tuple[int, int], columns: list[str]) -> pa.Table:
+    def _read(self, block: tuple[int, int], columns: list[str], optional: Sequence[str] = ()) -> Content:
         name = self.file(block)
-        if self._storage.size(name) is None:
+        found = read_content(self._storage, name, "fit", self._run.belongs_to(_CONTENT), columns, optional)
+        if found is None:
             there = ", ".join(fitted_methods(self._run))
             others = f" There are attributions of {there}: name one of these as method, or" if there else ""
             raise MissingWorkError(
                 f"{self._storage.where(name)} is missing.{others} run the fit stage for {self.method!r}."
             )
-        try:
-            return read_table(self._storage, name, {"content": "attributions", "run": self._run.fingerprint}, columns)
-        except DamagedFileError as error:
-            raise DamagedFileError(
-                f"{error} It was set aside as {set_aside(self._storage, name)}; the fit stage makes it anew."
-            ) from error
+        return found
 
-    def settings_fingerprint(self, blocks: list[tuple[int, int]]) -> str:
-        """SHA-256 over the settings of all blocks: changes whenever the attributions are made anew in another way.
+    def settings(self, block: tuple[int, int]) -> dict[str, Any]:
+        """What the attributions of one example block were made with.
 
         Raises:
-            MissingWorkError: a block is not there.
+            MissingWorkError: the file is not there.
+            DamagedFileError: it is damaged.
         """
-        missing = [self.file(block) for block in blocks if self._storage.size(self.file(block)) is None]
+        return dict(self._metadata([block])[0]["settings"])
+
+    def settings_fingerprint(self, blocks: list[tuple[int, int]]) -> str:
+        """SHA-256 over the settings of all blocks: another one whenever the attributions are made in another way.
+
+        Raises:
+            MissingWorkError: a block is not there; the message names all that are not.
+            DamagedFileError: one is damaged.
+        """
+        return fingerprint_of({"settings": [metadata["settings"] for metadata in self._metadata(blocks)]})
+
+    def _metadata(self, blocks: list[tuple[int, int]]) -> list[dict[str, Any]]:
+        found = {file: read_metadata(self._storage, file, "fit") for file in map(self.file, blocks)}
+        missing = [file for file, metadata in found.items() if metadata is None]
         if missing:
             raise MissingWorkError(f"attributions of {self.method!r} lack {', '.join(missing)}: run the fit stage.")
-        return fingerprint_of(
-            {"settings": [read_metadata(self._storage, self.file(block))["settings"] for block in blocks]}
-        )
+        return [metadata for metadata in found.values() if metadata is not None]
 
 
 class EvaluationTable:
-    """How well one method predicts each example's margins on one held-out design."""
+    """How well one method predicts each example's margins on one held-out design.
+
+    What is read is of the attributions and masks that the run holds; after another fit it is missing until the evaluate
+    stage has run.
+    """
 
     def __init__(self, run: RunDirectory, method: str, design_name: str) -> None:
         self._run, self._storage = run, run.storage
@@ -177,7 +194,7 @@ class EvaluationTable:
         self.file = f"evaluation/{method}.{design_name}.parquet"
 
     def _belongs_to(self) -> dict[str, Any]:
-        """The attributions and the masks that the metrics are of, as they are now."""
+        """The attributions and the masks that the metrics are to be of, as they are now."""
         store = self._run.margins(self.design_name)
         settings = {
             "design": store.fingerprint,
@@ -185,11 +202,15 @@ class EvaluationTable:
             "attributions": AttributionTable(self._run, self.method).settings_fingerprint(store.blocks),
             "metrics": list(METRICS),
         }
-        return {"content": "evaluation", "run": self._run.fingerprint, "settings": settings}
+        return {**self._run.belongs_to("evaluation"), "settings": settings}
 
     def is_complete(self) -> bool:
-        """Whether the table is there and of the attributions as they are now; a damaged file is set aside."""
+        """Whether the table is there, whole, and of the attributions as they are now."""
         return is_made_with(self._storage, self.file, self._belongs_to())
+
+    def set_aside_wrong(self) -> None:
+        """For the process that holds the run: set the file aside if it is damaged or of another run."""
+        self._run.set_aside_wrong("evaluation", self.file)
 
     def write(self, metrics: Mapping[str, NDArray[np.float64]]) -> None:
         """Write the table; NaN (undefined) is stored as null.
@@ -212,12 +233,11 @@ class EvaluationTable:
         """For each name of ``METRICS`` (num_examples,) float64; NaN where undefined.
 
         Raises:
-            MissingWorkError: the table is not there, or is of attributions that have been fitted anew since.
+            MissingWorkError: the table is not there, or is of earlier attributions.
             DamagedFileError: it is damaged.
         """
-        belongs_to = self._belongs_to()
-        if not is_made_with(self._storage, self.file, belongs_to):
+        found = read_current(self._storage, self.file, "evaluate", self._belongs_to, METRICS)
+        if found is None:
             where = self._storage.where(self.file)
             raise MissingWorkError(f"{where} is missing or of earlier attributions: run the evaluate stage.")
-        table = read_table(self._storage, self.file, belongs_to, METRICS)
-        return {name: np.asarray(table[name].to_numpy()) for name in METRICS}
+        return {name: np.asarray(found.columns[name].to_numpy()) for name in METRICS}

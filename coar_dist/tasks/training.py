@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from coar_dist.config.schema import TrainConfig
 from coar_dist.errors import ConfigError, DamagedFileError, TaskError, TrainingError
-from coar_dist.store.parquet import set_aside
 from coar_dist.store.storage import Storage
 from coar_dist.tasks.checkpoints import state_to_save
 from coar_dist.tasks.outputs import IGNORED_TOKEN, OUTPUT_FUNCTIONS, logits_of
@@ -211,16 +210,9 @@ def read_checkpoint(storage: Storage) -> tuple[dict[str, Tensor], dict[str, Any]
     """The weights and settings that ``write_checkpoint`` wrote; None where there are none.
 
     Raises:
-        DamagedFileError: the file is damaged; it has been set aside.
+        DamagedFileError: the file is damaged.
     """
-    if storage.size(CHECKPOINT) is None:
-        return None
-    try:
-        return _parse(storage)
-    except DamagedFileError as error:
-        raise DamagedFileError(
-            f"{error} It was set aside as {set_aside(storage, CHECKPOINT)}; the train stage makes it anew."
-        ) from error
+    return None if storage.size(CHECKPOINT) is None else _parse(storage)
 
 
 def why_checkpoint_wrong(storage: Storage) -> str | None:
@@ -229,7 +221,7 @@ def why_checkpoint_wrong(storage: Storage) -> str | None:
         if storage.size(CHECKPOINT) is not None:
             _parse(storage)
     except DamagedFileError as error:
-        return str(error)
+        return error.reason
     return None
 
 
@@ -243,7 +235,8 @@ def _parse(storage: Storage) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise ValueError("it does not have the checksum that it was written with")
         return state, dict(json.loads(metadata["train"]))
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise DamagedFileError(f"{storage.where(CHECKPOINT)} is damaged: {type(error).__name__}: {error}.") from error
+        where = storage.where(CHECKPOINT)
+        raise DamagedFileError.of(where, f"{where} is damaged: {type(error).__name__}: {error}.", "train") from error
 
 
 def _checksum(state: Mapping[str, Tensor], trained_with: str) -> str:

@@ -33,9 +33,9 @@ from coar_dist.cluster.work import Counts, DriverCallbacks, SharedPlan, Work
 from coar_dist.components.discovery import discover
 from coar_dist.config.schema import ClusterConfig
 from coar_dist.designs.design import MaskDesign
+from coar_dist.store.locations import storage_at
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import RunDesign, RunDirectory
-from coar_dist.store.storage import storage_at
 from tests.models import small_task
 
 CONSOLE = Console(width=110)

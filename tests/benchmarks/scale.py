@@ -27,8 +27,8 @@ from coar_dist.cluster.ranges import RangesToDo, WorkRange
 from coar_dist.cluster.schedule import Schedule
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 from coar_dist.designs.design import MaskDesign
+from coar_dist.store.local_storage import LocalStorage
 from coar_dist.store.run_directory import RunDesign, RunDirectory
-from coar_dist.store.storage import LocalStorage
 
 RANGES_IN_FLIGHT = 2
 ACTORS_PER_NODE = 8

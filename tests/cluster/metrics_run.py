@@ -10,7 +10,7 @@ from pathlib import Path
 
 import ray
 
-from coar_dist.store.storage import storage_at
+from coar_dist.store.locations import storage_at
 from tests.cluster.driving import drive, only_once
 from tests.cluster.scraping import scraped_until
 

@@ -20,8 +20,7 @@ from coar_dist.cluster import driver, visibility
 from coar_dist.cluster.schedule import Schedule
 from coar_dist.components.discovery import discover
 from coar_dist.errors import ClusterError, NonFiniteMarginError, RangeFailedError, StorageError, TaskError
-from coar_dist.store.parquet import read_metadata
-from coar_dist.store.storage import storage_at
+from coar_dist.store.locations import storage_at
 from tests.cluster.driving import PLAN, drive, only_once
 from tests.models import slow_margins
 
@@ -40,7 +39,7 @@ def test_all_ranges_are_computed_and_the_plan_is_chosen_once(tmp_path: Path) -> 
     assert driven.progress[-1][0] == 30
     store = driven.store
     assert store.missing() == []
-    assert read_metadata(store.storage, store.file(0, 4))["engine"] == driven.starts[0].plan.to_json()
+    assert store.made_by()["engine"] == driven.starts[0].plan.to_json()
     masks, margins = next(store.read((0, 7), 100))
     components = discover(driven.task.model, "conv_filters")
     np.testing.assert_allclose(margins, slow_margins(driven.task, components, masks), rtol=1e-4, atol=2e-5)

@@ -16,8 +16,8 @@ from coar_dist.console import progress
 from coar_dist.console.saying import Terminal
 from coar_dist.report.inspection import inspect_run
 from coar_dist.stages.pipeline import run_stages
+from coar_dist.store.locations import storage_at
 from coar_dist.store.reader import RunReader
-from coar_dist.store.storage import storage_at
 
 STYLE = re.compile(r"\x1b\[[\d;]*m")
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;\d+)*m")

@@ -19,8 +19,8 @@ from coar_dist.console import tracking
 from coar_dist.console.tracking import TRACKERS, Tracking, check_tracking
 from coar_dist.errors import ConfigError
 from coar_dist.stages.pipeline import run_stages
+from coar_dist.store.locations import storage_at
 from coar_dist.store.reader import RunReader
-from coar_dist.store.storage import storage_at
 from tests.models import local_storage, small_task
 
 NUM_MASKS, NUM_HELD_OUT = 60, 40

@@ -34,9 +34,9 @@ from coar_dist.interchange.stores import open_store
 from coar_dist.stages.pipeline import run_stages
 from coar_dist.store.agreement import METRICS
 from coar_dist.store.examples import ExampleTable
+from coar_dist.store.locations import storage_at
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import RunDesign, RunDirectory
-from coar_dist.store.storage import storage_at
 from coar_dist.store.tables import EvaluationTable
 from tests.interchange.research import initialize_store, update_row, write_store
 from tests.models import local_storage, random_masks, small_task

@@ -86,11 +86,10 @@ def test_errors_of_workers_are_the_user_s_own(data: Any, tmp_path: Path, ray_clu
     path.write_bytes(content)
     with (
         on_cluster(ClusterConfig(max_actors=1), way_out="") as execute,
-        pytest.raises(DamagedFileError, match="set aside"),
+        pytest.raises(DamagedFileError, match=rf"{path} is damaged: column") as raised,
     ):
         fit(run, RegressionConfig(), lambda _: None, execute)
-    with pytest.raises(MissingWorkError, match=r"lacks 100 of 200 masks: 100\.\.199"):
-        fit(run, RegressionConfig(), lambda _: None)
+    assert raised.value.where == str(path)
 
 
 def test_solvers_of_every_size_agree(data: Any, tmp_path: Path) -> None:
@@ -252,15 +251,18 @@ def test_what_cannot_be_judged_is_refused_or_said(data: Any, tmp_path: Path) -> 
     assert np.isfinite(np.delete(errors, 7, axis=1)).all()
 
 
-def test_damaged_attributions_are_made_anew(data: Any, tmp_path: Path) -> None:
+def test_damaged_attributions_are_made_again(data: Any, tmp_path: Path) -> None:
     run = run_of(tmp_path, *data)
     weights = fitted(run).weights().copy()
     path = tmp_path / "attributions" / "coar.00000000-00000004.parquet"
     content = bytearray(path.read_bytes())
     content[content.index(weights[2].tobytes())] ^= 1
     path.write_bytes(content)
+    with pytest.raises(DamagedFileError, match="Run the fit stage: it sets the file aside"):
+        RunReader(run).weights()
     assert fit(run, RegressionConfig(), lambda _: None)[0].is_new
     np.testing.assert_array_equal(RunReader(run).weights(), weights)
+    assert path.with_name(f"{path.name}.damaged").exists()
     with pytest.raises(MissingWorkError, match=r"coar_laso.* There are attributions of coar: name one"):
         RunReader(run).quality(method="coar_laso")
 

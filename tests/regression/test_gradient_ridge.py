@@ -198,9 +198,8 @@ def test_missing_and_damaged_gradients_are_named(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DamagedFileError, match="set aside"):
+    with pytest.raises(DamagedFileError, match=rf"{path} is damaged: column.* run the ablate stage"):
         fit(run, RegressionConfig(), lambda _: None)
-    assert store.missing() == [(10, 20)]
 
 
 def test_a_shard_cannot_be_cut(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from coar_dist.errors import MissingWorkError, StorageError
 from coar_dist.report.summary import summarise
 from coar_dist.stages.pipeline import run_stages
 from coar_dist.store.agreement import METRICS
-from coar_dist.store.storage import LocalStorage
+from coar_dist.store.local_storage import LocalStorage
 from coar_dist.store.tables import EvaluationTable
 
 

@@ -27,8 +27,8 @@ from coar_dist.config.schema import (
 )
 from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunMismatchError, TaskError
 from coar_dist.stages.pipeline import run_stages
+from coar_dist.store.locations import storage_at
 from coar_dist.store.reader import RunReader
-from coar_dist.store.storage import storage_at
 from coar_dist.tasks.outputs import output_function
 from tests.cluster.driving import only_once
 from tests.models import slow_margins, small_task
@@ -175,7 +175,7 @@ def test_damage_found_in_the_fit_is_named_and_mended_by_the_next_run(tmp_path: P
     shard.write_bytes(content)
     config = Config(stages=["fit"], run=RunConfig(str(root_of(run))))
     console = Console(file=io.StringIO())
-    with pytest.raises(DamagedFileError, match=r"the ablate stage recomputes it"):
+    with pytest.raises(DamagedFileError, match=r"set aside as margins/train/.*Run the ablate stage"):
         run_stages(config, console)
     with pytest.raises(MissingWorkError, match=r"lacks 8 of 40 masks: 16\.\.23"):
         run_stages(config, console)

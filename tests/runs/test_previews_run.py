@@ -69,7 +69,7 @@ def test_private_examples_leave_neither_pictures_nor_texts(tmp_path: Path) -> No
     run = attribute(tmp_path / "run", previews=False)
     assert not (tmp_path / "run" / "previews").exists()
     assert "excerpt" not in run.examples()
-    assert PreviewTable(run.directory).read([0]) == {}
+    assert PreviewTable(run.directory).read([0]) == ({}, [])
     margins = {name: content for name, content in files_of(tmp_path / "run").items() if name != "examples.parquet"}
     shown = attribute(tmp_path / "run")  # the same run, so that it goes on
     assert shown.examples()["excerpt"].tolist() == TEXTS

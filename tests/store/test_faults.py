@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from coar_dist.errors import StorageError
-from coar_dist.store import storage as storage_module
+from coar_dist.store import local_storage
+from coar_dist.store.local_storage import LocalStorage
 from coar_dist.store.lock import only_writer
-from coar_dist.store.storage import LocalStorage
 from tests.small_run import files_of, run_small, without_ray
 
 
@@ -76,7 +76,7 @@ def test_reads_that_fail_condemn_no_file(
             return builtins.open(path, mode)
 
         with monkeypatch.context() as patch, without_ray():
-            patch.setattr(storage_module, "open", failing, raising=False)
+            patch.setattr(local_storage, "open", failing, raising=False)
             with pytest.raises(StorageError, match=rf"cannot be read: .*{os.strerror(number)}"):
                 run_small(root)
     assert not list(root.rglob("*.damaged"))

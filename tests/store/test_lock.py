@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from coar_dist.errors import RunInUseError, StorageError
+from coar_dist.store.local_storage import LocalStorage
 from coar_dist.store.lock import only_writer
-from coar_dist.store.storage import LocalStorage
 
 HOLD = """
 import sys, time
 from coar_dist.store.lock import only_writer
-from coar_dist.store.storage import storage_at
+from coar_dist.store.locations import storage_at
 with only_writer(storage_at(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -12,8 +12,10 @@ import pytest
 
 from coar_dist.errors import ConfigError, RunInUseError, StorageError
 from coar_dist.store import lock
+from coar_dist.store.locations import storage_at
 from coar_dist.store.lock import holder_of, only_writer
-from coar_dist.store.storage import ObjectStorage, Storage, storage_at
+from coar_dist.store.object_storage import ObjectStorage
+from coar_dist.store.storage import Storage
 from tests.models import local_storage
 from tests.object_store import BUCKET, ObjectStore
 
@@ -48,10 +50,17 @@ def test_files_are_written_whole_listed_read_in_parts_and_renamed(storage: Stora
     assert storage.folders("margins/train") == storage.folders("nowhere") == []
     assert storage.size("margins/train/a") == 10
     assert storage.read("margins/train/a") == b"0123456789"
-    assert storage.read("margins/train/a", 3, 7) == b"3456"
-    assert storage.read("margins/train/a", 8, 20) == b"89"
-    assert storage.read("margins/train/a", 5, 5) == b""
-    storage.write("margins/train/a", b"new")
+    assert storage.open("margins/train/c") is None
+    file = storage.open("margins/train/a")
+    assert file is not None
+    with file:
+        assert file.size == 10
+        assert file.read(3, 7) == b"3456"
+        assert file.read(8, 20) == b"89"
+        assert file.read(5, 5) == b""
+        assert not file.was_replaced()
+        storage.write("margins/train/a", b"new")
+        assert file.was_replaced()
     storage.move("margins/train/a", "margins/train/a.damaged")
     storage.sweep("margins/train")
     assert storage.files("margins/train") == {"a.damaged": 3, "b": 0}
@@ -59,10 +68,7 @@ def test_files_are_written_whole_listed_read_in_parts_and_renamed(storage: Stora
         storage.read("margins/train/a")
 
 
-def test_a_failing_object_store_is_asked_again(
-    in_bucket: ObjectStorage, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("coar_dist.store.storage._PAUSES_S", (0.01, 0.01, 0.01))
+def test_a_failing_object_store_is_asked_again(in_bucket: ObjectStorage, object_store: ObjectStore) -> None:
     object_store.fail_every = 3
     before = object_store.num_failures
     try:
@@ -113,7 +119,7 @@ def test_a_bucket_that_is_not_there_and_missing_credentials_are_named(
 ) -> None:
     with pytest.raises(StorageError, match=r"s3://nowhere/run/a cannot be written: .*bucket.*does not exist"):
         storage_at("s3://nowhere/run").write("a", b"")
-    code = "from coar_dist.store.storage import storage_at; storage_at('s3://bucket/run').write('a', b'')"
+    code = "from coar_dist.store.locations import storage_at; storage_at('s3://bucket/run').write('a', b'')"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     environment |= {"AWS_EC2_METADATA_DISABLED": "true", "HOME": "/nonexistent"}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
@@ -159,7 +165,7 @@ def test_a_lease_of_a_process_that_is_known_to_be_dead_is_taken_at_once(in_bucke
     code = f"""
 import os
 from coar_dist.store.lock import only_writer
-from coar_dist.store.storage import storage_at
+from coar_dist.store.locations import storage_at
 with only_writer(storage_at({in_bucket.location!r})):
     os._exit(0)
 """

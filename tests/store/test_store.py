@@ -21,9 +21,11 @@ from coar_dist.errors import (
     StorageError,
 )
 from coar_dist.store.agreement import METRICS
+from coar_dist.store.aside import damaged_set_aside
+from coar_dist.store.locations import storage_at
+from coar_dist.store.lock import only_writer
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import RunDesign, RunDirectory
-from coar_dist.store.storage import storage_at
 from coar_dist.store.tables import Attributions, AttributionTable, EvaluationTable
 from tests.models import local_storage, random_masks
 
@@ -63,9 +65,11 @@ def read_all(store: MarginStore, masks_per_batch: int = 100) -> tuple[np.ndarray
     return masks, np.concatenate(columns, axis=1)
 
 
-def read_or_none(store: MarginStore) -> tuple[np.ndarray, np.ndarray] | None:
+def read_by_holder(store: MarginStore) -> tuple[np.ndarray, np.ndarray] | None:
+    """What the process that holds the run reads; None where it had to set a shard aside."""
     try:
-        return read_all(store)
+        with only_writer(store.storage) as hold, damaged_set_aside(store.storage, hold):
+            return read_all(store)
     except DamagedFileError:
         return None
 
@@ -139,7 +143,7 @@ def test_a_damaged_shard_is_never_used(
     path.write_bytes(content if damage == "flip" else content[:offset])
     reasons = store.set_aside_wrong(is_new_run=False)
     if not reasons:
-        stored = read_or_none(store)
+        stored = read_by_holder(store)
         if stored is not None:  # the flipped bit means nothing to the reader
             np.testing.assert_array_equal(stored[0], masks)
             np.testing.assert_array_equal(stored[1], margins)
@@ -163,7 +167,7 @@ def test_shards_of_another_run_or_design_are_set_aside(tmp_path: Path) -> None:
         store.set_aside_wrong(is_new_run=True)
     reasons = store.set_aside_wrong(is_new_run=False)
     assert len(reasons) == 2
-    assert "belongs to something else: its design differ" in reasons[0]
+    assert "belongs to something else: its design differs." in reasons[0]
     assert store.missing() == [(0, 20)]
 
 
@@ -175,8 +179,9 @@ def test_of_very_many_shards_only_the_names_are_looked_at(tmp_path: Path, monkey
     path.write_bytes(path.read_bytes()[:-9])
     assert store.set_aside_wrong(is_new_run=False) == []
     assert list(store.wrong_shards("footers")) == [(5, 10)]
-    with pytest.raises(DamagedFileError, match=r"0000000005-0000000010\.parquet is damaged, truncated.*recomputes it"):
+    with pytest.raises(DamagedFileError, match=r"0000000005-0000000010\.parquet is damaged, .*Remove the file"):
         read_all(store)
+    assert read_by_holder(store) is None
     assert store.missing() == [(5, 10)]
 
 
@@ -227,7 +232,7 @@ def test_run_json_and_components_are_checked(tmp_path: Path) -> None:
     new_run(tmp_path.with_name("other"), **{"model.weights": "x"})
     other = (tmp_path.with_name("other") / "components.parquet").read_bytes()
     (tmp_path / "components.parquet").write_bytes(other)
-    with pytest.raises(DamagedFileError, match="does not belong here"):
+    with pytest.raises(DamagedFileError, match=r"belongs to something else: its run differs.*ablate stage"):
         _ = RunDirectory.open(storage_at(tmp_path)).components
     new_run(tmp_path)  # the ablate stage has the index in hand
     assert RunDirectory.open(storage_at(tmp_path)).components == COMPONENTS
@@ -256,8 +261,10 @@ def test_attribution_tables(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 4] ^= 4
     path.write_bytes(content)
-    with pytest.raises(DamagedFileError, match=r"set aside as .*fit stage"):
+    with pytest.raises(DamagedFileError, match=r"is damaged: .*Run the fit stage: it sets the file aside and makes"):
         table.read((3, 6))
+    table.set_aside_wrong(blocks)
+    assert {path.name for path in path.parent.glob("*.damaged")} == {f"{path.name}.damaged"}
     with pytest.raises(MissingWorkError, match="run the fit stage"):
         table.read((3, 6))
     with pytest.raises(MissingWorkError, match=r"lack attributions/coar\.00000003-00000006"):

@@ -6,7 +6,6 @@ predictions of the model, and others at random. The attributions are read twice,
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coar_dist.errors import DamagedFileError
 from coar_dist.evaluation.correlation import predict
 from coar_dist.report.page.layers import LayerShares, LayerSums
 from coar_dist.report.summary import Summary
@@ -92,6 +90,7 @@ class ShownExamples:
         galleries: of the components that are strongest most often.
         others: image and excerpt of every example in a gallery that is not among ``shown``.
         layers: shares of the weight by layer, over all examples.
+        damaged_previews: what is wrong with the files whose pictures are not shown.
     """
 
     method: str
@@ -101,6 +100,7 @@ class ShownExamples:
     galleries: list[Gallery]
     others: dict[int, tuple[bytes | None, str | None]]
     layers: LayerShares
+    damaged_previews: list[str]
 
 
 def gather_examples(run: RunDirectory, summary: Summary) -> ShownExamples:
@@ -131,7 +131,7 @@ def gather_examples(run: RunDirectory, summary: Summary) -> ShownExamples:
     strongest = [_strongest(row) for row in weights]
     galleries = _galleries(run, method.method, strongest)
     in_galleries = {example for gallery in galleries for example, _ in (*gallery.raised, *gallery.lowered)}
-    previews = _previews(run, sorted({*chosen.tolist(), *in_galleries}))
+    previews, damaged = PreviewTable(run).read(sorted({*chosen.tolist(), *in_galleries}))
     excerpts = examples.get("excerpt")
 
     def excerpt_of(example_id: int) -> str | None:
@@ -154,7 +154,7 @@ def gather_examples(run: RunDirectory, summary: Summary) -> ShownExamples:
         for i, example_id in enumerate(chosen.tolist())
     ]
     others = {i: (previews.get(i), excerpt_of(i)) for i in sorted(in_galleries - set(chosen.tolist()))}
-    return ShownExamples(method.label, run.num_examples, design, shown, galleries, others, layers.result())
+    return ShownExamples(method.label, run.num_examples, design, shown, galleries, others, layers.result(), damaged)
 
 
 def choose(examples: dict[str, NDArray[Any]], correlations: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -203,13 +203,6 @@ def _first_margins(
             masks, of_block = next(store.read((first, end), num_masks, (0, num_masks)))
             margins[:, at] = of_block[:, chosen[at] - first]
     return masks, margins
-
-
-def _previews(run: RunDirectory, example_ids: list[int]) -> dict[int, bytes]:
-    """Pictures of those that have one; a damaged file is set aside, which the page says among its findings."""
-    while True:
-        with contextlib.suppress(DamagedFileError):
-            return PreviewTable(run).read(example_ids)
 
 
 def _strongest(weights: NDArray[np.float32]) -> NDArray[np.int64]:

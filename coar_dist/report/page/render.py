@@ -115,7 +115,7 @@ def _rendered(run: RunDirectory, summary: Summary, examples: ShownExamples, figu
         largest_share=max((row.share for row in layers), default=1.0),
         examples=examples,
         edits=_edits(run),
-        findings=_findings(run, summary, history),
+        findings=_findings(run, summary, history, examples.damaged_previews),
         history=history,
         ceiling_label=CEILING_LABEL,
         designs=run.designs,
@@ -161,7 +161,7 @@ def _layer_rows(layers: LayerShares) -> list[_LayerRow]:
     return [_LayerRow(name, int(num), float(share), float(share / even)) for name, num, share, even in columns]
 
 
-def _findings(run: RunDirectory, summary: Summary, history: History) -> list[str]:
+def _findings(run: RunDirectory, summary: Summary, history: History, damaged: list[str]) -> list[str]:
     """What is to be known about the data before the results are trusted."""
     texts = []
     examples = ExampleTable(run).read()
@@ -182,11 +182,9 @@ def _findings(run: RunDirectory, summary: Summary, history: History) -> list[str
     undefined = {method.label: method.num_undefined["correlation"] for method in summary.methods}
     texts += [f"{label}: {count:,} correlations are undefined." for label, count in undefined.items() if count]
     aside = files_set_aside(run)
-    texts.append(
-        f"{len(aside):,} damaged or foreign files were set aside and made anew: {_names(aside)}."
-        if aside
-        else "No file was damaged."
-    )
+    if aside:
+        texts.append(f"{len(aside):,} damaged or foreign files were set aside and made again: {_names(aside)}.")
+    texts += damaged if aside or damaged else ["No file was damaged."]
     if history.num_unreadable:
         texts.append(f"{history.num_unreadable:,} lines of the logs cannot be read.")
     return texts

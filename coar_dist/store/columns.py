@@ -1,0 +1,45 @@
+"""Arrays as Arrow columns, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+
+def matrix_column(matrix: NDArray[Any]) -> pa.Array:
+    """(num_rows, width) floats as a fixed_size_list[width] column."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(matrix).reshape(-1)), matrix.shape[1])
+
+
+def matrix_of(column: pa.ChunkedArray) -> NDArray[Any]:
+    """The inverse of ``matrix_column``."""
+    return _values(column).reshape(len(column), -1)
+
+
+def packed_column(masks: NDArray[np.bool_]) -> pa.Array:
+    """(num_masks, num_components) bool as fixed_size_binary: bit i, least significant first, is component i."""
+    packed = np.packbits(masks, axis=1, bitorder="little")
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(packed.shape[1]), len(packed), [None, pa.py_buffer(np.ascontiguousarray(packed))]
+    )
+
+
+def masks_of(column: pa.ChunkedArray, num_components: int) -> NDArray[np.bool_]:
+    """The inverse of ``packed_column``."""
+    packed = _values(column).reshape(len(column), -1)
+    return np.unpackbits(packed, axis=1, count=num_components, bitorder="little").view(np.bool_)
+
+
+def _values(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
+    """The flat values of a column of numbers, booleans, fixed-size lists or fixed-size binaries; null becomes NaN."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if pa.types.is_fixed_size_list(array.type):
+        array = array.flatten()
+    if pa.types.is_fixed_size_binary(array.type):
+        width = array.type.byte_width
+        data = np.frombuffer(array.buffers()[1], dtype=np.uint8, count=(array.offset + len(array)) * width)
+        return data[array.offset * width :]
+    return np.asarray(array.to_numpy(zero_copy_only=False))

@@ -1,0 +1,180 @@
+"""The bytes of the run directory's Parquet files: checksums that cover every one of them.
+
+The file's metadata holds, under the key ``coar_dist``, what the file belongs to, one SHA-256 per column over its bytes
+in the file (the first column's include the file's first four), and one over the footer. A reader of some columns
+verifies just what it reads, before a byte of it is parsed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from typing_extensions import override
+
+from coar_dist.store.storage import StoredFile
+
+_METADATA_KEY = "coar_dist"
+_MAGIC = b"PAR1"
+_LENGTH_AND_MAGIC = 8
+_READ_ACROSS = 2**18
+"""Columns that lie so near to each other are read together."""
+_FOOTER_CHECKSUM = re.compile(rb'\{"footer_sha256": "([0-9a-f]{64})"')
+_UNKNOWN = "0" * 64
+
+
+class WrongError(Exception):
+    """What is wrong with a file: the end of a sentence that begins with its name."""
+
+
+def encoded(columns: Mapping[str, pa.Array], belongs_to: Mapping[str, Any], compress: bool) -> bytes:
+    """The content of a file of Arrow arrays of equal length, one row group."""
+    table = pa.table(dict(columns))
+    # The footer's checksum comes first, where ``_FOOTER_CHECKSUM`` finds it.
+    metadata = {"footer_sha256": _UNKNOWN, **belongs_to, "sha256": dict.fromkeys(columns, _UNKNOWN)}
+    sink = pa.BufferOutputStream()
+    # Margins, weights and random bits do not compress, and have no statistics worth asking for.
+    compression = "ZSTD" if compress else "NONE"
+    with pq.ParquetWriter(
+        sink, table.schema, compression=compression, use_dictionary=False, write_statistics=False
+    ) as writer:
+        writer.write_table(table, row_group_size=max(len(table), 1))
+        writer.add_key_value_metadata({_METADATA_KEY: json.dumps(metadata)})
+    content = bytearray(sink.getvalue())
+    # The checksums are of bytes that are known only now; they take the place of as many zeros.
+    ranges = _column_ranges(pq.read_metadata(pa.BufferReader(content)))
+    checksums = {column: _sha256(content[slice(*ranges[column])]) for column in columns}
+    start = len(content) - _LENGTH_AND_MAGIC - _footer_length(content)
+    at = content.index(json.dumps(metadata).encode(), start)
+    known = json.dumps({**metadata, "sha256": checksums}).encode()
+    content[at : at + len(known)] = known
+    found = _FOOTER_CHECKSUM.search(content, start)
+    assert found is not None
+    content[found.start(1) : found.end(1)] = _sha256(content[start:-_LENGTH_AND_MAGIC]).encode()
+    return bytes(content)
+
+
+def read_footer(file: StoredFile, worth_reading: int) -> tuple[bytes, dict[str, Any]]:
+    """The end of the file, whose footer has been verified, and the metadata.
+
+    Args:
+        file: opened.
+        worth_reading: bytes that take hardly longer to read than one.
+
+    Raises:
+        WrongError: the footer is not as it was written, or the file is not of this package.
+    """
+    size = file.size
+    tail = file.read(max(size - worth_reading, 0), size)
+    length = _footer_length(tail)
+    if len(tail) < length + _LENGTH_AND_MAGIC <= size:
+        tail = file.read(size - length - _LENGTH_AND_MAGIC, size)
+    footer = tail[-_LENGTH_AND_MAGIC - length : -_LENGTH_AND_MAGIC]
+    found = _FOOTER_CHECKSUM.search(footer)
+    if found is None or length == 0 or not tail.endswith(_MAGIC):
+        raise WrongError("is damaged, truncated, or not of this package")
+    as_hashed = footer[: found.start(1)] + _UNKNOWN.encode() + footer[found.end(1) :]
+    if _sha256(as_hashed).encode() != found[1]:
+        raise WrongError("is damaged: its footer does not have the checksum it was written with")
+    metadata, _ = json.JSONDecoder().raw_decode(footer[found.start() :].decode("latin-1"))
+    return tail, dict(metadata)
+
+
+def read_columns(file: StoredFile, tail: bytes, metadata: Mapping[str, Any], columns: Sequence[str] | None) -> pa.Table:
+    """The named columns (None: all), verified, of a file whose ``tail`` and ``metadata`` are of ``read_footer``.
+
+    Raises:
+        WrongError: a column is damaged, or not there.
+    """
+    checksums = metadata["sha256"]
+    wanted = list(checksums if columns is None else columns)
+    lacking = [column for column in wanted if column not in checksums]
+    if lacking:
+        raise WrongError(f"is damaged: it has no column {lacking[0]!r}")
+    footer = pq.read_metadata(pa.BufferReader(tail))
+    ranges = _column_ranges(footer)
+    parts = _read_parts(file, tail, [ranges[column] for column in wanted])
+    for column in wanted:
+        if _sha256(parts.between(*ranges[column])) != checksums[column]:
+            raise WrongError(f"is damaged: column {column!r} does not have the checksum it was written with")
+    source = pq.ParquetFile(pa.PythonFile(parts, mode="r"), metadata=footer, pre_buffer=False)
+    return source.read(columns=wanted, use_threads=False)
+
+
+class _Parts(io.RawIOBase):
+    """A file for pyarrow of which only some parts are in memory, which are all that it asks for."""
+
+    def __init__(self, size: int, parts: Mapping[int, bytes]) -> None:
+        self._size, self._parts = size, parts
+        self._position = 0
+
+    def between(self, start: int, stop: int) -> bytes:
+        """Bytes ``start .. stop - 1``; fewer where the file is shorter than its footer says."""
+        for first, part in self._parts.items():
+            if first <= start < first + len(part):
+                return part[start - first : stop - first]
+        return b""
+
+    @override
+    def read(self, size: int = -1) -> bytes:
+        content = self.between(self._position, self._size if size < 0 else self._position + size)
+        self._position += len(content)
+        return content
+
+    @override
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence] + offset
+        return self._position
+
+    @override
+    def tell(self) -> int:
+        return self._position
+
+    @override
+    def readable(self) -> bool:
+        return True
+
+    @override
+    def seekable(self) -> bool:
+        return True
+
+
+def _read_parts(file: StoredFile, tail: bytes, ranges: Iterable[tuple[int, int]]) -> _Parts:
+    """Read these ranges of a file, near ones together, and none that the tail holds."""
+    tail_start = file.size - len(tail)
+    wanted: list[tuple[int, int]] = []
+    for start, stop in sorted(set(ranges)):
+        if start >= tail_start:
+            break
+        if wanted and start - wanted[-1][1] <= _READ_ACROSS:
+            start = wanted.pop()[0]
+        wanted.append((start, stop))
+    return _Parts(file.size, {start: file.read(start, stop) for start, stop in wanted} | {tail_start: tail})
+
+
+def _column_ranges(footer: pq.FileMetaData) -> dict[str, tuple[int, int]]:
+    """Per column where its bytes lie: (first, end)."""
+    ranges = {}
+    group = footer.row_group(0)
+    for i in range(footer.num_columns):
+        chunk = group.column(i)
+        start = chunk.data_page_offset
+        first = 0 if i == 0 else start
+        ranges[chunk.path_in_schema.partition(".")[0]] = (first, start + chunk.total_compressed_size)
+    return ranges
+
+
+def _sha256(content: bytes | bytearray) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _footer_length(content: bytes | bytearray) -> int:
+    if len(content) < _LENGTH_AND_MAGIC:
+        return 0
+    return int.from_bytes(content[-_LENGTH_AND_MAGIC : -len(_MAGIC)], "little")

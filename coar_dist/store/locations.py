@@ -1,0 +1,44 @@
+"""From ``run.dir`` to the storage that it names."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from coar_dist.config.secrets import without_secrets
+from coar_dist.errors import ConfigError
+from coar_dist.store.local_storage import LocalStorage
+from coar_dist.store.object_storage import PACKAGES, ObjectStorage
+from coar_dist.store.storage import Storage
+
+_URL = re.compile(r"([a-z0-9+.-]+)://(.*)", re.IGNORECASE)
+
+
+def storage_at(location: str | os.PathLike[str]) -> Storage:
+    """The storage of a path or URL.
+
+    Raises:
+        ConfigError: the URL is of an unknown kind, has no bucket, or holds credentials.
+    """
+    text = os.fspath(location)
+    if not text:
+        raise ConfigError("run.dir is empty: name a folder, or s3://bucket/prefix.")
+    url = _URL.fullmatch(text)
+    if url is None:
+        if text.partition(":")[0] in PACKAGES and ":/" in text:
+            raise ConfigError(f"run.dir={text!r} has lost a slash of its ://, as in a pathlib.Path. Give a str.")
+        return LocalStorage(text)
+    protocol, rest = url[1], url[2]
+    if protocol not in PACKAGES:
+        raise ConfigError(
+            f"run.dir={without_secrets(text)!r}: object stores are {', '.join(f'{name}://' for name in PACKAGES)}."
+        )
+    bucket, _, prefix = rest.partition("/")
+    if "@" in bucket:
+        raise ConfigError(
+            f"run.dir={without_secrets(text)!r} holds credentials, and run.dir is shown in logs. Set them in the "
+            f"environment, e.g. AWS_ACCESS_KEY_ID."
+        )
+    if not bucket or not prefix.strip("/"):
+        raise ConfigError(f"run.dir={text!r}: must be {protocol}://bucket/prefix.")
+    return ObjectStorage(text.rstrip("/"))
