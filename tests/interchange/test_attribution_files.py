@@ -172,7 +172,7 @@ def test_out_as_their_file_and_in_again(run: RunDirectory, tmp_path: Path, quiet
         )
     with pytest.raises(ConfigError, match="says itself what its weights are standardised by"):
         read_attributions(standardised, MaskUnits.bits(NUM_COMPONENTS))
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         export_attributions(run, per_bit, "coar", train_units())
     with pytest.raises(MissingWorkError, match="attributions of 'coar_lasso' lack"):
         export_attributions(run, tmp_path / "no.pt", "coar_lasso", train_units())
