@@ -99,7 +99,7 @@ class ClusterError(CoarDistError, RuntimeError):
 
 
 class RangeFailedError(CoarDistError, RuntimeError):
-    """One range of masks kept failing on different actors."""
+    """One range kept failing, on different actors."""
 
 
 class ConvergenceError(CoarDistError, RuntimeError):

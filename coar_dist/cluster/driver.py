@@ -21,7 +21,7 @@ from coar_dist.cluster.visibility import require_shard
 from coar_dist.cluster.work import Counts, DriverCallbacks, Origin, Work
 from coar_dist.cluster.worker import RangeReport, StartReport
 from coar_dist.config.schema import ClusterConfig
-from coar_dist.errors import CoarDistError, RangeFailedError, StorageError, TaskError
+from coar_dist.errors import CoarDistError, RangeFailedError, StorageError, TaskError, counted
 
 # Errors of the user's code or input: trying again elsewhere cannot help.
 _USER_ERRORS = (ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
@@ -196,7 +196,7 @@ class _Driver:
             self._setup_failures += 1
             if self._setup_failures >= self._cluster.config.max_attempts:
                 raise RangeFailedError(
-                    f"{self._setup_failures} actors could not be set up; the last error was:\n{error}"
+                    f"{counted(self._setup_failures, 'actor')} could not be set up; the last error was:\n{error}"
                 ) from error
         else:
             if is_running:

@@ -12,7 +12,7 @@ from ray._private.utils import get_num_cpus
 
 from coar_dist.cluster.interruption import Interruption
 from coar_dist.config.schema import ClusterConfig
-from coar_dist.errors import ClusterError
+from coar_dist.errors import ClusterError, counted
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,7 @@ class Cluster:
     def __str__(self) -> str:
         """Where it is, and how large at the moment."""
         num_nodes, address = len(alive_nodes()), ray.get_runtime_context().gcs_address
-        nodes = f"{num_nodes} node{'s' * (num_nodes != 1)}"
-        return f"the Ray cluster at {address}, {nodes} with {_describe(total_resources())}"
+        return f"the Ray cluster at {address}, {counted(num_nodes, 'node')} with {_describe(total_resources())}"
 
     def raise_if_interrupted(self) -> None:
         """Raise KeyboardInterrupt if SIGINT or SIGTERM has come, at a place where that is safe."""
@@ -65,8 +64,8 @@ class Cluster:
 
     def too_few_actors(self, num_alive: int, num_wanted: int) -> ClusterError:
         """The error that names what was asked for and what there is."""
-        who = "no actor" if num_alive == 0 else f"only {_count(num_alive)}"
-        wanted = f"asked for: {_count(num_wanted)} with {_needs(self.num_cpus, self.num_gpus)} each"
+        who = "no actor" if num_alive == 0 else f"only {counted(num_alive, 'actor')}"
+        wanted = f"asked for: {counted(num_wanted, 'actor')} with {_needs(self.num_cpus, self.num_gpus)} each"
         return ClusterError(
             f"{who} started within cluster.start_timeout_s={self.config.start_timeout_s:g} s, with "
             f"cluster.min_actors={self.config.min_actors} ({wanted}). The cluster has {_describe(total_resources())}. "
@@ -119,10 +118,6 @@ def _room(resources: Mapping[str, float], num_cpus: int, num_gpus: float) -> int
     if num_gpus < 1.0:  # a fraction lies on one GPU
         return min(by_cpu, int(gpus) * floor(1.0 / num_gpus + 1e-9))
     return min(by_cpu, int(gpus // num_gpus))
-
-
-def _count(num_actors: int) -> str:
-    return "1 actor" if num_actors == 1 else f"{num_actors} actors"
 
 
 def _needs(num_cpus: int, num_gpus: float) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 
 from coar_dist.cluster.ranges import RangesToDo, WorkRange
-from coar_dist.errors import ClusterError, RangeFailedError
+from coar_dist.errors import ClusterError, RangeFailedError, counted
 
 # A range is suspected of killing processes once so many died while they computed it.
 _SUSPECT_AFTER = 3
@@ -243,6 +243,6 @@ class Schedule:
             more = f" (the last of {len(deaths)})" if len(deaths) > _LISTED else ""
             lines.append(f"{work_range}: every actor that computed it died{more}: {'; '.join(deaths[-_LISTED:])}")
         if len(self._suspects) > _LISTED:
-            lines.append(f"and {len(self._suspects) - _LISTED} ranges more")
+            lines.append(f"and {counted(len(self._suspects) - _LISTED, 'more range')}")
         lines.append(f"All other ranges are done. A common cause is too little memory: lower {self._memory_key}.")
         return "\n".join(lines)

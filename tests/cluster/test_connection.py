@@ -88,6 +88,7 @@ def test_a_cluster_that_does_not_start_leaves_nothing_behind(
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_ray_has_the_resources_that_were_counted() -> None:
     with connect(ClusterConfig(address="local")):
