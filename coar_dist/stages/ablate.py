@@ -80,6 +80,17 @@ def _designs(run: RunDirectory, missing: Missing) -> Table:
     return table
 
 
+PILOT_READS = (
+    "regression.backend",
+    "regression.memory_gb",
+    "regression.method",
+    "regression.regularisation",
+    "regression.num_penalties",
+    "regression.penalty_range",
+    "regression.selection",
+    "regression.standard_errors",
+)
+"""A budget's pilot is fitted before the rest of the budget is spent."""
 ABLATE = Stage(
     "ablate",
     reads=(
@@ -97,5 +108,5 @@ ABLATE = Stage(
         "run.previews",
     ),
     run=_run,
-    reads_with={"budget": ("regression",)},
+    reads_with={"budget": PILOT_READS},
 )

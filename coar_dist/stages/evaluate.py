@@ -66,5 +66,7 @@ EVALUATE = Stage(
     "evaluate",
     reads=("evaluation.curve_shares",),
     run=_run,
-    reads_with={"evaluation.curve_shares": ("regression",)},
+    reads_with={
+        "evaluation.curve_shares": ("regression.backend", "regression.memory_gb", "regression.tolerance"),
+    },
 )

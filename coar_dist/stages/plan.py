@@ -102,7 +102,7 @@ PLAN_STAGE = Stage(
         "evaluation",
         "ablation",
         "cluster",
-        "edit.name",
+        "edit",
     ),
     run=_run,
 )
