@@ -9,7 +9,6 @@ import importlib.util
 import io
 import os
 import re
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -34,60 +33,24 @@ from coar_dist.errors import CoarDistError
 from coar_dist.interchange.command import run_command
 from coar_dist.stages.pipeline import run_stages
 from tests.models import small_task
+from tests.pages import (
+    FENCE,
+    FRONT,
+    OURS,
+    PAGES,
+    REPOSITORY,
+    TEXT,
+    anchors,
+    blocks,
+    commands,
+    inline_code,
+    without_blocks,
+)
 from tests.small_run import without_ray
+from tests.test_structure import FLOORS
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-FRONT = "README.md"
-ROOMS = ("coar_dist", "conf", "deploy", "docker", "tests")
-FILES = [*REPOSITORY.glob("*.md"), *(path for room in ROOMS for path in (REPOSITORY / room).rglob("*.md"))]
-PAGES = {path.relative_to(REPOSITORY).as_posix(): path.read_text() for path in sorted(FILES)}
-TEXT = "\n".join(PAGES.values())
 OWN_CONFIGURATION = "# @package _global_\n"
 OWN_FUNCTION = re.compile(r"=mine:(\w+)")
-
-
-def blocks(language: str, text: str = TEXT) -> list[str]:
-    """The fenced blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-
-
-def without_blocks(text: str) -> str:
-    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
-
-
-def inline_code() -> list[str]:
-    """Code within prose, its line breaks as spaces."""
-    return [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", without_blocks(TEXT))]
-
-
-def commands() -> list[list[str]]:
-    """Every simple command of the bash blocks, and of the prose where it is ``coar-dist ...``, in words."""
-    lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
-    found: list[list[str]] = []
-    for line in [*lines, *(code for code in inline_code() if re.match(r"coar-dist\s.*[=-]", code))]:
-        lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|")
-        lexer.whitespace_split = True
-        found.append([])
-        for word in lexer:
-            if set(word) <= set(";&|"):
-                found.append([])
-            else:
-                found[-1].append(word)
-    return [words for words in found if words]
-
-
-def arguments_of(words: list[str]) -> list[str] | None:
-    """What a command gives to ``coar-dist``; None if it runs something else."""
-    if words[:2] == ["docker", "build"]:
-        return None
-    for i, word in enumerate(words):
-        name = "coar-dist" if words[i - 2 : i + 1] == ["python", "-m", "coar_dist"] else word
-        if name in ("coar-dist", "deploy/slurm.sh") or re.fullmatch("coar-dist:(cpu|cuda)", name):
-            return [argument for argument in words[i + 1 :] if argument != "..."]
-    return None
-
-
-OURS = {" ".join(words): arguments for words in commands() if (arguments := arguments_of(words)) is not None}
 
 
 @dataclass
@@ -153,10 +116,9 @@ def test_what_the_comments_say_of_values_is_so(ran: Ran) -> None:
 
 
 def test_python_prints_what_the_page_shows(ran: Ran) -> None:
-    fences = list(re.finditer(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
     shown = [
         (fence[2], output[2])
-        for fence, output in pairwise(fences)
+        for fence, output in pairwise(FENCE.finditer(TEXT))
         if (fence[1], output[1]) == ("python", "") and not TEXT[fence.end() : output.start()].strip()
     ]
     assert shown
@@ -303,12 +265,6 @@ def test_functions_of_ones_own_take_part_by_their_names(composing: Path, monkeyp
     np.testing.assert_allclose(weights, open_run(config.run.dir).weights(), atol=1e-6 * np.abs(weights).max())
 
 
-def anchors(text: str) -> set[str]:
-    """What GitHub calls the headings of a page."""
-    headings = re.findall(r"^#+ (.*)$", without_blocks(text), re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", without_blocks(PAGES[page])):
@@ -339,6 +295,12 @@ def test_what_the_pages_name_is_there() -> None:
     declared = (REPOSITORY / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2]
     assert extras
     assert all(re.search(rf"^{name} = \[", declared, re.M) for name in extras)
+
+
+def test_floors_are_those_that_the_structure_test_holds() -> None:
+    (drawn,) = (block for block in blocks("") if block.startswith("errors"))
+    floors = [re.split(r"\s{2,}", line)[0] for line in drawn.splitlines()]
+    assert floors == [floor for floor in FLOORS if not floor.startswith("__")]
 
 
 def is_option(key: str) -> bool:
@@ -373,4 +335,4 @@ def test_options_that_the_prose_names_exist() -> None:
 
 
 def test_no_language_of_the_pages_is_left_untested() -> None:
-    assert set(re.findall(r"^```(\w+)$", TEXT, re.M)) == {"bash", "python", "yaml"}
+    assert {fence[1] for fence in FENCE.finditer(TEXT)} == {"", "bash", "python", "yaml"}
