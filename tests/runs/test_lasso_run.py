@@ -11,8 +11,8 @@ from rich.console import Console
 import coar_dist
 from coar_dist.config.schema import AblationConfig, Config, EvaluationConfig, RegressionConfig, RunConfig
 from coar_dist.stages.pipeline import run_stages
-from tests.chaos import without_ray
 from tests.models import small_task
+from tests.small_run import without_ray
 
 
 def test_a_run_of_the_lasso_alone_is_evaluated_and_reported(tmp_path: Path) -> None:
