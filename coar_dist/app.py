@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import os
 import signal
@@ -13,7 +12,7 @@ import time
 import warnings
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -21,28 +20,20 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from coar_dist.config.edit_checks import code_of
-from coar_dist.config.schema import PLAN, Config, leaves
+from coar_dist.config.composition import check_code, typed_config
+from coar_dist.config.hydra_errors import explained
+from coar_dist.config.schema import PLAN, Config
 from coar_dist.config.secrets import check_no_secrets, without_secrets
 from coar_dist.errors import CoarDistError, CoarWarning, ConfigError
 
 _INTERRUPTED = 130
+_TRACEBACKS = "HYDRA_FULL_ERROR"
+"""The environment variable with which a user asks for tracebacks."""
 _INTERRUPTED_TEXT = "Interrupted. What is finished is kept; the same command continues."
 _STOP_WITHIN_S = 2.0
 _has_said_so = threading.Event()
 _GROUP_KEYS = {"estimator": ("budget", "gradients")}
 """What an option group sets whose name is no key of the configuration."""
-_CODE_KEYS = (
-    "task.model.source",
-    "task.examples.source",
-    "task.output_function",
-    "train.examples.source",
-    "design.kind",
-    "gradients.kind",
-    "evaluation.kind",
-    "regression.backend",
-)
-"""Besides those of an edit (``code_of``)."""
 
 
 def main() -> None:
@@ -61,11 +52,25 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     ConfigStore.instance().store(name="schema", node=Config)
+    wants_traceback = os.environ.get(_TRACEBACKS) == "1"
+    os.environ[_TRACEBACKS] = "1"  # Hydra then raises its errors and prints none
+    is_composing = True
+
+    def run(composed: DictConfig) -> None:
+        nonlocal is_composing
+        is_composing = False
+        _run(composed, wants_traceback)
+        is_composing = True  # the next one of a sweep
+
     try:
-        hydra.main(version_base="1.3", config_path=_config_path(), config_name="config")(_run)()
+        hydra.main(version_base="1.3", config_path=_config_path(), config_name="config")(run)()
     except KeyboardInterrupt:  # while the configuration is composed
         Console(stderr=True).print(_INTERRUPTED_TEXT)
         sys.exit(_INTERRUPTED)
+    except Exception as error:
+        if wants_traceback or not is_composing:
+            raise
+        sys.exit(_show_error(explained(error, sys.argv[1:])))
 
 
 def _config_path() -> str:
@@ -75,23 +80,30 @@ def _config_path() -> str:
     return str(Path(__file__).resolve().parent.parent / "conf")
 
 
-def _run(hydra_config: DictConfig) -> None:
-    from coar_dist.stages.pipeline import run_stages
-
+def _run(composed: DictConfig, wants_traceback: bool) -> None:
     signal.signal(signal.SIGTERM, _interrupt)  # what `ray job stop` sends
     _stop_in_time()
     warnings.showwarning = _show_warning
     sys.path.insert(0, os.getcwd())  # a user's own module:function
     try:
-        run_stages(checked_config(hydra_config, list(HydraConfig.get().overrides.task)), Console())
+        config = checked_config(composed, _overrides())
+        from coar_dist.stages.pipeline import run_stages  # seconds of imports, which a wrong option need not wait for
+
+        run_stages(config, Console())
     except KeyboardInterrupt:
         Console(stderr=True).print(_INTERRUPTED_TEXT)
         _has_said_so.set()
         sys.exit(_INTERRUPTED)
     except CoarDistError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        if wants_traceback:
             raise
         sys.exit(_show_error(error))
+
+
+def _overrides() -> list[str]:
+    """What the command line says, its ${...} as they stand."""
+    overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)
+    return list(overrides)
 
 
 def _inspect(arguments: list[str]) -> int:
@@ -142,69 +154,9 @@ def checked_config(hydra_config: DictConfig, overrides: list[str]) -> Config:
         ConfigError: as ``typed_config``; a file names code without leave; or an override has no effect.
     """
     config = typed_config(hydra_config)
-    _check_code(config, overrides)
+    check_code(config, overrides)
     _check_overrides(config, overrides)
     return config
-
-
-def typed_config(hydra_config: DictConfig) -> Config:
-    """The composed configuration as dataclasses.
-
-    Raises:
-        ConfigError: a value that the preset leaves to the user is missing, or a key is unknown (Hydra itself lets
-            ``+key=value`` pass).
-    """
-    unresolved: Any = OmegaConf.to_container(hydra_config)  # omegaconf's missing_keys fails on what refers to them
-    missing = sorted(key for key, value in leaves(unresolved) if value == "???")
-    if missing:
-        raise ConfigError(f"{', '.join(missing)} must be set, e.g. {missing[0]}=...")
-    _check_keys(OmegaConf.to_container(hydra_config, resolve=True), Config, "")
-    config = OmegaConf.to_object(hydra_config)
-    assert isinstance(config, Config)
-    return config
-
-
-def _check_keys(values: Any, schema: Any, prefix: str) -> None:
-    if get_origin(schema) is dict and isinstance(values, dict):
-        for key, value in values.items():
-            _check_keys(value, get_args(schema)[1], f"{prefix}{key}.")
-        return
-    kinds = [kind for kind in (schema, *get_args(schema)) if dataclasses.is_dataclass(kind)]
-    if not kinds or not isinstance(values, dict):
-        return
-    hints = get_type_hints(kinds[0])
-    for key, value in values.items():
-        if key not in hints:
-            raise ConfigError(f"{prefix}{key}: unknown key; {prefix or 'the configuration'} has {', '.join(hints)}.")
-        _check_keys(value, hints[key], f"{prefix}{key}.")
-
-
-def _check_code(config: Config, overrides: list[str]) -> None:
-    """A configuration file may come from anywhere: the code that it names runs only by the user's leave.
-
-    Raises:
-        ConfigError: a file names a function that neither is registered nor was allowed on the command line.
-    """
-    values = dict(override.lstrip("+").partition("=")[::2] for override in overrides)
-    if config.allow_code and "allow_code" not in values:
-        raise ConfigError(
-            f"allow_code={config.allow_code} stands in a configuration file: only the command line can allow code."
-        )
-    for key, value in leaves(dataclasses.asdict(config)):
-        if key.rpartition(".")[2] == "_target_":
-            raise ConfigError(
-                f"{key}={value!r}: objects cannot be made by _target_ here. Name a function, as in "
-                f"task.model.source=module:function."
-            )
-        is_code = key in (*_CODE_KEYS, *({} if config.edit is None else code_of(config.edit)))
-        if not is_code or not isinstance(value, str) or ":" not in value:
-            continue
-        module = value.partition(":")[0]
-        if module not in config.allow_code and values.get(key, "").strip("'\"") != value:
-            raise ConfigError(
-                f"{key}={value!r} runs code of the module {module!r}, and stands in a configuration file. If you trust "
-                f"it, add 'allow_code=[{module}]' to the command line."
-            )
 
 
 def _check_overrides(config: Config, overrides: list[str]) -> None:

@@ -108,7 +108,7 @@ def test_from_nothing_to_a_report_killed_half_way_and_again(tmp_path: Path) -> N
             "regression.standard_errors=True has no effect",
         ),
         (["design.num_masks=1"], "design.num_masks=1: must be 0 or at least 2"),
-        (["design.num_masks=1", "estimator=coar"], "design.num_masks=1: must be at least 2"),
+        (["design.num_masks=1", "estimator=coar"], "design.num_masks=1: must be 0 or at least 2"),
         (["regression=lasso"], "Use regression.method=ridge, or estimator=coar"),
         (["experiment=digit"], "digits"),
         (["experiment=cifar10_resnet20"], "task.examples.arguments.path must be set"),

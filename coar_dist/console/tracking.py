@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from coar_dist.config.schema import leaves
+from coar_dist.config.keys import leaves
 from coar_dist.config.secrets import without_secrets
 from coar_dist.errors import ConfigError
 from coar_dist.store.local_storage import LocalStorage

@@ -48,7 +48,7 @@ def run_stages(
     Raises:
         CoarDistError: anything that a user can put right; the message says how. What is finished stays.
     """
-    validate(config)
+    config = validate(config)
     stages = [stage for stage in PIPELINE if stage.name in config.stages]
     with Session(config, Terminal(console), task, components, held_out) as session:
         check_tracking(config.tracking, session.storage)

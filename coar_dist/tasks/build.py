@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from coar_dist.config.checks import check_subset
 from coar_dist.config.registry import call, resolve
 from coar_dist.config.schema import ExamplesConfig, ModelConfig, TaskConfig
 from coar_dist.errors import CoarDistError, ConfigError, TaskError
@@ -41,7 +40,6 @@ def build_examples(config: ExamplesConfig, key: str) -> ExampleSet:
     Raises:
         ConfigError, TaskError: naming the key, or the file, that is wrong.
     """
-    check_subset(config.subset, f"{key}.subset")
     source = call(f"{key}.arguments", resolve(f"{key}.source", config.source, EXAMPLES), config.arguments)
     if not isinstance(source, ExampleSet | IndexedSource | StreamedSource):
         raise TaskError(f"{key}.source={config.source!r} gave a {type(source).__name__}, not an ExampleSet.")

@@ -91,7 +91,7 @@ def test_every_edit_fits_its_configuration(edit: str) -> None:
     validate(config)
     assert config.edit is not None
     assert config.edit.name == edit
-    with pytest.raises(ConfigError, match=r"edit\.direction='up': must be raise or lower"):
+    with pytest.raises(ConfigError, match=r"edit\.direction='up': must be one of raise, lower"):
         validate(preset("digits", f"edit={edit}", *group, "edit.direction=up"))
 
 

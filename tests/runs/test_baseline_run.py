@@ -151,8 +151,8 @@ def test_what_cannot_be_had_is_refused_before_any_ablation(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_steps": 1}, r"baseline_settings\.num_steps=1: must be at least 2"),
-        ({"rows_per_pass": 0}, r"baseline_settings\.rows_per_pass=0: must be null or at least 1"),
+        ({"num_steps": 1}, r"baseline_settings\.num_steps=1: must be a whole number, at least 2"),
+        ({"rows_per_pass": 0}, r"baseline_settings\.rows_per_pass=0: must be a whole number, at least 1"),
         ({"num_steps": 20}, r"num_steps=20 has no effect with baselines=\['leave_one_out'\]"),
         ({"rows_per_pass": 20}, r"rows_per_pass=20 has no effect .* of gradient_x_parameter, neuron_conductance"),
     ],

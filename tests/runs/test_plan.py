@@ -218,7 +218,7 @@ def test_attribute_does_not_plan(tmp_path: Path) -> None:
 
 
 def test_a_price_is_no_negative_number(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cluster\.price_per_hour=-1\.0: must be null or at least 0"):
+    with pytest.raises(ConfigError, match=r"cluster\.price_per_hour=-1\.0: must be a finite number, at least 0"):
         run_stages(
             config_of(tmp_path, cluster=ClusterConfig(price_per_hour=-1.0)), Console(file=io.StringIO()), small_task()
         )

@@ -142,7 +142,7 @@ def test_what_does_not_fit_is_refused() -> None:
         ([0.5], None, "input_mean is set alone"),
         (None, [0.5], "input_std is set alone"),
         ([0.5], [0.5, 0.5], "one value per channel"),
-        ([0.5], [0.0], "positive and finite"),
+        ([0.5], [0.0], r"input_std\[0\]=0\.0: must be a finite number above 0"),
     ]:
         config = Config(task=TaskConfig(model=ModelConfig("digits_resnet", input_mean=mean, input_std=std)))
         with pytest.raises(ConfigError, match=message):

@@ -141,7 +141,7 @@ def test_samples_that_cannot_be_drawn_are_refused() -> None:
 @pytest.mark.parametrize(
     ("subset", "message"),
     [
-        ({"every": 0}, r"subset\.every=0: must be null or at least 1"),
+        ({"every": 0}, r"subset\.every=0: must be a whole number, at least 1"),
         ({"first": 0}, r"subset\.first=0"),
         ({"sample": 0}, r"subset\.sample=0"),
         ({"ids": []}, r"subset\.ids=\[\]: must be null, or at least one id"),
@@ -153,7 +153,7 @@ def test_samples_that_cannot_be_drawn_are_refused() -> None:
         ({"classes": [1, 1]}, "none twice"),
         ({"seed": 3}, r"seed=3 has no effect without task\.examples\.subset\.sample"),
         ({"sample": 1, "seed": -1}, r"subset\.seed=-1"),
-        ({"every": 2.5}, r"every=2\.5: must be of type int or null"),
+        ({"every": 2.5}, r"every=2\.5: must be a whole number"),
     ],
 )
 def test_senseless_subsets_are_refused_before_anything_is_loaded(subset: dict[str, Any], message: str) -> None:

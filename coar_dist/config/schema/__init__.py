@@ -1,0 +1,76 @@
+"""Every option, its type, range and default, which lives here alone.
+
+Plain dataclasses: the Python face builds them directly, Hydra merges the YAML groups of ``conf/`` into them.
+``coar_dist.config.checks`` checks both before any work. Import from here: the modules divide the options by subject.
+"""
+
+from __future__ import annotations
+
+from coar_dist.config.schema.ablation import AblationConfig, ClusterConfig
+from coar_dist.config.schema.edit import (
+    ALL,
+    GREEDY,
+    MAGNITUDE,
+    OTHERS,
+    RANDOM,
+    TARGETS,
+    EditConfig,
+    ExampleGroup,
+    kept_groups,
+)
+from coar_dist.config.schema.masks import (
+    MIN_CEILING_MASKS,
+    PILOT_GRADIENT_MASKS,
+    PILOT_MASKS,
+    BaselineConfig,
+    ComponentRule,
+    ComponentsConfig,
+    DesignConfig,
+    EvaluationConfig,
+    GradientsConfig,
+)
+from coar_dist.config.schema.regression import SELECTIONS, RegressionConfig, penalty_range
+from coar_dist.config.schema.run import (
+    PLAN,
+    STAGES,
+    Config,
+    RunConfig,
+    held_out_fractions,
+)
+from coar_dist.config.schema.task import ExamplesConfig, ModelConfig, SubsetConfig, TaskConfig, TrainConfig
+
+__all__ = [
+    "ALL",
+    "GREEDY",
+    "MAGNITUDE",
+    "MIN_CEILING_MASKS",
+    "OTHERS",
+    "PILOT_GRADIENT_MASKS",
+    "PILOT_MASKS",
+    "PLAN",
+    "RANDOM",
+    "SELECTIONS",
+    "STAGES",
+    "TARGETS",
+    "AblationConfig",
+    "BaselineConfig",
+    "ClusterConfig",
+    "ComponentRule",
+    "ComponentsConfig",
+    "Config",
+    "DesignConfig",
+    "EditConfig",
+    "EvaluationConfig",
+    "ExampleGroup",
+    "ExamplesConfig",
+    "GradientsConfig",
+    "ModelConfig",
+    "RegressionConfig",
+    "RunConfig",
+    "SubsetConfig",
+    "TaskConfig",
+    "TrainConfig",
+    "held_out_fractions",
+    "kept_groups",
+    "penalty_range",
+]

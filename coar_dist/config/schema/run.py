@@ -1,0 +1,77 @@
+"""The whole configuration of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from coar_dist.config.methods import BASELINES
+from coar_dist.config.schema.ablation import AblationConfig, ClusterConfig
+from coar_dist.config.schema.edit import EditConfig
+from coar_dist.config.schema.masks import (
+    BaselineConfig,
+    ComponentsConfig,
+    DesignConfig,
+    EvaluationConfig,
+    GradientsConfig,
+)
+from coar_dist.config.schema.regression import RegressionConfig
+from coar_dist.config.schema.task import TaskConfig, TrainConfig
+from coar_dist.config.schema.values import Distinct, Part, Positive, Rule, one_of
+
+STAGES = ("train", "ablate", "fit", "evaluate", "edit", "report")
+PLAN = "plan"
+"""Instead of all others: what the ablate stage would take."""
+Stages = Annotated[list[Annotated[str, one_of(*STAGES, PLAN)]], Rule(bool, "at least one stage")]
+Trackers = Annotated[list[Annotated[str, one_of("tensorboard", "wandb", "mlflow")]], Distinct]
+
+
+@dataclass
+class RunConfig(Part):
+    """Where the run lives."""
+
+    dir: Annotated[str, Rule(bool, "a path")] = "runs/default"
+    """A folder, or an object store's URL: ``s3://bucket/prefix``, ``gs://bucket/prefix``."""
+    previews: bool = True
+    """Whether the ablate stage keeps small pictures of the examples, or the first 300 characters of their texts, for
+    reports that are made without the data."""
+
+
+@dataclass
+class Config(Part):
+    """One run."""
+
+    stages: Stages = field(default_factory=lambda: list(STAGES))
+    """Of these, in this order; or ``plan`` alone, which estimates time, cost and bytes and writes nothing."""
+    allow_code: list[str] = field(default_factory=list)
+    """Modules whose functions a configuration file may name as ``module:function``; only the command line can say so.
+    What the command line names itself needs no leave."""
+    run: RunConfig = field(default_factory=RunConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    train: TrainConfig | None = None
+    components: ComponentsConfig = field(default_factory=ComponentsConfig)
+    design: DesignConfig = field(default_factory=DesignConfig)
+    gradients: GradientsConfig = field(default_factory=GradientsConfig)
+    budget: Positive | None = None
+    """Passes to spend on the attributions, in units of one without gradients. The masks of ``design`` and of
+    ``gradients`` are then a pilot, from which their best numbers within the budget follow. None: they are what is
+    run."""
+    baselines: list[Annotated[str, one_of(*BASELINES)]] = field(default_factory=lambda: ["leave_one_out"])
+    """Of ``leave_one_out``, ``gradient_x_parameter``, ``neuron_conductance``, ``internal_influence``."""
+    baseline_settings: BaselineConfig = field(default_factory=BaselineConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    edit: EditConfig | None = None
+    ablation: AblationConfig = field(default_factory=AblationConfig)
+    regression: RegressionConfig = field(default_factory=RegressionConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: Trackers = field(default_factory=list)
+    """Of ``tensorboard``, ``wandb``, ``mlflow``: where the ablate and evaluate stages' figures go, too."""
+
+
+def held_out_fractions(config: Config) -> list[float]:
+    """The ablation fractions on which attributions are evaluated."""
+    if config.evaluation.ablation_fractions is not None:
+        return config.evaluation.ablation_fractions
+    trained = config.design.ablation_fraction
+    others = [float(f"{trained * factor:.12g}") for factor in (2.0, 1.5, 0.5)]  # .075, not .07500000000000001
+    return [fraction for fraction in (*others[:2], trained, others[2]) if fraction < 1.0]
