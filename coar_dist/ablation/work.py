@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from coar_dist.cluster.ranges import RangesToDo
 from coar_dist.config.schema import Config
-from coar_dist.designs.design import IMPORTED, MaskDesign
+from coar_dist.designs.design import MaskDesign
+from coar_dist.designs.given import Imported
 from coar_dist.errors import MissingWorkError
 from coar_dist.store.gradients import GradientStore
 from coar_dist.store.margins import MarginStore
@@ -72,7 +73,7 @@ def missing_work(run: RunDirectory, stores: Stores, config: Config) -> MissingWo
     """
     gaps = {name: store.missing() for name, (_, store) in stores.items()}
     for name, (design, _) in stores.items():
-        if design.kind == IMPORTED and gaps[name]:
+        if isinstance(design, Imported) and gaps[name]:
             ranges = ", ".join(f"{start}..{stop - 1}" for start, stop in gaps[name][:10])
             raise MissingWorkError(
                 f"design {name!r} was imported and lacks masks {ranges}: they are no function of a seed, so the ablate "

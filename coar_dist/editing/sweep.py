@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coar_dist.designs.design import MaskDesign, listed_design
+from coar_dist.designs.given import Listed
 from coar_dist.editing.criterion import per_example
 from coar_dist.store.margins import MarginStore
 
@@ -46,9 +46,9 @@ class Sweep:
         """The name of its design: other masks have another."""
         return "sweep_" + hashlib.sha256(json.dumps(self.ablated).encode()).hexdigest()[:12]
 
-    def design(self, num_components: int) -> MaskDesign:
+    def design(self, num_components: int) -> Listed:
         """Its design."""
-        return listed_design(num_components, self.ablated)
+        return Listed.of(num_components, self.ablated)
 
 
 def group_means(

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coar_dist.designs.independent import Correlated
+from coar_dist.designs.subsets import FixedSize
 from coar_dist.evaluation.ceiling import Pairs, Shares, linear_shares, mean_correlation, stability_bounds
 from coar_dist.store.ceilings import Ceiling, CeilingTable, partners_of, why_no_ceiling
 from coar_dist.store.margins import MarginStore
@@ -46,8 +48,7 @@ def _measure(run: RunDirectory, design_name: str, method: str) -> Ceiling:
     design, store, attributions = run.design(design_name), run.margins(design_name), AttributionTable(run, method)
     partner_name = partners_of(design_name)
     partners = run.design(partner_name) if partner_name in run.designs else None
-    is_fixed_size = design.kind == "fixed_size"
-    fraction = design.num_ablated / design.num_components if is_fixed_size else design.ablation_fraction
+    fraction = design.num_ablated / design.num_components if isinstance(design, FixedSize) else design.ablation_fraction
     shares: list[Shares] = []
     lower: list[Shares] = []
     upper: list[Shares] = []
@@ -56,11 +57,11 @@ def _measure(run: RunDirectory, design_name: str, method: str) -> Ceiling:
         masks, margins = _read(store, block)
         pairs = None
         if partners is not None:
-            assert partners.correlation is not None
+            assert isinstance(partners, Correlated)
             pairs = Pairs(partners.correlation, *_read(run.margins(partner_name), block))
             for bounds, bound in zip((lower, upper), stability_bounds(masks, margins, pairs, weights), strict=True):
                 bounds.append(bound)
-        shares.append(linear_shares(masks, margins, fraction, weights, pairs, is_fixed_size))
+        shares.append(linear_shares(masks, margins, fraction, weights, pairs, isinstance(design, FixedSize)))
     mean, standard_error, correlations = mean_correlation(Shares.join(shares))
     (low, low_error), (high, high_error) = (
         mean_correlation(Shares.join(bounds))[:2] if bounds else (np.nan, np.nan) for bounds in (lower, upper)

@@ -16,7 +16,7 @@ import numpy as np
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 from coar_dist.config.methods import RESEARCH
 from coar_dist.console.run_log import RunLog
-from coar_dist.designs.design import IMPORTED, MaskDesign
+from coar_dist.designs.given import Imported
 from coar_dist.errors import ComponentMismatchError, ConfigError, DamagedFileError, RunMismatchError, RunNotFoundError
 from coar_dist.interchange.attribution_files import ResearchAttributions
 from coar_dist.interchange.stores import BLOCK_BYTES, MarginContent, ResearchStore
@@ -46,7 +46,7 @@ class ImportedMargins:
         num_left_out: rows of the store that are not complete.
     """
 
-    design: MaskDesign
+    design: Imported
     num_written: int
     num_left_out: int
 
@@ -86,9 +86,8 @@ def import_margins(
         ablation_fraction = float(f"{share:.3g}")
     elif not 0.5 < share / ablation_fraction < 2.0:
         raise ConfigError(f"ablation_fraction={ablation_fraction}: the masks ablate {share:.3g} of the components.")
-    design = MaskDesign(
-        IMPORTED, store.num_components, len(content.rows), ablation_fraction, seed=0, fingerprint=content.fingerprint
-    )
+    num_masks, fingerprint = len(content.rows), content.fingerprint
+    design = Imported(store.num_components, num_masks, ablation_fraction, seed=0, fingerprint=fingerprint)
     with only_writer(storage) as hold, RunLog(storage, "import-research"), damaged_set_aside(storage, hold):
         _log.info("import of %s from %s as design %s", store.name, store.folder, design_name)
         run = _run_for(store, content, storage, design_name, components)

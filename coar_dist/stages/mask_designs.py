@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from coar_dist.config.methods import LEAVE_ONE_OUT
 from coar_dist.config.schema import Config, DesignConfig, EvaluationConfig, GradientsConfig, held_out_fractions
-from coar_dist.designs.design import MaskDesign, design_of, leave_one_out_design
+from coar_dist.designs.design import MaskDesign
+from coar_dist.designs.given import LeaveOneOut
+from coar_dist.designs.independent import Correlated
+from coar_dist.designs.own import OwnDesign
+from coar_dist.designs.registry import design_of
 from coar_dist.errors import ConfigError
 from coar_dist.store.ceilings import partners_of
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDesign
@@ -39,17 +42,13 @@ def designs_of(config: Config, num_components: int) -> dict[str, RunDesign]:
         masks = masks_of("gradients", config.gradients, design.ablation_fraction)
         designs[GRADIENT_DESIGN] = RunDesign("gradients", masks)
     if LEAVE_ONE_OUT in config.baselines:
-        designs[LEAVE_ONE_OUT] = RunDesign("baseline", leave_one_out_design(num_components))
+        designs[LEAVE_ONE_OUT] = RunDesign("baseline", LeaveOneOut.of(num_components))
     for fraction in held_out_fractions(config):
         held_out = masks_of("evaluation", evaluation, fraction)
         designs[f"evaluation_{fraction!r}"] = RunDesign("evaluation", held_out)
         if evaluation.ceiling_pairs and fraction == design.ablation_fraction:
-            partners = replace(
-                held_out,
-                kind="correlated",
-                num_masks=evaluation.ceiling_pairs,
-                correlation=evaluation.ceiling_correlation,
-            )
+            pairs, correlation = evaluation.ceiling_pairs, evaluation.ceiling_correlation
+            partners = Correlated(num_components, pairs, fraction, evaluation.seed, correlation)
             designs[partners_of(f"evaluation_{fraction!r}")] = RunDesign("ceiling", partners)
     _check_distinct(designs)
     return designs
@@ -58,10 +57,11 @@ def designs_of(config: Config, num_components: int) -> dict[str, RunDesign]:
 def _check_distinct(designs: Mapping[str, RunDesign]) -> None:
     """A user's own rule that ignores the seed would give held-out masks that are not held out."""
     names: dict[str, str] = {}
-    for name, entry in designs.items():
-        other = names.setdefault(entry.design.fingerprint or name, name)
+    own = {name: entry.design for name, entry in designs.items() if isinstance(entry.design, OwnDesign)}
+    for name, design in own.items():
+        other = names.setdefault(design.fingerprint, name)
         if other != name:
             raise ConfigError(
-                f"design {name!r} has the masks of {other!r}: the rule {entry.design.kind!r} must depend on "
+                f"design {name!r} has the masks of {other!r}: the rule {design.kind!r} must depend on "
                 f"design.seed and on design.ablation_fraction. Draw from np.random.default_rng([design.seed, mask_id])."
             )

@@ -61,8 +61,8 @@ def partners_of(design_name: str) -> str:
 
 def why_no_ceiling(design: MaskDesign) -> str | None:
     """Why there is no estimate on the masks of a design; None if there is one."""
-    if design.kind not in ("bernoulli", "fixed_size"):
-        how = "may not be" if design.is_own else "are not"
+    if not design.are_independent:
+        how = "may not be" if design.are_independent is None else "are not"
         return f"{design.kind} masks {how} independent of each other; use evaluation.kind=bernoulli"
     if design.num_masks < MIN_CEILING_MASKS:
         return f"it takes {MIN_CEILING_MASKS} held-out masks, there are {design.num_masks}"

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from coar_dist.designs.design import IMPORTED, MaskDesign
+from coar_dist.designs.design import MaskDesign
+from coar_dist.designs.given import Imported
 from coar_dist.errors import RunMismatchError
 from coar_dist.store.storage import Storage
 
@@ -56,8 +57,9 @@ def check_design(storage: Storage, name: str, role: str, stored: MaskDesign, ask
         RunMismatchError: it does not; the message names the option and both values.
     """
     old, new = stored.identity(), asked.identity()
-    if old != new and IMPORTED in (old["kind"], new["kind"]):
-        how = "was imported, so no others" if old["kind"] == IMPORTED else "was collected here, so no imported masks"
+    if old != new and (isinstance(stored, Imported) or isinstance(asked, Imported)):
+        was_imported = isinstance(stored, Imported)
+        how = "was imported, so no others" if was_imported else "was collected here, so no imported masks"
         raise RunMismatchError(
             f"design {name!r} of {storage} {how} can take its place. Use another design, or another run.dir."
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,10 @@ from typing import Any
 import pyarrow as pa
 
 from coar_dist.components.index import ComponentIndex
-from coar_dist.designs.design import IMPORTED, MaskDesign, Rule
+from coar_dist.designs.design import MaskDesign
+from coar_dist.designs.given import Imported
+from coar_dist.designs.own import OwnDesign, Rule
+from coar_dist.designs.registry import design_from_json
 from coar_dist.errors import DamagedFileError, MissingWorkError, RunNotFoundError
 from coar_dist.store.aside import set_aside, set_aside_wrong
 from coar_dist.store.baselines import BaselineStore
@@ -176,13 +178,9 @@ class RunDirectory:
         return next((name for name, design in self.held_out.items() if design.ablation_fraction == fraction), None)
 
     def _all_designs(self) -> dict[str, RunDesign]:
-        fields = [field.name for field in dataclasses.fields(MaskDesign)]
-        stored = {
-            name: {key: entry[key] for key in fields if key in entry} for name, entry in self._record["designs"].items()
-        }
         return {
-            name: RunDesign(self._record["designs"][name]["role"], MaskDesign(**values, rule=self._rules.get(name)))
-            for name, values in stored.items()
+            name: RunDesign(entry["role"], design_from_json(_without_use(entry), self._rules.get(name)))
+            for name, entry in self._record["designs"].items()
         }
 
     def set_designs(self, designs: Mapping[str, RunDesign]) -> None:
@@ -197,13 +195,14 @@ class RunDirectory:
             if name in existing:
                 check_design(self.storage, name, entry.role, existing[name].design, entry.design)
         resting = {
-            name: {**entry, "active": entry["active"] and entry["kind"] == IMPORTED}
+            name: {**entry, "active": entry["active"] and entry["kind"] == Imported.kind}
             for name, entry in self._record["designs"].items()
         }
         wanted = {
             name: {"role": entry.role, **entry.design.to_json(), "active": True} for name, entry in designs.items()
         }
-        self._rules = {name: entry.design.rule for name, entry in designs.items()}
+        own = {name: entry.design for name, entry in designs.items() if isinstance(entry.design, OwnDesign)}
+        self._rules = {name: design.rule for name, design in own.items()}
         if self._record["designs"] != {**resting, **wanted}:
             self._record["designs"] = {**resting, **wanted}
             write_record(self.storage, self._record)
@@ -323,3 +322,8 @@ class RunDirectory:
         """For the process that holds the run: set aside the files that are damaged, of other content or another run."""
         for name in names:
             set_aside_wrong(self.storage, name, self.belongs_to(content))
+
+
+def _without_use(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A design as it was written, of what ``run.json`` says of it."""
+    return {name: value for name, value in entry.items() if name not in ("role", "active")}

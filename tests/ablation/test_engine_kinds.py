@@ -19,7 +19,7 @@ from coar_dist.ablation.plan import EnginePlan
 from coar_dist.components.discovery import discover
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 from coar_dist.config.schema import ComponentRule
-from coar_dist.designs.design import leave_one_out_design
+from coar_dist.designs.given import LeaveOneOut
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import ExampleSet, Task
 from tests.models import random_masks, randomise, slow_margins, small_task
@@ -208,7 +208,7 @@ def test_random_networks_selectors_and_masks(
 def test_leave_one_out_reuses_what_a_mask_leaves_untouched(rows: int) -> None:
     task = small_task(num_examples=5)
     components = discover(task.model, "conv_filters")
-    masks = leave_one_out_design(components.num_components).masks(0, components.num_components)
+    masks = LeaveOneOut.of(components.num_components).masks(0, components.num_components)
     masks = np.concatenate([masks, np.ones((1, len(masks[0])), dtype=bool), random_masks(3, len(masks[0]))])
     truth = slow_margins(task, components, masks)
     for mode in ("weights", "rows"):
@@ -224,9 +224,7 @@ def test_leave_one_out_reuses_what_a_mask_leaves_untouched(rows: int) -> None:
 def test_activations_are_reused_only_where_masks_are_enough_to_gain_by_it() -> None:
     task = small_task(num_examples=5)
     components = discover(task.model, "conv_filters")
-    one = leave_one_out_design(components.num_components).masks(
-        components.num_components - 1, components.num_components
-    )
+    one = LeaveOneOut.of(components.num_components).masks(components.num_components - 1, components.num_components)
     for mode, rows in (("weights", 5), ("rows", 16)):
         engine = AblationEngine(
             copy.deepcopy(task), components, "cpu", "float32", EnginePlan(mode, rows, compiled=False)

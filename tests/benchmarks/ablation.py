@@ -34,7 +34,8 @@ from coar_dist.ablation.placement import native_precision
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.components.discovery import discover
 from coar_dist.components.index import ComponentIndex
-from coar_dist.designs.design import MaskDesign, leave_one_out_design
+from coar_dist.designs.given import LeaveOneOut
+from coar_dist.designs.independent import Bernoulli
 from coar_dist.tasks.checkpoints import load_checkpoint
 from coar_dist.tasks.examples import npz_images
 from coar_dist.tasks.models import cifar_resnet20
@@ -178,7 +179,7 @@ def show(
 
 def many_examples(task: Task, components: ComponentIndex, arguments: argparse.Namespace) -> None:
     device, precision, count = arguments.device, arguments.precision, arguments.masks
-    masks = MaskDesign("bernoulli", components.num_components, count, 0.05, 0).masks(0, count)
+    masks = Bernoulli(components.num_components, count, 0.05, 0).masks(0, count)
     work: dict[str, Callable[[], object]] = {
         "research loop (float32)": lambda: research_loop(task, components, masks, device),
         "bare forward, eager float32": BareForward(task, device, False, "float32", len(task.examples)),
@@ -215,7 +216,7 @@ def few_examples(task: Task, components: ComponentIndex, arguments: argparse.Nam
     for count in arguments.few:
         small = Task(task.model, task.examples.rows(0, count), task.output_function)
         num_masks = max(512 // count, 8)
-        masks = MaskDesign("bernoulli", components.num_components, num_masks, 0.05, 0).masks(0, num_masks)
+        masks = Bernoulli(components.num_components, num_masks, 0.05, 0).masks(0, num_masks)
         work: dict[str, Callable[[], object]] = {}
         auto_plan = None
         for mode in ("weights", "rows", "auto"):
@@ -240,7 +241,7 @@ def few_examples(task: Task, components: ComponentIndex, arguments: argparse.Nam
 
 def leave_one_out(task: Task, components: ComponentIndex, arguments: argparse.Namespace) -> None:
     """Twelve stretches of 16 single ablations, evenly over the model, with and without reuse of what lies before."""
-    design, step = leave_one_out_design(components.num_components), max(components.num_components // 12, 16)
+    design, step = LeaveOneOut.of(components.num_components), max(components.num_components // 12, 16)
     stretches = [design.masks(start, start + 16) for start in range(step // 2, components.num_components - 15, step)]
     masks = np.concatenate(stretches)
     task = Task(task.model, task.examples.rows(0, 128), task.output_function)
@@ -264,7 +265,7 @@ def exactness(task: Task, components: ComponentIndex, arguments: argparse.Namesp
     """A few margins against the slow truth, which runs in float32 on the CPU."""
     num_masks, num_examples = arguments.exact
     task = Task(task.model, task.examples.rows(0, num_examples), task.output_function)
-    masks = MaskDesign("bernoulli", components.num_components, num_masks, 0.05, 0).masks(0, num_masks)
+    masks = Bernoulli(components.num_components, num_masks, 0.05, 0).masks(0, num_masks)
     truth = slow_margins(task, components, masks)
     table = Table(title=f"Exactness: margins of standard deviation {truth.std():.2f}", title_justify="left")
     for column in ("mode", "precision", "largest difference", "mean correlation", "smallest correlation"):

@@ -37,7 +37,8 @@ from coar_dist.ablation.plan import PlanPins
 from coar_dist.components.discovery import discover
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 from coar_dist.config.schema import ComponentRule
-from coar_dist.designs.design import MaskDesign, leave_one_out_design
+from coar_dist.designs.given import LeaveOneOut
+from coar_dist.designs.independent import Bernoulli
 from coar_dist.tasks.models import cifar_resnet20
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import ExampleSet, Task, call_model
@@ -256,7 +257,7 @@ def compare(title: str, contenders: dict[str, Contender], masks: Masks, truth: M
 def random_masks(name: str, num_examples: int, num_masks: int, arguments: argparse.Namespace) -> None:
     """A twentieth of all components ablated at random, over all layers at once."""
     task, components = MODELS[name](num_examples, arguments.tiny)
-    masks = MaskDesign("bernoulli", components.num_components, num_masks, 0.05, 0).masks(0, num_masks)
+    masks = Bernoulli(components.num_components, num_masks, 0.05, 0).masks(0, num_masks)
     contenders: dict[str, Contender] = {}
 
     def hooks(batched: bool, form: Form) -> Contender:
@@ -291,7 +292,7 @@ def leave_one_out(name: str, num_examples: int, arguments: argparse.Namespace) -
         return CaptumLeaveOneOut(task, index, form).margins
 
     def hooks(index: ComponentIndex, form: Form) -> Contender:
-        masks = leave_one_out_design(index.num_components).masks(0, index.num_components)
+        masks = LeaveOneOut.of(index.num_components).masks(0, index.num_components)
         return partial(HookedModel(task, index, False, form).margins, masks)
 
     rows = [num_examples, *(rows for rows in arguments.rows if num_examples < rows <= num_examples * 8)]
@@ -300,7 +301,7 @@ def leave_one_out(name: str, num_examples: int, arguments: argparse.Namespace) -
     contenders[f"Captum LayerFeatureAblation [{form}]"] = captum(components, form)
     form = fastest(partial(hooks, few), forms(task, [num_examples]))
     contenders[f"hooks, one mask at a time [{form}]"] = hooks(components, form)
-    masks = leave_one_out_design(components.num_components).masks(0, components.num_components)
+    masks = LeaveOneOut.of(components.num_components).masks(0, components.num_components)
     plan, contender = engine(task, components, masks, compiled=False)
     contenders[plan] = contender
     title = f"{name}: {num_examples} examples, leave-one-out of {components.num_components} components"

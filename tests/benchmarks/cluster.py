@@ -32,7 +32,7 @@ from coar_dist.cluster.ranges import RangesToDo, WorkRange
 from coar_dist.cluster.work import Counts, DriverCallbacks, SharedPlan, Work
 from coar_dist.components.discovery import discover
 from coar_dist.config.schema import ClusterConfig
-from coar_dist.designs.design import MaskDesign
+from coar_dist.designs.independent import Bernoulli
 from coar_dist.store.locations import storage_at
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import RunDesign, RunDirectory
@@ -64,7 +64,7 @@ def run(
     """Seconds from the first live actor to the last shard, and CPU seconds of this process meanwhile."""
     task = small_task()
     components = discover(task.model, "conv_filters")
-    design = MaskDesign("bernoulli", components.num_components, num_ranges * MASKS_PER_SHARD, 0.1, 0)
+    design = Bernoulli(components.num_components, num_ranges * MASKS_PER_SHARD, 0.1, 0)
     folder.mkdir(parents=True, exist_ok=True)
     identity = {"ablation.examples_per_block": 100, "ablation.margins_dtype": "float32"}
     directory = RunDirectory.create(storage_at(folder), identity, components, len(task.examples))

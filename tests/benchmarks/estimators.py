@@ -45,7 +45,9 @@ from coar_dist.components.discovery import discover
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config.methods import GRADIENT_RIDGE, LEAVE_ONE_OUT
 from coar_dist.config.schema import RegressionConfig, TrainConfig
-from coar_dist.designs.design import MaskDesign, leave_one_out_design
+from coar_dist.designs.given import LeaveOneOut
+from coar_dist.designs.independent import Bernoulli
+from coar_dist.designs.subsets import Balanced
 from coar_dist.evaluation.correlation import evaluate
 from coar_dist.regression.fit import fit
 from coar_dist.store.examples import ExampleTable
@@ -245,11 +247,11 @@ def collect(name: str, task: Task, selector: str, arguments: argparse.Namespace)
         return arrays
 
     def margins(part: str, count: int, seed: int) -> Arrays:
-        masks = MaskDesign("bernoulli", size, count, ALPHA, seed).masks(0, count)
+        masks = Bernoulli(size, count, ALPHA, seed).masks(0, count)
         return kept(part, count, lambda: {"masks": masks, "margins": engine.margins(masks)})
 
     def gradients() -> Arrays:
-        masks = MaskDesign("balanced", size, num_passes, ALPHA, 2_000_000).masks(0, num_passes)
+        masks = Balanced(size, num_passes, ALPHA, 2_000_000).masks(0, num_passes)
         shards = masks.reshape(-1, ROUND, size)
         found = [engine.gate_gradients(shard, (0, engine.num_examples)) for shard in shards]
         sums = {field.name: np.stack([getattr(sums, field.name) for sums in found]) for field in fields(GateGradients)}
@@ -302,13 +304,13 @@ class SeedRun:
     def _set(self, num_masks: int, num_passes: int, leave_one_out: bool) -> None:
         size, num_held = self._pool.components.num_components, len(self._pool.held_out["masks"])
         designs = {
-            TRAIN_DESIGN: RunDesign("train", MaskDesign("bernoulli", size, num_masks, ALPHA, 0)),
-            "held_out": RunDesign("evaluation", MaskDesign("bernoulli", size, num_held, ALPHA, 1)),
+            TRAIN_DESIGN: RunDesign("train", Bernoulli(size, num_masks, ALPHA, 0)),
+            "held_out": RunDesign("evaluation", Bernoulli(size, num_held, ALPHA, 1)),
         }
         if num_passes:
-            designs[GRADIENT_DESIGN] = RunDesign("gradients", MaskDesign("balanced", size, num_passes, ALPHA, 2))
+            designs[GRADIENT_DESIGN] = RunDesign("gradients", Balanced(size, num_passes, ALPHA, 2))
         if leave_one_out:
-            designs[LEAVE_ONE_OUT] = RunDesign("baseline", leave_one_out_design(size))
+            designs[LEAVE_ONE_OUT] = RunDesign("baseline", LeaveOneOut.of(size))
         self._run.set_designs(designs)
 
     def result(self, num_masks: int, num_passes: int, leave_one_out: bool, shared_penalty: bool) -> tuple[float, float]:

@@ -30,7 +30,7 @@ from rich.table import Table
 
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 from coar_dist.config.schema import RegressionConfig
-from coar_dist.designs.design import MaskDesign
+from coar_dist.designs.independent import Bernoulli
 from coar_dist.regression import lasso, ridge
 from coar_dist.regression.backends import RIDGE_BACKENDS
 from coar_dist.regression.factor import Factor, factorise
@@ -220,7 +220,7 @@ def stored_sizes(arrays: Arrays) -> str:
 def setup_a_section(arguments: argparse.Namespace) -> None:
     """The whole fit stage from shards on the disk, ridge with a penalty per example."""
     num_masks, num_components, num_examples = arguments.setup_a
-    design = MaskDesign("bernoulli", num_components, num_masks, 0.1, 0)
+    design = Bernoulli(num_components, num_masks, 0.1, 0)
     weights = known_weights(num_components, num_examples)
 
     def shards() -> Iterator[Arrays]:
@@ -254,7 +254,7 @@ def write_run(root: Path, shards: Any, num_masks: int, num_examples: int) -> Run
             identity = {"ablation.examples_per_block": 1024, "ablation.margins_dtype": "float32"}
             components = ComponentIndex((ComponentGroup("a.weight", 0, masks.shape[1]),))
             run = RunDirectory.create(local_storage(root), identity, components, num_examples)
-            design = MaskDesign("bernoulli", masks.shape[1], num_masks, 0.1, 0)
+            design = Bernoulli(masks.shape[1], num_masks, 0.1, 0)
             run.set_designs({"train": RunDesign("train", design)})
             store = run.margins("train")
         store.write(position, masks, margins, {})

@@ -26,7 +26,7 @@ from rich.table import Table
 from coar_dist.cluster.ranges import RangesToDo, WorkRange
 from coar_dist.cluster.schedule import Schedule
 from coar_dist.components.index import ComponentGroup, ComponentIndex
-from coar_dist.designs.design import MaskDesign
+from coar_dist.designs.independent import Bernoulli
 from coar_dist.store.local_storage import LocalStorage
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 
@@ -148,7 +148,7 @@ def measure_resume(console: Console, folder: Path, num_shards: int) -> None:
     storage = LocalStorage(str(folder / "run"))
     storage.create()
     run = RunDirectory.create(storage, identity, components, 16)
-    design = MaskDesign("bernoulli", 688, 64 * num_shards, 0.1, seed=0)
+    design = Bernoulli(688, 64 * num_shards, 0.1, seed=0)
     run.set_designs({"train": RunDesign("train", design)})
     store = run.margins("train")
     masks, margins = design.masks(0, 64), np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32)

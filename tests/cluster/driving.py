@@ -18,7 +18,7 @@ from coar_dist.cluster.ranges import RangesToDo
 from coar_dist.cluster.work import Counts, DriverCallbacks, SharedPlan, Work
 from coar_dist.components.discovery import discover
 from coar_dist.config.schema import ClusterConfig
-from coar_dist.designs.design import MaskDesign
+from coar_dist.designs.independent import Bernoulli
 from coar_dist.store.locations import storage_at
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import RunDesign, RunDirectory
@@ -32,7 +32,7 @@ MASKS_PER_SHARD = 4
 
 
 @dataclass(frozen=True)
-class TroubledDesign(MaskDesign):
+class TroubledDesign(Bernoulli):
     """A design that does something in the actor when a range of masks begins: ``act(first mask)``."""
 
     act: Callable[[int], None] = lambda start: None
@@ -76,8 +76,8 @@ def drive(
 ) -> Driven:
     task = replace(small_task(), output_function=output_function(output))
     components = discover(task.model, "conv_filters")
-    design = TroubledDesign("bernoulli", components.num_components, num_masks, 0.2, seed=2, act=act)
-    untroubled = MaskDesign("bernoulli", components.num_components, num_masks, 0.2, seed=2)
+    design = TroubledDesign(components.num_components, num_masks, 0.2, seed=2, act=act)
+    untroubled = Bernoulli(components.num_components, num_masks, 0.2, seed=2)
     identity = {"ablation.examples_per_block": 100, "ablation.margins_dtype": "float32"}
     (folder / "run").mkdir(exist_ok=True)
     run = RunDirectory.create(storage_at(folder / "run"), identity, components, len(task.examples))

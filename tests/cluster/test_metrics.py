@@ -26,7 +26,7 @@ from coar_dist.cluster.ranges import WorkRange
 from coar_dist.cluster.worker import RangeReport
 from coar_dist.components.discovery import discover
 from coar_dist.config.schema import ClusterConfig
-from coar_dist.designs.design import MaskDesign
+from coar_dist.designs.independent import Bernoulli
 from coar_dist.store.margins import MarginStore
 from tests.cluster.driving import PLAN
 from tests.models import local_storage, small_task
@@ -94,7 +94,7 @@ def test_names_follow_prometheus() -> None:
 def test_time_adds_up_to_the_time_of_the_actor(tmp_path: Path) -> None:
     task = small_task()
     components = discover(task.model, "conv_filters")
-    design = MaskDesign("bernoulli", components.num_components, 20, 0.2, seed=2)
+    design = Bernoulli(components.num_components, 20, 0.2, seed=2)
     store = MarginStore(local_storage(tmp_path), "margins/train", "x", components.num_components, 20, 7, 7, "float32")
     actor = AblationActor()
     actor.setup(task, AblationJob(components, {"train": (design, store)}, "float32", None, PlanPins()), num_threads=1)

@@ -17,7 +17,9 @@ from rich.console import Console
 
 import coar_dist
 from coar_dist.config.schema import AblationConfig, ClusterConfig, EvaluationConfig
-from coar_dist.designs.design import MaskDesign, design_of
+from coar_dist.designs.design import MaskDesign
+from coar_dist.designs.own import OwnDesign
+from coar_dist.designs.registry import design_from_json
 from coar_dist.errors import ConfigError, RunMismatchError, TaskError
 from coar_dist.store.reader import RunReader
 from tests.models import small_task
@@ -32,8 +34,8 @@ def drawn(design: MaskDesign, mask_id: int, salt: int = 0) -> NDArray[np.bool_]:
     return random.random(design.num_components) >= design.ablation_fraction
 
 
-def own(kind: str | Rule, fraction: float = 0.2, num_masks: int = 5) -> MaskDesign:
-    return design_of("design.kind", kind, 30, num_masks, fraction, seed=4)
+def own(kind: str | Rule, fraction: float = 0.2, num_masks: int = 5) -> OwnDesign:
+    return OwnDesign.checked("design.kind", kind, 30, num_masks, fraction, seed=4)
 
 
 def test_by_its_name_and_as_it_is_they_are_the_same() -> None:
@@ -41,7 +43,7 @@ def test_by_its_name_and_as_it_is_they_are_the_same() -> None:
     assert by_name == as_it_is
     assert by_name.to_json() == as_it_is.to_json()
     np.testing.assert_array_equal(by_name.masks(3, 9), [drawn(by_name, i) for i in range(3, 9)])
-    assert MaskDesign(**by_name.to_json()).masks(3, 9).sum() == as_it_is.masks(3, 9).sum()
+    assert design_from_json(by_name.to_json()).masks(3, 9).sum() == as_it_is.masks(3, 9).sum()
     assert own(drawn, num_masks=500).fingerprint == by_name.fingerprint
     assert own(drawn, fraction=0.3).fingerprint != by_name.fingerprint
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from coar_dist.components.index import ComponentGroup, ComponentIndex
-from coar_dist.designs.design import MaskDesign
+from coar_dist.designs.independent import Bernoulli
 from coar_dist.editing import scores as scores_module
 from coar_dist.editing.scores import (
     Moments,
@@ -199,7 +199,7 @@ def test_moments_of_a_run_are_those_of_its_weights(tmp_path: Path, monkeypatch: 
     components = ComponentIndex((ComponentGroup("a.weight", 0, 9),))
     identity = {"ablation.examples_per_block": 3, "ablation.margins_dtype": "float32"}
     directory = RunDirectory.create(local_storage(tmp_path), identity, components, 11)
-    directory.set_designs({"train": RunDesign("train", MaskDesign("bernoulli", 9, 20, 0.2, 0))})
+    directory.set_designs({"train": RunDesign("train", Bernoulli(9, 20, 0.2, 0))})
     run, weights = RunReader(directory), weights_of(11)
     with pytest.raises(MissingWorkError, match="run the fit stage"):
         moments_of(run, [1], None)

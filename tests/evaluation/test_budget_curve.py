@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from coar_dist.config.schema import EvaluationConfig, RegressionConfig
-from coar_dist.designs.design import MaskDesign
+from coar_dist.designs.independent import Bernoulli
 from coar_dist.evaluation.budget_curve import evaluate_budgets, why_no_curve
 from coar_dist.evaluation.correlation import evaluate
 from coar_dist.regression.fit import fit
@@ -37,10 +37,10 @@ def truth(masks: Any) -> Any:
 
 def run_with(root: Path, num_masks: int, **options: Any) -> RunDirectory:
     """A run with the first ``num_masks`` masks of one and the same design, fitted and evaluated."""
-    design = MaskDesign("bernoulli", NUM_COMPONENTS, num_masks, 0.2, 0)
+    design = Bernoulli(NUM_COMPONENTS, num_masks, 0.2, 0)
     masks = design.masks(0, num_masks)
     run = run_of(root, masks, truth(masks), [0, 33, num_masks])
-    held_out = MaskDesign("bernoulli", NUM_COMPONENTS, 50, 0.2, 9)
+    held_out = Bernoulli(NUM_COMPONENTS, 50, 0.2, 9)
     run.set_designs({"train": RunDesign("train", design), HELD_OUT: RunDesign("evaluation", held_out)})
     masks = held_out.masks(0, 50)
     run.margins(HELD_OUT).write(0, masks, truth(masks), {})

@@ -14,7 +14,8 @@ from rich.console import Console
 
 import coar_dist
 from coar_dist.config.schema import AblationConfig, Config, EvaluationConfig, RunConfig
-from coar_dist.designs.design import MaskDesign
+from coar_dist.designs.independent import Bernoulli, Correlated
+from coar_dist.designs.subsets import FixedSize
 from coar_dist.errors import ConfigError, MissingWorkError, RunMismatchError
 from coar_dist.evaluation.ceiling import NUM_GROUPS, Pairs, Shares, linear_shares, mean_correlation, stability_bounds
 from coar_dist.report.numbers import number
@@ -57,8 +58,8 @@ class World:
 
 
 def designs(num_masks: int, num_pairs: int, seed: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    masks = MaskDesign("bernoulli", COMPONENTS, num_masks, ALPHA, seed).masks(0, num_masks)
-    return masks, MaskDesign("correlated", COMPONENTS, num_pairs, ALPHA, seed, correlation=RHO).masks(0, num_pairs)
+    masks = Bernoulli(COMPONENTS, num_masks, ALPHA, seed).masks(0, num_masks)
+    return masks, Correlated(COMPONENTS, num_pairs, ALPHA, seed, correlation=RHO).masks(0, num_pairs)
 
 
 def slow_share(
@@ -163,7 +164,7 @@ def test_fixed_sizes_have_a_kernel_of_their_own() -> None:
     design = np.concatenate([np.ones((28, 1)), every], axis=1)
     left = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
     expected = 1 - left.var(0) / values.var(0)
-    masks = MaskDesign("fixed_size", size, num_masks, ablated / size, seed=0).masks(0, num_masks)
+    masks = FixedSize(size, num_masks, ablated / size, seed=0).masks(0, num_masks)
     row_of = {tuple(mask): row for row, mask in enumerate(every)}
     outputs = values[[row_of[tuple(mask)] for mask in masks]]
     found = linear_shares(masks, outputs, ablated / size, is_fixed_size=True)

@@ -17,7 +17,7 @@ from coar_dist.api import open_run
 from coar_dist.components.discovery import discover
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 from coar_dist.config.schema import Config, RunConfig
-from coar_dist.designs.design import MaskDesign
+from coar_dist.designs.independent import Bernoulli
 from coar_dist.errors import (
     ComponentMismatchError,
     ConfigError,
@@ -57,7 +57,7 @@ def run(tmp_path: Path) -> RunDirectory:
     components = ComponentIndex((ComponentGroup("conv.weight", 0, NUM_COMPONENTS),))
     run = RunDirectory.create(local_storage(tmp_path / "run"), identity, components, NUM_EXAMPLES)
     designs = {
-        name: RunDesign(role, MaskDesign("bernoulli", NUM_COMPONENTS, num_masks, 0.2, seed))
+        name: RunDesign(role, Bernoulli(NUM_COMPONENTS, num_masks, 0.2, seed))
         for name, role, num_masks, seed in (("train", "train", 150, 1), ("evaluation_0.2", "evaluation", 50, 2))
     }
     run.set_designs(designs)

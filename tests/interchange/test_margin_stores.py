@@ -16,7 +16,7 @@ from coar_dist.ablation.work import missing_work, stores_of
 from coar_dist.api import Run, open_run
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 from coar_dist.config.schema import Config, RegressionConfig, RunConfig
-from coar_dist.designs.design import MaskDesign
+from coar_dist.designs.independent import Bernoulli
 from coar_dist.errors import (
     CoarDistError,
     ComponentMismatchError,
@@ -68,7 +68,7 @@ def own_run(root: Path, masks: np.ndarray, margins: np.ndarray) -> RunDirectory:
     components = ComponentIndex((ComponentGroup("conv.weight", 0, masks.shape[1]),))
     identity = {"model.weights": "w", "ablation.examples_per_block": 4, "ablation.margins_dtype": "float32"}
     run = RunDirectory.create(local_storage(root), identity, components, margins.shape[1])
-    run.set_designs({"train": RunDesign("train", MaskDesign("bernoulli", masks.shape[1], len(masks), 0.2, 1))})
+    run.set_designs({"train": RunDesign("train", Bernoulli(masks.shape[1], len(masks), 0.2, 1))})
     run.margins("train").write(0, masks, margins.astype(np.float32), {})
     return run
 
@@ -325,7 +325,7 @@ def test_imported_held_out_masks_in_a_run_of_our_own(tmp_path: Path, quiet: Cons
     expected = [np.corrcoef(predicted[:, i], truth[:, i])[0, 1] for i in range(NUM_EXAMPLES)]
     np.testing.assert_allclose(correlations, expected, atol=1e-5)
 
-    longer = MaskDesign("bernoulli", NUM_COMPONENTS, 500, 0.2, 1)
+    longer = Bernoulli(NUM_COMPONENTS, 500, 0.2, 1)
     run = fitted.directory
     run.set_designs({"train": RunDesign("train", longer)})  # as the ablate stage does
     assert run.designs["evaluation_research"].design.kind == "imported"
@@ -339,7 +339,7 @@ def test_imported_held_out_masks_in_a_run_of_our_own(tmp_path: Path, quiet: Cons
 
 def test_run_directories_of_our_own_are_what_they_were(tmp_path: Path) -> None:
     """The fingerprint of imported designs is no part of the identity of others: old shards still belong."""
-    design = MaskDesign("bernoulli", 11, 5, 0.2, 3)
+    design = Bernoulli(11, 5, 0.2, 3)
     assert design.identity() == {"kind": "bernoulli", "num_components": 11, "ablation_fraction": 0.2, "seed": 3}
     components = ComponentIndex((ComponentGroup("a", 0, 11),))
     identity = {"ablation.examples_per_block": 3, "ablation.margins_dtype": "float32"}

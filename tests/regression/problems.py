@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from coar_dist.designs.design import MaskDesign
+from coar_dist.designs.registry import DESIGNS
 from coar_dist.regression.factor import Factor, PackedMasks, factorise
 from coar_dist.regression.ridge import Projected, project
 from coar_dist.regression.statistics import DesignStatistics, MarginStatistics, gram, margin_statistics
@@ -18,7 +18,7 @@ def problem(
 ) -> tuple[Any, Any]:
     """Masks and noisy margins with large, different offsets."""
     random = np.random.default_rng(seed)
-    masks = MaskDesign(kind, num_components, num_masks, 0.2, seed).masks(0, num_masks)
+    masks = DESIGNS[kind](num_components, num_masks, 0.2, seed).masks(0, num_masks)
     weights = random.normal(size=(num_components, num_examples)) * np.linspace(0.1, 3, num_examples)
     margins = masks @ weights + random.normal(size=(num_masks, num_examples)) + np.linspace(-200, 300, num_examples)
     return masks, margins.astype(np.float32)

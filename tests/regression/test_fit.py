@@ -15,7 +15,7 @@ from coar_dist.cluster.ray_tasks import on_cluster
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 from coar_dist.config.checks import validate
 from coar_dist.config.schema import ClusterConfig, Config, RegressionConfig, RunConfig
-from coar_dist.designs.design import MaskDesign
+from coar_dist.designs.independent import Bernoulli
 from coar_dist.errors import CoarWarning, ConfigError, DamagedFileError, MissingWorkError
 from coar_dist.regression.fit import fit
 from coar_dist.store.reader import RunReader
@@ -32,7 +32,7 @@ def run_of(root: Path, masks: Any, margins: Any, cuts: list[int] | None = None, 
     components = ComponentIndex((ComponentGroup("a.weight", 0, num_components),))
     identity = {"ablation.examples_per_block": per_block, "ablation.margins_dtype": "float32"}
     run = RunDirectory.create(local_storage(root), identity, components, margins.shape[1])
-    run.set_designs({"train": RunDesign("train", MaskDesign("bernoulli", num_components, num_masks, 0.2, 0))})
+    run.set_designs({"train": RunDesign("train", Bernoulli(num_components, num_masks, 0.2, 0))})
     store = run.margins("train")
     for start, stop in pairwise(cuts or [0, num_masks]):
         store.write(start, masks[start:stop], margins[start:stop], {})

@@ -12,7 +12,9 @@ import pytest
 from coar_dist.cluster.ray_tasks import on_cluster
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 from coar_dist.config.schema import ClusterConfig, RegressionConfig
-from coar_dist.designs.design import MaskDesign, leave_one_out_design
+from coar_dist.designs.given import LeaveOneOut
+from coar_dist.designs.independent import Bernoulli
+from coar_dist.designs.subsets import Balanced
 from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunMismatchError
 from coar_dist.regression.fit import fit
 from coar_dist.store.gradients import GateGradients
@@ -22,8 +24,8 @@ from coar_dist.store.tables import Attributions, AttributionTable
 from tests.models import local_storage
 
 COMPONENTS, EXAMPLES, PER_BLOCK = 30, 11, 4
-BERNOULLI = MaskDesign("bernoulli", COMPONENTS, 40, 0.2, 0)
-BALANCED = MaskDesign("balanced", COMPONENTS, 20, 0.2, 7)
+BERNOULLI = Bernoulli(COMPONENTS, 40, 0.2, 0)
+BALANCED = Balanced(COMPONENTS, 20, 0.2, 7)
 
 
 class World:
@@ -56,11 +58,11 @@ def run_of(
     identity = {"ablation.examples_per_block": PER_BLOCK, "ablation.margins_dtype": "float32"}
     run = RunDirectory.create(local_storage(root), identity, components, EXAMPLES)
     designs = {
-        "train": RunDesign("train", MaskDesign("bernoulli", COMPONENTS, plain, 0.2, 0)),
+        "train": RunDesign("train", Bernoulli(COMPONENTS, plain, 0.2, 0)),
         "gradients": RunDesign("gradients", BALANCED),
     }
     if loo:
-        designs["leave_one_out"] = RunDesign("baseline", leave_one_out_design(COMPONENTS))
+        designs["leave_one_out"] = RunDesign("baseline", LeaveOneOut.of(COMPONENTS))
     run.set_designs(designs)
     if plain:
         masks = BERNOULLI.masks(0, plain)
@@ -204,7 +206,7 @@ def test_missing_and_damaged_gradients_are_named(tmp_path: Path) -> None:
 
 def test_a_shard_cannot_be_cut(tmp_path: Path) -> None:
     run = run_of(tmp_path, World())
-    fewer = MaskDesign("balanced", COMPONENTS, 15, 0.2, 7)
+    fewer = Balanced(COMPONENTS, 15, 0.2, 7)
     run.set_designs({"train": run.designs["train"], "gradients": RunDesign("gradients", fewer)})
     with pytest.raises(RunMismatchError, match=r"num_masks=15 ends within .* Use 10 or 20"):
         fit(run, RegressionConfig(), lambda _: None)

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from coar_dist.components.index import ComponentGroup, ComponentIndex
-from coar_dist.designs.design import MaskDesign
+from coar_dist.designs.independent import Bernoulli
 from coar_dist.evaluation.correlation import evaluate
 from coar_dist.evaluation.held_out import measure_ceilings
 from coar_dist.store.examples import ExampleTable
@@ -58,9 +58,9 @@ def synthetic_run(
     run = RunDirectory.create(local_storage(root), identity, components, num_examples)
     d = components.num_components
     designs = {
-        TRAIN_DESIGN: RunDesign("train", MaskDesign("bernoulli", d, 100, _ALPHA, 0)),
+        TRAIN_DESIGN: RunDesign("train", Bernoulli(d, 100, _ALPHA, 0)),
         **{
-            f"evaluation_{alpha!r}": RunDesign("evaluation", MaskDesign("bernoulli", d, _NUM_MASKS, alpha, 1))
+            f"evaluation_{alpha!r}": RunDesign("evaluation", Bernoulli(d, _NUM_MASKS, alpha, 1))
             for alpha in (_ALPHA, 2 * _ALPHA)
         },
     }

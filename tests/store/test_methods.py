@@ -11,7 +11,8 @@ import pytest
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 from coar_dist.config.methods import BASELINES, METHODS, by_preference, label_of
 from coar_dist.config.schema import RegressionConfig
-from coar_dist.designs.design import MaskDesign, leave_one_out_design
+from coar_dist.designs.given import LeaveOneOut
+from coar_dist.designs.independent import Bernoulli
 from coar_dist.errors import MissingWorkError
 from coar_dist.evaluation.correlation import evaluate
 from coar_dist.regression.fit import attribution_name
@@ -31,12 +32,12 @@ def run_with(root: Path, *methods: str, baselines: Sequence[str] = ()) -> RunRea
     components = ComponentIndex((ComponentGroup("a.weight", 0, COMPONENTS),))
     run = RunDirectory.create(local_storage(root), identity, components, EXAMPLES)
     designs = {
-        "train": RunDesign("train", MaskDesign("bernoulli", COMPONENTS, 30, 0.2, 0)),
-        HELD_OUT: RunDesign("evaluation", MaskDesign("bernoulli", COMPONENTS, 20, 0.2, 1)),
+        "train": RunDesign("train", Bernoulli(COMPONENTS, 30, 0.2, 0)),
+        HELD_OUT: RunDesign("evaluation", Bernoulli(COMPONENTS, 20, 0.2, 1)),
     }
     if "gradient_ridge" in methods:
-        designs["gradients"] = RunDesign("gradients", MaskDesign("bernoulli", COMPONENTS, 10, 0.2, 2))
-    designs |= {name: RunDesign("baseline", leave_one_out_design(COMPONENTS)) for name in baselines}
+        designs["gradients"] = RunDesign("gradients", Bernoulli(COMPONENTS, 10, 0.2, 2))
+    designs |= {name: RunDesign("baseline", LeaveOneOut.of(COMPONENTS)) for name in baselines}
     run.set_designs(designs)
     held_out = designs[HELD_OUT].design
     margins = np.random.default_rng(0).normal(size=(held_out.num_masks, EXAMPLES)).astype(np.float32)

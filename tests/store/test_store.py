@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coar_dist.components.index import ComponentGroup, ComponentIndex
-from coar_dist.designs.design import MaskDesign
+from coar_dist.designs.independent import Bernoulli
 from coar_dist.errors import (
     DamagedFileError,
     MissingWorkError,
@@ -41,7 +41,7 @@ def new_run(root: Path, **changes: object) -> RunDirectory:
 
 
 def set_train(run: RunDirectory, num_masks: int, seed: int = 5, **others: RunDesign) -> None:
-    train = RunDesign("train", MaskDesign("bernoulli", 11, num_masks, 0.2, seed))
+    train = RunDesign("train", Bernoulli(11, num_masks, 0.2, seed))
     run.set_designs({"train": train, **others})
 
 
@@ -273,7 +273,7 @@ def test_attribution_tables(tmp_path: Path) -> None:
 
 def test_evaluation_tables_keep_undefined_as_null(tmp_path: Path) -> None:
     run = new_run(tmp_path)
-    set_train(run, 20, evaluation=RunDesign("evaluation", MaskDesign("bernoulli", 11, 5, 0.1, seed=1)))
+    set_train(run, 20, evaluation=RunDesign("evaluation", Bernoulli(11, 5, 0.1, seed=1)))
     attributions = AttributionTable(run, "coar")
     for first, end in run.margins("train").blocks:
         size = end - first
@@ -296,12 +296,12 @@ def test_evaluation_tables_keep_undefined_as_null(tmp_path: Path) -> None:
 
 def test_designs_that_are_not_asked_for_rest_and_come_back(tmp_path: Path) -> None:
     run = new_run(tmp_path)
-    held_out = RunDesign("evaluation", MaskDesign("bernoulli", 11, 5, 0.1, seed=1))
+    held_out = RunDesign("evaluation", Bernoulli(11, 5, 0.1, seed=1))
     set_train(run, 20, held_out=held_out)
     assert set(RunDirectory.open(storage_at(tmp_path)).designs) == {"train", "held_out"}
     set_train(run, 20)
     assert set(RunDirectory.open(storage_at(tmp_path)).designs) == {"train"}
-    changed = RunDesign("evaluation", MaskDesign("bernoulli", 11, 5, 0.1, seed=2))
+    changed = RunDesign("evaluation", Bernoulli(11, 5, 0.1, seed=2))
     with pytest.raises(RunMismatchError, match=r"evaluation\.seed is 2"):
         set_train(run, 20, held_out=changed)
     set_train(run, 20, held_out=held_out)

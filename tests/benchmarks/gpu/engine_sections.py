@@ -17,7 +17,7 @@ from coar_dist.ablation.calibration import choose_plan, gradient_cost
 from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.components.index import ComponentIndex
-from coar_dist.designs.design import MaskDesign
+from coar_dist.designs.independent import Bernoulli
 from coar_dist.tasks.task import ExampleSet, Task
 from tests.benchmarks.gpu.models import MODELS, BareForward, build
 from tests.benchmarks.gpu.sections import Section, seconds
@@ -27,7 +27,7 @@ FLOAT32_ERROR, BFLOAT16_CORRELATION = 1e-3, 0.99
 
 
 def masks_of(components: ComponentIndex, count: int, alpha: float = 0.05) -> NDArray[np.bool_]:
-    return MaskDesign("bernoulli", components.num_components, count, alpha, 0).masks(0, count)
+    return Bernoulli(components.num_components, count, alpha, 0).masks(0, count)
 
 
 def new_engine(task: Task, components: ComponentIndex, section: Section, precision: str) -> AblationEngine:

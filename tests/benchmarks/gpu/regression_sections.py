@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 from coar_dist.config.schema import RegressionConfig
-from coar_dist.designs.design import MaskDesign
+from coar_dist.designs.independent import Bernoulli
 from coar_dist.regression import backends, lasso, ridge
 from coar_dist.regression.factor import Factor, factorise
 from coar_dist.regression.fit import fit
@@ -239,7 +239,7 @@ def written(root: Path, masks: NDArray[np.bool_], margins: NDArray[np.float32]) 
     components = ComponentIndex((ComponentGroup("a.weight", 0, masks.shape[1]),))
     identity = {"ablation.examples_per_block": 1024, "ablation.margins_dtype": "float32"}
     run = RunDirectory.create(local_storage(root), identity, components, margins.shape[1])
-    design = MaskDesign("bernoulli", masks.shape[1], len(masks), 0.05, 0)
+    design = Bernoulli(masks.shape[1], len(masks), 0.05, 0)
     run.set_designs({"train": RunDesign("train", design)})
     store = run.margins("train")
     for start in range(0, len(masks), 1024):
