@@ -17,28 +17,39 @@ from typing import Any, NoReturn
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.text import Text
 
 from coar_dist.config.composition import check_code, typed_config
 from coar_dist.config.hydra_errors import explained
-from coar_dist.config.schema import PLAN, Config
+from coar_dist.config.schema import Config
 from coar_dist.config.secrets import check_no_secrets, without_secrets
-from coar_dist.errors import CoarDistError, CoarWarning, ConfigError
+from coar_dist.config.sweeps import run_dir_of_job, swept_by
+from coar_dist.errors import CoarDistError, CoarWarning, ConfigError, counted
+from coar_dist.version import VERSION
 
 _INTERRUPTED = 130
 _TRACEBACKS = "HYDRA_FULL_ERROR"
 """The environment variable with which a user asks for tracebacks."""
 _INTERRUPTED_TEXT = "Interrupted. What is finished is kept; the same command continues."
 _STOP_WITHIN_S = 2.0
+_PRINTING = {"--version", "--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
+"""Options that print something and run nothing."""
 _has_said_so = threading.Event()
-_GROUP_KEYS = {"estimator": ("budget", "gradients")}
-"""What an option group sets whose name is no key of the configuration."""
+_failed_jobs: list[str] = []
+"""Of a sweep, by what the sweep varies."""
 
 
 def main() -> None:
     """The command ``coar-dist``."""
+    if _PRINTING & {argument.partition("=")[0] for argument in sys.argv[1:]}:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader that goes away, as head does, ends the process
     try:
+        if "--version" in sys.argv[1:]:
+            print(f"coar-dist {VERSION}")
+            return
         if sys.argv[1:2] == ["inspect"]:
             sys.exit(_inspect(sys.argv[2:]))
         if sys.argv[1:2] in (["import-research"], ["export-research"]):
@@ -52,6 +63,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     ConfigStore.instance().store(name="schema", node=Config)
+    _prepare_process()
     wants_traceback = os.environ.get(_TRACEBACKS) == "1"
     os.environ[_TRACEBACKS] = "1"  # Hydra then raises its errors and prints none
     is_composing = True
@@ -66,11 +78,15 @@ def main() -> None:
         hydra.main(version_base="1.3", config_path=_config_path(), config_name="config")(run)()
     except KeyboardInterrupt:  # while the configuration is composed
         Console(stderr=True).print(_INTERRUPTED_TEXT)
+        _has_said_so.set()
         sys.exit(_INTERRUPTED)
     except Exception as error:
         if wants_traceback or not is_composing:
             raise
         sys.exit(_show_error(explained(error, sys.argv[1:])))
+    if _failed_jobs:
+        print(f"{counted(len(_failed_jobs), 'job')} failed: {'; '.join(_failed_jobs)}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _config_path() -> str:
@@ -80,16 +96,23 @@ def _config_path() -> str:
     return str(Path(__file__).resolve().parent.parent / "conf")
 
 
-def _run(composed: DictConfig, wants_traceback: bool) -> None:
+def _prepare_process() -> None:
     signal.signal(signal.SIGTERM, _interrupt)  # what `ray job stop` sends
     _stop_in_time()
     warnings.showwarning = _show_warning
     sys.path.insert(0, os.getcwd())  # a user's own module:function
+
+
+def _run(composed: DictConfig, wants_traceback: bool) -> None:
+    overrides, is_job = _overrides(), HydraConfig.get().mode == RunMode.MULTIRUN
     try:
-        config = checked_config(composed, _overrides())
+        config = checked_config(composed, overrides)
+        if is_job:
+            config.run.dir = run_dir_of_job(config, overrides, sys.argv[1:])
+            print(f"\n{_job_name(overrides)} in {config.run.dir}", flush=True)
         from coar_dist.stages.pipeline import run_stages  # seconds of imports, which a wrong option need not wait for
 
-        run_stages(config, Console())
+        run_stages(config)
     except KeyboardInterrupt:
         Console(stderr=True).print(_INTERRUPTED_TEXT)
         _has_said_so.set()
@@ -97,7 +120,14 @@ def _run(composed: DictConfig, wants_traceback: bool) -> None:
     except CoarDistError as error:
         if wants_traceback:
             raise
-        sys.exit(_show_error(error))
+        code = _show_error(error)
+        if not is_job:
+            sys.exit(code)
+        _failed_jobs.append(_job_name(overrides))  # the others are run
+
+
+def _job_name(overrides: list[str]) -> str:
+    return f"job {HydraConfig.get().job.num} ({', '.join(swept_by(overrides, sys.argv[1:]))})"
 
 
 def _overrides() -> list[str]:
@@ -137,9 +167,8 @@ def _interchange(command: str, arguments: list[str]) -> int:
 
 
 def _show_error(error: CoarDistError) -> int:
-    errors = Console(stderr=True)
-    errors.print(f"[bold red]{type(error).__name__}[/bold red]: ", end="")
-    errors.print(without_secrets(str(error)), markup=False, highlight=False, soft_wrap=True)
+    text = Text.assemble((type(error).__name__, "bold red"), f": {without_secrets(str(error))}")
+    Console(stderr=True).print(text, soft_wrap=True)
     return 1
 
 
@@ -153,36 +182,12 @@ def checked_config(hydra_config: DictConfig, overrides: list[str]) -> Config:
     Raises:
         ConfigError: as ``typed_config``; a file names code without leave; or an override has no effect.
     """
+    from coar_dist.stages.overrides import check_overrides
+
     config = typed_config(hydra_config)
     check_code(config, overrides)
-    _check_overrides(config, overrides)
+    check_overrides(config, overrides)
     return config
-
-
-def _check_overrides(config: Config, overrides: list[str]) -> None:
-    """An option that no stage of the command reads has no effect: later stages read what the run was made with.
-
-    A plan is of the whole command, so it takes the options of all stages.
-    """
-    from coar_dist.stages.pipeline import PIPELINE
-    from coar_dist.stages.stage import covers
-
-    if config.stages == [PLAN]:
-        return
-    stages = [stage for stage in PIPELINE if stage.name != PLAN]
-    for override in overrides:
-        name = override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
-        keys = _GROUP_KEYS.get(name, (name,))
-        readers = [stage for stage in stages if any(covers(stage.all_keys, key) for key in keys)]
-        at_work = [stage for stage in readers if stage.name in config.stages]
-        if readers and not any(covers(stage.keys_read(config), key) for stage in at_work for key in keys):
-            conditions = [(other, read) for stage in at_work for other, read in stage.reads_with.items()]
-            ways = [f"set {other}" for other, read in conditions if any(covers(read, key) for key in keys)]
-            ways += [f"add the {stage.name} stage" for stage in readers if stage not in at_work]
-            raise ConfigError(
-                f"{override} has no effect with stages={config.stages}: what these stages need of it they read from "
-                f"the run directory. Leave it out, or {' or '.join(ways)}."
-            )
 
 
 def _stop_in_time() -> None:
@@ -220,4 +225,4 @@ def _show_warning(
 ) -> None:
     del filename, lineno, file, line  # the standard library's signature
     if issubclass(category, CoarWarning):
-        Console(stderr=True).print(f"[yellow]Warning:[/yellow] {message}", soft_wrap=True, highlight=False)
+        Console(stderr=True).print(Text.assemble(("Warning:", "yellow"), f" {message}"), soft_wrap=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import coar_dist
 from coar_dist.store.reader import RunReader
 from tests.commands import run_forked
 
@@ -178,6 +179,38 @@ def test_code_from_a_configuration_file_runs_only_by_leave(tmp_path: Path) -> No
     smuggled = run_forked(tmp_path, *arguments)
     assert "only the command line can allow code" in smuggled.stderr
     assert "the code has run" not in smuggled.stdout
+
+
+def test_the_version_is_ours(tmp_path: Path) -> None:
+    assert run_forked(tmp_path, "--version").stdout == f"coar-dist {coar_dist.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["inspect", "run.dir=run"]])
+def test_a_reader_that_goes_away_is_no_error(small_run: RunReader, tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "run").symlink_to(small_run.directory.storage.location)
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        command(*arguments), cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
+    assert done.stderr == ""
+    assert done.returncode != 0
+
+
+def test_every_job_of_a_sweep_has_a_run_directory_and_outlives_another_s_failure(tmp_path: Path) -> None:
+    few = ["+train.examples.arguments.num_examples=20", "task.examples.arguments.num_examples=20", "train.epochs=1"]
+    small = [*few, *TINY[2:5], "stages=[train]"]
+    swept = run_forked(tmp_path, "-m", *small, "train.optimizer=sgd,unknown,adamw", "train.seed=3")
+    assert swept.returncode == 1
+    assert "train.optimizer='unknown': must be one of sgd, adamw" in swept.stderr
+    assert swept.stderr.splitlines()[-1] == "1 job failed: job 1 (train.optimizer=unknown)"
+    assert "Traceback" not in swept.stderr
+    made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("model.safetensors")}
+    assert made == {f"runs/digits/train.optimizer={name}/model.safetensors" for name in ("sgd", "adamw")}
+    again = run_forked(tmp_path, "-m", *small, "train.optimizer=sgd,adamw", "train.seed=3")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("is there already") == 2
 
 
 SLEEPER = """
