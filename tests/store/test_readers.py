@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import coar_dist
+from coar_dist.console.saying import Terminal
 from coar_dist.designs.design import MaskDesign
 from coar_dist.errors import DamagedFileError, MissingWorkError, StorageError
 from coar_dist.report.inspection import inspect_run
@@ -117,7 +119,7 @@ def readers_of(storage: Storage) -> dict[str, Read]:
         "missing masks": lambda: [store.missing() for name in run.designs for store in run.shards(name)],
         "wrong shards": lambda: [run.margins(name).wrong_shards("everything") for name in ("train", HELD_OUT)],
         "engine plan": lambda: run.engine_plan,
-        "inspect": lambda: inspect_run(storage, True, Console(quiet=True)),
+        "inspect": lambda: inspect_run(storage, True, Terminal(Console(quiet=True))),
     }
 
 
@@ -283,3 +285,18 @@ def test_an_object_that_is_replaced_between_two_requests_is_read_again(
     monkeypatch.setattr(Replaced, "times", [write(float(i), i % 2) for i in range(100)])
     with pytest.raises(StorageError, match="was replaced 20 times while it was read"):
         read_content(storage, table.file((0, 8)), "fit", run.belongs_to("attributions"))
+
+
+def test_only_the_stages_and_the_writers_side_of_the_store_rename_files() -> None:
+    package = Path(coar_dist.__file__).parent
+    sources = {str(path.relative_to(package)): path.read_text() for path in package.rglob("*.py")}
+    moving = {name for name, text in sources.items() if re.search(r"\.move\(", text)}
+    assert moving - {f"store/{name}.py" for name in ("storage", "local_storage", "object_storage", "rehearsal")} == {
+        "store/aside.py"
+    }
+    renaming = {name for name, text in sources.items() if "coar_dist.store.aside import" in text}
+    assert renaming == {
+        "interchange/importing.py",
+        *(f"stages/{name}.py" for name in ("session", "train")),
+        *(f"store/{name}.py" for name in ("edits", "previews", "run_directory", "shards")),
+    }
