@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from coar_dist.designs.design import MaskDesign
+from coar_dist.designs.independent import Bernoulli
 from coar_dist.errors import DamagedFileError, MissingWorkError, StorageError
 from coar_dist.report.inspection import inspect_run
 from coar_dist.store.agreement import METRICS
@@ -51,8 +51,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = new_run(root)
     designs = {
         "train": run.designs["train"],
-        GRADIENT_DESIGN: RunDesign("gradients", MaskDesign("bernoulli", NUM_COMPONENTS, 4, 0.2, 1)),
-        HELD_OUT: RunDesign("evaluation", MaskDesign("bernoulli", NUM_COMPONENTS, 40, 0.2, 2)),
+        GRADIENT_DESIGN: RunDesign("gradients", Bernoulli(NUM_COMPONENTS, 4, 0.2, 1)),
+        HELD_OUT: RunDesign("evaluation", Bernoulli(NUM_COMPONENTS, 40, 0.2, 2)),
     }
     run.set_designs(designs)
     run.set_baselines({"neuron_conductance": {"num_steps": 2}})
