@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from coar_dist.store.reader import RunReader
     from tests.object_store import ObjectStore
 
-os.environ |= {"RAY_prestart_worker_first_driver": "0"}  # no workers that nobody asked for
+os.environ |= {
+    "OMP_NUM_THREADS": "1",  # of what is small, threads of several processes only wait for each other
+    "RAY_prestart_worker_first_driver": "0",  # no workers that nobody asked for
+}
 
 
 class ClustersApart(LoadScopeScheduling):  # type: ignore[misc]
@@ -60,9 +63,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _two_threads() -> None:
+def _one_thread() -> None:
     if torch := sys.modules.get("torch"):
-        torch.set_num_threads(2)
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

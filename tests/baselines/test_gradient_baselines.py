@@ -31,12 +31,6 @@ GP = "gradient_x_parameter"
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(_two_threads: None) -> None:
-    """Passes as small as these only wait for a second thread."""
-    torch.set_num_threads(1)
-
-
 def linear_task() -> Task:
     """A plain net, with an activation that works in place."""
     model = randomise(

@@ -273,6 +273,7 @@ def test_damaged_attributions_are_made_again(data: Any, tmp_path: Path) -> None:
 def test_threads_are_those_of_the_worker(data: Any, tmp_path: Path) -> None:
     """One thread or two: the same attributions to rounding."""
     masks, margins = data
+    torch.set_num_threads(2)
     two = fitted(run_of(tmp_path / "two", masks, margins)).weights()
     torch.set_num_threads(1)
     np.testing.assert_allclose(fitted(run_of(tmp_path / "one", masks, margins)).weights(), two, rtol=1e-5, atol=1e-6)
