@@ -30,7 +30,7 @@ from coar_dist.ablation.value import ZeroWeights
 from coar_dist.ablation.weights_form import WeightsForm
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masks import check_masks
-from coar_dist.errors import ConfigError, NonFiniteMarginError
+from coar_dist.errors import ConfigError, NonFiniteMarginError, counted
 from coar_dist.store.gradients import GateGradients
 from coar_dist.tasks.outputs import predicted_classes
 from coar_dist.tasks.task import Task
@@ -239,9 +239,9 @@ class AblationEngine:
         wrong = np.flatnonzero(~np.isfinite(values))
         if wrong.size:
             raise NonFiniteMarginError(
-                f"the unablated model's margins of {wrong.size} examples are not finite: example {wrong[0]} has "
-                f"{values[wrong[0]]} (examples {wrong[:10].tolist()}). Correct the inputs or the checkpoint, or leave "
-                f"these examples out."
+                f"the unablated model's margins of {counted(wrong.size, 'example')} are not finite: example {wrong[0]} "
+                f"has {values[wrong[0]]} (examples {wrong[:10].tolist()}). Correct the inputs or the checkpoint, or "
+                f"leave these examples out."
             )
         return Unablated(values, torch.cat(predictions).cpu().numpy() if predictions else None)
 

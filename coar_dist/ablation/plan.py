@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from coar_dist.errors import counted
+
 
 @dataclass(frozen=True)
 class EnginePlan:
@@ -29,11 +31,12 @@ class EnginePlan:
     gradients_recorded: bool = False
 
     def __str__(self) -> str:
-        text = f"mode={self.mode}, {self.rows_per_forward} rows per forward, {_how(self.compiled, self.recorded)}"
+        rows = counted(self.rows_per_forward, "row")
+        text = f"mode={self.mode}, {rows} per forward, {_how(self.compiled, self.recorded)}"
         if self.gradient_rows is None:
             return text
         how = _how(self.gradients_compiled, self.gradients_recorded)
-        return f"{text}; {self.gradient_rows} rows per gradient pass, {how}"
+        return f"{text}; {counted(self.gradient_rows, 'row')} per gradient pass, {how}"
 
     def has_form_of(self, other: EnginePlan) -> bool:
         """Whether the model is prepared as for ``other``, whatever is recorded and whatever gradient passes do."""

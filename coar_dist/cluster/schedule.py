@@ -185,7 +185,7 @@ class Schedule:
         if len(failures) >= self._max_attempts:
             where = ", ".join(f"{name} ({node})" for name, node in failures)
             raise RangeFailedError(
-                f"{work_range} failed {len(failures)} times, on {where}. The last error was:\n{error}"
+                f"{work_range} failed {counted(len(failures), 'time')}, on {where}. The last error was:\n{error}"
             ) from error
         self._give_back(work_range)
 
@@ -231,7 +231,7 @@ class Schedule:
             raise ClusterError(self._about_suspects())
         if self._num_losses > self._max_losses + _LOSSES_PER_ACTOR * self._most_actors:
             raise ClusterError(
-                f"{self._num_losses} actors died in a row without finishing anything; the last ones:\n"
+                f"{counted(self._num_losses, 'actor')} died in a row without finishing anything; the last ones:\n"
                 + "\n".join(self._last_losses)
                 + f"\nCommon causes are too little memory (lower {self._memory_key}) and a broken GPU."
             )

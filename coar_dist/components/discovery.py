@@ -20,7 +20,7 @@ from torch import nn
 
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 from coar_dist.config.schema import ComponentRule
-from coar_dist.errors import ComponentMismatchError, ConfigError, NoComponentsError
+from coar_dist.errors import ComponentMismatchError, ConfigError, NoComponentsError, counted
 
 Selector = Callable[[nn.Module], list[ComponentGroup]]
 
@@ -168,7 +168,7 @@ def discover(
         names = ", ".join(group.parameter for group in found[:20])
         raise NoComponentsError(
             f"components.include={list(include)} and components.exclude={list(exclude)} leave none of the "
-            f"{len(found)} parameters that {selector!r} finds: {names}{', ...' if len(found) > 20 else ''}."
+            f"{counted(len(found), 'parameter')} that {selector!r} finds: {names}{', ...' if len(found) > 20 else ''}."
         )
     kinds = Counter(type(module).__name__ for module in model.modules() if not list(module.children()))
     counts = {name: len(select(model)) for name, select in SELECTORS.items()}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from coar_dist.config.registry import resolve
 from coar_dist.config.schema import ExampleGroup
-from coar_dist.errors import ConfigError, TaskError
+from coar_dist.errors import ConfigError, TaskError, counted
 
 Columns = Mapping[str, NDArray[Any]]
 _SAMPLE_COUNTER = 2**64 - 2
@@ -55,7 +55,7 @@ def members(
     """
     example_ids = np.asarray(columns["example_id"])
     is_member = np.ones(len(example_ids), dtype=np.bool_) if among is None else np.isin(example_ids, among)
-    counts = f"{is_member.sum()} examples"
+    counts = counted(int(is_member.sum()), "example")
     if not is_member.any():
         raise ConfigError(f"{key}: there are no examples left for it: all {len(example_ids)} are targets or like them.")
     for condition, meets in _conditions(group, columns, key, targets):

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coar_dist.errors import ConfigError, ForeignFileError
+from coar_dist.errors import ConfigError, ForeignFileError, counted
 from coar_dist.interchange.ids import examples_without, in_ranges
 from coar_dist.interchange.units import MaskUnits
 
@@ -92,8 +92,8 @@ class ResearchAttributions:
         self.nan_is_zero = nan_is_zero
         if len(units.mean) != file.num_components:
             raise ForeignFileError(
-                f"{file.path} has {file.num_components} components, but the masks that its weights are standardised by "
-                f"have {len(units.mean)}."
+                f"{file.path} has {counted(file.num_components, 'component')}, but the masks that its weights are "
+                f"standardised by have {len(units.mean)}."
             )
         self._check_finite()
 
@@ -146,7 +146,7 @@ class ResearchAttributions:
         if self.nan_is_zero:
             what, way = "infinite", ""
         raise ForeignFileError(
-            f"{self.file.path} holds {counts.sum():,} values that are {what}, of {len(wrong_ids):,} of "
+            f"{self.file.path} holds {counted(int(counts.sum()), f'{what} value')}, of {len(wrong_ids):,} of "
             f"{len(columns):,} examples ({in_ranges(wrong_ids)}); {num_components:,} of {self.file.num_components:,} "
             f"components have weights that are not finite. Leave these examples out (leave_out=3,17-20; the run's "
             f"examples must be the others){way}."

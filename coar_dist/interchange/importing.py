@@ -17,7 +17,14 @@ from coar_dist.components.index import ComponentGroup, ComponentIndex
 from coar_dist.config.methods import RESEARCH
 from coar_dist.console.run_log import RunLog
 from coar_dist.designs.given import Imported
-from coar_dist.errors import ComponentMismatchError, ConfigError, DamagedFileError, RunMismatchError, RunNotFoundError
+from coar_dist.errors import (
+    ComponentMismatchError,
+    ConfigError,
+    DamagedFileError,
+    RunMismatchError,
+    RunNotFoundError,
+    counted,
+)
 from coar_dist.interchange.attribution_files import ResearchAttributions
 from coar_dist.interchange.stores import BLOCK_BYTES, MarginContent, ResearchStore
 from coar_dist.store.aside import damaged_set_aside
@@ -167,8 +174,8 @@ def _check_fits(run: RunDirectory, num_components: int, num_examples: int, where
     expected = run.components.num_components, run.num_examples
     if (num_components, num_examples) != expected:
         raise ComponentMismatchError(
-            f"{where} has {num_components:,} components and {num_examples:,} examples (without those left out), but "
-            f"{run.storage} has {expected[0]:,} and {expected[1]:,}."
+            f"{where} has {counted(num_components, 'component')} and {counted(num_examples, 'example')} (without "
+            f"those left out), but {run.storage} has {expected[0]:,} and {expected[1]:,}."
         )
 
 

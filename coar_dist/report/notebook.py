@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coar_dist.errors import ConfigError
+from coar_dist.errors import ConfigError, counted
 from coar_dist.report.numbers import Z95
 from coar_dist.report.summary import summarise
 from coar_dist.store.ceilings import CEILING, CEILING_LABEL
@@ -127,7 +127,7 @@ def html_of(reader: RunReader) -> str:
     )
     rows = {
         "examples": f"{directory.num_examples:,}",
-        "components": f"{reader.components.num_components:,} in {len(reader.components.groups)} parameters",
+        "components": f"{reader.components.num_components:,} in {counted(len(reader.components.groups), 'parameter')}",
         "masks": designs or "none",
         "attributions": ", ".join(fitted_methods(directory)) or "none",
         "next": "run.report(), run.plot_correlation(), run.top_components(0)",

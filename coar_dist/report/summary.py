@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from coar_dist.config.methods import Origin, is_fitted, label_of, method_of
 from coar_dist.designs.design import MaskDesign
-from coar_dist.errors import MissingWorkError
+from coar_dist.errors import MissingWorkError, counted
 from coar_dist.evaluation.bootstrap import Means, means_of
 from coar_dist.evaluation.extrapolation import Extrapolation, extrapolate
 from coar_dist.report.numbers import half, half_95, number
@@ -157,7 +157,7 @@ def forecast_in_words(summary: CurveSummary, num_examples: int) -> str:
     """What the budget curve says about more masks; ``num_examples`` of the run."""
     curve, found = summary.curve, summary.extrapolation
     of = "" if len(curve.example_ids) == num_examples else f" on {len(curve.example_ids):,} sampled examples"
-    text = f"{summary.label}, {int(curve.num_masks[-1]):,} masks{of}: {number(found.measured[-1])}; "
+    text = f"{summary.label}, {counted(int(curve.num_masks[-1]), 'mask')}{of}: {number(found.measured[-1])}; "
     names = ("twice the masks about", "four times", "ever more")
     forecasts = zip(names, (found.twice, found.four_times, found.limit), strict=True)
     ahead = [f"{name} {number(forecast.value)} {half(forecast.half_width)}" for name, forecast in forecasts if forecast]
@@ -233,7 +233,7 @@ def _num_masks(run: RunDirectory, name: str) -> str:
         case Origin.GRADIENT:
             return "1 gradient"
         case Origin.PATH:
-            return f"{run.baselines[name]['num_steps']:,} steps"
+            return f"{counted(run.baselines[name]['num_steps'], 'step')}"
 
 
 def _curve(run: RunDirectory, method: str) -> CurveSummary | None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masks import check_masks
-from coar_dist.errors import MissingWorkError
+from coar_dist.errors import MissingWorkError, counted
 from coar_dist.store.ceilings import Ceiling, CeilingTable
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.methods import best_method
@@ -30,10 +30,9 @@ class RunReader:
 
     def __repr__(self) -> str:
         designs = {name: entry.design.num_masks for name, entry in self.directory.designs.items()}
-        return (
-            f"{type(self).__name__}({str(self.directory.storage)!r}: {self.directory.num_examples} examples, "
-            f"{self.components.num_components} components, masks {designs})"
-        )
+        examples = counted(self.directory.num_examples, "example")
+        components = counted(self.components.num_components, "component")
+        return f"{type(self).__name__}({str(self.directory.storage)!r}: {examples}, {components}, masks {designs})"
 
     @property
     def components(self) -> ComponentIndex:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, TypeVar
 
-from coar_dist.errors import DamagedFileError, MissingWorkError, RunMismatchError
+from coar_dist.errors import DamagedFileError, MissingWorkError, RunMismatchError, counted
 from coar_dist.store.aside import set_aside
 from coar_dist.store.parquet import FOREIGN, Content, read_content, read_metadata, why_wrong
 from coar_dist.store.storage import Storage
@@ -134,8 +134,8 @@ class ShardFolder:
         foreign = sum(FOREIGN in reason for reason in wrong.values())
         if is_new_run and foreign > len(listed) - len(wrong):
             raise RunMismatchError(
-                f"{self.storage.where(self.folder)} holds {foreign} shards of another run, whose run.json is lost. "
-                f"Undo what you changed since, or use another run.dir. Nothing was touched."
+                f"{self.storage.where(self.folder)} holds {counted(foreign, 'shard')} of another run, whose run.json "
+                f"is lost. Undo what you changed since, or use another run.dir. Nothing was touched."
             )
         return [
             f"{reason} Set aside as {set_aside(self.storage, self.file(*masks))}" for masks, reason in wrong.items()

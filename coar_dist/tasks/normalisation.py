@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from coar_dist.errors import TaskError
+from coar_dist.errors import TaskError, counted
 
 
 def normalise_inputs(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
@@ -63,7 +63,7 @@ def normalised(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         )
     if inputs.ndim < 3 or inputs.shape[-3] != mean.shape[0]:
         raise TaskError(
-            f"task.model.input_mean has {mean.shape[0]} values, but the model's inputs have shape "
+            f"task.model.input_mean has {counted(mean.shape[0], 'value')}, but the model's inputs have shape "
             f"{tuple(inputs.shape)}: there must be one for each channel of (num_rows, channels, height, width)."
         )
     pixels = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs.float()

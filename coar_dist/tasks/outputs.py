@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from coar_dist.config.registry import identity_of, name_of, resolve
-from coar_dist.errors import TaskError
+from coar_dist.errors import TaskError, counted
 
 Check = Callable[[Any, Tensor], None]
 IGNORED_TOKEN = -100
@@ -200,7 +200,7 @@ def _check_class_labels(name: str, outputs: Any, targets: Tensor) -> None:
     if len(outside):
         first = int(outside[0])
         raise TaskError(
-            f"targets of {len(outside)} examples are outside the model's classes 0..{logits.shape[1] - 1}: "
+            f"targets of {counted(len(outside), 'example')} are outside the model's classes 0..{logits.shape[1] - 1}: "
             f"example {first} has target {int(targets[first])}. Correct or leave out these examples."
         )
 
@@ -213,12 +213,12 @@ def _check_next_tokens(outputs: Any, targets: Tensor) -> None:
             f"length), but the model gives {tuple(logits.shape)} for one example and targets are {targets.dtype} of "
             f"shape {tuple(targets.shape)}."
         )
-    counted = targets[:, 1:] != IGNORED_TOKEN
-    outside = counted & ((targets[:, 1:] < 0) | (targets[:, 1:] >= logits.shape[2]))
-    wrong = torch.nonzero(outside.any(dim=1) | ~counted.any(dim=1)).reshape(-1)
+    is_counted = targets[:, 1:] != IGNORED_TOKEN
+    outside = is_counted & ((targets[:, 1:] < 0) | (targets[:, 1:] >= logits.shape[2]))
+    wrong = torch.nonzero(outside.any(dim=1) | ~is_counted.any(dim=1)).reshape(-1)
     if len(wrong):
         raise TaskError(
-            f"targets of {len(wrong)} examples have no next token, or one outside the vocabulary "
+            f"targets of {counted(len(wrong), 'example')} have no next token, or one outside the vocabulary "
             f"0..{logits.shape[2] - 1} ({IGNORED_TOKEN} marks padding): examples {wrong[:10].tolist()}."
         )
 
@@ -244,7 +244,7 @@ def _check_answers(outputs: Any, targets: Tensor) -> None:
         wrong = torch.nonzero(is_wrong).reshape(-1)
         if len(wrong):
             raise TaskError(
-                f"targets of {len(wrong)} examples have {what}: example {int(wrong[0])} has "
+                f"targets of {counted(len(wrong), 'example')} have {what}: example {int(wrong[0])} has "
                 f"{targets[wrong[0]].tolist()}. Correct or leave out these examples."
             )
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from coar_dist.errors import CoarDistError, TaskError
+from coar_dist.errors import CoarDistError, TaskError, counted
 from coar_dist.tasks.outputs import OutputFunction
 
 Inputs = Tensor | dict[str, Tensor]
@@ -158,7 +158,7 @@ class Task:
             found = f"{margins.dtype} of shape {tuple(margins.shape)}" if isinstance(margins, Tensor) else repr(margins)
             raise TaskError(
                 f"output function {self.output_function.name!r} must give one float per example, but gave {found} for "
-                f"{len(probe)} examples."
+                f"{counted(len(probe), 'example')}."
             )
         return [float(margin) for margin in margins]
 
@@ -176,7 +176,7 @@ def _column(name: str, values: Any, num_examples: int) -> NDArray[Any]:
     if array.shape != (num_examples,) or array.dtype.kind not in "biufU":
         raise TaskError(
             f"the column {name!r} is {array.dtype} of shape {array.shape}, but must be numbers, booleans or strings, "
-            f"one for each of the {num_examples} examples, none missing."
+            f"one for each of the {counted(num_examples, 'example')}, none missing."
         )
     return array
 

@@ -213,7 +213,7 @@ def test_the_unablated_model() -> None:
     broken = ExampleSet(TASK.examples.inputs.clone(), TASK.examples.targets)
     broken.inputs[3] = float("nan")
     task = Task(copy.deepcopy(TASK.model), broken, TASK.output_function)
-    with pytest.raises(NonFiniteMarginError, match="margins of 1 examples are not finite: example 3 has nan"):
+    with pytest.raises(NonFiniteMarginError, match="margins of 1 example are not finite: example 3 has nan"):
         AblationEngine(task, FILTERS, "cpu", "float32").unablated()
 
 

@@ -176,7 +176,7 @@ def test_nan_margins_stop_the_run_by_name(tmp_path: Path) -> None:
 
     with pytest.raises(NonFiniteMarginError, match=r"margin of example 2 under mask \d+ is nan"):
         drive(tmp_path, output=nan_at_two, max_actors=1)
-    with pytest.raises(NonFiniteMarginError, match="unablated model's margins of 1 examples"):
+    with pytest.raises(NonFiniteMarginError, match="unablated model's margins of 1 example"):
         drive(tmp_path, output=nan_at_two, plan=None, max_actors=1)
 
 

@@ -198,7 +198,7 @@ def test_nans_are_counted_and_named_and_left_out_or_zero_by_request(run: RunDire
     file = research.save(tmp_path / "nan.pt", weight, bias)
     units = train_units()
     with pytest.raises(
-        ForeignFileError, match=r"16 values .* NaN or infinite, of 3 of 9 examples \(4, 6\.\.7\); 11 of"
+        ForeignFileError, match=r"16 NaN or infinite values?, of 3 of 9 examples \(4, 6\.\.7\); 11 of"
     ):
         read_attributions(file, units)
     with pytest.raises(ForeignFileError, match=r"4 values .* of 2 of 8 examples \(6\.\.7\); 2 of 11 components"):
@@ -218,7 +218,7 @@ def test_nans_are_counted_and_named_and_left_out_or_zero_by_request(run: RunDire
 
     weight[0, 1] = np.inf
     infinite = research.save(tmp_path / "inf.pt", weight, bias)
-    with pytest.raises(ForeignFileError, match=r"1 values that are infinite, of 1 of 9 examples \(1\); "):
+    with pytest.raises(ForeignFileError, match=r"1 infinite value, of 1 of 9 examples \(1\); "):
         read_attributions(infinite, units, nan_is_zero=True)
 
 

@@ -116,7 +116,7 @@ def test_attributions_are_those_of_the_margins_collected_here(small_run: Run, tm
         np.testing.assert_array_equal(*(table[name] for table in tables))
     text = quiet.file.getvalue()  # type: ignore[union-attr]
     assert "(trained)" in text
-    assert "12 components in 1 parameters" in text
+    assert "12 components in 1 parameter" in text
 
 
 def test_an_exported_store_is_the_research_codes(small_run: Run, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_a_lost_run_json_does_not_make_a_foreign_run_of_it(runs: tuple[Path, Pat
     root = tmp_path / "run"
     shutil.copytree(runs[0], root)
     (root / "run.json").unlink()
-    with pytest.raises(RunMismatchError, match=r"holds 1 shards of another run, whose run\.json is lost"):
+    with pytest.raises(RunMismatchError, match=r"holds 1 shard of another run, whose run\.json is lost"):
         run_small(root, seed=1)
     (root / "run.json").unlink()
     run_small(root)

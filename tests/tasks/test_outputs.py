@@ -78,7 +78,7 @@ def test_answer_token_margin() -> None:
     [
         (torch.zeros(3, dtype=torch.int64), r"needs logits .* targets are torch.int64 of shape \(3,\)"),
         (torch.zeros(3, 2, dtype=torch.int64), "num_alternatives >= 3"),
-        (torch.tensor([[0, 1, 2], [6, 1, 2]]), r"1 examples have a position outside 0\.\.5: example 1"),
+        (torch.tensor([[0, 1, 2], [6, 1, 2]]), r"1 example have a position outside 0\.\.5: example 1"),
         (torch.tensor([[-1, 1, 2], [0, 1, 2]]), "example 0 has .-1, 1, 2."),
         (torch.tensor([[0, 1, 2], [0, 1, 11]]), r"a token outside the vocabulary 0\.\.10: example 1"),
         (torch.tensor([[0, 1, 2], [0, 2, 2]]), "the answer among its alternatives: example 1"),

@@ -35,7 +35,7 @@ def test_margin_is_the_label_against_the_best_other() -> None:
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (torch.tensor([0, 1, 3, 0, 0, 0, 0]), r"targets of 1 examples are outside.*0\.\.2: example 2 has target 3"),
+        (torch.tensor([0, 1, 3, 0, 0, 0, 0]), r"targets of 1 example are outside.*0\.\.2: example 2 has target 3"),
         (torch.tensor([0, 1, -1, 0, 0, 0, 0]), "example 2 has target -1"),
         (torch.zeros(7), "integer class labels"),
     ],

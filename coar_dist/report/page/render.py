@@ -15,6 +15,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from coar_dist.config.methods import is_fitted
+from coar_dist.errors import counted
 from coar_dist.report import numbers
 from coar_dist.report.figures import (
     draw_budgets,
@@ -99,7 +100,8 @@ def _rendered(run: RunDirectory, summary: Summary, examples: ShownExamples, figu
     num_components = run.components.num_components
     return page.render(
         title=run.storage.location.rstrip("/").rpartition("/")[2],
-        subtitle=f"Component attribution of {num_components:,} components for {run.num_examples:,} examples; "
+        subtitle=f"Component attribution of {counted(num_components, 'component')} for "
+        f"{counted(run.num_examples, 'example')}; "
         f"run made {run.created[:10]}, {run.storage}",
         css=Markup(_file("page.css")),
         js=Markup(_file("page.js")),
@@ -146,7 +148,7 @@ def _tiles(run: RunDirectory, summary: Summary, history: History) -> list[tuple[
         tiles.append((numbers.ceiling_of(ceiling), f"the ceiling of linear models {at}"))
     seconds = sum(stage.seconds for stage in history.stages.values())
     ablating = history.stages["ablate"].seconds if "ablate" in history.stages else 0.0
-    masks = f"masks in {len(run.designs)} designs"
+    masks = f"masks in {counted(len(run.designs), 'design')}"
     tiles.append((f"{run.num_masks:,}", f"{masks}, {run.num_masks / ablating:,.1f} masks/s" if ablating else masks))
     if seconds:
         tiles.append((numbers.in_time(seconds), "for all stages"))
@@ -168,7 +170,9 @@ def _findings(run: RunDirectory, summary: Summary, history: History, damaged: li
     label, prediction = (examples[name].astype(np.float64) for name in ("label", "prediction"))
     if np.isfinite(label).all():
         wrong = int((label != prediction).sum())
-        texts.append(f"The unablated model is right on {run.num_examples - wrong:,} of {run.num_examples:,} examples.")
+        texts.append(
+            f"The unablated model is right on {run.num_examples - wrong:,} of {counted(run.num_examples, 'example')}."
+        )
     for method in summary.methods:
         if is_fitted(method.method):
             constant = np.flatnonzero(np.isnan(RunReader(run).quality(method=method.method)["r2"]))
@@ -186,13 +190,13 @@ def _findings(run: RunDirectory, summary: Summary, history: History, damaged: li
         texts.append(f"{len(aside):,} damaged or foreign files were set aside and made again: {_names(aside)}.")
     texts += damaged if aside or damaged else ["No file was damaged."]
     if history.num_unreadable:
-        texts.append(f"{history.num_unreadable:,} lines of the logs cannot be read.")
+        texts.append(f"unreadable: {counted(history.num_unreadable, 'line')} of the logs.")
     return texts
 
 
 def _listed(ids: Any) -> str:
     more = f" and {len(ids) - _MAX_LISTED:,} more" if len(ids) > _MAX_LISTED else ""
-    return f"{len(ids):,} examples ({', '.join(str(i) for i in ids[:_MAX_LISTED])}{more})"
+    return f"{counted(len(ids), 'example')} ({', '.join(str(i) for i in ids[:_MAX_LISTED])}{more})"
 
 
 def _names(names: list[str]) -> str:
@@ -208,7 +212,7 @@ def _facts(run: RunDirectory, history: History) -> list[tuple[str, str]]:
         if asked.get("source"):
             facts.append((part, f"{asked['source']} {asked.get('arguments') or ''}".strip()))
     groups = run.components.groups
-    facts.append(("components", f"{run.components.num_components:,} in {len(groups)} parameters"))
+    facts.append(("components", f"{run.components.num_components:,} in {counted(len(groups), 'parameter')}"))
     if run.engine_plan is not None:
         facts.append(("forward passes", ", ".join(f"{name} {value}" for name, value in run.engine_plan.items())))
     facts += [(f"identity: {name}", str(value)) for name, value in run.identity.items()]

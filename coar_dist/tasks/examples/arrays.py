@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from coar_dist.errors import ConfigError, TaskError
+from coar_dist.errors import ConfigError, TaskError, counted
 from coar_dist.tasks.examples.parquet_table import ParquetTable
 from coar_dist.tasks.examples.source import SOURCE_ID, IndexedSource, tensor_of
 from coar_dist.tasks.task import ExampleSet
@@ -201,7 +201,9 @@ def _of_columns(
             of_inputs = torch.stack([tensors[name] for name in inputs], dim=1)
         if shape is not None and isinstance(of_inputs, Tensor):
             if of_inputs[0].numel() != np.prod(shape):
-                raise TaskError(f"{path}: {inputs!r} has {of_inputs[0].numel()} values per row; shape={shape}.")
+                raise TaskError(
+                    f"{path}: {inputs!r} has {counted(of_inputs[0].numel(), 'value')} per row; shape={shape}."
+                )
             of_inputs = of_inputs.reshape(len(ids), *shape)
         return ExampleSet(of_inputs, tensors[targets], {SOURCE_ID: ids, **{name: arrays[name] for name in columns}})
 
@@ -238,5 +240,5 @@ def _first(order: np.ndarray, num_examples: int | None, source: str) -> np.ndarr
     if num_examples is None:
         return order
     if not 0 < num_examples <= len(order):
-        raise TaskError(f"num_examples={num_examples}: {source} has {len(order)} examples.")
+        raise TaskError(f"num_examples={num_examples}: {source} has {counted(len(order), 'example')}.")
     return order[:num_examples]

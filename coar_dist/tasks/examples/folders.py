@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coar_dist.errors import TaskError
+from coar_dist.errors import TaskError, counted
 from coar_dist.tasks.examples.pixels import Geometry, decode
 from coar_dist.tasks.examples.source import SOURCE_ID, IndexedSource, tensor_of
 from coar_dist.tasks.task import ExampleSet
@@ -198,7 +198,10 @@ def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
         raise TaskError(f"{path} has no column {absent[0]!r}; it has {', '.join(header)}.")
     wrong = [number for number, line in enumerate(lines) if len(line) != len(header)]
     if wrong:
-        raise TaskError(f"{path}: row {wrong[0]} has {len(lines[wrong[0]])} values, the header {len(header)} names.")
+        raise TaskError(
+            f"{path}: row {wrong[0]} has {counted(len(lines[wrong[0]]), 'value')}, the header "
+            f"{counted(len(header), 'name')}."
+        )
     places = {name: header.index(name) for name in columns}
     return [{name: line[place] for name, place in places.items()} for line in lines[1:]]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coar_dist.config.schema import SubsetConfig
-from coar_dist.errors import ConfigError, TaskError
+from coar_dist.errors import ConfigError, TaskError, counted
 from coar_dist.tasks.task import ExampleSet
 
 SOURCE_ID = "source_id"
@@ -178,4 +178,6 @@ def _class_absent(absent: list[int], subset: SubsetConfig, name: str, key: str) 
 
 
 def _too_few(option: str, wanted: int, there: int, name: str, key: str) -> ConfigError:
-    return ConfigError(f"{key}.{option}={wanted}: there are {there} examples of {name} to choose from. Ask for fewer.")
+    return ConfigError(
+        f"{key}.{option}={wanted}: {name} has {counted(there, 'example')} to choose from. Ask for fewer."
+    )

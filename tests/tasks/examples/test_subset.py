@@ -113,8 +113,8 @@ def test_samples_are_fair() -> None:
         ({"ids": [3, 12, 40]}, r"task\.examples\.subset\.ids: \[12, 40\] are outside 0\.\.11, the examples of numbers"),
         ({"classes": [1, 2, 7]}, r"classes=\[1, 2, 7\]: no example has label \[2, 7\] among the examples of numbers"),
         ({"ids": [1, 2], "classes": [3]}, r"no example has label \[3\] among the examples chosen by every or ids"),
-        ({"first": 13}, r"first=13: there are 12 examples of numbers"),
-        ({"classes": [3], "first": 4}, r"first=4: there are 3 examples"),
+        ({"first": 13}, r"first=13: numbers has 12 examples"),
+        ({"classes": [3], "first": 4}, r"first=4: .* has 3 examples"),
     ],
 )
 def test_what_the_source_does_not_have_is_an_error(source: Any, subset: dict[str, Any], message: str) -> None:
@@ -123,7 +123,7 @@ def test_what_the_source_does_not_have_is_an_error(source: Any, subset: dict[str
 
 
 def test_samples_that_cannot_be_drawn_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"sample=5: there are 4 examples"):
+    with pytest.raises(ConfigError, match=r"sample=5: .* has 4 examples"):
         taken(in_memory(), every=3, sample=5)
     with pytest.raises(ConfigError, match=r"sample=5: a sample needs to know.*streaming=false"):
         taken(streamed([]), sample=5)
