@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from coar_dist.tasks.task import Task
 
 
+def _check(session: Session) -> None:
+    from coar_dist.stages.mask_designs import check_kinds
+
+    check_kinds(session.config)
+
+
 def _run(session: Session) -> None:
     """Collect what is missing; with a budget first its pilot, then what the pilot says."""
     from coar_dist.stages.budget import with_chosen_passes
@@ -108,5 +114,6 @@ ABLATE = Stage(
         "run.previews",
     ),
     run=_run,
+    check=_check,
     reads_with={"budget": PILOT_READS},
 )

@@ -10,7 +10,7 @@ from coar_dist.designs.design import MaskDesign
 from coar_dist.designs.given import LeaveOneOut
 from coar_dist.designs.independent import Correlated
 from coar_dist.designs.own import OwnDesign
-from coar_dist.designs.registry import design_of
+from coar_dist.designs.registry import check_kind, design_of
 from coar_dist.errors import ConfigError
 from coar_dist.store.ceilings import partners_of
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDesign
@@ -23,6 +23,16 @@ ROLE_WORDS = {
     "baseline": "leave-one-out",
 }
 """What a design's masks are for, by its role."""
+
+
+def check_kinds(config: Config) -> None:
+    """Check the kinds of mask design that a configuration asks for.
+
+    Raises:
+        ConfigError: one is unknown, or a user's own cannot be imported.
+    """
+    for key in ("design", "gradients", "evaluation"):
+        check_kind(f"{key}.kind", getattr(config, key).kind)
 
 
 def designs_of(config: Config, num_components: int) -> dict[str, RunDesign]:

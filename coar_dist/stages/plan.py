@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 _NOTE = " (The ablate stage will do that; nothing is touched now.)"
 
 
+def _check(session: Session) -> None:
+    from coar_dist.stages.mask_designs import check_kinds
+
+    check_kinds(session.config)
+
+
 def _run(session: Session) -> None:
     """Print what is missing of a run, and what it takes on the cluster.
 
@@ -105,4 +111,5 @@ PLAN_STAGE = Stage(
         "edit",
     ),
     run=_run,
+    check=_check,
 )
