@@ -100,8 +100,8 @@ class Run(RunReader):
 
         Returns:
             A data frame by ``rank`` from 1 on: ``component_id``, ``parameter``, ``module``, ``index`` within the
-            parameter along its ``axis``, and ``weight``: how much the margin is higher with the component kept. Of one
-            example ``standard_error`` is the fit's, where it was asked for (``regression.standard_errors``); of several
+            parameter along its ``axis``, and ``weight``: how much the margin is higher with the component kept. For one
+            example ``standard_error`` is the fit's, where it was asked for (``regression.standard_errors``); for several
             it is that of their mean, by their spread.
 
         Raises:

@@ -40,7 +40,7 @@ _PRINTING = {"--version", "--help", "-h", "--hydra-help", "--cfg", "-c", "--info
 """Options that print something and run nothing."""
 _has_said_so = threading.Event()
 _failed_jobs: list[str] = []
-"""Of a sweep, by what the sweep varies."""
+"""Names of a sweep's jobs."""
 
 
 def main() -> None:
