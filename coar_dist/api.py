@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from coar_dist.config.schema import (
     PILOT_GRADIENT_MASKS,
@@ -24,7 +23,6 @@ from coar_dist.config.schema import (
     DesignConfig,
     EditConfig,
     EvaluationConfig,
-    ExampleGroup,
     GradientsConfig,
     RegressionConfig,
     RunConfig,
@@ -37,15 +35,14 @@ from coar_dist.store.run_directory import RunDirectory
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
+    from rich.console import Console
     from torch import Tensor, nn
 
     from coar_dist.components.index import ComponentIndex
     from coar_dist.designs.design import MaskDesign
     from coar_dist.editing.edit import Edit
+    from coar_dist.editing.groups import Examples
     from coar_dist.tasks.task import ExampleSet, Inputs, Task
-
-Examples = ExampleGroup | Mapping[str, Any] | Sequence[int] | NDArray[Any] | Callable[[dict[str, Any]], Any]
-"""A group of examples: its conditions, example ids, or a function of the examples' columns."""
 
 
 class Run(RunReader):
@@ -103,8 +100,8 @@ class Run(RunReader):
 
         Returns:
             A data frame by ``rank`` from 1 on: ``component_id``, ``parameter``, ``module``, ``index`` within the
-            parameter along its ``axis``, and ``weight``: how much the margin is higher with the component kept. Of one
-            example ``standard_error`` is the fit's, where it was asked for (``regression.standard_errors``); of several
+            parameter along its ``axis``, and ``weight``: how much the margin is higher with the component kept. For one
+            example ``standard_error`` is the fit's, where it was asked for (``regression.standard_errors``); for several
             it is that of their mean, by their spread.
 
         Raises:
@@ -157,10 +154,10 @@ class Run(RunReader):
             direction: ``raise`` or ``lower``.
             max_components: ablated at most; None: a twentieth of all.
             model: what the run explains; None: what ``attribute`` was given in this process.
-            inputs: its examples; None likewise.
-            targets: likewise.
-            columns: likewise.
-            output_function: of ``model``.
+            inputs: its examples; given with ``model``.
+            targets: what the examples' outputs are compared with; given with ``model``.
+            columns: further values of the examples; given with ``model``.
+            output_function: of ``model``'s outputs; given with ``model``.
             held_out: examples on which the number of components is chosen and the edit is measured; None: the run's own
                 that are neither targets nor references.
             settings: everything else, as an ``EditConfig``; what is named here replaces its values.
@@ -180,13 +177,12 @@ class Run(RunReader):
             0.25
         """
         from coar_dist.editing.edit import load_edit
+        from coar_dist.editing.groups import group_of
         from coar_dist.stages.pipeline import run_stages
         from coar_dist.store.edits import EDITS
-        from coar_dist.tasks.outputs import output_function as named_output_function
-        from coar_dist.tasks.task import ExampleSet, Task
 
         if model is not None and inputs is not None and targets is not None:
-            task = Task(model, ExampleSet.of(inputs, targets, columns), named_output_function(output_function))
+            task = _task_of(model, inputs, targets, columns, output_function)
         elif self._task is not None and model is None and inputs is None and targets is None:
             task = self._task
         else:
@@ -194,19 +190,19 @@ class Run(RunReader):
                 "a run that was opened from its files has no model: give model, inputs and targets, the ones that it "
                 "explains, to edit. (A run that attribute returned has them.)"
             )
-        unknown = sorted(set(options) - {entry.name for entry in fields(EditConfig)})
-        if unknown:
-            known = ", ".join(entry.name for entry in fields(EditConfig))
-            raise ConfigError(f"edit: unknown option {unknown[0]!r}; the options are {known}.")
-        chosen = {"direction": direction, "target": _group(target), **options}
-        chosen |= {} if reference is None else {"reference": _group(reference)}
+        known = [entry.name for entry in fields(EditConfig)]
+        for name in options:
+            if name not in known:
+                raise ConfigError(f"edit: unknown option {name!r}; the options are {', '.join(known)}.")
+        chosen = {"direction": direction, "target": group_of(target), **options}
+        chosen |= {} if reference is None else {"reference": group_of(reference)}
         chosen |= {} if max_components is None else {"max_components": max_components}
         if "groups" in options:
-            chosen["groups"] = {name: _group(group) for name, group in options["groups"].items()}
+            chosen["groups"] = {name: group_of(group) for name, group in options["groups"].items()}
         edit = replace(settings or EditConfig(), **chosen)
         location = self.directory.storage.location
         config = Config(stages=["edit"], run=RunConfig(location), edit=edit, cluster=cluster or ClusterConfig())
-        run_stages(config, console or Console(), task, held_out=held_out)
+        run_stages(config, console, task, held_out=held_out)
         return load_edit(f"{location.rstrip('/')}/{EDITS}/{edit.name}")
 
 
@@ -224,18 +220,17 @@ def open_run(run_dir: str | Path) -> Run:
     return Run(RunDirectory.open(storage_at(run_dir)))
 
 
-def _group(examples: Examples) -> ExampleGroup:
-    if isinstance(examples, ExampleGroup):
-        return examples
-    if callable(examples):
-        return ExampleGroup(predicate=examples)
-    if not isinstance(examples, Mapping):
-        return ExampleGroup(ids=[index(i) for i in examples])
-    unknown = sorted(set(examples) - {entry.name for entry in fields(ExampleGroup)})
-    if unknown:
-        known = ", ".join(entry.name for entry in fields(ExampleGroup))
-        raise ConfigError(f"a group of examples has no condition {unknown[0]!r}; the conditions are {known}.")
-    return ExampleGroup(**examples)
+def _task_of(
+    model: nn.Module,
+    inputs: Inputs,
+    targets: Tensor,
+    columns: Mapping[str, Any] | None,
+    output_function: str | Callable[[Any, Tensor], Tensor],
+) -> Task:
+    from coar_dist.tasks.outputs import output_function as named
+    from coar_dist.tasks.task import ExampleSet, Task
+
+    return Task(model, ExampleSet.of(inputs, targets, columns), named(output_function))
 
 
 def attribute(
@@ -309,8 +304,6 @@ def attribute(
     """
     from coar_dist.components.index import ComponentIndex
     from coar_dist.stages.pipeline import run_stages
-    from coar_dist.tasks.outputs import output_function as named_output_function
-    from coar_dist.tasks.task import ExampleSet, Task
 
     for key, names in (("stages", stages), ("baselines", baselines), ("tracking", tracking)):
         if isinstance(names, str):
@@ -343,8 +336,8 @@ def attribute(
         cluster=cluster or ClusterConfig(),
         tracking=list(tracking),
     )
-    task = Task(model, ExampleSet.of(inputs, targets, columns), named_output_function(output_function))
-    run_stages(config, console or Console(), task, components if isinstance(components, ComponentIndex) else None)
+    task = _task_of(model, inputs, targets, columns, output_function)
+    run_stages(config, console, task, components if isinstance(components, ComponentIndex) else None)
     run = open_run(run_dir)
     run._task = task
     return run

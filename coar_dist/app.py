@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 import warnings
 from pathlib import Path
 from types import FrameType
@@ -39,7 +40,7 @@ _PRINTING = {"--version", "--help", "-h", "--hydra-help", "--cfg", "-c", "--info
 """Options that print something and run nothing."""
 _has_said_so = threading.Event()
 _failed_jobs: list[str] = []
-"""Of a sweep, by what the sweep varies."""
+"""Names of a sweep's jobs."""
 
 
 def main() -> None:
@@ -117,12 +118,15 @@ def _run(composed: DictConfig, wants_traceback: bool) -> None:
         Console(stderr=True).print(_INTERRUPTED_TEXT)
         _has_said_so.set()
         sys.exit(_INTERRUPTED)
-    except CoarDistError as error:
-        if wants_traceback:
+    except Exception as error:
+        if isinstance(error, CoarDistError) and not wants_traceback:
+            _show_error(error)
+        elif is_job:
+            traceback.print_exc()
+        else:
             raise
-        code = _show_error(error)
         if not is_job:
-            sys.exit(code)
+            sys.exit(1)
         _failed_jobs.append(_job_name(overrides))  # the others are run
 
 

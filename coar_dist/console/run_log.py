@@ -22,7 +22,7 @@ from coar_dist.store.storage import Storage
 _LOGGER = logging.getLogger("coar_dist")
 _WRITE_EVERY_S = 1.0
 _FIELDS = ("stage", "shard", "actor", "node")
-"""Of a record, by ``extra=``."""
+"""What a caller adds to a line, by ``extra=``."""
 
 
 class RunLog(logging.Handler):
@@ -35,7 +35,7 @@ class RunLog(logging.Handler):
         storage: the run directory.
 
     Attributes:
-        stage: what the command is at; of lines that name no stage themselves.
+        stage: the stage that the command is at, for lines that do not name one.
     """
 
     def __init__(self, storage: Storage, stage: str) -> None:

@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from typing_extensions import override
+
 from coar_dist.config.keys import leaves
 from coar_dist.config.secrets import without_secrets
 from coar_dist.errors import ConfigError
@@ -26,7 +28,7 @@ _EVERY_S = 10.0
 _PROJECT = "coar_dist"
 _FOLDER = "tensorboard"
 _MOST_PARAMETERS = 100
-"""Of one request to MLflow."""
+"""In one request to MLflow."""
 _LONGEST_PARAMETER = 500
 _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 _log = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ Configuration = Mapping[str, Any]
 
 
 class Tracker(Protocol):
-    """What all trackers have in common."""
+    """Where the figures of one command go."""
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         """Record figures by name."""
@@ -45,7 +47,7 @@ class Tracker(Protocol):
         """Send what is not sent yet; the command ends, ``has_failed`` by an error."""
 
 
-class TensorBoard:
+class TensorBoard(Tracker):
     """Event files in the run directory's folder ``tensorboard``."""
 
     def __init__(self, storage: Storage, configuration: Configuration) -> None:
@@ -56,19 +58,19 @@ class TensorBoard:
         self._writer = writer(str(storage.path(_FOLDER)))
         self._writer.add_text("configuration", f"```json\n{json.dumps(configuration, indent=2, default=repr)}\n```")
 
+    @override
     def log(self, figures: Mapping[str, float], step: int) -> None:
-        """As in ``Tracker``."""
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
+    @override
     def close(self, has_failed: bool) -> None:
-        """As in ``Tracker``; event files do not say how a run ended."""
-        del has_failed
+        del has_failed  # event files do not say how a run ended
         self._writer.close()
 
 
-class WeightsAndBiases:
+class WeightsAndBiases(Tracker):
     """A run of the project ``coar_dist``, or of WANDB_PROJECT; its files lie in the run directory, or in WANDB_DIR."""
 
     def __init__(self, storage: Storage, configuration: Configuration) -> None:
@@ -85,16 +87,16 @@ class WeightsAndBiases:
             reinit="create_new",
         )
 
+    @override
     def log(self, figures: Mapping[str, float], step: int) -> None:
-        """As in ``Tracker``."""
         self._run.log(dict(figures), step=step)
 
+    @override
     def close(self, has_failed: bool) -> None:
-        """As in ``Tracker``."""
         self._run.finish(exit_code=int(has_failed))
 
 
-class MLflow:
+class MLflow(Tracker):
     """A run of the experiment ``coar_dist``, or of MLFLOW_EXPERIMENT_NAME, at MLFLOW_TRACKING_URI."""
 
     def __init__(self, storage: Storage, configuration: Configuration) -> None:
@@ -110,15 +112,15 @@ class MLflow:
         for first in range(0, len(parameters), _MOST_PARAMETERS):
             self._client.log_batch(self._run_id, params=parameters[first : first + _MOST_PARAMETERS])
 
+    @override
     def log(self, figures: Mapping[str, float], step: int) -> None:
-        """As in ``Tracker``."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         self._client.log_batch(self._run_id, [Metric(name, value, now, step) for name, value in figures.items()])
 
+    @override
     def close(self, has_failed: bool) -> None:
-        """As in ``Tracker``."""
         self._client.set_terminated(self._run_id, "FAILED" if has_failed else "FINISHED")
 
 
@@ -181,7 +183,9 @@ class Tracking:
                     self._trackers[name] = TRACKERS[name](storage, configuration)
                 except Exception as error:  # each library has its own families of errors
                     text = without_secrets(f"{type(error).__name__}: {error}")
-                    raise ConfigError(f"tracking=[{name}] cannot start: {text}. Mend that, or leave it out.") from error
+                    raise ConfigError(
+                        f"tracking=[{name}] cannot start: {text}. Correct that, or leave it out."
+                    ) from error
             yield
             has_failed = False
         finally:

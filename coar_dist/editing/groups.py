@@ -5,7 +5,9 @@ A group's conditions are applied in the order of their fields in ``ExampleGroup`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -16,12 +18,37 @@ from coar_dist.config.schema import ExampleGroup
 from coar_dist.errors import ConfigError, TaskError, counted
 
 Columns = Mapping[str, NDArray[Any]]
+Examples = ExampleGroup | Mapping[str, Any] | Sequence[int] | NDArray[Any] | Callable[[dict[str, Any]], Any]
+"""A group of examples in Python: its conditions, example ids, or a function of the examples' columns."""
 _SAMPLE_COUNTER = 2**64 - 2
 """The second word of the sample's Philox key; mask designs use the masks' ids there."""
 _RANGE = ("min", "max")
 _KINDS = {"b": "b", "i": "iuf", "u": "iuf", "f": "iuf", "U": "U"}
 """By the kind of a column's dtype: the kinds of values that can equal one of its own."""
 _NAMES = {"b": "true or false", "i": "numbers", "u": "numbers", "f": "numbers", "U": "strings"}
+
+
+def group_of(examples: Examples) -> ExampleGroup:
+    """A group of examples that Python code may write in several ways.
+
+    Raises:
+        ConfigError: a condition is unknown.
+
+    Example:
+        >>> group_of([3, 5]).ids, group_of({"classes": [1]}).classes
+        ([3, 5], [1])
+    """
+    if isinstance(examples, ExampleGroup):
+        return examples
+    if callable(examples):
+        return ExampleGroup(predicate=examples)
+    if not isinstance(examples, Mapping):
+        return ExampleGroup(ids=[index(i) for i in examples])
+    known = [entry.name for entry in fields(ExampleGroup)]
+    for name in examples:
+        if name not in known:
+            raise ConfigError(f"a group of examples has no condition {name!r}; the conditions are {', '.join(known)}.")
+    return ExampleGroup(**examples)
 
 
 def members(

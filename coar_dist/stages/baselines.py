@@ -20,7 +20,7 @@ from coar_dist.tasks.task import Task
 
 _EXAMPLES_PER_SHARD = 512
 _FEWEST_ON_PATH, _MOST_ON_PATH, _SHARDS_ON_PATH = 8, 64, 64
-"""Of an example, a path costs some hundred forward passes: few of them are work enough for an actor."""
+"""Shard sizes of path baselines. A path costs some hundred forward passes, so few examples keep an actor busy."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class MissingBaselines:
     """What the run lacks of the gradient baselines that are asked for.
 
     Attributes:
-        stores: of the methods that are not complete.
-        ranges: of examples.
+        stores: where the weights go, by the methods that are not complete.
+        ranges: examples whose weights are missing.
     """
 
     stores: Mapping[str, BaselineStore]

@@ -12,7 +12,7 @@ from coar_dist.stages.session import Session
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
 
 _ASSUMED_COST = 3.0
-"""Of a pass with gradients, in passes without, where none has been measured."""
+"""What a pass with gradients costs, in passes without, where it has not been measured."""
 
 
 def expected_masks(config: Config, work: MissingWork) -> ExpectedMasks:

@@ -17,10 +17,10 @@ class Load:
         name: for people.
         unit: what is counted, ``masks`` or ``examples``.
         num_total: units that the run asks for.
-        num_missing: of these, what it lacks.
-        range_passes: of every missing range, its forward passes of one example.
-        cost: of one of them, in passes without gradients.
-        num_bytes: of the missing shards.
+        num_missing: units that it lacks.
+        range_passes: forward passes of one example in each missing range.
+        cost: what one of these passes costs, in passes without gradients.
+        num_bytes: size of the missing shards.
     """
 
     name: str
@@ -53,13 +53,13 @@ class Estimate:
 
     Attributes:
         loads: what is missing, in the order in which it is done.
-        num_examples: of the task.
-        seconds_per_pass: of one actor, for one example and one mask.
-        gradient_cost: of a pass with gradients, in passes without; None where there are none.
+        num_examples: examples of the task.
+        seconds_per_pass: what one actor takes for one example under one mask.
+        gradient_cost: what a pass with gradients costs, in passes without; None where there are none.
         num_actors: actors that share the work.
-        gpus_per_actor: possibly a fraction.
+        gpus_per_actor: GPUs of one actor, possibly a fraction.
         start_s: seconds from the start to the first mask: actors, model, choice of the engine plan.
-        price_per_hour: of an actor, in USD; None: not known.
+        price_per_hour: what an actor costs, in USD; None where it is not known.
         budget_passes: passes of one example that a budget will add, whose kind only its pilot will tell.
     """
 
@@ -77,8 +77,8 @@ class Estimate:
         """With what a budget adds to its pilot.
 
         Args:
-            budget: in masks of all examples, without gradients.
-            names: the loads that are the pilot.
+            budget: in passes of all examples without gradients.
+            names: the names of the pilot's loads.
         """
         pilot = sum(load.num_total * load.cost for load in self.loads if load.name in names)
         return replace(self, budget_passes=max(budget - pilot, 0.0) * self.num_examples)
@@ -89,7 +89,7 @@ class Estimate:
         return 1.0 / (self.seconds_per_pass * self.num_examples)
 
     def seconds_of(self, load: Load) -> float:
-        """Of one actor."""
+        """Seconds that one actor needs for a load."""
         return load.passes * load.cost * self.seconds_per_pass
 
     @property
@@ -114,7 +114,7 @@ class Estimate:
 
     @property
     def gpu_hours(self) -> float:
-        """GPUs of all actors, likewise."""
+        """GPUs of all actors, for as long as the run lasts."""
         return self.actor_hours * self.gpus_per_actor
 
     @property
@@ -124,7 +124,7 @@ class Estimate:
 
     @property
     def num_bytes(self) -> int:
-        """Of all missing shards, but those of the budget."""
+        """Bytes of the missing shards; those that a budget adds are not known."""
         return sum(load.num_bytes for load in self.loads)
 
 
@@ -132,8 +132,8 @@ def makespan(seconds: Iterable[float], num_actors: int) -> float:
     """Seconds until all ranges are done, when each, in order, goes to the actor that is free first.
 
     Args:
-        seconds: of one actor, per range.
-        num_actors: at least 1.
+        seconds: how long one actor takes for each range.
+        num_actors: how many there are, at least 1.
     """
     free_at = [0.0] * num_actors
     for duration in seconds:
