@@ -183,10 +183,14 @@ class Run(RunReader):
         from coar_dist.stages.pipeline import run_stages
         from coar_dist.store.edits import EDITS
         from coar_dist.tasks.outputs import output_function as named_output_function
-        from coar_dist.tasks.task import ExampleSet, Task
+        from coar_dist.tasks.task import ExampleSet, Task, by_keyword
 
         if model is not None and inputs is not None and targets is not None:
-            task = Task(model, ExampleSet.of(inputs, targets, columns), named_output_function(output_function))
+            task = Task(
+                model,
+                ExampleSet.of(by_keyword(model, inputs), targets, columns),
+                named_output_function(output_function),
+            )
         elif self._task is not None and model is None and inputs is None and targets is None:
             task = self._task
         else:
@@ -310,7 +314,7 @@ def attribute(
     from coar_dist.components.index import ComponentIndex
     from coar_dist.stages.pipeline import run_stages
     from coar_dist.tasks.outputs import output_function as named_output_function
-    from coar_dist.tasks.task import ExampleSet, Task
+    from coar_dist.tasks.task import ExampleSet, Task, by_keyword
 
     for key, names in (("stages", stages), ("baselines", baselines), ("tracking", tracking)):
         if isinstance(names, str):
@@ -343,7 +347,9 @@ def attribute(
         cluster=cluster or ClusterConfig(),
         tracking=list(tracking),
     )
-    task = Task(model, ExampleSet.of(inputs, targets, columns), named_output_function(output_function))
+    task = Task(
+        model, ExampleSet.of(by_keyword(model, inputs), targets, columns), named_output_function(output_function)
+    )
     run_stages(config, console or Console(), task, components if isinstance(components, ComponentIndex) else None)
     run = open_run(run_dir)
     run._task = task

@@ -134,7 +134,9 @@ class Encoder(nn.Module):
 class Plain(nn.Module):
     """A convolutional net of named layers, for habits of its parts."""
 
-    def __init__(self, conv: Callable[..., nn.Module] = nn.Conv2d, norm: Callable[[int], nn.Module] = nn.Identity) -> None:
+    def __init__(
+        self, conv: Callable[..., nn.Module] = nn.Conv2d, norm: Callable[[int], nn.Module] = nn.Identity
+    ) -> None:
         super().__init__()
         self.c1, self.n1 = conv(3, 4, 3), norm(4)
         self.c2, self.head = conv(4, 5, 3), nn.Linear(5, 3)
@@ -361,7 +363,9 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
         for name, parameter in model.named_parameters():
             fan_in = max(parameter[0].numel() if parameter.ndim > 1 else 1, 1)
             size = 1.3 / fan_in**0.5 if parameter.ndim > 1 else 0.3
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * size + (0.02 if "norm" not in name else 1))
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator) * size + (0.02 if "norm" not in name else 1)
+            )
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
                 module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.3)
@@ -438,7 +442,11 @@ HABITS: list[Animal] = [
     _animal("bfloat16", lambda: Shortcut(nn.ReLU()), images, dtype=torch.bfloat16),
     _animal("float16", lambda: Shortcut(nn.ReLU()), images, dtype=torch.float16),
     _animal("bfloat16 autocast", lambda: Shortcut(nn.ReLU()), images, precision="bfloat16"),
-    _animal("BatchNorm without statistics", lambda: Plain(norm=lambda n: nn.BatchNorm2d(n, track_running_stats=False)), images),
+    _animal(
+        "BatchNorm without statistics",
+        lambda: Plain(norm=lambda n: nn.BatchNorm2d(n, track_running_stats=False)),
+        images,
+    ),
     _animal("BatchNorm", lambda: Plain(norm=nn.BatchNorm2d), images),
     _animal("GroupNorm", lambda: Plain(norm=lambda n: nn.GroupNorm(2, n)), images),
     _animal("subtracts the batch's mean", Unnormalised, images),
@@ -462,7 +470,21 @@ HABITS: list[Animal] = [
     _animal("einsum on a reshaped weight", Einsum, sequences),
     _animal("hooks of its own", Hooked, vectors),
     _animal("windows in the batch axis", Windows, sequences),
-    _animal("weight_norm", _wrapped(parametrizations.weight_norm, Plain), images, selected("conv_filters"), plain=_unparametrised),
-    _animal("spectral_norm", _wrapped(parametrizations.spectral_norm, Plain), images, selected("conv_filters"), plain=_unparametrised),
-    _animal("pruned", _wrapped(lambda m: prune.l1_unstructured(m, "weight", 0.3), Plain), images, selected("conv_filters")),
+    _animal(
+        "weight_norm",
+        _wrapped(parametrizations.weight_norm, Plain),
+        images,
+        selected("conv_filters"),
+        plain=_unparametrised,
+    ),
+    _animal(
+        "spectral_norm",
+        _wrapped(parametrizations.spectral_norm, Plain),
+        images,
+        selected("conv_filters"),
+        plain=_unparametrised,
+    ),
+    _animal(
+        "pruned", _wrapped(lambda m: prune.l1_unstructured(m, "weight", 0.3), Plain), images, selected("conv_filters")
+    ),
 ]
