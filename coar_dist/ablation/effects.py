@@ -208,7 +208,13 @@ class Effects:
 
     def _check_rows(self, model: nn.Module) -> None:
         """Each example alone against all together: an example's margin must not depend on who shares its batch."""
-        alone = [float(self.margins(model, self.examples.rows(row, row + 1))) for row in range(len(self.examples))]
+        try:
+            alone = [float(self.margins(model, self.examples.rows(row, row + 1))) for row in range(len(self.examples))]
+        except Exception as error:  # BatchNorm without statistics refuses a single value per channel
+            raise TaskError(
+                f"{type(model).__name__} fails on an example alone, and runs on {len(self.examples)} together: "
+                f"{in_one_line(error)}. Each example must be a batch of its own (track_running_stats=True)."
+            ) from error
         if np.allclose(alone, self.unablated, rtol=0.0, atol=_ROUNDINGS * self.rounding, equal_nan=True):
             return
         worst = int(np.argmax(np.abs(alone - self.unablated)))
