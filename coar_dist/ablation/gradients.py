@@ -144,21 +144,20 @@ class GradientPasses:
             kept and ablated gates, and sums (2, num_components) of their squares.
         """
         num_examples = len(targets) // len(kept)
-        buffers = self._gated.buffers(kept.repeat_interleave(num_examples, dim=0))
-        # Each group's gates are a leaf: gradients of slices of one would be padded to all components and added up.
-        leaves = {name: gate.detach().requires_grad_() for name, gate in buffers.items()}
+        leaves = self._gated.leaves(kept.repeat_interleave(num_examples, dim=0))
+        buffers = self._gated.buffers(leaves)
         with torch.enable_grad():
             with self._secants or nullcontext():
                 with nullcontext() if in_float32 else self._model.autocast():
-                    outputs = call_model(lambda *a, **k: functional_call(self._model.module, leaves, a, k), inputs)
+                    outputs = call_model(lambda *a, **k: functional_call(self._model.module, buffers, a, k), inputs)
                 margins = self._model.output_function(outputs, targets).float()
             if not margins.requires_grad:
                 raise ConfigError(
                     f"task.output_function={self._model.output_function.name!r} gives margins without a gradient: "
                     f"it, or the model, is not differentiable. {WITHOUT_GRADIENTS}."
                 )
-            gradients = torch.autograd.grad(margins.sum(), list(leaves.values()), materialize_grads=True)
-        gradient = torch.cat(gradients, dim=1).reshape(len(kept), num_examples, -1)
+            gradients = torch.autograd.grad(margins.sum(), leaves, materialize_grads=True)
+        gradient = self._gated.gathered(gradients).reshape(len(kept), num_examples, -1)
         gradient = gradient * counted.reshape(len(kept), num_examples, 1)
         chosen = [gradient * gates[:, None] for gates in (kept, 1 - kept)]
         sums = torch.stack([part.sum(dim=0) for part in chosen])
