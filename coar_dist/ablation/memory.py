@@ -1,4 +1,4 @@
-"""What a forward pass takes of memory, measured before many rows are tried: on a CPU nothing says "out of memory" in time."""
+"""Measure what a forward pass takes of memory before many rows are tried: a CPU says "out of memory" too late."""
 
 from __future__ import annotations
 
