@@ -33,7 +33,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
         run()
     total = most = 0
-    results = measured.profiler.kineto_results  # type: ignore[union-attr]
+    results = measured.profiler.kineto_results
     for event in results.events():
         if event.name() == "[memory]":
             total += event.nbytes()
