@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from coar_dist.ablation.placement import modules_called
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import WeightMasker
 from coar_dist.errors import TaskError, in_one_line
@@ -31,7 +32,7 @@ NUM_EXAMPLES = 4
 EXAMPLES_PER_MASK = 2
 RELATIVE_TOLERANCE = 1e-3
 """Share of a group's effects, root mean square, that a form may be off by."""
-_ROUNDINGS = 6.0
+ROUNDINGS = 6.0
 """How many times the model's own rounding, root mean square, a single difference may be off by."""
 _LEAST_ROUNDING = 4.0
 """In units of the dtype's epsilon at the margin's size: sums in another order differ by so much in any net."""
@@ -79,6 +80,7 @@ class Effects:
         examples: those of the probe, on ``device``.
         unablated: (num_probe_examples,) float64 margins.
         rounding: the model's own, root mean square, in units of the margin.
+        changes_inputs: whether the model works in place on the tensors that it is given.
 
     Raises:
         TaskError: two equal forward passes differ, a margin is not finite, or rows of a batch depend on each other.
@@ -93,6 +95,7 @@ class Effects:
         device: torch.device,
     ) -> None:
         self._components, self._output_function = components, output_function
+        self.changes_inputs = False
         chosen = np.unique(np.linspace(0, len(examples) - 1, NUM_EXAMPLES).astype(np.int64))
         self.examples = examples.without_columns().select(chosen).map(lambda tensor: tensor.to(device))
         self._halves = [_halves(number, group.num_components) for number, group in enumerate(components.groups)]
@@ -119,8 +122,11 @@ class Effects:
     def margins(self, model: Callable[..., Any], batch: ExampleSet) -> Tensor:
         """Float64 margins of a batch; the model gets tensors of its own, which it may change."""
         own = batch.map(torch.clone)
-        with torch.no_grad():
-            return self._output_function(call_model(model, own.inputs), own.targets).double()
+        before = [tensor._version for _, tensor in own.tensors()]
+        with torch.no_grad(), modules_called():
+            margins = self._output_function(call_model(model, own.inputs), own.targets).double()
+        self.changes_inputs |= [tensor._version for _, tensor in own.tensors()] != before
+        return margins
 
     @property
     def num_pairs(self) -> int:
@@ -174,7 +180,7 @@ class Effects:
             margins: (num_pairs,) of a form, from ``run`` or ``run_rows``; NaN fails.
             rounding: of the form, where it runs in another precision; None is the model's own.
         """
-        allowed_rounding = _ROUNDINGS * (self.rounding if rounding is None else rounding)
+        allowed_rounding = ROUNDINGS * (self.rounding if rounding is None else rounding)
         num_examples = len(self.examples)
         rows = np.concatenate([chosen for _, chosen in self.passes()])[num_examples:]
         found = margins[num_examples:] - margins[:num_examples][rows]
@@ -188,6 +194,26 @@ class Effects:
         )
         return [Failure(int(number), float(wrong[number]), float(effects[number])) for number in np.flatnonzero(~holds)]
 
+    def error(self, margins_of: MarginsOf) -> float:
+        """Root mean square of the errors of a form's margins, over the first masks."""
+        margins = self.run(margins_of, _ROUNDING_MASKS)
+        return float(np.sqrt(((margins - self._expected[: len(margins)]) ** 2).mean()))
+
+    def group_masks(self, number: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """The two masks (2, num_components) of a group, and where their pairs (2, EXAMPLES_PER_MASK) stand."""
+        first = len(self.examples) + number * 2 * EXAMPLES_PER_MASK
+        masks = [mask for mask, _ in islice(self.passes(), 1 + 2 * number, 3 + 2 * number)]
+        return np.stack(masks), first + np.arange(2 * EXAMPLES_PER_MASK).reshape(2, -1)
+
+    def pair_rows(self) -> NDArray[np.int64]:
+        """(num_pairs,) rows of ``examples`` that the pairs run."""
+        return np.concatenate([rows for _, rows in self.passes()])
+
+    @property
+    def expected(self) -> NDArray[np.float64]:
+        """(num_pairs,) margins of the untouched model with zeroed weights."""
+        return self._expected.copy()
+
     def without_effect(self) -> NDArray[np.bool_]:
         """(num_groups,) groups that change no margin of the probe: nothing can be said of their gates."""
         rows = np.concatenate([chosen for _, chosen in self.passes()])[len(self.examples) :]
@@ -198,7 +224,7 @@ class Effects:
         """Twice in a row: a model may be random, or keep a state."""
         again = self.run(zeroed, _REPEATED_MASKS)
         first = self._expected[: len(again)]
-        if np.allclose(again, first, rtol=0.0, atol=_ROUNDINGS * self.rounding, equal_nan=True):
+        if np.allclose(again, first, rtol=0.0, atol=ROUNDINGS * self.rounding, equal_nan=True):
             return
         worst = int(np.argmax(np.abs(again - first)))
         raise TaskError(
@@ -215,7 +241,7 @@ class Effects:
                 f"{type(model).__name__} fails on an example alone, and runs on {len(self.examples)} together: "
                 f"{in_one_line(error)}. Each example must be a batch of its own (track_running_stats=True)."
             ) from error
-        if np.allclose(alone, self.unablated, rtol=0.0, atol=_ROUNDINGS * self.rounding, equal_nan=True):
+        if np.allclose(alone, self.unablated, rtol=0.0, atol=ROUNDINGS * self.rounding, equal_nan=True):
             return
         worst = int(np.argmax(np.abs(alone - self.unablated)))
         raise TaskError(

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coar_dist.ablation.effects import Effects, Failure
-from coar_dist.components.gates import gated, places_of
-from coar_dist.components.index import ComponentIndex
-from coar_dist.errors import in_one_line
+from coar_dist.ablation.value import ZeroWeights
+from coar_dist.components.gates import places_of
+from coar_dist.errors import ConfigError, in_one_line
 from coar_dist.tasks.task import ExampleSet
 
 _ROWS = 8
@@ -21,26 +21,28 @@ GatedMargins = Callable[[Collection[int]], NDArray[np.float64]]
 """From the groups that get no gates to the margins of the probe's pairs, every row with gates of its own."""
 
 
-def ungated_groups(
-    effects: Effects, model: nn.Module, components: ComponentIndex, device: torch.device
-) -> dict[int, str]:
+def ungated_groups(effects: Effects, value: ZeroWeights, model: nn.Module, device: torch.device) -> dict[int, str]:
     """The groups that gates cannot stand in for, with the reason.
 
     Args:
         effects: of the untouched model.
+        value: what an ablated component is replaced by.
         model: the prepared model; it is as before on every exit.
-        components: the component index.
         device: where the gates lie.
     """
     called: set[int] = set()
+    components = value.components
 
     def gated_margins(without: Collection[int]) -> NDArray[np.float64]:
         called.clear()
 
         def margins_of(masks: NDArray[np.bool_], batch: ExampleSet) -> Tensor:
-            with gated(model, components, len(masks), device, without=without, called=called) as gated_model:
+            gated_model = value.gated(model, len(masks), device, without=without, called=called)
+            try:
                 gated_model.gates.copy_(torch.from_numpy(masks))
                 return effects.margins(model, batch)
+            finally:
+                gated_model.remove()
 
         return effects.run_rows(margins_of, _ROWS)
 
@@ -50,9 +52,8 @@ def ungated_groups(
         if not places
     }
     reasons = failing_groups(effects, len(components.groups), gated_margins, reasons)
-    for number in set(range(len(components.groups))) - set(reasons) - called:
-        if not effects.without_effect()[number]:
-            reasons[number] = "its gates are passed by: the model reads the weight without calling the module"
+    for number in set(range(len(components.groups))) - set(reasons) - called:  # an expert that no example came to, say
+        reasons[number] = "its module is not called on the examples of the probe"
     return reasons
 
 
@@ -89,7 +90,7 @@ def _failures(effects: Effects, gated_margins: GatedMargins, without: Collection
     """The failing groups, or why the form does not run at all."""
     try:
         return effects.failures(gated_margins(without))
-    except torch.OutOfMemoryError:
+    except (ConfigError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the user's own forward may raise anything when a layer is not what it was
         return in_one_line(error)

@@ -265,20 +265,20 @@ def gated(
         gated_model.remove()
 
 
-def _spread(gate: Tensor, block_size: int, like: Tensor, channel_axis: int, name: str) -> Tensor:
+def _spread(gate: Tensor, block_size: int, like: Tensor, channel_axis: int, module: nn.Module) -> Tensor:
     """The gate (num_rows, num_components) shaped to multiply ``like`` (num_rows * k, ..., channels, ...).
 
-    Windows, heads or positions that a model folds into the first axis lie within their row, k to a row. What is one
-    row for all, as positions are, becomes a row each.
+    Windows, heads or positions that a model folds into the first axis lie within their row, k to a row. Embedded
+    positions may be one row for all, which becomes a row each.
     """
     if block_size > 1:
         gate = gate.repeat_interleave(block_size, dim=1)
     num_rows, (repeats, rest) = len(gate), divmod(like.shape[0], len(gate))
-    if like.shape[0] == 1:
+    if like.shape[0] == 1 and isinstance(module, nn.Embedding):
         repeats, rest = 1, 0
     if rest or not repeats or like.shape[channel_axis] != gate.shape[1]:
         raise GateError(
-            f"{name} saw a tensor of shape {tuple(like.shape)} in a pass of {num_rows} rows, so its first axis is not "
+            f"{type(module).__name__} saw a tensor of shape {tuple(like.shape)} in a pass of {num_rows} rows, so its first axis is not "
             f"the rows, or its axis {channel_axis} not the {gate.shape[1]} indices of its components"
         )
     if repeats > 1:
@@ -296,7 +296,7 @@ def _feature_gate(module: Any, key: str, block_size: int, note: Note) -> Gate:
     def gate(features: Tensor) -> Tensor:
         if note is not None:
             note()
-        spread = _spread(getattr(module, key), block_size, features, -1, type(module).__name__)
+        spread = _spread(getattr(module, key), block_size, features, -1, module)
         return features * spread.to(features.dtype)
 
     return gate
@@ -308,7 +308,7 @@ def _output_hook(
     def hook(module: Any, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if note is not None:
             note()
-        gate = _spread(getattr(module, key), block_size, output, channel_axis, type(module).__name__)
+        gate = _spread(getattr(module, key), block_size, output, channel_axis, module)
         shape = [1] * output.ndim
         shape[channel_axis] = -1
         bias = None if module.component_bias is None else module.component_bias.to(output.dtype).reshape(shape)
@@ -322,7 +322,7 @@ def _input_hook(key: str, block_size: int, channel_axis: int, note: Note) -> Any
         if note is not None:
             note()
         features = inputs[0]
-        gate = _spread(getattr(module, key), block_size, features, channel_axis, type(module).__name__)
+        gate = _spread(getattr(module, key), block_size, features, channel_axis, module)
         return (features * gate.to(features.dtype), *inputs[1:])
 
     return hook

@@ -140,10 +140,13 @@ class GradientStore(ShardFolder):
         found = self._read(start, stop, None)
         metadata, table = found.metadata, found.columns
         margins = matrix_of(table["margins"])
-        squares = [_decoded(metadata[f"{state}_squares"], "<f8") for state in ("kept", "ablated")]
-        sums = [matrix_of(table[state]) for state in ("kept", "ablated")]
         return self._masks_of(metadata), GateGradients(
-            np.ascontiguousarray(margins.T), *sums, *squares, known=self._known(metadata)
+            margins=np.ascontiguousarray(margins.T),
+            kept=matrix_of(table["kept"]),
+            ablated=matrix_of(table["ablated"]),
+            kept_squares=_decoded(metadata["kept_squares"], "<f8"),
+            ablated_squares=_decoded(metadata["ablated_squares"], "<f8"),
+            known=self._known(metadata),
         )
 
     def _known(self, metadata: Mapping[str, Any]) -> NDArray[np.bool_]:

@@ -8,11 +8,12 @@ from collections import Counter
 
 from tests.zoo.exactness import FORMS, verdicts
 from tests.zoo.habits import HABITS
+from tests.zoo.hub import animals
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     totals: Counter[str] = Counter()
-    for animal in HABITS:
+    for animal in [*HABITS, *animals()]:
         if len(sys.argv) > 1 and sys.argv[1] not in animal.name:
             continue
         found = verdicts(animal)

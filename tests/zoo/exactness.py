@@ -126,9 +126,6 @@ def verdicts(animal: Animal, rows_per_forward: int = 5) -> dict[str, Verdict]:
     for form in FORMS:
         try:
             if form == "gradients":
-                if engine.why_not_gated:
-                    found[form] = Verdict("refused", engine.why_not_gated)
-                    continue
                 margins = engine.gate_gradients(masks, (0, len(task.examples))).margins
             else:
                 engine.use(EnginePlan(form, rows_per_forward, compiled=False))

@@ -397,6 +397,7 @@ def _animal(
     **options: Any,
 ) -> Animal:
     def task() -> Task:
+        torch.manual_seed(0)  # spectral_norm starts at random
         found = examples()
         cast = found.map(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor.clone())
         return Task(_model(make, dtype), cast, output_function(output))
