@@ -24,7 +24,7 @@ def by_gates(
     """Weights of some examples from one forward and one backward pass.
 
     Args:
-        model: in eval mode; ``why_not_gated`` must have given None for it. It is as before on every exit.
+        model: in eval mode; gates must be right for all of its components. It is as before on every exit.
         components: the component index.
         output_function: from outputs and targets to margins.
         examples: n of them, on the model's device.

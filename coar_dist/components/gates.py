@@ -71,15 +71,6 @@ def places_of(model: nn.Module, components: ComponentIndex) -> list[list[Place]]
     return found
 
 
-def why_not_gated(model: nn.Module, components: ComponentIndex) -> str | None:
-    """Why gates cannot stand in for zeroed weights of all components; None where they may."""
-    for group, places in zip(components.groups, places_of(model, components), strict=True):
-        if not places:
-            kind = type(model.get_submodule(group.module)).__name__
-            return f"{group.parameter} (axis {group.axis} of a {kind}) has no gated form"
-    return None
-
-
 def _place(modules: Mapping[str, nn.Module], module_name: str, name: str, group: ComponentGroup) -> Place | None:
     module = modules[module_name]
     parent_name = module_name.rpartition(".")[0]
@@ -278,8 +269,8 @@ def _spread(gate: Tensor, block_size: int, like: Tensor, channel_axis: int, modu
         repeats, rest = 1, 0
     if rest or not repeats or like.shape[channel_axis] != gate.shape[1]:
         raise GateError(
-            f"{type(module).__name__} saw a tensor of shape {tuple(like.shape)} in a pass of {num_rows} rows, so its first axis is not "
-            f"the rows, or its axis {channel_axis} not the {gate.shape[1]} indices of its components"
+            f"{type(module).__name__} saw a tensor of shape {tuple(like.shape)} in a pass of {num_rows} rows, so its "
+            f"first axis is not the rows, or its axis {channel_axis} not the {gate.shape[1]} indices of its components"
         )
     if repeats > 1:
         gate = gate.repeat_interleave(repeats, dim=0)

@@ -39,7 +39,7 @@ class Taps(nn.Module):
     hook on this one module sees all of them: Captum attributes to all layers in one pass.
 
     Args:
-        model: ``why_not_gated`` must have given None for it. It is not changed, but within ``attached``.
+        model: gates must be right for all of its components. It is not changed, but within ``attached``.
         components: the component index.
     """
 
