@@ -143,7 +143,7 @@ def test_components_without_a_gate_have_their_parameters_gradients() -> None:
     found = baselines_of(conv, columns, None, GP).weights(GP, conv.examples)
     assert_close(found, literal.gradient_x_parameter(conv, columns))
     with pytest.raises(
-        ConfigError, match=r"neuron_conductance.*conv2\.weight \(axis 2 of a Conv2d\) has no gated form"
+        ConfigError, match=r"neuron_conductance.*conv2\.weight: axis 2 of a Conv2d has no gated form"
     ):
         baselines_of(conv, columns)
 
