@@ -142,9 +142,7 @@ def test_components_without_a_gate_have_their_parameters_gradients() -> None:
     columns = ComponentIndex((ComponentGroup("conv2.weight", 2, 3), ComponentGroup("conv1.weight", 0, 2, 2)))
     found = baselines_of(conv, columns, None, GP).weights(GP, conv.examples)
     assert_close(found, literal.gradient_x_parameter(conv, columns))
-    with pytest.raises(
-        ConfigError, match=r"neuron_conductance.*conv2\.weight: axis 2 of a Conv2d has no gated form"
-    ):
+    with pytest.raises(ConfigError, match=r"neuron_conductance.*conv2\.weight: axis 2 of a Conv2d has no gated form"):
         baselines_of(conv, columns)
 
 
