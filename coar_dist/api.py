@@ -100,9 +100,9 @@ class Run(RunReader):
 
         Returns:
             A data frame by ``rank`` from 1 on: ``component_id``, ``parameter``, ``module``, ``index`` within the
-            parameter along its ``axis``, and ``weight``: how much the margin is higher with the component kept. For one
-            example ``standard_error`` is the fit's, where it was asked for (``regression.standard_errors``); for several
-            it is that of their mean, by their spread.
+            parameter along its ``axis``, and ``weight``: how much the margin is higher with the component kept. For
+            one example ``standard_error`` is the fit's, where it was asked for (``regression.standard_errors``); for
+            several it is that of their mean, by their spread.
 
         Raises:
             IndexError: an example id is out of range.
@@ -228,9 +228,9 @@ def _task_of(
     output_function: str | Callable[[Any, Tensor], Tensor],
 ) -> Task:
     from coar_dist.tasks.outputs import output_function as named
-    from coar_dist.tasks.task import ExampleSet, Task
+    from coar_dist.tasks.task import ExampleSet, Task, by_keyword
 
-    return Task(model, ExampleSet.of(inputs, targets, columns), named(output_function))
+    return Task(model, ExampleSet.of(by_keyword(model, inputs), targets, columns), named(output_function))
 
 
 def attribute(

@@ -10,6 +10,7 @@ import torch
 
 from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.plan import EnginePlan, PlanPins
+from coar_dist.components.gates import GateError
 
 _ROW_COUNTS = (32, 128, 512, 2048, 8192)
 _WORSE = 1.25
@@ -57,11 +58,9 @@ def gradient_cost(engine: AblationEngine) -> float:
 
 
 def _choose_margins(engine: AblationEngine, pins: PlanPins, masks_per_actor: int) -> None:
-    modes = ["weights"] if engine.why_not_gated else ["weights", "rows"]
+    modes = ["weights", "rows"] if len(engine.ungated) < len(engine.components.groups) else ["weights"]
     if pins.mode is not None:
         modes = [pins.mode]
-    elif engine.why_not_gated:
-        _log.info("mode rows is not tried: %s", engine.why_not_gated)
     eager: dict[EnginePlan, float] = {}
     for mode in modes:
         counts = _row_counts(pins, masks_per_actor * engine.num_examples)
@@ -70,6 +69,7 @@ def _choose_margins(engine: AblationEngine, pins: PlanPins, masks_per_actor: int
         eager.update(_ladder(engine, plans, engine.trial))
     plan = _best_of_close(engine, eager, engine.trial)[0]
     work_s = eager[plan] * masks_per_actor * engine.num_examples
+    modes = [mode for mode in modes if any(p.mode == mode for p in eager)]
     best_of_modes = [min((p for p in eager if p.mode == mode), key=eager.__getitem__) for mode in modes]
     times = {best: eager[best] for best in best_of_modes}
     recorded: dict[EnginePlan, float] = {}
@@ -162,6 +162,9 @@ def _ladder(
         except torch.OutOfMemoryError:
             if not times:
                 raise
+            break
+        except GateError as error:  # these rows are not those that the probe saw
+            _log.info("%s is not tried: %s", plan, error)
             break
         times[engine.plan] = seconds
         if (

@@ -15,8 +15,9 @@ from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.components.discovery import discover
 from coar_dist.components.index import ComponentIndex
+from coar_dist.components.plain_model import plain_model
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import ExampleSet, Inputs, Task
+from coar_dist.tasks.task import ExampleSet, Inputs, Task, by_keyword
 
 
 def ablated_outputs(
@@ -57,7 +58,9 @@ def ablated_outputs(
         (4, 5)
     """
     index = components if isinstance(components, ComponentIndex) else discover(model, components)
-    task = Task(copy.deepcopy(model), ExampleSet.of(inputs, targets), output_function(output))
+    task = Task(
+        copy.deepcopy(plain_model(model)), ExampleSet.of(by_keyword(model, inputs), targets), output_function(output)
+    )
     task.check()
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     return AblationEngine(task, index, str(device), precision, plan).margins(masks)

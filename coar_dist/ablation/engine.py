@@ -20,17 +20,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from coar_dist.ablation.effects import RELATIVE_TOLERANCE, ROUNDINGS
 from coar_dist.ablation.form import Form, trial_mask
 from coar_dist.ablation.gradients import WITHOUT_GRADIENTS, GradientPasses
 from coar_dist.ablation.plan import EnginePlan
-from coar_dist.ablation.prefix import find_cuts
+from coar_dist.ablation.prefix import PrefixCuts, find_cuts
 from coar_dist.ablation.prepared import PreparedModel
 from coar_dist.ablation.rows_form import RowsForm
 from coar_dist.ablation.value import ZeroWeights
 from coar_dist.ablation.weights_form import WeightsForm
+from coar_dist.components.gates import GateError
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masks import check_masks
-from coar_dist.errors import ConfigError, NonFiniteMarginError, counted
+from coar_dist.errors import ConfigError, NonFiniteMarginError, counted, in_one_line
 from coar_dist.store.gradients import GateGradients
 from coar_dist.tasks.outputs import predicted_classes
 from coar_dist.tasks.task import Task
@@ -38,6 +40,8 @@ from coar_dist.tasks.task import Task
 _log = logging.getLogger(__name__)
 _FORMS: dict[str, type[WeightsForm] | type[RowsForm]] = {"weights": WeightsForm, "rows": RowsForm}
 _DEFAULT_ROWS = 512
+_NUM_HALVES = 6
+"""Random halves of the components by which a compiled form is held to the eager one."""
 _T = TypeVar("_T")
 
 
@@ -71,7 +75,6 @@ class AblationEngine:
         model: the prepared model.
         plan: how passes are run; what could not be compiled or recorded is not so in it.
         reuse_activations: whether masks that leave the first layers untouched reuse their activations.
-        why_not_gated: why mode ``rows`` and gradient passes cannot be had; None where they can.
 
     Raises:
         ComponentMismatchError: the components are not the model's.
@@ -90,8 +93,8 @@ class AblationEngine:
         self.components = components
         self.model = model = PreparedModel(task, ZeroWeights(components), torch.device(device), precision)
         self._cuts = find_cuts(model.module, components, model.filled(model.examples, 2).inputs)
-        self.reuse_activations = self._cuts is not None and model.probe.parts_are_the_whole(model.module, self._cuts)
-        self.why_not_gated = model.value.why_not_gated(model.module) or model.probe.why_gates_fail(model.module)
+        self.reuse_activations = self._cuts is not None and self._hold_cuts(self._cuts)
+        self._say_ungated()
         self._twin = model.twin()  # before the model has gates
         self._form: Form | None = None
         self._gradients: GradientPasses | None = None
@@ -107,6 +110,14 @@ class AblationEngine:
     def device(self) -> torch.device:
         """Where the model takes its inputs."""
         return self.model.device
+
+    @property
+    def ungated(self) -> dict[int, str]:
+        """Groups that gates cannot stand in for, by their place among the groups, with the reason.
+
+        In mode ``rows`` and in gradient passes they are zeroed in the weights, a mask at a time.
+        """
+        return self.model.ungated
 
     @property
     def why_not_recorded(self) -> str | None:
@@ -154,12 +165,71 @@ class AblationEngine:
 
     def _new_form(self, plan: EnginePlan) -> Form:
         self.close()
-        if plan.mode == "rows" and self.why_not_gated is not None:
-            raise ConfigError(f"ablation.mode='rows' cannot be used: {self.why_not_gated}. Use ablation.mode=weights.")
         self._form = form = _FORMS[plan.mode](self.model, plan.rows_per_forward)
         if plan.compiled:
-            form.forward.compile()
+            self._compile(form)
         return form
+
+    def _compile(self, form: Form) -> None:
+        """Compile a form, and keep it so only if it has the effects that it had before."""
+        masks, examples = self._random_masks(), self.model.examples.rows(0, form.forward.num_rows)
+        eager = form.whole(masks, examples).double()
+        form.forward.compile()
+        if not form.forward.is_compiled:
+            return
+        compiled = form.whole(masks, examples).double()
+        effects, found = eager - eager[:1], compiled - compiled[:1]
+        allowed = RELATIVE_TOLERANCE * effects.square().mean().sqrt() + ROUNDINGS * self.model.rounding
+        if not bool(((found - effects).abs() <= allowed).all()):
+            _log.warning("the compiled model has other effects than the eager one, which runs instead")
+            form.forward.forget_compiled()
+
+    def _random_masks(self) -> NDArray[np.bool_]:
+        """All components, and random halves of them, so that each is ablated and kept."""
+        halves = np.random.default_rng(11).random((_NUM_HALVES // 2, self.components.num_components)) < 0.5
+        return np.concatenate([np.ones_like(halves[:1]), halves, ~halves])
+
+    def _hold_cuts(self, cuts: PrefixCuts) -> bool:
+        """Hold every cut to the truth, twice in a row on the same activations; whether any holds."""
+        effects, form = self.model.effects, WeightsForm(self.model, self.num_examples)
+        rows = effects.pair_rows()
+        examples = self.model.laid_out(effects.examples)
+        margins, tried = effects.expected, set[int]()
+        for number in range(len(self.components.groups)):
+            masks, pairs = effects.group_masks(number)
+            cut = cuts.of_group(number)
+            if cut is None:
+                continue
+            tried.add(number)
+            try:
+                found = form.behind(cut, np.concatenate([masks, masks]), examples)[2:].double().cpu().numpy()
+                margins[pairs] = np.take_along_axis(found, rows[pairs], axis=1)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # the traced parts may fail where the model does not
+                _log.info("activations before %s are not reused: %s", self._name(number), in_one_line(error))
+                margins[pairs] = np.nan
+        for failure in effects.failures(margins, self.model.rounding):
+            _log.info("activations before %s are not reused: they give other effects", self._name(failure.group))
+            cuts.forget(failure.group)
+            tried.discard(failure.group)
+        return bool(tried)
+
+    def _name(self, number: int) -> str:
+        return self.components.groups[number].parameter
+
+    def _say_ungated(self) -> None:
+        """One line in the log that names the groups, and the way out."""
+        if self.ungated:
+            names = [self._name(number) for number in self.ungated]
+            _log.info(
+                "no gates for %d of %d parameters, which are zeroed in the weights instead, a mask at a time "
+                "(components.exclude leaves them out): %s: %s",
+                len(names),
+                len(self.components.groups),
+                ", ".join(names[:3]) + ", ..." * (len(names) > 3),
+                next(iter(self.ungated.values())),
+            )
 
     def close(self) -> None:
         """Take gates and masks off the model; the next call starts again."""
@@ -178,7 +248,16 @@ class AblationEngine:
         """
         check_masks(masks, self.components.num_components)
         cuts = self._cuts if self.reuse_activations else None
-        return self._with_rows_that_fit(self.plan, lambda form: form.margins(masks, self.model.examples, cuts))
+        try:
+            return self._with_rows_that_fit(self.plan, lambda form: form.margins(masks, self.model.examples, cuts))
+        except GateError as error:
+            if self.plan.mode != "rows":
+                raise
+            reason = str(error)
+        _log.warning("mode rows is left, since gates do not fit all examples, for mode weights: %s", reason)
+        self.model.ungated = dict.fromkeys(range(len(self.components.groups)), reason)
+        self.use(EnginePlan("weights", min(self.plan.rows_per_forward, self.num_examples), compiled=False))
+        return self.margins(masks)
 
     def gate_gradients(self, masks: NDArray[np.bool_], block: tuple[int, int]) -> GateGradients:
         """Margins and sums of gate gradients under every mask, of the examples ``block[0] .. block[1] - 1``.
@@ -198,9 +277,8 @@ class AblationEngine:
         return gradients
 
     def _new_gradient_passes(self) -> GradientPasses:
-        reason = "the model cannot be copied" if self._twin is None else self.why_not_gated
-        if self._twin is None or reason is not None:
-            raise ConfigError(f"gate gradients cannot be had: {reason}. {WITHOUT_GRADIENTS}.")
+        if self._twin is None:
+            raise ConfigError(f"gate gradients cannot be had: the model cannot be copied. {WITHOUT_GRADIENTS}.")
         return GradientPasses(self._twin)
 
     def trial(self) -> float:

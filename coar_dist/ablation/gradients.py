@@ -8,8 +8,8 @@ and sums over masks stay on the device: memory follows the rows, never masks x e
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -20,10 +20,12 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from coar_dist.ablation.gate_probe import failing_groups
 from coar_dist.ablation.passes import recorded, unless_it_fails
-from coar_dist.ablation.placement import on_host
+from coar_dist.ablation.placement import modules_called, on_host
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.prepared import PreparedModel, even_size
+from coar_dist.components.gates import GatedModel, plain_gate_output
 from coar_dist.components.secants import LocalSecants
 from coar_dist.errors import ConfigError
 from coar_dist.store.gradients import GateGradients
@@ -32,6 +34,8 @@ from coar_dist.tasks.task import ExampleSet, Inputs, call_model
 _log = logging.getLogger(__name__)
 _DEFAULT_ROWS = 64
 """Rows of a gradient pass where the plan says nothing."""
+_PROBE_ROWS = 8
+"""Rows of a pass of the probe, each with a mask of its own."""
 WITHOUT_GRADIENTS = "Use gradients.num_masks=0 (estimator=coar), which needs none"
 _Pass = Callable[[Tensor, Tensor, Inputs, Tensor], tuple[Tensor, Tensor, Tensor]]
 
@@ -40,10 +44,13 @@ class GradientPasses:
     """Runs gradient passes on a prepared model of its own.
 
     Args:
-        model: gets gates, and keeps them; all of its components must have gates.
+        model: gets gates, and keeps them. Groups that cannot be gated are ablated in its weights, a mask at a time.
+
+    Attributes:
+        ungated: these groups, by their place among the groups, with the reason.
 
     Raises:
-        ConfigError: margins have no gradient, or are not those of zeroed weights.
+        ConfigError: margins have no gradient, or no group can be gated.
     """
 
     def __init__(self, model: PreparedModel) -> None:
@@ -52,20 +59,37 @@ class GradientPasses:
         self._recorded: dict[tuple[int, int, bool], _Pass] = {}
         self._can_compile, self._can_record = True, model.why_not_recorded is None
         self._secants: LocalSecants | None = LocalSecants()
-        self._gated = model.value.gated(model.module, 1, model.device, self._secants.gate_output)
-        try:
-            reason = model.probe.why_wrong(self._probed, "a gradient pass with local secants")
-            if reason is None:
-                return
-            _log.warning("gate gradients are plain derivatives, which say less: %s", reason)
-            self._gated.remove()
-            self._secants, self._gated = None, model.value.gated(model.module, 1, model.device)
-            reason = model.probe.why_wrong(self._probed, "a gradient pass")
-            if reason is not None:
-                raise ConfigError(f"gate gradients cannot be had: {reason}. {WITHOUT_GRADIENTS}.")
-        except ConfigError:
-            self._gated.remove()
-            raise
+        with_secants = self._failing_groups()
+        if set(with_secants) - set(model.ungated):
+            reason = next(why for number, why in with_secants.items() if number not in model.ungated)
+            _log.warning("gate gradients are plain derivatives, which say less than local secants: %s", reason)
+            self._secants = None
+            with_secants = self._failing_groups()
+        if len(with_secants) == len(model.value.components.groups):
+            raise ConfigError(
+                f"gate gradients cannot be had: {next(iter(with_secants.values()))}. {WITHOUT_GRADIENTS}."
+            )
+        self.ungated = with_secants
+        self._in_weights = model.value.held_by(self.ungated)
+        self._masker = model.value.masker(model.module) if self.ungated else None
+        self._gated = self._new_gates(self.ungated)
+
+    def _new_gates(self, without: Collection[int]) -> GatedModel:
+        gate_output = plain_gate_output if self._secants is None else self._secants.gate_output
+        return self._model.value.gated(self._model.module, 1, self._model.device, gate_output, without)
+
+    def _failing_groups(self) -> dict[int, str]:
+        """The groups whose gates have not the effects of zeroed weights in a gradient pass, with the reason."""
+        model = self._model
+
+        def gated_margins(without: Collection[int]) -> NDArray[np.float64]:
+            self._gated = self._new_gates(without)
+            try:
+                return model.effects.run_rows(self._probed, _PROBE_ROWS)
+            finally:
+                self._gated.remove()
+
+        return failing_groups(model.effects, len(model.value.components.groups), gated_margins, model.ungated)
 
     def compute(
         self, masks: NDArray[np.bool_], examples: ExampleSet, plan: EnginePlan
@@ -98,7 +122,8 @@ class GradientPasses:
     def _sums(self, masks: NDArray[np.bool_], examples: ExampleSet, num_rows: int, plan: EnginePlan) -> GateGradients:
         device = self._model.device
         num_examples = even_size(len(examples), num_rows)
-        num_masks = even_size(len(masks), num_rows // num_examples)
+        alone = self._masker is not None and not masks[:, self._in_weights].all()
+        num_masks = 1 if alone else even_size(len(masks), num_rows // num_examples)
         kept = torch.from_numpy(np.ascontiguousarray(masks)).to(device).to(torch.float32)
         margins = torch.empty(len(masks), len(examples), device=device)
         sums = torch.zeros(2, len(examples), masks.shape[1], device=device)
@@ -111,20 +136,32 @@ class GradientPasses:
             for first in range(0, len(masks), num_masks):
                 chosen = torch.arange(first, first + num_masks, device=device).clamp(max=len(masks) - 1)
                 counted = ((first + of_mask < len(masks)) & (of_example < len(own))).float()
-                values, added, added_squares = self._run(kept[chosen], counted, batch, plan)
+                with (
+                    self._masker.ablated(masks[first] | ~self._in_weights) if alone and self._masker else nullcontext()
+                ):
+                    values, added, added_squares = self._run(kept[chosen], counted, batch, plan)
                 values = values.reshape(num_masks, num_examples)[: len(masks) - first, : len(own)]
                 margins[first : first + num_masks, start : start + len(own)] = values
                 sums[:, start : start + len(own)] += added[:, : len(own)]
                 squares += added_squares
-        return GateGradients(on_host(margins), *on_host(sums), *on_host(squares))
+        (kept_sums, ablated_sums), (kept_squares, ablated_squares) = on_host(sums), on_host(squares)
+        known = ~self._in_weights
+        return GateGradients(on_host(margins), kept_sums, ablated_sums, kept_squares, ablated_squares, known)
+
+    def _ungated_ablated(self, mask: NDArray[np.bool_]) -> AbstractContextManager[None]:
+        """The part of a mask that has no gates, zeroed in the weights."""
+        assert self._masker is not None
+        return self._masker.ablated(mask | ~self._in_weights)
 
     def _run(self, kept: Tensor, counted: Tensor, batch: ExampleSet, plan: EnginePlan) -> tuple[Tensor, Tensor, Tensor]:
         run: _Pass = self._pass
-        if plan.gradients_compiled and self._can_compile:
+        if plan.gradients_compiled and self._can_compile and self._masker is None:
             run = self._compiled_pass(kept, counted, batch)
         if plan.gradients_recorded and self._can_record:
             run = self._recorded_pass(run, kept, counted, batch)
-        with torch.no_grad():  # the backward half is within the pass
+        if self._model.effects.changes_inputs:
+            batch = batch.map(torch.clone)
+        with torch.no_grad(), modules_called():  # the backward half is within the pass
             return run(kept, counted, batch.inputs, batch.targets)
 
     def _pass(
@@ -144,29 +181,31 @@ class GradientPasses:
             kept and ablated gates, and sums (2, num_components) of their squares.
         """
         num_examples = len(targets) // len(kept)
-        buffers = self._gated.buffers(kept.repeat_interleave(num_examples, dim=0))
-        # Each group's gates are a leaf: gradients of slices of one would be padded to all components and added up.
-        leaves = {name: gate.detach().requires_grad_() for name, gate in buffers.items()}
+        leaves = self._gated.leaves(kept.repeat_interleave(num_examples, dim=0))
+        buffers = self._gated.buffers(leaves)
         with torch.enable_grad():
             with self._secants or nullcontext():
                 with nullcontext() if in_float32 else self._model.autocast():
-                    outputs = call_model(lambda *a, **k: functional_call(self._model.module, leaves, a, k), inputs)
+                    outputs = call_model(lambda *a, **k: functional_call(self._model.module, buffers, a, k), inputs)
                 margins = self._model.output_function(outputs, targets).float()
             if not margins.requires_grad:
                 raise ConfigError(
                     f"task.output_function={self._model.output_function.name!r} gives margins without a gradient: "
                     f"it, or the model, is not differentiable. {WITHOUT_GRADIENTS}."
                 )
-            gradients = torch.autograd.grad(margins.sum(), list(leaves.values()), materialize_grads=True)
-        gradient = torch.cat(gradients, dim=1).reshape(len(kept), num_examples, -1)
+            gradients = torch.autograd.grad(margins.sum(), leaves, materialize_grads=True)
+        gradient = self._gated.gathered(gradients).reshape(len(kept), num_examples, -1)
         gradient = gradient * counted.reshape(len(kept), num_examples, 1)
         chosen = [gradient * gates[:, None] for gates in (kept, 1 - kept)]
         sums = torch.stack([part.sum(dim=0) for part in chosen])
         squares = torch.stack([part.square().sum(dim=(0, 1)) for part in chosen])
         return margins.detach(), sums, squares
 
-    def _probed(self, gates: Tensor, examples: ExampleSet) -> Tensor:
-        return self._pass(gates, torch.ones_like(gates[:, 0]), examples.inputs, examples.targets, in_float32=True)[0]
+    def _probed(self, masks: NDArray[np.bool_], examples: ExampleSet) -> Tensor:
+        gates = torch.from_numpy(masks).to(self._model.device, torch.float32)
+        own = examples.map(torch.clone)
+        with modules_called():
+            return self._pass(gates, torch.ones_like(gates[:, 0]), own.inputs, own.targets, in_float32=True)[0]
 
     def _compiled_pass(self, kept: Tensor, counted: Tensor, batch: ExampleSet) -> _Pass:
         """The pass for batches of this shape, traced with its backward half and compiled as one graph."""

@@ -95,6 +95,10 @@ class ForwardPass:
         if self.is_compiled:
             self._call = compiled
 
+    def forget_compiled(self) -> None:
+        """Run the model eagerly again."""
+        self._call, self.is_compiled = self._model.module, False
+
     def record(self) -> None:
         """Record the passes as a CUDA graph, or say in the log why they are launched one kernel at a time.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -57,18 +59,30 @@ def placed(model: nn.Module, device: torch.device) -> tuple[nn.Module, torch.dev
     return model.to(device), device
 
 
+@contextlib.contextmanager
+def modules_called() -> Iterator[None]:
+    """``nn.TransformerEncoder`` calls its parts, where hooks and gates are: not the fused path that reads weights."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 def layout_of(model: nn.Module) -> torch.memory_format:
     """Channels last where there are 2d convolutions: the layout in which they run fastest on CPUs and tensor cores."""
     has_convolutions = any(isinstance(module, nn.Conv2d) for module in model.modules())
     return torch.channels_last if has_convolutions else torch.preserve_format
 
 
-def lay_out(model: nn.Module) -> torch.memory_format:
-    """Put ``model`` into the layout in which it runs fastest, in place; the layout."""
-    layout = layout_of(model)
-    if layout != torch.preserve_format:
-        model.to(memory_format=layout)  # type: ignore[call-overload]
-    return layout
+def lay_out(model: nn.Module, layout: torch.memory_format) -> None:
+    """Put the weights of 2d convolutions into a layout, in place; other tensors may have any number of axes."""
+    if layout == torch.preserve_format:
+        return
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=layout)
 
 
 def with_layout(tensor: Tensor, layout: torch.memory_format) -> Tensor:

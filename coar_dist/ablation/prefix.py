@@ -96,6 +96,15 @@ class PrefixCuts:
             self._cut_of_group.append(max((position for position in positions if position < use), default=None))
         self.part = cache(self._part)
 
+    def of_group(self, number: int) -> Cut | None:
+        """The last cut before a group's parameter, by the group's place among the groups; None where there is none."""
+        position = self._cut_of_group[number]
+        return None if position is None else self.part(position)
+
+    def forget(self, number: int) -> None:
+        """Reuse nothing before a group's parameter."""
+        self._cut_of_group[number] = None
+
     def split(self, masks: NDArray[np.bool_]) -> tuple[list[int], list[tuple[Cut, list[int]]]]:
         """Rows of ``masks`` (num_masks, num_components) with no cut before what they ablate; the others per cut."""
         whole = np.zeros(len(masks), dtype=np.bool_)  # ablates what no cut comes before, as random masks mostly do

@@ -10,15 +10,28 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from coar_dist.ablation.effects import Effects
 from coar_dist.ablation.folding import fold_batch_norms
+from coar_dist.ablation.gate_probe import ungated_groups
 from coar_dist.ablation.graphs import why_not_recorded
-from coar_dist.ablation.placement import fits_on, lay_out, placed, repeat_exactly, select_rows, with_layout
-from coar_dist.ablation.probe import Probe
+from coar_dist.ablation.placement import (
+    fits_on,
+    lay_out,
+    layout_of,
+    modules_called,
+    placed,
+    repeat_exactly,
+    select_rows,
+    with_layout,
+)
 from coar_dist.ablation.value import ZeroWeights
 from coar_dist.components.discovery import check_components
+from coar_dist.errors import in_one_line
 from coar_dist.tasks.task import ExampleSet, Inputs, Task, call_model
 
 _log = logging.getLogger(__name__)
@@ -39,12 +52,14 @@ class PreparedModel:
         device: where the module takes its inputs.
         examples: on the device if they fit there, else pinned.
         output_function: from outputs and targets to margins.
-        probe: the truth from the untouched model, which every form is held to.
+        effects: the truth from the untouched model, which every form is held to.
+        ungated: the groups that gates cannot stand in for, by their place among the groups, with the reason.
+        rounding: error of a margin by the precision that the module runs in, root mean square.
         why_not_recorded: why passes of the module cannot be CUDA graphs; None where they may be.
 
     Raises:
         ComponentMismatchError: the components are not the model's.
-        TaskError: the model is random in eval mode.
+        TaskError: the model is random in eval mode, keeps a state, or mixes the rows of a batch.
     """
 
     def __init__(self, task: Task, value: ZeroWeights, device: torch.device, precision: str) -> None:
@@ -54,10 +69,11 @@ class PreparedModel:
         self.value = value
         self.output_function = task.output_function
         self._precision = precision
-        self.probe = Probe(task, value, self.device)
-        self.module = _folded(module, value, self.probe)
-        self._layout = lay_out(self.module)
+        self.effects = Effects(module, value.components, task.examples, task.output_function, self.device)
+        self.module, self._layout = _made_fast(module, value, self.effects)
         self.examples = self._placed_examples(task.examples)
+        self.ungated = ungated_groups(self.effects, value, self.module, self.device)
+        self.rounding = self._rounding()
         self.why_not_recorded = why_not_recorded(self.module, self.device)
 
     def _placed_examples(self, examples: ExampleSet) -> ExampleSet:
@@ -68,6 +84,17 @@ class PreparedModel:
             _log.info("the examples do not fit on %s: they are streamed from pinned memory", self.device)
             return examples.map(lambda tensor: tensor.pin_memory())
         return examples
+
+    def _rounding(self) -> float:
+        if self._precision == "float32":
+            return self.effects.rounding
+        masker = self.value.masker(self.module)
+
+        def autocast(mask: NDArray[np.bool_], batch: ExampleSet) -> Tensor:
+            with masker.ablated(mask), self.autocast():
+                return self.effects.margins(self.module, batch)
+
+        return self.effects.error(autocast)
 
     def twin(self) -> PreparedModel | None:
         """A copy on the same parameters, buffers and examples, for other gates; None where it cannot be made."""
@@ -97,6 +124,10 @@ class PreparedModel:
         """``examples[rows]`` where they lie, in the module's layout."""
         return examples.map(lambda tensor: select_rows(tensor, rows, self._layout))
 
+    def laid_out(self, examples: ExampleSet) -> ExampleSet:
+        """Examples of anybody's in the module's layout."""
+        return examples.map(lambda tensor: with_layout(tensor, self._layout))
+
     def on_device(self, examples: ExampleSet) -> ExampleSet:
         """The examples where the module takes its inputs; from pinned memory the host does not wait for the copy."""
         return examples.map(lambda tensor: tensor.to(self.device, non_blocking=True))
@@ -109,7 +140,9 @@ class PreparedModel:
 
     def outputs(self, model: Callable[..., Any], inputs: Inputs) -> Any:
         """Raw outputs of the module, or of a compiled form or a part of it, without gradients."""
-        with torch.no_grad(), self.autocast():
+        if self.effects.changes_inputs:
+            inputs = _cloned(inputs)
+        with torch.no_grad(), self.autocast(), modules_called():
             return call_model(model, inputs)
 
     def margins(self, model: Callable[..., Any], batch: ExampleSet) -> Tensor:
@@ -128,14 +161,50 @@ def even_size(total: int, most: int) -> int:
     return math.ceil(total / math.ceil(total / most))
 
 
-def _folded(module: nn.Module, value: ZeroWeights, probe: Probe) -> nn.Module:
-    """A folded copy of ``module`` if it gives the margins of the untouched one, else ``module``."""
-    if not any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules()):
-        return module
-    folded = copy.deepcopy(module)
-    if fold_batch_norms(folded, value.components) == 0:
-        return module
-    if probe.holds_for(folded):
-        return folded
-    _log.warning("BatchNorm is not folded: the folded model does not give the margins of the original one")
-    return module
+def _made_fast(module: nn.Module, value: ZeroWeights, effects: Effects) -> tuple[nn.Module, torch.memory_format]:
+    """The fastest of the module's forms that has the effects of the untouched one, and its layout.
+
+    BatchNorm folded and convolutions channels last, or one of the two, or the module as it is.
+    """
+    forms = [module]
+    if any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules()):
+        folded = copy.deepcopy(module)
+        if fold_batch_norms(folded, value.components):
+            forms.insert(0, folded)
+    for form in forms:
+        for layout in dict.fromkeys([layout_of(form), torch.preserve_format]):
+            if form is module and layout == torch.preserve_format:
+                break
+            lay_out(form, layout)
+            why_wrong = _why_wrong(form, layout, value, effects)
+            if why_wrong is None:
+                return form, layout
+            lay_out(form, torch.contiguous_format)
+            what = ["BatchNorm folded"] * (form is not module) + ["channels last"] * (layout == torch.channels_last)
+            _log.info("not used: %s: %s", " and ".join(what), why_wrong)
+    return module, torch.preserve_format
+
+
+def _why_wrong(form: nn.Module, layout: torch.memory_format, value: ZeroWeights, effects: Effects) -> str | None:
+    masker = value.masker(form)
+
+    def margins_of(mask: NDArray[np.bool_], batch: ExampleSet) -> Tensor:
+        with masker.ablated(mask):
+            return effects.margins(form, batch.map(lambda tensor: with_layout(tensor, layout)))
+
+    try:
+        failures = effects.failures(effects.run(margins_of))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a view of another layout, say
+        return in_one_line(error)
+    if not failures:
+        return None
+    names = ", ".join(value.components.groups[failure.group].parameter for failure in failures[:3])
+    return f"other effects than zeroed weights: {names}{', ...' if len(failures) > 3 else ''}"
+
+
+def _cloned(inputs: Inputs) -> Inputs:
+    if isinstance(inputs, Tensor):
+        return inputs.clone()
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}

@@ -26,20 +26,44 @@ class RowsForm(Form):
     """The model has gates from the constructor to ``close``; they are written before every pass.
 
     Args:
-        model: all of its components must have gates.
+        model: groups that cannot be gated are ablated in its weights, a mask at a time.
         rows_per_forward: rows of every forward pass.
     """
 
     def __init__(self, model: PreparedModel, rows_per_forward: int) -> None:
         super().__init__(model, rows_per_forward)
-        self._gated = model.value.gated(model.module, rows_per_forward, model.device)
+        self._in_weights = model.value.held_by(model.ungated)
+        self._masker = model.value.masker(model.module) if model.ungated else None
+        self._gated = model.value.gated(model.module, rows_per_forward, model.device, without=model.ungated)
 
     @override
     def whole(self, masks: NDArray[np.bool_], examples: ExampleSet) -> Tensor:
-        return self._pairs(self._on_device(masks), examples, self.forward)
+        return self._ungated_in_weights(
+            masks, len(examples), lambda chosen: self._pairs(self._on_device(chosen), examples, self.forward)
+        )
 
     @override
     def behind(self, cut: Cut, masks: NDArray[np.bool_], examples: ExampleSet) -> Tensor:
+        return self._ungated_in_weights(masks, len(examples), lambda chosen: self._pairs_behind(cut, chosen, examples))
+
+    def _ungated_in_weights(
+        self, masks: NDArray[np.bool_], num_examples: int, compute: Callable[[NDArray[np.bool_]], Tensor]
+    ) -> Tensor:
+        """Masks that spare all ungated groups together; each of the others alone, its part of them in the weights."""
+        alone = ~masks[:, self._in_weights].all(axis=1)
+        if self._masker is None or not alone.any():
+            return compute(masks)
+        margins = torch.empty(len(masks), num_examples, device=self._model.device)
+        together = np.flatnonzero(~alone)
+        if together.size:
+            margins[torch.from_numpy(together).to(margins.device)] = compute(masks[together])
+        with self._masker.ablating() as ablate:
+            for row in np.flatnonzero(alone):
+                ablate(masks[row] | ~self._in_weights)
+                margins[int(row)] = compute(masks[[row]])[0]
+        return margins
+
+    def _pairs_behind(self, cut: Cut, masks: NDArray[np.bool_], examples: ExampleSet) -> Tensor:
         kept, num_rows = self._on_device(masks), self.forward.num_rows
         margins = torch.empty(len(masks), len(examples), device=self._model.device)
         for start, batch in self._model.batches(examples, num_rows):
@@ -87,7 +111,8 @@ class RowsForm(Form):
         started = time.perf_counter()
         self.forward(batch)
         self._model.synchronise()
-        return (time.perf_counter() - started) / len(batch)
+        num_margins = len(batch) if self._masker is None else min(len(batch), len(self._model.examples))
+        return (time.perf_counter() - started) / num_margins
 
     @override
     def close(self) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from coar_dist.components.gates import GatedModel, GateOutput, plain_gate_output, why_not_gated
+from coar_dist.components.gates import GatedModel, GateOutput, plain_gate_output
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import WeightMasker
 
@@ -28,19 +31,30 @@ class ZeroWeights:
         """Applies one mask at a time to the weights of ``model``, in place."""
         return WeightMasker(model, self.components)
 
-    def why_not_gated(self, model: nn.Module) -> str | None:
-        """Why ``gated`` cannot be had; None where it can, as far as the kinds of the layers tell."""
-        return why_not_gated(model, self.components)
-
     def gated(
-        self, model: nn.Module, num_rows: int, device: torch.device, gate_output: GateOutput = plain_gate_output
+        self,
+        model: nn.Module,
+        num_rows: int,
+        device: torch.device,
+        gate_output: GateOutput = plain_gate_output,
+        without: Collection[int] = (),
+        called: set[int] | None = None,
     ) -> GatedModel:
         """Gates on ``model``, which stay until they are removed.
 
         Args:
-            model: ``why_not_gated`` must have given None for it.
-            num_rows: of every forward pass.
+            model: the prepared model.
+            num_rows: rows of every forward pass.
             device: where the gates lie.
             gate_output: how a linear map's output, its gate and its bias are put together.
+            without: groups that get no gates.
+            called: takes the groups whose gates are passed.
         """
-        return GatedModel(model, self.components, num_rows, device, gate_output)
+        return GatedModel(model, self.components, num_rows, device, gate_output, without, called)
+
+    def held_by(self, groups: Collection[int]) -> NDArray[np.bool_]:
+        """(num_components,) the components of some groups."""
+        held = np.zeros(self.components.num_components, np.bool_)
+        for number in groups:
+            held[self.components.offsets[number] : self.components.offsets[number + 1]] = True
+        return held

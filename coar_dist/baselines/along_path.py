@@ -47,7 +47,7 @@ class PathAttribution:
     """Attributes margins to components along the path from zeros to each example.
 
     Args:
-        model: in eval mode; ``why_not_gated`` must have given None for it. It is not changed, but within ``attached``.
+        model: in eval mode; gates must be right for all of its components. It is not changed, but within ``attached``.
         components: the component index.
         output_function: from outputs and targets to margins.
         probe: two examples, on the model's device.

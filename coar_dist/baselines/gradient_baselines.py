@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from coar_dist.ablation.effects import Effects
+from coar_dist.ablation.gate_probe import ungated_groups
 from coar_dist.ablation.placement import lay_out, layout_of, placed, with_layout
-from coar_dist.ablation.probe import Probe
 from coar_dist.ablation.value import ZeroWeights
 from coar_dist.baselines.along_path import PathAttribution
 from coar_dist.baselines.gradient_x_parameter import by_gates, by_parameters
@@ -73,7 +74,9 @@ class GradientBaselines:
         self._rows = rows_per_pass or (_ROWS_ON_GPU if device.type == "cuda" else _ROWS)
         self._layout = layout_of(task.model)
         value = ZeroWeights(components)
-        why = value.why_not_gated(task.model) or Probe(task, value, device).why_gates_fail(task.model)
+        effects = Effects(task.model, components, task.examples, task.output_function, device)
+        ungated = ungated_groups(effects, value, task.model, device)
+        why = next((f"{components.groups[number].parameter}: {reason}" for number, reason in ungated.items()), None)
         self.why_not_gated = why
         self._path: PathAttribution | None = None
         along_path = [method for method in methods if method in PATH_BASELINES]
@@ -152,5 +155,5 @@ def _two_of(examples: ExampleSet) -> ExampleSet:
 def untouched(model: nn.Module, device: torch.device) -> nn.Module:
     """A private model made ready: eval mode, no gradients of parameters, on the device in the layout that suits it."""
     model, _ = placed(model, device)
-    lay_out(model)
+    lay_out(model, layout_of(model))
     return model

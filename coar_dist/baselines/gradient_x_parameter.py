@@ -24,7 +24,7 @@ def by_gates(
     """Weights of some examples from one forward and one backward pass.
 
     Args:
-        model: in eval mode; ``why_not_gated`` must have given None for it. It is as before on every exit.
+        model: in eval mode; gates must be right for all of its components. It is as before on every exit.
         components: the component index.
         output_function: from outputs and targets to margins.
         examples: n of them, on the model's device.
@@ -37,11 +37,11 @@ def by_gates(
     """
     ones = torch.ones(len(examples), components.num_components, device=examples.targets.device)
     with torch.enable_grad(), gated(model, components, 1, ones.device) as gated_model:
-        # Each group's gates are a leaf: gradients of slices of one would be padded to all components and added up.
-        gates = {name: gate.detach().requires_grad_() for name, gate in gated_model.buffers(ones).items()}
-        outputs = call_model(lambda *a, **k: functional_call(model, gates, a, k), examples.inputs)
-        gradients = _gradients(output_function, outputs, examples.targets, list(gates.values()))
-    return torch.cat([gradient.float() for gradient in gradients], dim=1)
+        gates = gated_model.leaves(ones)
+        buffers = gated_model.buffers(gates)
+        outputs = call_model(lambda *a, **k: functional_call(model, buffers, a, k), examples.inputs)
+        gradients = _gradients(output_function, outputs, examples.targets, gates)
+        return gated_model.gathered([gradient.float() for gradient in gradients])
 
 
 def by_parameters(

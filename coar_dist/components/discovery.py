@@ -16,9 +16,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 
 from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.plain_model import plain_model
 from coar_dist.config.schema import ComponentRule
 from coar_dist.errors import ComponentMismatchError, ConfigError, NoComponentsError, counted
 
@@ -153,6 +154,7 @@ def discover(
         ConfigError: the selector is unknown.
         NoComponentsError: nothing is left; the message lists what the model has.
     """
+    model = plain_model(model)
     if selector != "rules" and selector not in SELECTORS:
         raise ConfigError(f"components.selector={selector!r}: must be one of {', '.join(SELECTORS)}, rules.")
     found = by_rules(model, rules) if selector == "rules" else SELECTORS[selector](model)
@@ -194,6 +196,11 @@ def check_components(model: nn.Module, components: ComponentIndex) -> None:
             raise ComponentMismatchError(
                 f"the model has no parameter {group.parameter!r} (component group {group}). "
                 f"Names are those of model.named_parameters()."
+            )
+        if not parameter.is_floating_point() or type(parameter.data) is not Tensor:
+            raise ComponentMismatchError(
+                f"{group.parameter} is packed or quantised ({type(parameter).__name__}, {parameter.dtype}): zeros in "
+                f"it are not zeros in the weight. Load the model unquantised, or leave it out (components.exclude)."
             )
         size = group.num_components * group.block_size
         if group.axis >= parameter.ndim or parameter.shape[group.axis] != size:

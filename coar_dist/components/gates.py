@@ -8,19 +8,21 @@ follows the layer anyway. A gate need not be 0 or 1.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from coar_dist.components.attention import PLACEMENTS, AttentionGates, can_be_gated, gated_attention
+from coar_dist.components.attention import PLACEMENTS, AttentionGates, Gate, can_be_gated, gated_attention
 from coar_dist.components.discovery import is_transposed_linear
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _PLAIN_FORWARDS = (nn.Linear.forward, *(kind.forward for kind in CONVOLUTIONS))
 GateOutput = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """From a linear map's output without bias, its gate and its bias (or None) to the gated output."""
@@ -32,52 +34,80 @@ def plain_gate_output(linear: Tensor, gate: Tensor, bias: Tensor | None) -> Tens
     return linear * gate if bias is None else torch.addcmul(bias, linear, gate)
 
 
-def why_not_gated(model: nn.Module, components: ComponentIndex) -> str | None:
-    """Why gates cannot stand in for zeroed weights on this model; None where they can."""
+Note = Callable[[], None] | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a gate stands.
+
+    Attributes:
+        module: name of the module.
+        kind: ``output``, ``input``, embedding ``rows``, or one of ``PLACEMENTS`` within an attention module.
+        channel_axis: of the module's input or output, along which the components lie.
+    """
+
+    module: str
+    kind: str
+    channel_axis: int
+
+
+def places_of(model: nn.Module, components: ComponentIndex) -> list[list[Place]]:
+    """Per group the places of its gates: one in every module that owns the parameter. [] is no gated form.
+
+    A place says where a gate may stand, by axes alone and whatever the module's class. Whether a gate there does what
+    zeroed weights do is for a probe to find out.
+    """
     modules = dict(model.named_modules())
-    uses = Counter(id(parameter) for module in modules.values() for parameter in module.parameters(recurse=False))
+    owners: dict[int, list[tuple[str, str]]] = {}
+    for module_name, module in modules.items():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            owners.setdefault(id(parameter), []).append((module_name, name))
+    found = []
     for group in components.groups:
-        module = modules[group.module]
-        if placement_of(modules, group) is None:
-            return f"{group.parameter} (axis {group.axis} of a {type(module).__name__}) has no gated form"
-        if uses[id(model.get_parameter(group.parameter))] > 1:
-            return f"{group.parameter} is tied to another module's parameter"
-    return None
+        owning = owners[id(model.get_parameter(group.parameter))]
+        places = [_place(modules, module, name, group) for module, name in owning]
+        found.append([] if None in places else [place for place in places if place is not None])
+    return found
 
 
-def placement_of(modules: dict[str, nn.Module], group: ComponentGroup) -> str | None:
-    """Where the gate of a group stands: ``output``, ``input``, embedding ``rows``, or within an attention module."""
-    module = modules[group.module]
-    name = group.parameter.rpartition(".")[2]
-    parent = modules.get(group.module.rpartition(".")[0]) if group.module else None
+def _place(modules: Mapping[str, nn.Module], module_name: str, name: str, group: ComponentGroup) -> Place | None:
+    module = modules[module_name]
+    parent_name = module_name.rpartition(".")[0]
+    parent = modules.get(parent_name) if module_name else None
     if isinstance(module, nn.MultiheadAttention):
         fits = name == "in_proj_weight" and group.axis == 0 and module.embed_dim % group.block_size == 0
         # An instance's own forward is somebody's wrapper (accelerate's, say) that must not be replaced.
-        return "projections" if fits and can_be_gated(module) and "forward" not in vars(module) else None
+        fits = fits and can_be_gated(module) and "forward" not in vars(module)
+        return Place(module_name, "projections", -1) if fits else None
     if isinstance(parent, nn.MultiheadAttention):  # it reads its child's weight without calling the child
         fits = name == "weight" and can_be_gated(parent) and "forward" not in vars(parent)
-        return ("attention_output", "attention_input")[group.axis] if fits else None
-    if name != "weight":
+        return Place(parent_name, ("attention_output", "attention_input")[group.axis], -1) if fits else None
+    weight = module._parameters[name]
+    if name != "weight" or weight is None or weight.ndim < 2:
         return None
-    if isinstance(module, (nn.Linear, *CONVOLUTIONS)) and type(module).forward in _PLAIN_FORWARDS:
-        grouped = getattr(module, "groups", 1) > 1
-        return "output" if group.axis == 0 else "input" if group.axis == 1 and not grouped else None
-    if is_transposed_linear(module):
-        return "input" if group.axis == 0 else "output"
-    if type(module) is nn.Embedding and group.axis == 0 and module.max_norm is None:
-        return "rows"
-    return None
+    if isinstance(module, nn.Embedding):
+        return Place(module_name, ("rows", "output")[group.axis], -1) if module.max_norm is None else None
+    is_grouped = getattr(module, "groups", 1) != 1
+    transposed = is_transposed_linear(module) or isinstance(module, _TRANSPOSED_CONVOLUTIONS)
+    output_axis, input_axis = (1, 0) if transposed else (0, 1)
+    channel_axis = 1 if weight.ndim > 2 else -1
+    if group.axis == output_axis and not (transposed and is_grouped):
+        return Place(module_name, "output", channel_axis)
+    return Place(module_name, "input", channel_axis) if group.axis == input_axis and not is_grouped else None
 
 
 class GatedModel:
     """A model whose components are gated per row. It changes ``model``: biases move behind the gates.
 
     Args:
-        model: a private copy; ``why_not_gated`` must have given None for it.
+        model: a private copy.
         components: the component index.
         num_rows: rows of every forward pass: the shape is fixed, for the compiler's sake.
         device: where the gates lie.
         gate_output: how a linear map's output, its gate and its bias are put together.
+        without: groups that get no gates, by their place among the groups; their gates have no effect.
+        called: takes the groups whose gates are passed; None keeps the forward pass free of it.
 
     Attributes:
         gates: (num_rows, num_components) float32; write it before a forward pass. 1 is kept, 0 is ablated.
@@ -90,83 +120,116 @@ class GatedModel:
         num_rows: int,
         device: torch.device,
         gate_output: GateOutput = plain_gate_output,
+        without: Collection[int] = (),
+        called: set[int] | None = None,
     ) -> None:
         self.model = model
         self.gates = torch.ones(num_rows, components.num_components, device=device)
+        self._called = called
         self._undo: list[Callable[[], None]] = []
-        self._gate_names: list[str] = []
+        self._slices: list[tuple[int, int, list[str]]] = []  # of the gates, and the names of their buffers
         self._attention: dict[str, AttentionGates] = {}
-        modules = dict(model.named_modules())
-        placements = [placement_of(modules, group) for group in components.groups]
-        starts = [int(offset) for offset in components.offsets[:-1]]
-        for number, (group, start, placement) in enumerate(zip(components.groups, starts, placements, strict=True)):
-            assert placement is not None
-            gate = self.gates[:, start : start + group.num_components]
-            module = modules[group.module]
-            key = f"component_gate_{number}"
-            if placement in PLACEMENTS:
-                name = group.module if placement == "projections" else group.module.rpartition(".")[0]
-                self._gate_attention(name, modules[name], placement, key, gate, group.block_size)
+        try:
+            self._gate(components, gate_output, without)
+        except BaseException:
+            self.remove()
+            raise
+
+    def _gate(self, components: ComponentIndex, gate_output: GateOutput, without: Collection[int]) -> None:
+        modules = dict(self.model.named_modules())
+        all_places = places_of(self.model, components)  # before anything is replaced
+        for number, (group, places) in enumerate(zip(components.groups, all_places, strict=True)):
+            if number in without:
                 continue
-            self._register_gate(group.module, module, key, gate)
-            channel_axis = 1 if isinstance(module, CONVOLUTIONS) else -1
-            if placement == "rows":
-                self._hook(module.register_forward_hook(_embedding_hook(key, group.block_size)))
-            elif placement == "input":
-                self._hook(module.register_forward_pre_hook(_input_hook(key, group.block_size, channel_axis)))
-            else:
-                self._move_bias(module)
-                self._hook(module.register_forward_hook(_output_hook(key, group.block_size, channel_axis, gate_output)))
+            assert places, group
+            start, stop = int(components.offsets[number]), int(components.offsets[number + 1])
+            num_parts = 3 if places[0].kind == "projections" else 1
+            step = (stop - start) // num_parts
+            for first in range(start, stop, step):
+                self._slices.append((first, first + step, []))
+            for place in places:
+                self._stand(number, modules[place.module], place, group.block_size, num_parts, gate_output)
+
+    def _stand(
+        self, number: int, module: nn.Module, place: Place, block_size: int, num_parts: int, gate_output: GateOutput
+    ) -> None:
+        """Put the gates of a group, the last of ``_slices``, at one of its places."""
+        keys = [f"component_gate_{number}_{part}" for part in range(num_parts)]
+        for key, (start, stop, names) in zip(keys, self._slices[-num_parts:], strict=True):
+            self._register(module, key, self.gates[:, start:stop])
+            names.append(f"{place.module}.{key}".removeprefix("."))
+        note = None if self._called is None else partial(self._called.add, number)
+        if place.kind in PLACEMENTS:
+            self._gate_attention(place, module, [_feature_gate(module, key, block_size, note) for key in keys])
+        elif place.kind == "rows":
+            self._hook(module.register_forward_hook(_embedding_hook(keys[0], block_size, note)))
+        elif place.kind == "input":
+            self._hook(module.register_forward_pre_hook(_input_hook(keys[0], block_size, place.channel_axis, note)))
+        else:
+            subtracts = not self._move_bias(module)
+            hook = _output_hook(keys[0], block_size, place.channel_axis, gate_output, subtracts, note)
+            self._hook(module.register_forward_hook(hook))
 
     def _hook(self, handle: Any) -> None:
         self._undo.append(handle.remove)
 
-    def buffers(self, gates: Tensor) -> dict[str, Tensor]:
+    def leaves(self, gates: Tensor) -> list[Tensor]:
+        """Gates as tensors that a backward pass gives gradients of, one per gated slice.
+
+        Gradients of slices of one tensor would be padded to all components and added up.
+
+        Args:
+            gates: (num_rows, num_components).
+
+        Returns:
+            (num_rows, width) each; ``buffers`` puts them in place, ``gathered`` puts their gradients together.
+        """
+        return [part.detach().requires_grad_() for part in self.parts(gates)]
+
+    def parts(self, gates: Tensor) -> list[Tensor]:
+        """The gated slices (num_rows, width) of gates (num_rows, num_components)."""
+        return [gates[:, start:stop] for start, stop, _ in self._slices]
+
+    def buffers(self, parts: Sequence[Tensor]) -> dict[str, Tensor]:
         """What ``torch.func.functional_call`` takes to run the model with other gates than the attribute.
 
         Args:
-            gates: (any number of rows, num_components).
-
-        Returns:
-            By buffer name, in component order, consecutive slices of the components.
+            parts: as from ``leaves``, of any number of rows.
         """
-        widths = [self.model.get_buffer(name).shape[1] for name in self._gate_names]
-        return dict(zip(self._gate_names, gates.split_with_sizes(widths, dim=1), strict=True))
+        return {name: part for part, (_, _, names) in zip(parts, self._slices, strict=True) for name in names}
 
-    def _register_gate(self, module_name: str, module: nn.Module, key: str, gate: Tensor) -> None:
-        self._register(module, key, gate)
-        self._gate_names.append(f"{module_name}.{key}".removeprefix("."))
+    def gathered(self, parts: Sequence[Tensor]) -> Tensor:
+        """What stands at the gated slices (num_rows, width) as (num_rows, num_components), zero elsewhere."""
+        if sum(stop - start for start, stop, _ in self._slices) == self.gates.shape[1]:
+            return torch.cat(list(parts), dim=1)
+        whole = parts[0].new_zeros(len(parts[0]), self.gates.shape[1])
+        for part, (start, stop, _) in zip(parts, self._slices, strict=True):
+            whole[:, start:stop] = part
+        return whole
 
     def _register(self, module: nn.Module, key: str, tensor: Tensor | None) -> None:
         module.register_buffer(key, tensor, persistent=False)
         self._undo.append(lambda: delattr(module, key))
 
-    def _move_bias(self, module: nn.Module) -> None:
-        bias = module.bias
-        assert bias is None or isinstance(bias, nn.Parameter)
+    def _move_bias(self, module: nn.Module) -> bool:
+        """Move a module's bias behind its gate, where its forward is known to add it last; whether that is so."""
+        bias = module._parameters.get("bias")
         self._register(module, "component_bias", None if bias is None else bias.detach())
-        if bias is not None:
-            needs_one = is_transposed_linear(module)  # its forward reads a bias
-            unbiased = nn.Parameter(torch.zeros_like(bias), requires_grad=False) if needs_one else None
-            module.register_parameter("bias", unbiased)
-            self._undo.append(lambda: module.register_parameter("bias", bias))
+        needs_one = is_transposed_linear(module)  # its forward reads a bias
+        if bias is None or not (needs_one or type(module).forward in _PLAIN_FORWARDS):
+            return bias is None
+        unbiased = nn.Parameter(torch.zeros_like(bias), requires_grad=False) if needs_one else None
+        module.register_parameter("bias", unbiased)
+        self._undo.append(lambda: module.register_parameter("bias", bias))
+        return True
 
-    def _gate_attention(
-        self, name: str, module: nn.Module, placement: str, key: str, gate: Tensor, block_size: int
-    ) -> None:
+    def _gate_attention(self, place: Place, module: nn.Module, gates: list[Gate]) -> None:
         assert isinstance(module, nn.MultiheadAttention)
-        if name not in self._attention:
-            self._attention[name] = AttentionGates()
-            module.forward = gated_attention(module, self._attention[name])  # type: ignore[method-assign]
+        if place.module not in self._attention:
+            self._attention[place.module] = AttentionGates()
+            module.forward = gated_attention(module, self._attention[place.module])  # type: ignore[method-assign]
             self._undo.append(lambda: delattr(module, "forward"))
-        gates = self._attention[name]
-        parts = gate.chunk(3, dim=1) if placement == "projections" else (gate,)
-        functions = []
-        for number, part in enumerate(parts):
-            part_key = f"{key}_{number}"
-            self._register_gate(name, module, part_key, part)
-            functions.append(_feature_gate(module, part_key, block_size))
-        gates.put(placement, functions)
+        self._attention[place.module].put(place.kind, gates)
 
     def remove(self) -> None:
         """Take hooks, gates and moved biases off the model again."""
@@ -182,64 +245,90 @@ def gated(
     num_rows: int,
     device: torch.device,
     gate_output: GateOutput = plain_gate_output,
+    without: Collection[int] = (),
+    called: set[int] | None = None,
 ) -> Iterator[GatedModel]:
     """A ``GatedModel`` for the length of a ``with`` block; the model is as before on every exit."""
-    gated_model = GatedModel(model, components, num_rows, device, gate_output)
+    gated_model = GatedModel(model, components, num_rows, device, gate_output, without, called)
     try:
         yield gated_model
     finally:
         gated_model.remove()
 
 
-def _spread(gate: Tensor, block_size: int, like: Tensor, channel_axis: int) -> Tensor:
-    """The gate (num_rows, num_components) shaped to multiply ``like`` (num_rows, ..., channels, ...)."""
+def _spread(gate: Tensor, block_size: int, like: Tensor, channel_axis: int, module: nn.Module) -> Tensor:
+    """The gate (num_rows, num_components) shaped to multiply ``like`` (num_rows * k, ..., channels, ...).
+
+    Windows, heads or positions that a model folds into the first axis lie within their row, k to a row. Embedded
+    positions may be one row for all, which becomes a row each.
+    """
     if block_size > 1:
         gate = gate.repeat_interleave(block_size, dim=1)
-    if like.shape[0] != gate.shape[0]:
-        raise RuntimeError(
-            f"a gated layer saw {like.shape[0]} rows in a forward pass of {gate.shape[0]}: its first axis is not the "
-            f"batch axis. Use ablation.mode=weights."
+    num_rows, (repeats, rest) = len(gate), divmod(like.shape[0], len(gate))
+    if like.shape[0] == 1 and isinstance(module, nn.Embedding):
+        repeats, rest = 1, 0
+    if rest or not repeats or like.shape[channel_axis] != gate.shape[1]:
+        raise GateError(
+            f"{type(module).__name__} saw a tensor of shape {tuple(like.shape)} in a pass of {num_rows} rows, so its "
+            f"first axis is not the rows, or its axis {channel_axis} not the {gate.shape[1]} indices of its components"
         )
-    shape = [gate.shape[0]] + [1] * (like.ndim - 1)
+    if repeats > 1:
+        gate = gate.repeat_interleave(repeats, dim=0)
+    shape = [len(gate)] + [1] * (like.ndim - 1)
     shape[channel_axis] = gate.shape[1]
     return gate.to(like.device).reshape(shape)
 
 
-def _feature_gate(module: Any, key: str, block_size: int) -> Callable[[Tensor], Tensor]:
+class GateError(RuntimeError):
+    """A gate met a tensor that its rows do not fit; the text names the kind of layer."""
+
+
+def _feature_gate(module: Any, key: str, block_size: int, note: Note) -> Gate:
     def gate(features: Tensor) -> Tensor:
-        return features * _spread(getattr(module, key), block_size, features, -1).to(features.dtype)
+        if note is not None:
+            note()
+        spread = _spread(getattr(module, key), block_size, features, -1, module)
+        return features * spread.to(features.dtype)
 
     return gate
 
 
-def _output_hook(key: str, block_size: int, channel_axis: int, gate_output: GateOutput) -> Any:
+def _output_hook(
+    key: str, block_size: int, channel_axis: int, gate_output: GateOutput, subtracts: bool, note: Note
+) -> Any:
     def hook(module: Any, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        gate = _spread(getattr(module, key), block_size, output, channel_axis)
+        if note is not None:
+            note()
+        gate = _spread(getattr(module, key), block_size, output, channel_axis, module)
         shape = [1] * output.ndim
         shape[channel_axis] = -1
         bias = None if module.component_bias is None else module.component_bias.to(output.dtype).reshape(shape)
-        return gate_output(output, gate, bias)
+        return gate_output(output if bias is None or not subtracts else output - bias, gate, bias)
 
     return hook
 
 
-def _input_hook(key: str, block_size: int, channel_axis: int) -> Any:
+def _input_hook(key: str, block_size: int, channel_axis: int, note: Note) -> Any:
     def hook(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if note is not None:
+            note()
         features = inputs[0]
-        gate = _spread(getattr(module, key), block_size, features, channel_axis)
+        gate = _spread(getattr(module, key), block_size, features, channel_axis, module)
         return (features * gate.to(features.dtype), *inputs[1:])
 
     return hook
 
 
-def _embedding_hook(key: str, block_size: int) -> Any:
+def _embedding_hook(key: str, block_size: int, note: Note) -> Any:
     def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if note is not None:
+            note()
         tokens, gate = inputs[0], getattr(module, key)
-        if tokens.ndim < 2 or tokens.shape[0] != gate.shape[0]:
-            raise RuntimeError(
-                f"a gated embedding saw tokens of shape {tuple(tokens.shape)} in a forward pass of {gate.shape[0]} "
-                f"rows. Use ablation.mode=weights."
+        if tokens.ndim < 2 or tokens.shape[0] not in (1, gate.shape[0]):
+            raise GateError(
+                f"{type(module).__name__} saw tokens of shape {tuple(tokens.shape)} in a pass of {gate.shape[0]} rows"
             )
+        tokens = tokens.expand(gate.shape[0], *tokens.shape[1:])  # positions may be one row for all
         of_tokens = gate.gather(1, (tokens // block_size).reshape(len(tokens), -1)).reshape(tokens.shape)
         gated_output: Tensor = output * of_tokens.unsqueeze(-1).to(output.dtype)
         return gated_output

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from coar_dist.components.attention import PLACEMENTS, AttentionGates, gated_attention
-from coar_dist.components.gates import CONVOLUTIONS, placement_of
+from coar_dist.components.gates import places_of
 from coar_dist.components.index import ComponentIndex
 from coar_dist.errors import ConfigError, TaskError
 
@@ -39,7 +39,7 @@ class Taps(nn.Module):
     hook on this one module sees all of them: Captum attributes to all layers in one pass.
 
     Args:
-        model: ``why_not_gated`` must have given None for it. It is not changed, but within ``attached``.
+        model: gates must be right for all of its components. It is not changed, but within ``attached``.
         components: the component index.
     """
 
@@ -110,28 +110,28 @@ class Taps(nn.Module):
         modules = dict(model.named_modules())
         attention: dict[str, AttentionGates] = {}
         groups, starts = self._components.groups, self._components.offsets[:-1]
-        placements = [placement_of(modules, group) for group in groups]  # before anything is replaced
+        places_of_groups = places_of(model, self._components)  # before anything is replaced
         self._places = []
         with ExitStack() as stack:
             stack.callback(self.start)  # frees the last pass
-            for group, start, placement in zip(groups, starts, placements, strict=True):
-                assert placement is not None
-                module = modules[group.module]
-                num_parts = 3 if placement == "projections" else 1
-                num = group.num_components // num_parts
-                axis = 1 if isinstance(module, CONVOLUTIONS) else -1
-                first, is_rows = int(start), placement == "rows"
+            for group, start, places in zip(groups, starts, places_of_groups, strict=True):
+                if len(places) != 1:
+                    raise ConfigError(f"{group.parameter} is tied, so that its components have no one activation.")
+                (place,) = places
+                module = modules[place.module]
+                num_parts = 3 if place.kind == "projections" else 1
+                num, axis = group.num_components // num_parts, place.channel_axis
+                first, is_rows = int(start), place.kind == "rows"
                 keys = [len(self._places) + part for part in range(num_parts)]
                 for part in range(num_parts):
                     where = f"{group.module} ({group.parameter}, axis {group.axis})"
                     self._places.append(_Place(where, first + part * num, num, group.block_size, axis, is_rows))
-                if placement in PLACEMENTS:
-                    name = group.module if placement == "projections" else group.module.rpartition(".")[0]
-                    if name not in attention:
-                        attention[name] = AttentionGates()
-                        stack.enter_context(_replaced_attention(modules[name], attention[name]))
-                    attention[name].put(placement, [partial(self._pass, key) for key in keys])
-                elif placement == "input":
+                if place.kind in PLACEMENTS:
+                    if place.module not in attention:
+                        attention[place.module] = AttentionGates()
+                        stack.enter_context(_replaced_attention(module, attention[place.module]))
+                    attention[place.module].put(place.kind, [partial(self._pass, key) for key in keys])
+                elif place.kind == "input":
                     stack.callback(module.register_forward_pre_hook(self._input_hook(keys[0])).remove)
                 else:
                     stack.callback(module.register_forward_hook(self._output_hook(keys[0])).remove)

@@ -17,6 +17,7 @@ from torch import nn
 from coar_dist.components.discovery import check_components
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import WeightMasker
+from coar_dist.components.plain_model import is_plain, plain_model
 from coar_dist.errors import ComponentMismatchError, ConfigError
 from coar_dist.store.edits import EditStore
 from coar_dist.store.locations import storage_at
@@ -123,18 +124,31 @@ class Edit:
             >>> with edit.applied(model):  # doctest: +SKIP
             ...     model(images)
         """
+        if not is_plain(model):
+            raise ConfigError(
+                f"{type(model).__name__} computes weights from others (parametrisations, pruning, adapters), so they "
+                f"cannot be edited in place. Use edit.edited(model), which gives a copy with plain weights."
+            )
+        with self._applied(plain_model(model), example_id):
+            yield model
+
+    @contextmanager
+    def _applied(self, model: nn.Module, example_id: int | None) -> Iterator[None]:
         mask = self._mask_of(example_id)
         self._check(model)
         with WeightMasker(model, self.components).ablated(mask):
-            yield model
+            yield
 
     def edited(self, model: nn.Module, example_id: int | None = None) -> nn.Module:
         """A copy of ``model`` with the components zeroed for good; ``model`` itself stays as it is.
 
+        The copy is without wrappers (``torch.compile``, ``DataParallel``), and holds effective weights as parameters.
+
         Args, Raises: as ``applied``.
         """
-        with self.applied(model, example_id):
-            return copy.deepcopy(model)
+        plain = plain_model(model)
+        with self._applied(plain, example_id):
+            return copy.deepcopy(plain)
 
     def _mask_of(self, example_id: int | None) -> NDArray[np.bool_]:
         if (example_id is None) != (self.each is None):

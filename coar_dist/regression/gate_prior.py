@@ -32,6 +32,8 @@ from coar_dist.store.tables import AttributionTable
 
 _FLOOR = 0.02
 """Share of the mean prior variance that every component has besides its own."""
+_WIDE = 10.0
+"""How many times the mean prior variance a component has that no gate gradient tells of."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,14 @@ class GateSources:
         num_masks = 0
         sums: list[NDArray[np.float64]] = []
         squares = np.zeros(store.num_components)
+        known = np.ones(store.num_components, np.bool_)
         for masks, gradients in store.read():
             kept_count += masks.sum(axis=0)
             num_masks += len(masks)
             parts = [gradients.kept.astype(np.float64), gradients.ablated.astype(np.float64)]
             sums = parts if not sums else [total + part for total, part in zip(sums, parts, strict=True)]
             squares += gradients.kept_squares + gradients.ablated_squares
+            known &= gradients.known
         counts = np.stack([kept_count, num_masks - kept_count])
         means = [total / np.maximum(count, 1) for total, count in zip(sums, counts, strict=True)]
         within = squares - sum((mean * total).sum(axis=0) for mean, total in zip(means, sums, strict=True))
@@ -84,7 +88,7 @@ class GateSources:
         values = [mean.astype(np.float32) for mean in means]
         if self.leave_one_out is not None:
             values.append(self.leave_one_out.read(block)[0])
-        return BlockSources(values, counts, np.maximum(within, 0.0))
+        return BlockSources(values, counts, np.maximum(within, 0.0), known)
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,13 @@ class BlockSources:
         values: of every source (n, num_components) float32.
         counts: (2, num_components) float64, the masks that keep and ablate a component.
         within: (num_components,) float64, squares of gate gradients around their means, summed over the examples.
+        known: (num_components,) bool, components that have gate gradients; the others' are zero.
     """
 
     values: list[NDArray[np.float32]]
     counts: NDArray[np.float64]
     within: NDArray[np.float64]
+    known: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,7 @@ class SourceStatistics:
         counts: (2, num_components), the same in every block.
         variance: of the margins over the masks, summed over the examples.
         num_examples: of the blocks.
+        known: (num_components,), as in ``BlockSources``.
     """
 
     products: NDArray[np.float64]
@@ -123,6 +130,7 @@ class SourceStatistics:
     counts: NDArray[np.float64]
     variance: float
     num_examples: int
+    known: NDArray[np.bool_]
 
     @property
     def per_pass_variances(self) -> NDArray[np.float64]:
@@ -144,6 +152,7 @@ class SourceStatistics:
             self.counts,
             self.variance + other.variance,
             self.num_examples + other.num_examples,
+            self.known & other.known,
         )
 
 
@@ -178,6 +187,7 @@ def source_statistics(
         found.counts,
         float(squares.sum()) / design.num_masks,
         num_examples,
+        found.known,
     )
 
 
@@ -208,13 +218,18 @@ def fit_coefficients(statistics: SourceStatistics) -> NDArray[np.float64]:
 
 
 def prior_variances(statistics: SourceStatistics, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The prior's variances d (num_components,) float64, with mean 1."""
+    """The prior's variances d (num_components,) float64, with mean 1; wide where there are no gate gradients."""
     counts = statistics.counts
     per_pass = statistics.per_pass_variances
     noise = sum(coefficients[i] ** 2 * per_pass / np.maximum(counts[i], 1) for i in (0, 1))
     size = np.einsum("k,l,kld->d", coefficients, coefficients, statistics.sizes)
-    variances = _relative(np.asarray(noise)) + _relative(size) + _FLOOR
-    return np.asarray(variances / variances.mean())
+    known = statistics.known
+    if not known.any():
+        return np.ones(len(known))
+    variances = _relative(np.asarray(noise)[known]) + _relative(size[known]) + _FLOOR
+    spread = np.full(len(known), _WIDE * variances.mean())  # nothing is known but the margins
+    spread[known] = variances
+    return np.asarray(spread / spread.mean())
 
 
 def _relative(values: NDArray[np.float64]) -> NDArray[np.float64]:

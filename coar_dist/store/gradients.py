@@ -36,6 +36,7 @@ class GateGradients:
         ablated: (n, num_components) float32, sums over the masks that ablate it.
         kept_squares: (num_components,) float64, sums of their squares over these masks and all n examples.
         ablated_squares: (num_components,) float64.
+        known: (num_components,) bool, the components that have gate gradients; the sums of others are zero.
     """
 
     margins: NDArray[np.float32]
@@ -43,6 +44,7 @@ class GateGradients:
     ablated: NDArray[np.float32]
     kept_squares: NDArray[np.float64]
     ablated_squares: NDArray[np.float64]
+    known: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class GradientStore(ShardFolder):
             "masks": np.packbits(masks, axis=1, bitorder="little"),
             "kept_squares": gradients.kept_squares.astype("<f8"),
             "ablated_squares": gradients.ablated_squares.astype("<f8"),
+            "known": np.packbits(gradients.known, bitorder="little"),
         }
         encoded = {name: base64.b64encode(array.tobytes()).decode() for name, array in arrays.items()}
         belongs_to = self._belongs_to(start, stop)
@@ -137,9 +140,18 @@ class GradientStore(ShardFolder):
         found = self._read(start, stop, None)
         metadata, table = found.metadata, found.columns
         margins = matrix_of(table["margins"])
-        squares = [_decoded(metadata[f"{state}_squares"], "<f8") for state in ("kept", "ablated")]
-        sums = [matrix_of(table[state]) for state in ("kept", "ablated")]
-        return self._masks_of(metadata), GateGradients(np.ascontiguousarray(margins.T), *sums, *squares)
+        return self._masks_of(metadata), GateGradients(
+            margins=np.ascontiguousarray(margins.T),
+            kept=matrix_of(table["kept"]),
+            ablated=matrix_of(table["ablated"]),
+            kept_squares=_decoded(metadata["kept_squares"], "<f8"),
+            ablated_squares=_decoded(metadata["ablated_squares"], "<f8"),
+            known=self._known(metadata),
+        )
+
+    def _known(self, metadata: Mapping[str, Any]) -> NDArray[np.bool_]:
+        bits = _decoded(metadata["known"], np.uint8)
+        return np.unpackbits(bits, count=self.num_components, bitorder="little").astype(np.bool_)
 
     def _masks_of(self, metadata: Mapping[str, Any]) -> NDArray[np.bool_]:
         bits = _decoded(metadata["masks"], np.uint8).reshape(metadata["stop"] - metadata["start"], -1)

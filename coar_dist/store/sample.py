@@ -93,6 +93,7 @@ class SampledGradients(GradientStore):
                     gradients.ablated[self.rows],
                     gradients.kept_squares * share,
                     gradients.ablated_squares * share,
+                    gradients.known,
                 ),
             )
 

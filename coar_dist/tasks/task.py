@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
+from coar_dist.components.plain_model import plain_model
 from coar_dist.errors import CoarDistError, TaskError, counted
 from coar_dist.tasks.outputs import OutputFunction
 
-Inputs = Tensor | dict[str, Tensor]
-"""One tensor, given to the model as its first argument, or several, given by keyword."""
+Inputs = Tensor | dict[str, Any]
+"""One tensor, given to the model as its first argument, or several values, given by keyword: tensors with one row per
+example, and constants (None, bool, int, float, str), the same for every call."""
+_CONSTANTS = (type(None), bool, int, float, str)
 RESERVED_COLUMNS = ("example_id", "label", "prediction", "margin")
 """Columns of ``examples.parquet`` that the ablate stage fills itself."""
 EXCERPT = "excerpt"
@@ -29,7 +34,8 @@ class ExampleSet:
     """The examples in their fixed order: example i is row i of every tensor.
 
     Attributes:
-        inputs: (num_examples, ...) tensor, or a dict of such tensors, given to the model by keyword.
+        inputs: (num_examples, ...) tensor, or a dict of such tensors and of constants (``use_cache: False``), given to
+            the model by keyword.
         targets: (num_examples, ...) tensor that the output function reads; class labels are int64.
         columns: further values by name, (num_examples,) arrays of numbers, booleans or strings, e.g. ``source_id``
             (what the example is called in its source) and group labels. They end up in ``examples.parquet``; margins
@@ -52,13 +58,23 @@ class ExampleSet:
 
     @classmethod
     def of(cls, inputs: Any, targets: Any, columns: Mapping[str, Any] | None = None) -> ExampleSet:
-        """The example set of tensors, NumPy arrays or lists."""
-        as_dict = isinstance(inputs, Mapping)
-        return cls(
-            {name: torch.as_tensor(value) for name, value in inputs.items()} if as_dict else torch.as_tensor(inputs),
-            torch.as_tensor(targets),
-            columns or {},
-        )
+        """The example set of tensors, NumPy arrays or lists of numbers.
+
+        Raises:
+            TaskError: inputs or targets are no tensors and cannot become some; the message says what they are.
+        """
+        if targets is None:
+            raise TaskError(
+                "targets=None: every example needs a target. Give its class label, or torch.zeros(num_examples) where "
+                "the output function reads none."
+            )
+        if isinstance(inputs, Mapping):
+            values = {
+                name: value if isinstance(value, _CONSTANTS) else _tensor(f"inputs[{name!r}]", value)
+                for name, value in inputs.items()
+            }
+            return cls(values, _tensor("targets", targets), columns or {})
+        return cls(_tensor("inputs", inputs), _tensor("targets", targets), columns or {})
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -66,7 +82,7 @@ class ExampleSet:
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """All tensors by name, the targets last."""
         if isinstance(self.inputs, dict):
-            yield from sorted(self.inputs.items())
+            yield from ((name, value) for name, value in sorted(self.inputs.items()) if isinstance(value, Tensor))
         else:
             yield "inputs", self.inputs
         yield "targets", self.targets
@@ -96,21 +112,43 @@ class ExampleSet:
 
     def _mapped(self, function: Callable[[Tensor], Tensor], columns: Mapping[str, NDArray[Any]]) -> ExampleSet:
         inputs = self.inputs
-        mapped = {k: function(v) for k, v in inputs.items()} if isinstance(inputs, dict) else function(inputs)
-        return ExampleSet(mapped, function(self.targets), columns)
+        if isinstance(inputs, dict):
+            inputs = {name: function(value) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+        else:
+            inputs = function(inputs)
+        return ExampleSet(inputs, function(self.targets), columns)
 
     def fingerprint(self) -> str:
-        """SHA-256 over names, dtypes, shapes and bytes of all tensors."""
-        return fingerprint_of_tensors(self.tensors())
+        """SHA-256 over names, dtypes, shapes and bytes of all tensors, and over the constants among the inputs."""
+        of_tensors = fingerprint_of_tensors(self.tensors())
+        constants = self.constants()
+        if not constants:
+            return of_tensors
+        return "sha256:" + hashlib.sha256(f"{of_tensors} {constants!r}".encode()).hexdigest()
+
+    def constants(self) -> dict[str, Any]:
+        """The inputs that are the same for every example, by name."""
+        if not isinstance(self.inputs, dict):
+            return {}
+        return {name: value for name, value in sorted(self.inputs.items()) if not isinstance(value, Tensor)}
 
 
 @dataclass(frozen=True)
 class Task:
-    """Model, examples and output function."""
+    """Model, examples and output function.
+
+    Attributes:
+        model: any module; where it is wrapped, or computes weights from others, what ``plain_model`` makes of it.
+        examples: what it is run on.
+        output_function: from its outputs and the targets to margins.
+    """
 
     model: nn.Module
     examples: ExampleSet
     output_function: OutputFunction
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", plain_model(self.model))
 
     def identity(self) -> dict[str, str]:
         """What results depend on: weights, architecture, examples and output function."""
@@ -138,7 +176,7 @@ class Task:
         try:
             self.model.eval()
             with torch.no_grad():
-                on_device = probe.map(lambda tensor: tensor.to(device))
+                on_device = probe.map(lambda tensor: tensor.to(device, copy=True))  # a model may change its input
                 outputs = call_model(self.model, on_device.inputs)
                 self.output_function.check(outputs, self.examples.targets)
                 margins = self.output_function(outputs, on_device.targets)
@@ -161,6 +199,42 @@ class Task:
                 f"{counted(len(probe), 'example')}."
             )
         return [float(margin) for margin in margins]
+
+
+def by_keyword(model: nn.Module, inputs: Any) -> Any:
+    """Several inputs in a tuple, as ``model(*inputs)`` takes them, by the names of the model's arguments.
+
+    Raises:
+        TaskError: the names cannot be told, because the model takes ``*args``.
+    """
+    if not isinstance(inputs, tuple):
+        return inputs
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(model.forward).parameters.values()
+    names = [parameter.name for parameter in parameters if parameter.kind in kinds]
+    if len(inputs) > len(names) or any(p.kind is inspect.Parameter.POSITIONAL_ONLY for p in parameters):
+        raise TaskError(
+            f"inputs are {len(inputs)} values in a tuple, and {type(model).__name__}.forward names {len(names)} "
+            f"arguments{': ' + ', '.join(names) if names else ''}. Give a dict of inputs by argument name."
+        )
+    return dict(zip(names, inputs, strict=False))
+
+
+def _tensor(key: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    found = type(value).__name__
+    if isinstance(value, DataLoader | Dataset):
+        raise TaskError(f"{key} is a {found}, but all examples are held at once. Give tensors: torch.cat its batches.")
+    if isinstance(value, str) or (isinstance(value, list | tuple) and any(isinstance(item, str) for item in value)):
+        raise TaskError(f"{key} holds strings. Give what the model's tokenizer makes of them, as a dict of tensors.")
+    try:
+        return torch.as_tensor(value)
+    except Exception as error:  # anything may have been given
+        raise TaskError(
+            f"{key} is a {found} that cannot become a tensor: {error}. Give a tensor or an array of "
+            f"(num_examples, ...), or a dict of them by argument name."
+        ) from error
 
 
 def _column(name: str, values: Any, num_examples: int) -> NDArray[Any]:

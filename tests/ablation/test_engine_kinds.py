@@ -34,7 +34,7 @@ def assert_exact(task: Task, components: ComponentIndex, masks: np.ndarray, gate
         engine = AblationEngine(
             Task(copy.deepcopy(task.model), task.examples, task.output_function), components, "cpu", "float32"
         )
-        assert (engine.why_not_gated is None) == gated, engine.why_not_gated
+        assert (engine.ungated == {}) == gated, engine.ungated
         engine.use(EnginePlan(mode, rows, compiled=False))
         scale = 1 + np.abs(truth).max()
         np.testing.assert_allclose(engine.margins(masks), truth, rtol=1e-4, atol=2e-5 * scale, err_msg=mode)

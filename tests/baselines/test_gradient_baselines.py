@@ -134,7 +134,7 @@ def test_conductance_of_a_layer_adds_up_to_the_margins_change() -> None:
 def test_components_without_a_gate_have_their_parameters_gradients() -> None:
     task = gpt2_task()
     tied = discover(task.model, "embedding_rows", include=["*wte*"])  # the output layer reads it, too
-    assert "tied" in str(check_gradient_baselines(task, tied, [GP]))
+    assert check_gradient_baselines(task, tied, [GP]) is None  # its gates stand wherever it is read
     assert_close(
         baselines_of(task, tied, None, GP).weights(GP, task.examples), literal.gradient_x_parameter(task, tied)
     )
@@ -142,9 +142,7 @@ def test_components_without_a_gate_have_their_parameters_gradients() -> None:
     columns = ComponentIndex((ComponentGroup("conv2.weight", 2, 3), ComponentGroup("conv1.weight", 0, 2, 2)))
     found = baselines_of(conv, columns, None, GP).weights(GP, conv.examples)
     assert_close(found, literal.gradient_x_parameter(conv, columns))
-    with pytest.raises(
-        ConfigError, match=r"neuron_conductance.*conv2\.weight \(axis 2 of a Conv2d\) has no gated form"
-    ):
+    with pytest.raises(ConfigError, match=r"neuron_conductance.*conv2\.weight: axis 2 of a Conv2d has no gated form"):
         baselines_of(conv, columns)
 
 

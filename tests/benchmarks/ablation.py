@@ -199,7 +199,7 @@ def many_examples(task: Task, components: ComponentIndex, arguments: argparse.Na
     for mode in ("weights", "rows"):
         for compiled in (False, True):
             engine = new_engine(task, components, device, precision)
-            if mode == "rows" and engine.why_not_gated:
+            if mode == "rows" and engine.ungated:
                 continue
             plan = choose_plan(engine, PlanPins(mode=mode, compiled=compiled), count)
             name = f"engine, {plan}, {precision}"
@@ -273,7 +273,7 @@ def exactness(task: Task, components: ComponentIndex, arguments: argparse.Namesp
     for precision in ("float32", "bfloat16"):
         for mode in ("weights", "rows"):
             engine = new_engine(task, components, arguments.device, precision)
-            if mode == "rows" and engine.why_not_gated:
+            if mode == "rows" and engine.ungated:
                 continue
             engine.use(EnginePlan(mode, num_examples, compiled=False))
             margins = engine.margins(masks)

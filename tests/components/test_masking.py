@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from coar_dist.components.discovery import discover
-from coar_dist.components.gates import gated, why_not_gated
+from coar_dist.components.gates import gated, places_of
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 from coar_dist.components.masking import WeightMasker
 from coar_dist.components.masks import check_masks
@@ -74,13 +74,24 @@ def test_gates_leave_nothing_behind() -> None:
 
 def test_models_without_a_gated_form_are_told_apart() -> None:
     model = randomise(SmallResNet())
-    assert why_not_gated(model, discover(model, "conv_filters")) is None
+    assert all(len(places) == 1 for places in places_of(model, discover(model, "conv_filters")))
     norms = ComponentIndex((ComponentGroup("bn1.weight", 0, 4),))
-    assert "bn1.weight" in str(why_not_gated(model, norms))
-    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    tied[1].weight = tied[0].weight
-    first = ComponentIndex((ComponentGroup("0.weight", 0, 4),))
-    assert "tied" in str(why_not_gated(tied, first))
+    assert places_of(model, norms) == [[]]
+
+
+def test_a_tied_parameter_is_gated_wherever_it_is_read() -> None:
+    tied = randomise(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)))
+    tied[2].weight = tied[0].weight
+    components = ComponentIndex((ComponentGroup("0.weight", 0, 4),))
+    assert [place.module for place in places_of(tied, components)[0]] == ["0", "2"]
+    inputs = torch.randn(3, 4) + 0.2
+    masks = np.array([[True, False, True, True], [False, False, True, True], [True, True, True, False]])
+    with gated(tied, components, 3, torch.device("cpu")) as gates:
+        gates.gates.copy_(torch.from_numpy(masks))
+        found = tied(inputs)
+    for row, mask in enumerate(masks):
+        with WeightMasker(tied, components).ablated(mask):
+            torch.testing.assert_close(found[row], tied(inputs)[row])
 
 
 @pytest.mark.parametrize("masks", [np.ones((2, 3)), np.ones(4, dtype=bool), np.ones((2, 5), dtype=bool), [[True] * 4]])

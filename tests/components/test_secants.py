@@ -57,7 +57,7 @@ def outputs_and_gradients(
     model = copy.deepcopy(model).double().requires_grad_(False)
     names = {"gate_output": secants.gate_output} if with_secants else {}
     with gated(model, components, len(gates), CPU, **names) as gated_model, secants if with_secants else nullcontext():
-        outputs = functional_call(model, gated_model.buffers(leaf), (), inputs)
+        outputs = functional_call(model, gated_model.buffers(gated_model.parts(leaf)), (), inputs)
     outputs = getattr(outputs, "logits", outputs)
     if outputs.ndim > 1:
         outputs = outputs.square().flatten(1).sum(dim=1)

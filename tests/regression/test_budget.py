@@ -25,6 +25,7 @@ def pilot(misfit: float, informative: bool = True, noise: float = 0.3, per_pass:
         counts,
         70.0,
         10,
+        np.ones(COMPONENTS, np.bool_),
     )
     coefficients = np.array([0.6, 0.4])
     sampling = per_pass / 40 * (0.36 / 0.95 + 0.16 / 0.05)

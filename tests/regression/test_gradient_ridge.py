@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from coar_dist.cluster.ray_tasks import on_cluster
 from coar_dist.components.index import ComponentGroup, ComponentIndex
@@ -26,6 +27,7 @@ from tests.models import local_storage
 COMPONENTS, EXAMPLES, PER_BLOCK = 30, 11, 4
 BERNOULLI = Bernoulli(COMPONENTS, 40, 0.2, 0)
 BALANCED = Balanced(COMPONENTS, 20, 0.2, 7)
+ALL_KNOWN = np.ones(COMPONENTS, np.bool_)
 
 
 class World:
@@ -52,7 +54,12 @@ class World:
 
 
 def run_of(
-    root: Path, world: World, plain: int = 40, cuts: tuple[int, ...] = (0, 10, 20), loo: bool = False
+    root: Path,
+    world: World,
+    plain: int = 40,
+    cuts: tuple[int, ...] = (0, 10, 20),
+    loo: bool = False,
+    known: NDArray[np.bool_] = ALL_KNOWN,
 ) -> RunDirectory:
     components = ComponentIndex((ComponentGroup("a.weight", 0, COMPONENTS),))
     identity = {"ablation.examples_per_block": PER_BLOCK, "ablation.margins_dtype": "float32"}
@@ -75,7 +82,10 @@ def run_of(
             kept = masks[:, None, :]
             parts = [np.where(state, g, 0).sum(axis=0) for state in (kept, ~kept)]
             squares = [np.where(state, g.astype(float) ** 2, 0).sum(axis=(0, 1)) for state in (kept, ~kept)]
-            store.write(start, masks, GateGradients(world.margins(masks)[:, examples], *parts, *squares), {})
+            parts = [np.where(known, part, 0) for part in parts]
+            squares = [np.where(known, part, 0) for part in squares]
+            gradients = GateGradients(world.margins(masks)[:, examples], *parts, *squares, known)
+            store.write(start, masks, gradients, {})
     if loo:
         table = AttributionTable(run, "leave_one_out")
         for block in run.margins("train").blocks:
@@ -158,6 +168,22 @@ def test_it_is_nearer_to_the_truth_than_ridge_without_gradients(tmp_path: Path) 
     best = (x.T @ (y - y.mean(axis=0)) / (0.16 * len(x))).T
     errors = {name: np.linalg.norm(run.weights(method=name) - best) for name in ("coar", "gradient_ridge")}
     assert errors["gradient_ridge"] < 0.6 * errors["coar"]
+
+
+def test_components_without_gradients_are_told_by_the_margins(tmp_path: Path) -> None:
+    """Large effects that no gradient tells of: they are neither shrunk to nothing nor in the way of the others."""
+    world = World()
+    known = np.arange(COMPONENTS) % 5 != 4
+    run = fitted(run_of(tmp_path / "part", world, plain=120, known=known))
+    everything = np.random.default_rng(5).random((20_000, COMPONENTS)) < 0.8
+    y, x = world.margins(everything).astype(float), everything - 0.8
+    best = (x.T @ (y - y.mean(axis=0)) / (0.16 * len(x))).T
+    found = {name: run.weights(method=name) for name in ("coar", "gradient_ridge")}
+    errors = {name: np.linalg.norm((weights - best)[:, ~known]) for name, weights in found.items()}
+    assert errors["gradient_ridge"] < 1.1 * errors["coar"]
+    assert np.linalg.norm(found["gradient_ridge"][:, ~known]) > 0.7 * np.linalg.norm(best[:, ~known])
+    errors = {name: np.linalg.norm((weights - best)[:, known]) for name, weights in found.items()}
+    assert errors["gradient_ridge"] < 0.9 * errors["coar"]
 
 
 def test_gradients_that_say_nothing_leave_ridge_as_good_as_it_was(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_the_engine_in_every_way_against_zeroed_weights(build: Callable[[], nn.M
         engine = AblationEngine(
             copy.deepcopy(own), components, "cpu", "float32", EnginePlan(mode, 9, compiled=False, gradient_rows=21)
         )
-        assert engine.why_not_gated is None
+        assert engine.ungated == {}
         assert engine.reuse_activations
         if build is SmallResNet:
             assert sum(isinstance(m, nn.BatchNorm2d) for m in engine.model.module.modules()) == 0  # folded

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from coar_dist.config.schema import ExamplesConfig, ModelConfig, TaskConfig, TrainConfig
 from coar_dist.errors import ConfigError, TaskError, TrainingError
@@ -15,7 +16,7 @@ from coar_dist.tasks.checkpoints import load_checkpoint
 from coar_dist.tasks.examples import digits, npz_images
 from coar_dist.tasks.models import digits_resnet
 from coar_dist.tasks.outputs import margin, output_function
-from coar_dist.tasks.task import ExampleSet, Task
+from coar_dist.tasks.task import ExampleSet, Task, by_keyword, call_model
 from coar_dist.tasks.training import train_model
 from tests.models import SmallResNet, small_task
 
@@ -162,3 +163,62 @@ def test_training_is_repeatable_and_misses_are_errors() -> None:
     assert accuracy < 1.0
     with pytest.raises(TrainingError, match=r"below train\.minimum_accuracy=1\.0"):
         train_model(build, train, test, config, lambda epoch, loss: None)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, scale: Tensor, shift: float = 0.0, keep: object = None) -> Tensor:
+        assert keep is None
+        return self.linear(x) * scale[:, None] + shift
+
+
+def test_constants_among_the_inputs_are_given_to_every_call_and_are_part_of_the_identity() -> None:
+    x, scale, labels = torch.randn(5, 3) + 1, torch.rand(5) + 1, torch.tensor([0, 1, 1, 0, 1])
+    examples = ExampleSet.of({"x": x, "scale": scale, "shift": 2.5, "keep": None}, labels)
+    model = TwoInputs()
+    batch = examples.select([3, 1])
+    expected = model(x[[3, 1]], scale[[3, 1]], 2.5)
+    assert torch.equal(call_model(model, batch.inputs), expected)
+    assert examples.constants() == {"keep": None, "shift": 2.5}
+    other = ExampleSet.of({"x": x, "scale": scale, "shift": 2.0, "keep": None}, labels)
+    assert examples.fingerprint() != other.fingerprint()
+    assert len(Task(model, examples, output_function("margin")).check()) == 2
+
+
+def test_a_tuple_of_inputs_gets_the_names_of_the_models_arguments() -> None:
+    x, scale = torch.randn(5, 3), torch.rand(5)
+    assert by_keyword(TwoInputs(), (x, scale)) == {"x": x, "scale": scale}
+    assert by_keyword(TwoInputs(), x) is x
+    with pytest.raises(TaskError, match=r"5 values .* names 4 arguments: x, scale, shift, keep\. Give a dict"):
+        by_keyword(TwoInputs(), (x, scale, 1.0, None, x))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "message"),
+    [
+        (torch.ones(2, 3), None, r"targets=None: every example needs a target"),
+        (["a", "b"], torch.ones(2), r"inputs holds strings.*tokenizer"),
+        ({"text": ["a", "b"]}, torch.ones(2), r"inputs\['text'\] holds strings"),
+        (DataLoader(TensorDataset(torch.ones(2, 3))), torch.ones(2), r"inputs is a DataLoader.*torch\.cat"),
+        (object(), torch.ones(2), r"inputs is a object that cannot become a tensor"),
+        (torch.ones(2, 3), ["a", "b"], r"targets holds strings"),
+    ],
+)
+def test_what_is_no_tensor_is_named(inputs: object, targets: object, message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        ExampleSet.of(inputs, targets)
+
+
+def test_a_check_leaves_examples_that_the_model_changes_as_they_are() -> None:
+    class InPlace(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x -= 0.5
+            return x
+
+    x = torch.randn(4, 3)
+    before = x.clone()
+    Task(InPlace(), ExampleSet(x, torch.zeros(4, dtype=torch.int64)), output_function("margin")).check()
+    assert torch.equal(x, before)

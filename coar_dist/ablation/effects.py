@@ -1,0 +1,326 @@
+"""The effects that every form of a model is held to before it is used: what zeroed weights change.
+
+A form is any other way to compute margins than zeroing weights of the untouched model: folded, in another layout, with
+gates, on reused activations, compiled, recorded. It is compared by the differences that masks make, group by group,
+relative to the size of that group's own differences. A tolerance in the units of the margin would let in gates that do
+nothing wherever margins are large beside effects, or small beside the tolerance.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from coar_dist.ablation.placement import modules_called
+from coar_dist.components.index import ComponentIndex
+from coar_dist.components.masking import WeightMasker
+from coar_dist.errors import TaskError, in_one_line
+from coar_dist.tasks.outputs import OutputFunction
+from coar_dist.tasks.task import ExampleSet, call_model
+
+NUM_EXAMPLES = 4
+"""Examples of the probe, spread over the example set, so that they are not all alike."""
+EXAMPLES_PER_MASK = 2
+RELATIVE_TOLERANCE = 1e-3
+"""Share of a group's effects, root mean square, that a form may be off by."""
+ROUNDINGS = 6.0
+"""How many times the model's own rounding, root mean square, a single difference may be off by."""
+_LEAST_ROUNDING = 4.0
+"""In units of the dtype's epsilon at the margin's size: sums in another order differ by so much in any net."""
+_REPEATED_MASKS, _ROUNDING_MASKS = 9, 17
+"""Masks, the one that keeps all among them, that are run a second time, and in a higher precision."""
+_MOST_COPIED_BYTES = 8 * 2**30
+"""A model larger than this is not copied in a higher precision to measure its rounding."""
+_log = logging.getLogger(__name__)
+
+MarginsOf = Callable[[NDArray[np.bool_], ExampleSet], Tensor]
+"""Margins (num_examples,) of a few examples under one mask (num_components,)."""
+MarginsOfRows = Callable[[NDArray[np.bool_], ExampleSet], Tensor]
+"""Margins (num_rows,) of rows that carry a mask each: masks (num_rows, num_components), examples of as many rows."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A group whose effects a form does not have.
+
+    Attributes:
+        group: its place among ``ComponentIndex.groups``.
+        error: root mean square of the differences' errors.
+        effect: root mean square of the differences themselves.
+    """
+
+    group: int
+    error: float
+    effect: float
+
+
+class Effects:
+    """Margins of the untouched model with zeroed weights, over masks that ablate each group alone.
+
+    Every group has two masks, complementary halves of its components at random, so that every component is ablated in
+    one of them. Each runs two examples; a form that gives every row a mask of its own is held to the same pairs.
+
+    Args:
+        model: the untouched model, in eval mode, on ``device``.
+        components: the component index.
+        examples: all of them; a few are used.
+        output_function: from outputs and targets to margins.
+        device: where the model takes its inputs.
+
+    Attributes:
+        examples: those of the probe, on ``device``.
+        unablated: (num_probe_examples,) float64 margins.
+        rounding: the model's own, root mean square, in units of the margin.
+        changes_inputs: whether the model works in place on the tensors that it is given.
+
+    Raises:
+        TaskError: two equal forward passes differ, a margin is not finite, or rows of a batch depend on each other.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        components: ComponentIndex,
+        examples: ExampleSet,
+        output_function: OutputFunction,
+        device: torch.device,
+    ) -> None:
+        self._components, self._output_function = components, output_function
+        self.changes_inputs = False
+        chosen = np.unique(np.linspace(0, len(examples) - 1, NUM_EXAMPLES).astype(np.int64))
+        self.examples = examples.without_columns().select(chosen).map(lambda tensor: tensor.to(device))
+        self._halves = [_halves(number, group.num_components) for number, group in enumerate(components.groups)]
+        zeroed = self._zeroed(model)
+        self._expected = self.run(zeroed)
+        self.unablated = self._expected[: len(self.examples)]
+        self.rounding = _LEAST_ROUNDING * _epsilon_of(model) * float(np.abs(self._expected).max())
+        self._check_repeats(zeroed, type(model).__name__)
+        self.rounding = self._measured_rounding(model)
+        self._check_rows(model)
+
+    def _zeroed(self, model: nn.Module, dtype: torch.dtype | None = None) -> MarginsOf:
+        """Zeroed weights of ``model``, with floating-point inputs in ``dtype``."""
+        masker = WeightMasker(model, self._components)
+
+        def zeroed(mask: NDArray[np.bool_], batch: ExampleSet) -> Tensor:
+            if dtype is not None:
+                batch = batch.map(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+            with masker.ablated(mask):
+                return self.margins(model, batch)
+
+        return zeroed
+
+    def margins(self, model: Callable[..., Any], batch: ExampleSet) -> Tensor:
+        """Float64 margins of a batch; the model gets tensors of its own, which it may change."""
+        own = batch.map(torch.clone)
+        before = [tensor._version for _, tensor in own.tensors()]
+        with torch.no_grad(), modules_called():
+            margins = self._output_function(call_model(model, own.inputs), own.targets).double()
+        self.changes_inputs |= [tensor._version for _, tensor in own.tensors()] != before
+        return margins
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of a mask and an example, those of the unablated model first."""
+        return len(self.examples) + len(self._components.groups) * 2 * EXAMPLES_PER_MASK
+
+    def passes(self) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.int64]]]:
+        """Masks (num_components,), the one that keeps all first, each with the rows of ``examples`` that it runs."""
+        num_components, num_examples = self._components.num_components, len(self.examples)
+        yield np.ones(num_components, np.bool_), np.arange(num_examples)
+        for number, halves in enumerate(self._halves):
+            for side, half in enumerate(halves):
+                mask = np.ones(num_components, np.bool_)
+                mask[self._components.offsets[number] + half] = False
+                yield mask, (number + side + np.arange(EXAMPLES_PER_MASK)) % num_examples
+
+    def run(self, margins_of: MarginsOf, most: int | None = None) -> NDArray[np.float64]:
+        """The pairs' margins (num_pairs,), one mask after the other; of the first ``most`` masks alone."""
+        parts = [margins_of(mask, self.examples.select(rows)) for mask, rows in islice(self.passes(), most)]
+        return np.asarray(torch.cat([part.double() for part in parts]).cpu().numpy())
+
+    def run_rows(self, margins_of: MarginsOfRows, num_rows: int) -> NDArray[np.float64]:
+        """The pairs' margins (num_pairs,), with ``num_rows`` pairs of different masks in a pass; the last is filled up.
+
+        Both halves of a group stand beside each other, on different rows.
+        """
+        margins = np.empty(0)
+        masks: list[NDArray[np.bool_]] = []
+        rows: list[int] = []
+        for mask, chosen in self.passes():
+            masks += [mask] * len(chosen)
+            rows += chosen.tolist()
+            while len(rows) >= num_rows:
+                margins = np.append(margins, self._rows_margins(margins_of, masks[:num_rows], rows[:num_rows]))
+                masks, rows = masks[num_rows:], rows[num_rows:]
+        if rows:
+            num_left, num_missing = len(rows), num_rows - len(rows)
+            masks, rows = masks + masks[:1] * num_missing, rows + rows[:1] * num_missing
+            margins = np.append(margins, self._rows_margins(margins_of, masks, rows)[:num_left])
+        return margins
+
+    def _rows_margins(
+        self, margins_of: MarginsOfRows, masks: list[NDArray[np.bool_]], rows: list[int]
+    ) -> NDArray[np.float64]:
+        return np.asarray(margins_of(np.stack(masks), self.examples.select(rows)).double().cpu().numpy())
+
+    def failures(self, margins: NDArray[np.float64], rounding: float | None = None) -> list[Failure]:
+        """The groups whose effects are not those of zeroed weights.
+
+        Args:
+            margins: (num_pairs,) of a form, from ``run`` or ``run_rows``; NaN fails.
+            rounding: of the form, where it runs in another precision; None is the model's own.
+        """
+        allowed_rounding = ROUNDINGS * (self.rounding if rounding is None else rounding)
+        num_examples = len(self.examples)
+        rows = np.concatenate([chosen for _, chosen in self.passes()])[num_examples:]
+        found = margins[num_examples:] - margins[:num_examples][rows]
+        expected = self._expected[num_examples:] - self.unablated[rows]
+        shape = (len(self._components.groups), 2 * EXAMPLES_PER_MASK)
+        effects = np.sqrt((expected.reshape(shape) ** 2).mean(axis=1))
+        wrong = np.abs(found - expected).reshape(shape).max(axis=1)
+        offset = np.abs(margins[:num_examples] - self.unablated).max()
+        holds = (wrong <= RELATIVE_TOLERANCE * effects + allowed_rounding) & (
+            offset <= RELATIVE_TOLERANCE * np.median(effects) + allowed_rounding
+        )
+        return [Failure(int(number), float(wrong[number]), float(effects[number])) for number in np.flatnonzero(~holds)]
+
+    def error(self, margins_of: MarginsOf) -> float:
+        """Root mean square of the errors of a form's margins, over the first masks."""
+        margins = self.run(margins_of, _ROUNDING_MASKS)
+        return float(np.sqrt(((margins - self._expected[: len(margins)]) ** 2).mean()))
+
+    def group_masks(self, number: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """The two masks (2, num_components) of a group, and where their pairs (2, EXAMPLES_PER_MASK) stand."""
+        first = len(self.examples) + number * 2 * EXAMPLES_PER_MASK
+        masks = [mask for mask, _ in islice(self.passes(), 1 + 2 * number, 3 + 2 * number)]
+        return np.stack(masks), first + np.arange(2 * EXAMPLES_PER_MASK).reshape(2, -1)
+
+    def pair_rows(self) -> NDArray[np.int64]:
+        """(num_pairs,) rows of ``examples`` that the pairs run."""
+        return np.concatenate([rows for _, rows in self.passes()])
+
+    @property
+    def expected(self) -> NDArray[np.float64]:
+        """(num_pairs,) margins of the untouched model with zeroed weights."""
+        return self._expected.copy()
+
+    def without_effect(self) -> NDArray[np.bool_]:
+        """(num_groups,) groups that change no margin of the probe: nothing can be said of their gates."""
+        rows = np.concatenate([chosen for _, chosen in self.passes()])[len(self.examples) :]
+        effects = (self._expected[len(self.examples) :] - self.unablated[rows]).reshape(-1, 2 * EXAMPLES_PER_MASK)
+        return np.asarray(np.abs(effects).max(axis=1) <= self.rounding)
+
+    def _check_repeats(self, zeroed: MarginsOf, name: str) -> None:
+        """Twice in a row: a model may be random, or keep a state."""
+        again = self.run(zeroed, _REPEATED_MASKS)
+        first = self._expected[: len(again)]
+        if np.allclose(again, first, rtol=0.0, atol=ROUNDINGS * self.rounding, equal_nan=True):
+            return
+        worst = int(np.argmax(np.abs(again - first)))
+        raise TaskError(
+            f"{name} gives different margins in two equal forward passes ({first[worst]:.9g} and {again[worst]:.9g}): "
+            f"it is random in eval mode, or keeps a state. Take the randomness (dropout, noise) or the state out."
+        )
+
+    def _check_rows(self, model: nn.Module) -> None:
+        """Each example alone against all together: an example's margin must not depend on who shares its batch."""
+        try:
+            alone = [float(self.margins(model, self.examples.rows(row, row + 1))) for row in range(len(self.examples))]
+        except Exception as error:  # BatchNorm without statistics refuses a single value per channel
+            raise TaskError(
+                f"{type(model).__name__} fails on an example alone, and runs on {len(self.examples)} together: "
+                f"{in_one_line(error)}. Each example must be a batch of its own (track_running_stats=True)."
+            ) from error
+        if np.allclose(alone, self.unablated, rtol=0.0, atol=ROUNDINGS * self.rounding, equal_nan=True):
+            return
+        worst = int(np.argmax(np.abs(alone - self.unablated)))
+        raise TaskError(
+            f"the margin of an example depends on the other examples of its batch ({alone[worst]:.9g} alone, "
+            f"{self.unablated[worst]:.9g} with others): {mixing_layer(model, self.examples)} mixes rows of a batch. "
+            f"Give it statistics of its own (track_running_stats=True), or let the model take each example alone."
+        )
+
+    def _measured_rounding(self, model: nn.Module) -> float:
+        """The margins' error by rounding: against a copy in a higher precision where it can be had."""
+        least, epsilon = self.rounding, _epsilon_of(model)
+        higher = torch.float64 if epsilon == _epsilon(torch.float32) else torch.float32
+        num_bytes = sum(p.numel() for p in model.parameters()) * higher.itemsize
+        if epsilon < _epsilon(torch.float32) or num_bytes > _MOST_COPIED_BYTES:
+            return least
+        before = torch.get_default_dtype()
+        try:
+            exact = copy.deepcopy(model).to(higher)
+            torch.set_default_dtype(higher)  # for what the forward pass makes itself
+            truth = self.run(self._zeroed(exact, higher), _ROUNDING_MASKS)
+        except Exception as error:  # a model may insist on its dtype, or not be copied
+            _log.info("the model's rounding is not measured: %s", in_one_line(error))
+            return least
+        finally:
+            torch.set_default_dtype(before)
+        errors = self._expected[: len(truth)] - truth
+        return max(least / _LEAST_ROUNDING / 2, float(np.sqrt((errors[np.isfinite(errors)] ** 2).mean())))
+
+
+def mixing_layer(model: nn.Module, examples: ExampleSet) -> str:
+    """The first module whose output for an example depends on the other examples of the batch, for a message."""
+    together, alone = (_row_outputs(model, batch) for batch in (examples, examples.rows(0, 1)))
+    for name, (inputs, output) in together.items():
+        if name not in alone:
+            continue
+        inputs_agree = all(_agree(x, y) for x, y in zip(inputs, alone[name][0], strict=False))
+        if inputs_agree and not _agree(output, alone[name][1]):
+            kind = type(model.get_submodule(name)).__name__
+            return f"{name or 'the model'} ({kind})"
+    return f"the forward method of {type(model).__name__}"
+
+
+def _row_outputs(model: nn.Module, batch: ExampleSet) -> dict[str, tuple[list[Tensor], Tensor]]:
+    """Per module without children, in the order of the calls, its inputs and output for the first row."""
+    found: dict[str, tuple[list[Tensor], Tensor]] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim and len(output) == len(batch):
+                found.setdefault(
+                    name, ([x[:1].clone() for x in inputs if isinstance(x, Tensor) and x.ndim], output[:1].clone())
+                )
+
+        return hook
+
+    handles = [m.register_forward_hook(note(name)) for name, m in model.named_modules() if not list(m.children())]
+    try:
+        with torch.no_grad():
+            call_model(model, batch.map(torch.clone).inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one.float(), other.float(), rtol=1e-3, atol=1e-5)
+
+
+def _halves(number: int, num_components: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    order = np.random.default_rng([7, number]).permutation(num_components)
+    middle = (num_components + 1) // 2
+    return order[:middle], order[middle:]
+
+
+def _epsilon_of(model: nn.Module) -> float:
+    """Of the coarsest dtype among the parameters."""
+    return max((_epsilon(p.dtype) for p in model.parameters() if p.is_floating_point()), default=2**-23)
+
+
+def _epsilon(dtype: torch.dtype) -> float:
+    return float(torch.finfo(dtype).eps)

@@ -1,0 +1,106 @@
+"""Which groups may be gated: those whose gates have the effects of zeroed weights, found out group by group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from coar_dist.ablation.effects import Effects, Failure
+from coar_dist.ablation.value import ZeroWeights
+from coar_dist.components.gates import places_of
+from coar_dist.errors import ConfigError, in_one_line
+from coar_dist.tasks.task import ExampleSet
+
+_ROWS = 8
+"""Rows of a pass, each with a mask of its own."""
+GatedMargins = Callable[[Collection[int]], NDArray[np.float64]]
+"""From the groups that get no gates to the margins of the probe's pairs, every row with gates of its own."""
+
+
+def ungated_groups(effects: Effects, value: ZeroWeights, model: nn.Module, device: torch.device) -> dict[int, str]:
+    """The groups that gates cannot stand in for, with the reason.
+
+    Args:
+        effects: of the untouched model.
+        value: what an ablated component is replaced by.
+        model: the prepared model; it is as before on every exit.
+        device: where the gates lie.
+    """
+    called: set[int] = set()
+    components = value.components
+
+    def gated_margins(without: Collection[int]) -> NDArray[np.float64]:
+        called.clear()
+
+        def margins_of(masks: NDArray[np.bool_], batch: ExampleSet) -> Tensor:
+            gated_model = value.gated(model, len(masks), device, without=without, called=called)
+            try:
+                gated_model.gates.copy_(torch.from_numpy(masks))
+                return effects.margins(model, batch)
+            finally:
+                gated_model.remove()
+
+        return effects.run_rows(margins_of, _ROWS)
+
+    reasons = {
+        number: f"axis {group.axis} of a {type(model.get_submodule(group.module)).__name__} has no gated form"
+        for number, (group, places) in enumerate(zip(components.groups, places_of(model, components), strict=True))
+        if not places
+    }
+    reasons = failing_groups(effects, len(components.groups), gated_margins, reasons)
+    for number in set(range(len(components.groups))) - set(reasons) - called:  # an expert that no example came to, say
+        reasons[number] = "its module is not called on the examples of the probe"
+    return reasons
+
+
+def failing_groups(
+    effects: Effects, num_groups: int, gated_margins: GatedMargins, known: dict[int, str]
+) -> dict[int, str]:
+    """The groups of which a form with gates does not have the effects, with the reason, besides those ``known``.
+
+    All are tried together; where that raises, or changes what no mask ablates, each is tried alone, and what is left
+    once more together: the form as it will be used is what is held to the truth last.
+    """
+    reasons = dict(known)
+    while True:
+        candidates = [number for number in range(num_groups) if number not in reasons]
+        if not candidates:
+            return reasons
+        found = _failures(effects, gated_margins, set(reasons))
+        failed = {failure.group for failure in found} if isinstance(found, list) else set(candidates)
+        failed &= set(candidates)
+        if not failed:
+            return reasons
+        if failed != set(candidates) or len(candidates) == 1:
+            reasons |= {number: _reason(found, number) for number in failed}
+            continue
+        alone = {}
+        for number in candidates:
+            found_alone = _failures(effects, gated_margins, set(range(num_groups)) - {number})
+            if isinstance(found_alone, str) or any(failure.group == number for failure in found_alone):
+                alone[number] = _reason(found_alone, number)
+        reasons |= alone or {number: _reason(found, number) for number in failed}
+
+
+def _failures(effects: Effects, gated_margins: GatedMargins, without: Collection[int]) -> list[Failure] | str:
+    """The failing groups, or why the form does not run at all."""
+    try:
+        return effects.failures(gated_margins(without))
+    except (ConfigError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the user's own forward may raise anything when a layer is not what it was
+        return in_one_line(error)
+
+
+def _reason(found: list[Failure] | str, number: int) -> str:
+    if isinstance(found, str):
+        return f"a pass with its gates fails: {found}"
+    failure = next(failure for failure in found if failure.group == number)
+    return (
+        f"its gates have other effects than zeroed weights: they differ by {failure.error:.2g}, and the effects are of "
+        f"size {failure.effect:.2g}"
+    )
