@@ -13,6 +13,8 @@ from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.components.gates import GateError
 
 _ROW_COUNTS = (32, 128, 512, 2048, 8192)
+_MEMORY_OF_GRADIENTS = 4
+"""What a row of a pass with gradients takes of memory, in rows without, at most: activations are kept."""
 _WORSE = 1.25
 """More rows are not tried once a step makes a margin this many times as costly as the best one."""
 _CLOSE = 1.5
@@ -46,9 +48,11 @@ def choose_plan(
     Raises:
         ConfigError: mode ``rows`` is fixed, or there are gradient passes, and the model has no gated form.
     """
-    _choose_margins(engine, pins, masks_per_actor)
+    most_rows = engine.most_rows()
+    _log.info("at most %d rows of a forward pass fit in the memory that is free", most_rows)
+    _choose_margins(engine, pins, masks_per_actor, most_rows)
     if gradient_masks_per_actor > 0:
-        _choose_gradients(engine, pins, gradient_masks_per_actor)
+        _choose_gradients(engine, pins, gradient_masks_per_actor, most_rows // _MEMORY_OF_GRADIENTS)
     return engine.plan
 
 
@@ -57,13 +61,13 @@ def gradient_cost(engine: AblationEngine) -> float:
     return engine.gradient_trial() / engine.trial()
 
 
-def _choose_margins(engine: AblationEngine, pins: PlanPins, masks_per_actor: int) -> None:
+def _choose_margins(engine: AblationEngine, pins: PlanPins, masks_per_actor: int, most_rows: int) -> None:
     modes = ["weights", "rows"] if len(engine.ungated) < len(engine.components.groups) else ["weights"]
     if pins.mode is not None:
         modes = [pins.mode]
     eager: dict[EnginePlan, float] = {}
     for mode in modes:
-        counts = _row_counts(pins, masks_per_actor * engine.num_examples)
+        counts = _row_counts(pins, masks_per_actor * engine.num_examples, most_rows)
         rows = [min(count, engine.num_examples) for count in counts] if mode == "weights" else counts
         plans = {EnginePlan(mode, count, compiled=False): count for count in rows}
         eager.update(_ladder(engine, plans, engine.trial))
@@ -100,8 +104,8 @@ def _try_recorded(engine: AblationEngine, plan: EnginePlan, pins: PlanPins, time
         times[engine.plan] = _logged(engine, engine.trial)
 
 
-def _choose_gradients(engine: AblationEngine, pins: PlanPins, masks_per_actor: int) -> None:
-    counts = _row_counts(pins, masks_per_actor * engine.num_examples)
+def _choose_gradients(engine: AblationEngine, pins: PlanPins, masks_per_actor: int, most_rows: int) -> None:
+    counts = _row_counts(pins, masks_per_actor * engine.num_examples, most_rows)
     trial = engine.gradient_trial
     times = _ladder(engine, {replace(engine.plan, gradient_rows=count): count for count in counts}, trial)
     fastest = _best_of_close(engine, times, trial)
@@ -143,11 +147,12 @@ def _best_of_close(
     return sorted(close, key=times.__getitem__)
 
 
-def _row_counts(pins: PlanPins, num_margins: int) -> list[int]:
-    """Rows to try: none that the margins to compute would not fill."""
+def _row_counts(pins: PlanPins, num_margins: int, most_rows: int) -> list[int]:
+    """Rows to try: none that the margins to compute would not fill, nor that do not fit in the memory."""
     if pins.rows_per_forward is not None:
         return [pins.rows_per_forward]
-    return [count for count in _ROW_COUNTS if count <= max(num_margins, _ROW_COUNTS[0])]
+    counts = [count for count in _ROW_COUNTS if count <= max(num_margins, _ROW_COUNTS[0]) and count <= most_rows]
+    return counts or [max(most_rows, 1)]
 
 
 def _ladder(

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from coar_dist.ablation.effects import RELATIVE_TOLERANCE, ROUNDINGS
 from coar_dist.ablation.form import Form, trial_mask
 from coar_dist.ablation.gradients import WITHOUT_GRADIENTS, GradientPasses
+from coar_dist.ablation.memory import allowed_bytes, peak_bytes
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.prefix import PrefixCuts, find_cuts
 from coar_dist.ablation.prepared import PreparedModel
@@ -40,6 +41,8 @@ from coar_dist.tasks.task import Task
 _log = logging.getLogger(__name__)
 _FORMS: dict[str, type[WeightsForm] | type[RowsForm]] = {"weights": WeightsForm, "rows": RowsForm}
 _DEFAULT_ROWS = 512
+_MEASURED_ROWS = 4
+"""Rows of the pass whose memory is measured."""
 _NUM_HALVES = 6
 """Random halves of the components by which a compiled form is held to the eager one."""
 _T = TypeVar("_T")
@@ -280,6 +283,12 @@ class AblationEngine:
         if self._twin is None:
             raise ConfigError(f"gate gradients cannot be had: the model cannot be copied. {WITHOUT_GRADIENTS}.")
         return GradientPasses(self._twin)
+
+    def most_rows(self) -> int:
+        """Rows of a forward pass that fit in this actor's share of the memory; the plan's mode must be ``weights``."""
+        batch = self.model.filled(self.model.examples, _MEASURED_ROWS)
+        peak = peak_bytes(lambda: self.model.margins(self.model.module, batch), self.device)
+        return max(int(allowed_bytes(self.device, torch.get_num_threads()) * _MEASURED_ROWS / max(peak, 1)), 1)
 
     def trial(self) -> float:
         """Seconds per margin with the current plan: the smallest of a few short measurements after a warm-up."""
