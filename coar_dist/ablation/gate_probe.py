@@ -21,7 +21,9 @@ GatedMargins = Callable[[Collection[int]], NDArray[np.float64]]
 """From the groups that get no gates to the margins of the probe's pairs, every row with gates of its own."""
 
 
-def ungated_groups(effects: Effects, value: ZeroWeights, model: nn.Module, device: torch.device) -> dict[int, str]:
+def ungated_groups(
+    effects: Effects, value: ZeroWeights, model: nn.Module, device: torch.device, uncalled: bool = False
+) -> dict[int, str]:
     """The groups that gates cannot stand in for, with the reason.
 
     Args:
@@ -29,6 +31,7 @@ def ungated_groups(effects: Effects, value: ZeroWeights, model: nn.Module, devic
         value: what an ablated component is replaced by.
         model: the prepared model; it is as before on every exit.
         device: where the gates lie.
+        uncalled: whether gates are let in whose module no example of the probe comes to; other examples may.
     """
     called: set[int] = set()
     components = value.components
@@ -52,8 +55,9 @@ def ungated_groups(effects: Effects, value: ZeroWeights, model: nn.Module, devic
         if not places
     }
     reasons = failing_groups(effects, len(components.groups), gated_margins, reasons)
-    for number in set(range(len(components.groups))) - set(reasons) - called:  # an expert that no example came to, say
-        reasons[number] = "its module is not called on the examples of the probe"
+    if not uncalled:  # an expert that no example came to, say
+        missed = sorted(set(range(len(components.groups))) - set(reasons) - called)
+        reasons |= dict.fromkeys(missed, "its module is not called on the examples of the probe")
     return reasons
 
 

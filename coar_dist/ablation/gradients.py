@@ -66,9 +66,9 @@ class GradientPasses:
             self._secants = None
             with_secants = self._failing_groups()
         if len(with_secants) == len(model.value.components.groups):
-            raise ConfigError(
-                f"gate gradients cannot be had: {next(iter(with_secants.values()))}. {WITHOUT_GRADIENTS}."
-            )
+            number, reason = next(iter(with_secants.items()))
+            name = model.value.components.groups[number].parameter
+            raise ConfigError(f"gate gradients cannot be had of {name}: {reason}. {WITHOUT_GRADIENTS}.")
         self.ungated = with_secants
         self._in_weights = model.value.held_by(self.ungated)
         self._masker = model.value.masker(model.module) if self.ungated else None

@@ -18,7 +18,7 @@ from coar_dist.ablation.folding import fold_batch_norms
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.components.discovery import discover
 from coar_dist.components.index import ComponentGroup, ComponentIndex
-from coar_dist.errors import ConfigError, NonFiniteMarginError, TaskError
+from coar_dist.errors import NonFiniteMarginError, TaskError
 from coar_dist.tasks.outputs import margin
 from coar_dist.tasks.task import ExampleSet, Task
 from tests.models import random_masks, slow_margins, small_task
@@ -236,14 +236,17 @@ def test_examples_that_do_not_fit_are_streamed(monkeypatch: pytest.MonkeyPatch) 
         np.testing.assert_allclose(margins, TRUTH, rtol=1e-4, atol=2e-5)
 
 
-def test_mode_rows_is_refused_without_a_gated_form() -> None:
-    norms = ComponentIndex((ComponentGroup("bn1.weight", 0, 4),))
-    with pytest.raises(ConfigError, match=r"mode='rows' cannot be used: bn1\.weight.*mode=weights"):
-        engine(EnginePlan("rows", 4, compiled=False), norms)
-    plain = engine(None, norms)
-    assert choose_plan(plain, PlanPins(), masks_per_actor=5).mode == "weights"
-    masks = random_masks(4, 4, alpha=0.5)
-    np.testing.assert_allclose(plain.margins(masks), slow_margins(TASK, norms, masks), rtol=1e-4, atol=2e-5)
+@pytest.mark.parametrize("also", [(), (ComponentGroup("conv2.weight", 0, 4),)], ids=["alone", "beside others"])
+def test_components_without_gates_are_zeroed_in_the_weights(also: tuple[ComponentGroup, ...]) -> None:
+    components = ComponentIndex((ComponentGroup("bn1.weight", 0, 4), *also))
+    masks = random_masks(6, components.num_components, alpha=0.3)
+    masks[-1, :4] = True
+    for plan in (None, EnginePlan("rows", 4, compiled=False)):
+        plain = engine(plan, components)
+        assert plain.ungated == {0: "axis 0 of a BatchNorm2d has no gated form"}
+        np.testing.assert_allclose(plain.margins(masks), slow_margins(TASK, components, masks), rtol=1e-4, atol=2e-5)
+    if not also:
+        assert choose_plan(engine(None, components), PlanPins(), masks_per_actor=5).mode == "weights"
 
 
 def test_ablated_outputs_leaves_the_model_alone() -> None:

@@ -25,16 +25,13 @@ from coar_dist.tasks.task import ExampleSet, Task
 from tests.models import random_masks, randomise, slow_margins, small_task
 
 
-def assert_exact(task: Task, components: ComponentIndex, masks: np.ndarray, gated: bool = True, rows: int = 3) -> None:
+def assert_exact(task: Task, components: ComponentIndex, masks: np.ndarray, rows: int = 3) -> None:
     truth = slow_margins(task, components, masks)
     before = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
     for mode in ("weights", "rows"):
-        if mode == "rows" and not gated:
-            continue
         engine = AblationEngine(
             Task(copy.deepcopy(task.model), task.examples, task.output_function), components, "cpu", "float32"
         )
-        assert (engine.ungated == {}) == gated, engine.ungated
         engine.use(EnginePlan(mode, rows, compiled=False))
         scale = 1 + np.abs(truth).max()
         np.testing.assert_allclose(engine.margins(masks), truth, rtol=1e-4, atol=2e-5 * scale, err_msg=mode)
@@ -118,10 +115,10 @@ def test_gpt2(selector: str, count: int) -> None:
     assert_exact(task, components, random_masks(5, count, 0.2))
 
 
-def test_tied_embeddings_run_by_weights_alone() -> None:
+def test_tied_embeddings_are_gated_wherever_they_are_read() -> None:
     task = gpt2_task()
     components = discover(task.model, "embedding_rows", include=["*wte*"])
-    assert_exact(task, components, random_masks(4, 23, 0.2), gated=False)
+    assert_exact(task, components, random_masks(4, 23, 0.2))
 
 
 def test_padding_does_not_change_a_margin() -> None:
@@ -156,7 +153,9 @@ def test_modules_called_twice_or_not_at_all(read: bool) -> None:
     inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(2))
     task = Task(randomise(Reused(read)), ExampleSet(inputs, torch.arange(5) % 3), output_function("margin"))
     components = discover(task.model, "linear_rows")
-    assert_exact(task, components, random_masks(6, components.num_components, 0.3), gated=not read)
+    assert_exact(task, components, random_masks(6, components.num_components, 0.3))
+    ungated = AblationEngine(task, components, "cpu", "float32").ungated
+    assert [components.groups[number].parameter for number in ungated] == (["other.weight"] if read else [])
 
 
 @st.composite
