@@ -19,7 +19,10 @@ from coar_dist.store.tables import AttributionTable, EvaluationTable
 
 
 class RunReader:
-    """A run directory opened for reading.
+    """A run directory opened for reading, which changes nothing in it.
+
+    Every file is read as it was at one moment, also while a stage replaces files. Blocks of examples lie in files of
+    their own: while a fit is under way, or after it was interrupted, they may be of different fits.
 
     Attributes:
         directory: the run directory with its identity and designs.

@@ -153,7 +153,7 @@ class RunDirectory:
             raise MissingWorkError(f"{where} is missing: run the ablate stage.")
         index = ComponentIndex.from_table(found.columns.to_pydict())
         if index.fingerprint != self.identity["components"]:
-            raise DamagedFileError(f"{where} is not of this run's components. Remove it and run the ablate stage.")
+            raise DamagedFileError(f"{where} lists other components than run.json. Remove it and run the ablate stage.")
         return index
 
     @property
@@ -184,7 +184,7 @@ class RunDirectory:
         }
 
     def set_designs(self, designs: Mapping[str, RunDesign]) -> None:
-        """Make these the designs of the run: new ones are added, others are kept but set to rest, unless imported.
+        """Make these the designs of the run: new ones are added, others are kept but inactive, unless imported.
 
         Raises:
             RunMismatchError: the run has another design of one of these names.
@@ -242,7 +242,7 @@ class RunDirectory:
         return None if cost is None else float(cost)
 
     def set_gradient_cost(self, cost: float) -> None:
-        """Record it."""
+        """Record what a pass with gradients costs."""
         self._record["gradient_cost"] = cost
         write_record(self.storage, self._record)
 
