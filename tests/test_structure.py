@@ -74,7 +74,7 @@ MAX_LINES = 350
 
 
 def module_name(path: Path) -> str:
-    """``coar_dist.store.reader`` of ``store/run.py``, ``coar_dist.store`` of ``store/__init__.py``."""
+    """``coar_dist.store.reader`` of ``store/reader.py``, ``coar_dist.store`` of ``store/__init__.py``."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     if parts[-1] == "__init__" and len(parts) > 1:
         parts = parts[:-1]
