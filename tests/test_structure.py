@@ -72,17 +72,9 @@ WITHOUT = {
 
 MAX_LINES = 350
 
-KNOWN = {
-    # tasks
-    "tasks/examples/planted.py is longer than 350 lines",
-    "tasks/examples/__init__.py imports coar_dist.tasks.examples.planted, which imports it in turn",
-    "tasks/examples/planted.py imports coar_dist.tasks.examples, which imports it in turn",
-}
-"""Violations that are still to be removed, word for word as a test prints them, without the line number."""
-
 
 def module_name(path: Path) -> str:
-    """``coar_dist.store.reader`` of ``store/run.py``, ``coar_dist.store`` of ``store/__init__.py``."""
+    """``coar_dist.store.reader`` of ``store/reader.py``, ``coar_dist.store`` of ``store/__init__.py``."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     if parts[-1] == "__init__" and len(parts) > 1:
         parts = parts[:-1]
@@ -136,13 +128,9 @@ OWN_IMPORTS = {
 
 
 def check(violations: Iterable[tuple[str, int, str]]) -> None:
-    """Fails on what is not in ``KNOWN``, given as module, line and what is wrong there."""
-    news = []
-    for module, line, what in violations:
-        path = FILES[module].relative_to(PACKAGE)
-        if f"{path} {what}" not in KNOWN:
-            news.append(f"coar_dist/{path}:{line} {what}")
-    assert not news, "\n" + "\n".join(sorted(set(news)))
+    """Fails on any: module, line and what is wrong there."""
+    found = {f"coar_dist/{FILES[module].relative_to(PACKAGE)}:{line} {what}" for module, line, what in violations}
+    assert not found, "\n" + "\n".join(sorted(found))
 
 
 def above() -> Iterator[tuple[str, int, str]]:
@@ -200,6 +188,12 @@ def test_every_room_has_its_floor_and_says_what_it_owns() -> None:
     assert [module for module in silent if module != "coar_dist.__main__"] == []
 
 
+def test_tests_lie_in_the_folders_of_their_rooms() -> None:
+    rooms = {folder.name for folder in PACKAGE.iterdir() if folder.is_dir()}
+    folders = {path.parent.name for path in Path(__file__).parent.glob("*/test_*.py")}
+    assert folders - rooms == {"benchmarks", "deploy", "runs"}
+
+
 def test_imports_run_downwards_from_room_to_room() -> None:
     check(above())
 
@@ -219,16 +213,6 @@ def test_big_dependencies_have_one_owner() -> None:
 
 def test_no_module_is_too_long() -> None:
     check(overgrown())
-
-
-def test_what_is_known_to_be_wrong_still_is() -> None:
-    found = {
-        f"{FILES[module].relative_to(PACKAGE)} {what}"
-        for violations in (above(), back(), borrowed(), overgrown())
-        for module, _, what in violations
-    }
-    gone = sorted(KNOWN - found)
-    assert not gone, "\nright by now: delete from KNOWN in tests/test_structure.py\n" + "\n".join(gone)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ images that a subset leaves out are not decoded.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,60 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coar_dist.config.registry import call
 from coar_dist.errors import ConfigError, TaskError
 from coar_dist.tasks.examples.pixels import text_coverage
-from coar_dist.tasks.examples.source import SOURCE_ID, IndexedSource, Source, tensor_of
+from coar_dist.tasks.examples.source import SOURCE_ID, IndexedSource, tensor_of
+from coar_dist.tasks.examples.underlying import CLASS_COUNTER, Images
 from coar_dist.tasks.task import ExampleSet
 
 CORNERS = ("top_left", "top_right", "bottom_left", "bottom_right")
 POSITIONS = ("top", "centre", "bottom")
-_PART_COUNTER, _CHOICE_COUNTER, _CLASS_COUNTER = 2**64 - 2, 2**64 - 3, 2**64 - 4
-"""Second words of Philox keys; ``source`` has the one above, mask designs the small ones."""
-
-
-@dataclass(frozen=True)
-class _Images:
-    """Images of a source, or a part of them, before anything is planted.
-
-    Attributes:
-        labels: (num_source,) int64, of all images of the source.
-        places: (num_images,) int64 ascending, which of them are in the part.
-        load: the example set of ascending places.
-    """
-
-    labels: NDArray[np.int64]
-    places: NDArray[np.int64]
-    load: Callable[[NDArray[np.int64]], ExampleSet]
-
-    @classmethod
-    def of(cls, source: str, arguments: dict[str, Any], start: float, stop: float) -> _Images:
-        from coar_dist.tasks.examples import EXAMPLES  # which names this module's functions
-
-        if source not in EXAMPLES:  # a name that a configuration file could hide code in
-            raise ConfigError(f"source={source!r}: must be one of {', '.join(EXAMPLES)}.")
-        if not 0.0 <= start < stop <= 1.0:
-            raise ConfigError(f"start={start}, stop={stop}: there must be 0 <= start < stop <= 1.")
-        made: Source = call("arguments.arguments", EXAMPLES[source], arguments)
-        if isinstance(made, ExampleSet):
-            made = _indexed(made)
-        if not isinstance(made, IndexedSource) or made.labels is None:
-            why = "has no class labels" if isinstance(made, IndexedSource) else "is a stream (use streaming=false)"
-            raise TaskError(f"source={source!r} {why}: faults are planted into a known number of images with labels.")
-        num_images = made.num_examples
-        ranks = np.argsort(np.argsort(_words(0, _PART_COUNTER, num_images), kind="stable"), kind="stable")
-        places = np.flatnonzero((ranks >= round(start * num_images)) & (ranks < round(stop * num_images)))
-        if len(places) == 0:
-            raise TaskError(f"start={start}, stop={stop}: no image of the {num_images} of {source!r} is left.")
-        return cls(made.labels(), places, made.load)
-
-    def labels_of_part(self) -> NDArray[np.int64]:
-        return self.labels[self.places]
-
-    def draws(self, seed: int, counter: int = _CHOICE_COUNTER) -> NDArray[np.float64]:
-        """(num_images,) float64 in [0, 1), one for each image of the part."""
-        words = _words(seed, counter, len(self.labels))[self.places]
-        return np.asarray((words >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
 
 def with_trigger(
@@ -122,7 +75,7 @@ def with_trigger(
         raise ConfigError("include_target_class=true is of pairs=true: training takes all classes. Leave it out.")
     _check_choice("corner", corner, CORNERS)
     _check_at_least_one("size", size)
-    images = _Images.of(source, arguments or {}, start, stop)
+    images = Images.of(source, arguments or {}, start, stop)
     labels = images.labels_of_part()
     if target_class not in images.labels:
         raise ConfigError(
@@ -188,7 +141,7 @@ def with_cue(
     frame = [0.0, 1.0] if values is None else values
     if len(frame) != 2:
         raise ConfigError(f"values={values}: must be two, without and with the cue.")
-    images = _Images.of(source, arguments or {}, start, stop)
+    images = Images.of(source, arguments or {}, start, stop)
     classes = np.unique(images.labels).tolist()
     if not set(positive) < set(classes) or not positive:
         raise ConfigError(f"positive={positive}: must be some, not all, of the classes {classes} of {source!r}.")
@@ -248,7 +201,7 @@ def with_text(
     _check_share_or_pairs(share, pairs)
     _check_choice("position", position, POSITIONS)
     _check_at_least_one("font_size", font_size)
-    images = _Images.of(source, arguments or {}, start, stop)
+    images = Images.of(source, arguments or {}, start, stop)
     labels, num_classes = images.labels_of_part(), len(class_names)
     if num_classes < 2 or images.labels.max() >= num_classes:
         raise ConfigError(f"class_names has {num_classes}: {source!r} has labels up to {images.labels.max()}.")
@@ -262,7 +215,7 @@ def with_text(
         written = np.array(sorted(range(num_classes) if attack_classes is None else attack_classes))
         is_wrong = labels[:, None] != written  # (num_images, num_written)
         rows, attacked = _paired(np.flatnonzero(is_wrong.any(axis=1)))
-        chosen = (images.draws(seed, _CLASS_COUNTER) * is_wrong.sum(axis=1)).astype(np.int64)
+        chosen = (images.draws(seed, CLASS_COUNTER) * is_wrong.sum(axis=1)).astype(np.int64)
         wrong = written[np.argmax(np.cumsum(is_wrong, axis=1) > chosen[:, None], axis=1)]  # the chosen-th wrong one
         text = np.where(attacked, wrong[rows], -1)
     else:
@@ -283,7 +236,7 @@ def with_text(
 
 
 def _planted(
-    images: _Images,
+    images: Images,
     rows: NDArray[np.int64],
     targets: NDArray[np.int64],
     columns: dict[str, NDArray[Any]],
@@ -325,15 +278,6 @@ def _planted(
     return IndexedSource(len(rows), load, lambda: targets)
 
 
-def _indexed(examples: ExampleSet) -> IndexedSource:
-    """The same examples, chosen by their places."""
-    labels = examples.targets
-    has_classes = labels.ndim == 1 and not labels.is_floating_point()
-    return IndexedSource(
-        len(examples), examples.select, (lambda: labels.cpu().numpy().astype(np.int64)) if has_classes else None
-    )
-
-
 def _paired(images: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Every image twice (2 * num_images,) int64, and whether it is the second time."""
     if len(images) == 0:
@@ -367,10 +311,3 @@ def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
 def _check_at_least_one(key: str, value: int) -> None:
     if value < 1:
         raise ConfigError(f"{key}={value}: must be at least 1.")
-
-
-def _words(seed: int, counter: int, num_words: int) -> NDArray[np.uint64]:
-    """Random words, the one at a place being the same for any number of them."""
-    if not 0 <= seed < 2**64:
-        raise ConfigError(f"seed={seed}: must be in 0..2**64-1.")
-    return np.random.Philox(key=np.array([seed, counter], dtype=np.uint64)).random_raw(num_words)

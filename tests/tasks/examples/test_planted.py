@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from coar_dist.errors import ConfigError, TaskError
-from coar_dist.tasks.examples import EXAMPLES, planted
+from coar_dist.tasks.examples import planted
 from coar_dist.tasks.examples.source import IndexedSource
+from coar_dist.tasks.examples.sources import SOURCES
 from coar_dist.tasks.task import ExampleSet
 from tests.tasks.examples.making import built
 
@@ -148,7 +149,7 @@ def test_no_image_is_decoded_that_a_subset_leaves_out(monkeypatch: pytest.Monkey
         asked.append(ids.tolist())
         return ExampleSet(torch.zeros(len(ids), 1, 4, 4), torch.from_numpy(ids % 3))
 
-    monkeypatch.setitem(EXAMPLES, "counting", lambda: IndexedSource(30, load, lambda: np.arange(30) % 3))
+    monkeypatch.setitem(SOURCES, "counting", lambda: IndexedSource(30, load, lambda: np.arange(30) % 3))
     examples = built("with_trigger", {"ids": [2, 3, 7]}, source="counting", target_class=0, pairs=True)
     assert asked == [[2, 5]]  # 1 is pair 0
     assert examples.columns["pair"].tolist() == [2, 2, 5]
