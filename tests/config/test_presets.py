@@ -65,19 +65,16 @@ def test_every_preset_is_tested() -> None:
     assert sorted(GIVEN) == EXPERIMENTS
 
 
-@pytest.mark.parametrize(
-    ("key", "wrong"),
-    [("design.kind", "'halves'"), ("gradients.kind", "':f'"), ("evaluation.kind", "'f:'"), ("regression.backend", "5")],
-)
-def test_masks_and_solvers_from_a_file_need_leave(key: str, wrong: str) -> None:
+@pytest.mark.parametrize("key", ["design.kind", "gradients.kind", "evaluation.kind", "regression.backend"])
+def test_masks_and_solvers_from_a_file_need_leave(key: str) -> None:
     composed = compose("config", ["experiment=digits", "run.dir=x", f"{key}=evil:function"])
     validate(checked_config(composed, [f"{key}=evil:function"]))
     with pytest.raises(ConfigError, match=rf"{key}='evil:function' runs code of the module 'evil', and stands in"):
         checked_config(composed, [])
     allowed = compose("config", ["experiment=digits", "run.dir=x", f"{key}=evil:function", "allow_code=[evil]"])
     validate(checked_config(allowed, ["allow_code=[evil]"]))
-    with pytest.raises(ConfigError, match=rf"{key}={wrong}: must be one of .*, or module:function of your own"):
-        validate(preset("digits", f"{key}={wrong}"))
+    with pytest.raises(ConfigError, match=rf"{key}=5: must be .* module:function of your own"):
+        validate(preset("digits", f"{key}=5"))
 
 
 EDITS = sorted(path.stem for path in (CONF / "edit").glob("*.yaml"))

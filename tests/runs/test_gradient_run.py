@@ -149,7 +149,6 @@ def test_attribute_spends_a_budget(ray_cluster: None, tmp_path: Path, quiet: Con
     ("options", "message"),
     [
         ({"gradients": GradientsConfig(num_masks=1)}, r"gradients\.num_masks=1: must be 0 or at least 2"),
-        ({"gradients": GradientsConfig(num_masks=10, kind="halves")}, r"gradients\.kind='halves': must be one of"),
         ({"gradients": GradientsConfig(num_masks=10, kind="bernoulli", seed=0)}, "same masks would be run twice"),
         ({"gradients": GradientsConfig(num_masks=10, kind="bernoulli", seed=1_000_000)}, r"is gradients\.seed too"),
         (

@@ -5,13 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from coar_dist.config.schema.values import Count, Distinct, Part, Rule, Seed, Share, at_least, one_of_or_own
+from coar_dist.config.schema.values import Count, Distinct, Part, Rule, Seed, Share, at_least
 
 MIN_CEILING_MASKS = 40
 """Masks below which the ceiling's standard error cannot be told."""
 PILOT_MASKS, PILOT_GRADIENT_MASKS = 100, 40
 """Of a run with a budget, as in ``conf/estimator/budget.yaml``."""
-Kind = Annotated[Any, one_of_or_own("bernoulli", "fixed_size", "balanced")]
+Kind = Annotated[
+    Any,
+    Rule(
+        lambda kind: callable(kind) or (isinstance(kind, str) and kind != ""),
+        "a name, module:function of your own, or in Python a function",
+    ),
+]
+"""Stages that make masks look the name up in ``coar_dist.designs.registry``, before any work."""
 NumMasks = Annotated[int, Rule(lambda number: number == 0 or number >= 2, "0 or at least 2")]
 Ascending = Annotated[
     list[Share],

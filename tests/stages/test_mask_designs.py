@@ -1,0 +1,55 @@
+"""The mask designs that a configuration asks for, and what it cannot ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from coar_dist.config.schema import Config, DesignConfig, EvaluationConfig, GradientsConfig, RunConfig
+from coar_dist.designs.given import LeaveOneOut
+from coar_dist.designs.independent import Bernoulli, Correlated
+from coar_dist.designs.subsets import Balanced
+from coar_dist.errors import ConfigError
+from coar_dist.stages.mask_designs import designs_of
+from coar_dist.stages.pipeline import run_stages
+
+
+@pytest.mark.parametrize("stage", ["ablate", "plan"])
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"design": DesignConfig(kind="halves")}, r"design\.kind='halves': must be one of bernoulli, .* of your own"),
+        ({"gradients": GradientsConfig(kind="listed")}, r"gradients\.kind='listed': must be one of bernoulli"),
+        ({"evaluation": EvaluationConfig(kind=":f")}, r"evaluation\.kind=':f': must be one of bernoulli"),
+        ({"design": DesignConfig(kind="nowhere:f")}, r"design\.kind='nowhere:f' cannot be imported"),
+    ],
+)
+def test_unknown_kinds_are_refused_before_any_work(
+    stage: str, part: dict[str, object], message: str, tmp_path: Path, quiet: Console
+) -> None:
+    config = Config(stages=[stage], run=RunConfig(str(tmp_path / "run")), **part)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=message):
+        run_stages(config, quiet)
+    assert not any(tmp_path.iterdir())
+
+
+def test_designs_are_those_that_are_asked_for() -> None:
+    config = Config(
+        design=DesignConfig(num_masks=30, ablation_fraction=0.2, seed=3),
+        gradients=GradientsConfig(num_masks=10, seed=4),
+        evaluation=EvaluationConfig(
+            num_masks=50, ablation_fractions=[0.2, 0.1], seed=5, ceiling_pairs=40, ceiling_correlation=0.5
+        ),
+        baselines=["leave_one_out"],
+    )
+    found = {name: (entry.role, entry.design) for name, entry in designs_of(config, 20).items()}
+    assert found == {
+        "train": ("train", Bernoulli(20, 30, 0.2, 3)),
+        "gradients": ("gradients", Balanced(20, 10, 0.2, 4)),
+        "leave_one_out": ("baseline", LeaveOneOut.of(20)),
+        "evaluation_0.2": ("evaluation", Bernoulli(20, 50, 0.2, 5)),
+        "evaluation_0.1": ("evaluation", Bernoulli(20, 50, 0.1, 5)),
+        "ceiling_evaluation_0.2": ("ceiling", Correlated(20, 40, 0.2, 5, 0.5)),
+    }
