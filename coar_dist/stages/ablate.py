@@ -86,7 +86,7 @@ def _designs(run: RunDirectory, missing: Missing) -> Table:
     return table
 
 
-PILOT_READS = (
+_PILOT_READS = (
     "regression.backend",
     "regression.memory_gb",
     "regression.method",
@@ -115,5 +115,5 @@ ABLATE = Stage(
     ),
     run=_run,
     check=_check,
-    reads_with={"budget": PILOT_READS},
+    reads_with={"budget": _PILOT_READS},
 )

@@ -96,6 +96,7 @@ def _rendered(run: RunDirectory, summary: Summary, examples: ShownExamples, figu
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_file), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    environment.globals["counted"] = counted
     page = environment.get_template("page.html")
     num_components = run.components.num_components
     return page.render(
