@@ -285,7 +285,8 @@ class AblationEngine:
         return GradientPasses(self._twin)
 
     def most_rows(self) -> int:
-        """Rows of a forward pass that fit in this actor's share of the memory; the plan's mode must be ``weights``."""
+        """Rows of a forward pass that fit in this actor's share of the memory."""
+        self.close()  # gates ask for a fixed number of rows
         batch = self.model.filled(self.model.examples, _MEASURED_ROWS)
         peak = peak_bytes(lambda: self.model.margins(self.model.module, batch), self.device)
         return max(int(allowed_bytes(self.device, torch.get_num_threads()) * _MEASURED_ROWS / max(peak, 1)), 1)

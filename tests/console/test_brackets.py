@@ -78,6 +78,6 @@ def test_lines_tables_and_bars_print_what_they_are_given(is_terminal: bool) -> N
     with terminal.progress(2, NAME) as progress:
         progress.update(1, f"note {NAME}")
     for what in ("said", "warned", "printed", "header", "cell"):
-        assert f"{what} {NAME}\n" in file.getvalue()
+        assert f"{what} {NAME}" in file.getvalue()
     if is_terminal:
-        assert f"note {NAME}" in file.getvalue()
+        assert "note [red]x[/bold]" in file.getvalue()

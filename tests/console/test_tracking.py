@@ -208,7 +208,7 @@ def test_mistakes_are_told_before_the_start(tmp_path: Path, monkeypatch: pytest.
         config = Config(stages=list(stages), run=RunConfig(str(tmp_path / "run")), tracking=list(names))
         run_stages(config, Console(file=io.StringIO()), small_task())
 
-    with pytest.raises(ConfigError, match="tracking='neptune': must be one of tensorboard, wandb, mlflow"):
+    with pytest.raises(ConfigError, match="tracking\\[0\\]='neptune': must be one of tensorboard, wandb, mlflow"):
         start("neptune")
     with pytest.raises(ConfigError, match="free of repetitions"):
         start("wandb", "wandb")

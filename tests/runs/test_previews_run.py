@@ -48,7 +48,7 @@ def previews_of(root: Path) -> dict[str, tuple[int, bytes]]:
 
 def test_they_are_written_once_and_the_same_in_another_directory(tmp_path: Path) -> None:
     run = attribute(tmp_path / "run")
-    images = PreviewTable(run.directory).read([2, 6])
+    images, _ = PreviewTable(run.directory).read([2, 6])
     assert [Image.open(io.BytesIO(images[i])).size for i in (2, 6)] == [(6, 6), (6, 6)]
     before = previews_of(tmp_path / "run")
     assert sorted(before) == ["00000000-00000004.parquet", "00000004-00000007.parquet"]
