@@ -102,7 +102,7 @@ class Effects:
         zeroed = self._zeroed(model)
         self._expected = self.run(zeroed)
         self.unablated = self._expected[: len(self.examples)]
-        self.rounding = _LEAST_ROUNDING * _epsilon_of(model) * float(np.abs(self._expected).max())
+        self.rounding = _LEAST_ROUNDING * _epsilon_of(model) * _largest(self._expected)
         self._check_repeats(zeroed, type(model).__name__)
         self.rounding = self._measured_rounding(model)
         self._check_rows(model)
@@ -197,7 +197,7 @@ class Effects:
     def error(self, margins_of: MarginsOf) -> float:
         """Root mean square of the errors of a form's margins, over the first masks."""
         margins = self.run(margins_of, _ROUNDING_MASKS)
-        return float(np.sqrt(((margins - self._expected[: len(margins)]) ** 2).mean()))
+        return _size(margins - self._expected[: len(margins)])
 
     def group_masks(self, number: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
         """The two masks (2, num_components) of a group, and where their pairs (2, EXAMPLES_PER_MASK) stand."""
@@ -267,8 +267,7 @@ class Effects:
             return least
         finally:
             torch.set_default_dtype(before)
-        errors = self._expected[: len(truth)] - truth
-        return max(least / _LEAST_ROUNDING / 2, float(np.sqrt((errors[np.isfinite(errors)] ** 2).mean())))
+        return max(least / _LEAST_ROUNDING / 2, _size(self._expected[: len(truth)] - truth))
 
 
 def mixing_layer(model: nn.Module, examples: ExampleSet) -> str:
@@ -315,6 +314,17 @@ def _halves(number: int, num_components: int) -> tuple[NDArray[np.int64], NDArra
     order = np.random.default_rng([7, number]).permutation(num_components)
     middle = (num_components + 1) // 2
     return order[:middle], order[middle:]
+
+
+def _size(errors: NDArray[np.float64]) -> float:
+    """Root mean square of the finite errors."""
+    finite = errors[np.isfinite(errors)]
+    return float(np.sqrt((finite**2).mean())) if finite.size else 0.0
+
+
+def _largest(margins: NDArray[np.float64]) -> float:
+    """The largest finite margin; a model may give NaN for some examples or masks, which are named later."""
+    return float(np.abs(margins[np.isfinite(margins)]).max(initial=0.0))
 
 
 def _epsilon_of(model: nn.Module) -> float:
