@@ -116,7 +116,7 @@ def verdicts(animal: Animal, rows_per_forward: int = 5) -> dict[str, Verdict]:
     except Exception as error:
         return dict.fromkeys(FORMS, Verdict("RAISED", f"{type(error).__name__}: {error}"))
     expected = truth(animal, np.concatenate([masks, np.ones_like(masks[:1])]))
-    effects, unablated = expected[:-1] - expected[-1], expected[-1]
+    effects = expected[:-1] - expected[-1]
     dtype = next((p.dtype for p in task.model.parameters() if p.is_floating_point()), torch.float32)
     epsilon = torch.finfo(torch.bfloat16 if animal.precision == "bfloat16" else dtype).eps
     rounding = _EPSILONS * max(epsilon, torch.finfo(torch.float32).eps) * np.abs(expected).max()
@@ -140,5 +140,4 @@ def verdicts(animal: Animal, rows_per_forward: int = 5) -> dict[str, Verdict]:
         kind = "exact" if (wrong <= 1.0).all() else "WRONG"
         found[form] = Verdict(kind, f"{np.nan_to_num(wrong, nan=np.inf).max():.2g} of what is allowed")
     assert all(torch.equal(tensor, before[name]) for name, tensor in task.examples.tensors()), animal.name
-    del unablated
     return found

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coar_dist.components.discovery import by_rules, discover
+from coar_dist.components.discovery import by_rules
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import ComponentRule
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import ExampleSet, Task
 from tests.zoo.exactness import Animal
-from tests.zoo.habits import rows_of_all, selected
 
 VOCABULARY, LENGTH = 29, 7
 _TEXT = {
@@ -55,7 +54,6 @@ DECODERS: dict[str, dict[str, Any]] = {
     "gptj": {"vocab_size": VOCABULARY, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 4, "rotary_dim": 2},
     "opt": {**_TEXT, "ffn_dim": 24, "word_embed_proj_dim": 16},
     "mpt": {"vocab_size": VOCABULARY, "d_model": 16, "n_layers": 2, "n_heads": 4, "max_seq_len": 32},
-    "stablelm": _TEXT,
     "starcoder2": {**_TEXT, "num_key_value_heads": 2},
     "mixtral": {**_GROUPED, **_EXPERTS},
     "qwen3_moe": {**_GROUPED, **_EXPERTS},
@@ -75,7 +73,6 @@ ENCODERS: dict[str, dict[str, Any]] = {
 """Settings of classifiers of texts."""
 VISION: dict[str, dict[str, Any]] = {
     "vit": _IMAGES,
-    "deit": _IMAGES,
     "beit": _IMAGES,
     "dinov2": _IMAGES,
     "swin": {
@@ -183,6 +180,3 @@ def _columns(model: nn.Module) -> ComponentIndex:
         if parameter.ndim == 2 and parameter.shape[1] % 2 == 0
     ]
     return ComponentIndex(tuple(by_rules(model, rules)))
-
-
-__all__ = ["animals", "discover", "rows_of_all", "selected"]

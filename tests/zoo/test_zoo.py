@@ -1,0 +1,27 @@
+"""Every form of the engine on every model of the zoo is exact, or refused by name (table: ``python -m tests.zoo``)."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.zoo.exactness import Animal, verdicts
+from tests.zoo.habits import HABITS
+from tests.zoo.hub import animals
+
+REFUSED = {"BatchNorm without statistics", "subtracts the batch's mean", "state", "noise", "noise at 1e-3"}
+"""No example of these has a margin of its own."""
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("animal", HABITS, ids=[animal.name for animal in HABITS])
+def test_habits(animal: Animal) -> None:
+    found = verdicts(animal)
+    assert {verdict.kind for verdict in found.values()} == {"refused" if animal.name in REFUSED else "exact"}, found
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("animal", animals(), ids=[animal.name for animal in animals()])
+def test_families(animal: Animal) -> None:
+    found = verdicts(animal)
+    assert {verdict.kind for verdict in found.values()} == {"exact"}, found
