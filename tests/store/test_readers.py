@@ -65,7 +65,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for store in run.gradients(GRADIENT_DESIGN):
         size = store.block[1] - store.block[0]
         sums, squares = np.ones((2, size, NUM_COMPONENTS), np.float32), np.ones((2, NUM_COMPONENTS))
-        gradients = GateGradients(np.ones((4, size), np.float32), *sums, *squares)
+        known = np.ones(NUM_COMPONENTS, np.bool_)
+        gradients = GateGradients(np.ones((4, size), np.float32), *sums, *squares, known)
         store.write(0, random_masks(4, NUM_COMPONENTS), gradients, {})
     run.baseline("neuron_conductance").write(0, np.ones((NUM_EXAMPLES, NUM_COMPONENTS), np.float32))
     fit(run, 1.0, 1)
