@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,9 @@ from typing_extensions import override
 
 from coar_dist.designs.design import MaskDesign
 from coar_dist.errors import ConfigError
+
+PackedMasks = NDArray[np.uint8]
+"""One bit per component, as ``packed`` makes them."""
 
 
 @dataclass(frozen=True)
@@ -39,38 +44,55 @@ class LeaveOneOut(MaskDesign):
 
 @dataclass(frozen=True)
 class Listed(MaskDesign):
-    """Mask i ablates the components that a list names; alpha is their mean share.
+    """Masks of a list, as of a sweep over numbers of ablated components; alpha is the share that they ablate.
 
     Attributes:
-        ablated: ids of the components that each mask ablates.
+        fingerprint: of the masks.
+        load: gives the masks, packed as of ``packed``. It is called where masks are made, so that a design that lies
+            in a file is small wherever it is only named.
     """
 
     kind = "listed"
-    ablated: Sequence[Sequence[int]]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        assert len(self.ablated) == self.num_masks
+    fingerprint: str
+    load: Callable[[], PackedMasks] = field(compare=False, repr=False)
 
     @classmethod
-    def of(cls, num_components: int, ablated: Sequence[Sequence[int]]) -> Listed:
-        """The design whose mask i ablates the components ``ablated[i]``.
+    def of(cls, masks: PackedMasks, num_components: int) -> Listed:
+        """The design of these masks.
 
         Args:
+            masks: as of ``packed``, at least one. Not all keep everything, nor do all keep nothing.
             num_components: d.
-            ablated: component ids in 0 .. d - 1, of every mask none twice; at least one id in all, and one fewer than
-                everything.
         """
-        assert all(len(set(ids)) == len(ids) and all(0 <= i < num_components for i in ids) for ids in ablated)
-        fraction = sum(map(len, ablated)) / (len(ablated) * num_components)
-        lists = [[int(i) for i in ids] for ids in ablated]
-        return cls(num_components, len(lists), fraction, seed=0, ablated=lists)
+        num_masks = len(masks)
+        assert masks.dtype == np.uint8
+        assert masks.shape == (num_masks, -(-num_components // 8))
+        content = masks.tobytes()
+        num_ablated = num_masks * num_components - int.from_bytes(content).bit_count()
+        fingerprint = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        share = num_ablated / (num_masks * num_components)
+        return cls(num_components, num_masks, share, seed=0, fingerprint=fingerprint, load=partial(_same, masks))
 
     @override
     def mask(self, mask_id: int) -> NDArray[np.bool_]:
-        mask = np.ones(self.num_components, dtype=np.bool_)
-        mask[list(self.ablated[mask_id])] = False
-        return mask
+        return np.asarray(self.masks(mask_id, mask_id + 1)[0])
+
+    @override
+    def masks(self, start: int, stop: int) -> NDArray[np.bool_]:
+        chosen = self.load()[start:stop]
+        return np.unpackbits(chosen, axis=1, count=self.num_components, bitorder="little").view(np.bool_)
+
+
+def packed(masks: NDArray[np.bool_]) -> PackedMasks:
+    """Masks (num_masks, num_components) as one bit per component: (num_masks, ceil(num_components / 8)) uint8.
+
+    Bit i, least significant first, is component i; the bits beyond the last one are 0.
+    """
+    return np.packbits(masks, axis=1, bitorder="little")
+
+
+def _same(masks: PackedMasks) -> PackedMasks:
+    return masks
 
 
 @dataclass(frozen=True)

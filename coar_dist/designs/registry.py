@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from coar_dist.config.registry import resolve
 from coar_dist.designs.design import MaskDesign
-from coar_dist.designs.given import Imported, LeaveOneOut, Listed
+from coar_dist.designs.given import Imported, LeaveOneOut, Listed, PackedMasks
 from coar_dist.designs.independent import Bernoulli, Correlated
 from coar_dist.designs.own import OwnDesign, Rule
 from coar_dist.designs.subsets import Balanced, FixedSize
@@ -59,8 +59,19 @@ def design_of(
     return OwnDesign.checked(key, kind, num_components, num_masks, ablation_fraction, seed)
 
 
-def design_from_json(values: Mapping[str, Any], rule: Rule | None = None) -> MaskDesign:
-    """The design that ``MaskDesign.to_json`` wrote; ``rule`` is the function of a user's own one, where it is known."""
-    arguments = {name: value for name, value in values.items() if name != "kind"}
-    kind = str(values["kind"])
-    return DESIGNS[kind](**arguments) if kind in DESIGNS else OwnDesign(**arguments, name=kind, rule=rule)
+def design_from_json(
+    values: Mapping[str, Any], rule: Rule | None = None, load: Callable[[], PackedMasks] | None = None
+) -> MaskDesign:
+    """The design that ``MaskDesign.to_json`` wrote.
+
+    Args:
+        values: what it wrote.
+        rule: the function of a user's own design, where it is known.
+        load: reads the masks of a listed design.
+    """
+    kind, arguments = str(values["kind"]), {name: value for name, value in values.items() if name != "kind"}
+    if kind not in DESIGNS:
+        return OwnDesign(**arguments, name=kind, rule=rule)
+    if kind == Listed.kind:
+        arguments["load"] = load
+    return DESIGNS[kind](**arguments)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coar_dist.designs.given import Listed
+from coar_dist.designs.given import Listed, packed
 from coar_dist.editing.criterion import per_example
 from coar_dist.store.margins import MarginStore
 
@@ -23,32 +22,38 @@ class Sweep:
 
     Attributes:
         sizes: numbers of components, ascending from 0.
-        ablated: of every mask the ids of the components that it ablates, ascending.
+        design: the masks.
         masks: per order (num_sizes,) int64, the mask of every size.
     """
 
     sizes: tuple[int, ...]
-    ablated: tuple[tuple[int, ...], ...]
+    design: Listed
     masks: Mapping[str, NDArray[np.int64]]
 
     @classmethod
-    def of(cls, orders: Mapping[str, NDArray[np.int64]], sizes: Sequence[int]) -> Sweep:
-        """The sweep of orders of components, (at least max(sizes),) int64 each, by name."""
-        ids: dict[tuple[int, ...], int] = {}
+    def of(cls, orders: Mapping[str, NDArray[np.int64]], sizes: Sequence[int], num_components: int) -> Sweep:
+        """The sweep of orders of components, by name.
+
+        Args:
+            orders: (at least max(sizes),) int64 component ids each, none twice.
+            sizes: as the attribute.
+            num_components: of the model.
+        """
+        ids: dict[bytes, int] = {}
         masks = {}
         for name, order in orders.items():
-            prefixes = [tuple(sorted(order[:size].tolist())) for size in sizes]
-            masks[name] = np.array([ids.setdefault(prefix, len(ids)) for prefix in prefixes], dtype=np.int64)
-        return cls(tuple(sizes), tuple(ids), masks)
+            mask, rows = np.ones((1, num_components), dtype=np.bool_), []
+            for start, stop in pairwise((0, *sizes)):
+                mask[0, order[start:stop]] = False
+                rows.append(ids.setdefault(packed(mask).tobytes(), len(ids)))
+            masks[name] = np.array(rows, dtype=np.int64)
+        together = np.frombuffer(b"".join(ids), dtype=np.uint8).reshape(len(ids), -1)
+        return cls(tuple(sizes), Listed.of(together, num_components), masks)
 
     @property
     def name(self) -> str:
         """The name of its design: other masks have another."""
-        return "sweep_" + hashlib.sha256(json.dumps(self.ablated).encode()).hexdigest()[:12]
-
-    def design(self, num_components: int) -> Listed:
-        """Its design."""
-        return Listed.of(num_components, self.ablated)
+        return f"sweep_{self.design.fingerprint.removeprefix('sha256:')[:12]}"
 
 
 def group_means(

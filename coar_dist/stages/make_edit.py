@@ -38,7 +38,11 @@ def make_edit(inputs: EditInputs, held_out: HeldOut, sweeps: SweepRun) -> Edit:
     """
     edit, selector, model = inputs.edit, inputs.selector, held_out.task.model
     orders = selector.orders(model, inputs.targets, inputs.references, inputs.max_components)
-    sweep = Sweep.of({name: found.order for name, found in orders.items()}, sizes(inputs.max_components))
+    sweep = Sweep.of(
+        {name: found.order for name, found in orders.items()},
+        sizes(inputs.max_components),
+        inputs.run.components.num_components,
+    )
     chosen = choose_sizes(held_out, edit, sweep, sweeps.margins(sweep))
     sweeps.edits.write_curve(chosen.curve)
     main = orders[selector.main]
@@ -88,7 +92,7 @@ def make_edit_of_each(inputs: EditInputs, held_out: HeldOut, sweeps: SweepRun) -
             held_out.task.model, np.array([target]), inputs.references, size_limit
         ).items()
     }
-    sweep = Sweep.of(orders, sizes(size_limit))
+    sweep = Sweep.of(orders, sizes(size_limit), inputs.run.components.num_components)
     limit = kept_groups(inputs.edit)[ALL]
     fixes = fix_each(held_out, targets, selector.names, sweep, sweeps.margins(sweep), limit)
     found = fixes[selector.main].columns

@@ -49,9 +49,9 @@ class SweepRun:
 
     def margins(self, sweep: Sweep) -> MarginStore:
         """The margins of all masks of a sweep, computed where they are missing."""
-        run, components = self._run, self._run.components
-        run.set_designs({sweep.name: RunDesign("edit", sweep.design(components.num_components))})
+        run = self._run
+        run.set_designs({sweep.name: RunDesign("edit", sweep.design)})
         missing = Missing.of(run, self._session)
         expected_masks = ExpectedMasks(missing.work.plain_masks, 0.0)
-        collect(self._session, run, self._task, components, missing, expected_masks)
+        collect(self._session, run, self._task, run.components, missing, expected_masks)
         return run.margins(sweep.name)

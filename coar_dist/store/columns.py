@@ -21,16 +21,24 @@ def matrix_of(column: pa.ChunkedArray) -> NDArray[Any]:
 
 def packed_column(masks: NDArray[np.bool_]) -> pa.Array:
     """(num_masks, num_components) bool as fixed_size_binary: bit i, least significant first, is component i."""
-    packed = np.packbits(masks, axis=1, bitorder="little")
-    return pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(packed.shape[1]), len(packed), [None, pa.py_buffer(np.ascontiguousarray(packed))]
-    )
+    return bytes_column(np.packbits(masks, axis=1, bitorder="little"))
 
 
 def masks_of(column: pa.ChunkedArray, num_components: int) -> NDArray[np.bool_]:
     """The inverse of ``packed_column``."""
-    packed = _values(column).reshape(len(column), -1)
-    return np.unpackbits(packed, axis=1, count=num_components, bitorder="little").view(np.bool_)
+    return np.unpackbits(bytes_of(column), axis=1, count=num_components, bitorder="little").view(np.bool_)
+
+
+def bytes_column(rows: NDArray[np.uint8]) -> pa.Array:
+    """(num_rows, width) uint8 as fixed_size_binary."""
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(rows.shape[1]), len(rows), [None, pa.py_buffer(np.ascontiguousarray(rows))]
+    )
+
+
+def bytes_of(column: pa.ChunkedArray) -> NDArray[np.uint8]:
+    """The inverse of ``bytes_column``."""
+    return _values(column).reshape(len(column), -1)
 
 
 def _values(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:

@@ -14,7 +14,7 @@ from coar_dist.errors import DamagedFileError, RunMismatchError, RunNotFoundErro
 from coar_dist.store.storage import Storage
 from coar_dist.version import VERSION
 
-FORMAT = 2
+FORMAT = 3
 RUN_FILE = "run.json"
 
 
@@ -44,7 +44,10 @@ def read_record(storage: Storage) -> dict[str, Any]:
             f"same run."
         ) from error
     if found != FORMAT:
-        raise RunMismatchError(f"{where} has format {found}, this version reads format {FORMAT}. Use another run.dir.")
+        raise RunMismatchError(
+            f"{where} has format {found}, this version reads format {FORMAT}. Use another run.dir; or remove the file "
+            f"and run the ablate stage as before: it keeps every shard of the same run."
+        )
     return dict(record)
 
 

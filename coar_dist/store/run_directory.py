@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.design import MaskDesign
-from coar_dist.designs.given import Imported
+from coar_dist.designs.given import Imported, Listed
 from coar_dist.designs.own import OwnDesign, Rule
 from coar_dist.designs.registry import design_from_json
 from coar_dist.errors import DamagedFileError, MissingWorkError, RunNotFoundError
@@ -20,6 +20,7 @@ from coar_dist.store.baselines import BaselineStore
 from coar_dist.store.gradients import GradientStore
 from coar_dist.store.identity import check_design, check_identity, check_probe
 from coar_dist.store.margins import MarginStore
+from coar_dist.store.mask_file import MASK_FILES, MaskFile
 from coar_dist.store.parquet import read_content, write_table
 from coar_dist.store.record import RUN_FILE, fingerprint_of, new_record, read_record, write_record
 from coar_dist.store.shards import ShardFolder
@@ -28,7 +29,7 @@ from coar_dist.store.storage import Storage
 _COMPONENTS_FILE = "components.parquet"
 TRAIN_DESIGN, GRADIENT_DESIGN = "train", "gradients"
 PREVIEWS = "previews"
-FOLDERS = ("", "attributions", "evaluation", "evaluation/budget_curve", PREVIEWS, "report", "logs")
+FOLDERS = ("", "attributions", "evaluation", "evaluation/budget_curve", MASK_FILES, PREVIEWS, "report", "logs")
 """Where files lie, besides the folders of shards."""
 ROLES = ("train", "gradients", "baseline", "evaluation", "ceiling", "edit")
 
@@ -60,7 +61,7 @@ class RunDirectory:
         self.storage = storage
         self.is_new = is_new
         self._record = record
-        self._rules: dict[str, Rule | None] = {}  # a user's own that were given as functions, by design
+        self._designs = self._read_designs({})
 
     @classmethod
     def open(cls, storage: Storage) -> RunDirectory:
@@ -159,7 +160,7 @@ class RunDirectory:
     @property
     def designs(self) -> dict[str, RunDesign]:
         """The mask designs by name that the last ablate stage asked for."""
-        return {name: design for name, design in self._all_designs().items() if self._record["designs"][name]["active"]}
+        return {name: entry for name, entry in self._designs.items() if self._record["designs"][name]["active"]}
 
     @property
     def num_masks(self) -> int:
@@ -177,11 +178,17 @@ class RunDirectory:
         fraction = self.design(TRAIN_DESIGN).ablation_fraction
         return next((name for name, design in self.held_out.items() if design.ablation_fraction == fraction), None)
 
-    def _all_designs(self) -> dict[str, RunDesign]:
-        return {
-            name: RunDesign(entry["role"], design_from_json(_without_use(entry), self._rules.get(name)))
-            for name, entry in self._record["designs"].items()
-        }
+    def _read_designs(self, rules: Mapping[str, Rule | None]) -> dict[str, RunDesign]:
+        """All designs of the record; ``rules`` are users' own that were given as functions, by design."""
+        designs = {}
+        for name, entry in self._record["designs"].items():
+            written = {key: value for key, value in entry.items() if key not in ("role", "active")}
+            load = self._mask_file(name, entry["fingerprint"]) if entry["kind"] == Listed.kind else None
+            designs[name] = RunDesign(entry["role"], design_from_json(written, rules.get(name), load))
+        return designs
+
+    def _mask_file(self, design_name: str, fingerprint: str) -> MaskFile:
+        return MaskFile(self.storage, design_name, {**self.belongs_to("masks"), "masks": fingerprint})
 
     def set_designs(self, designs: Mapping[str, RunDesign]) -> None:
         """Make these the designs of the run: new ones are added, others are kept but inactive, unless imported.
@@ -189,11 +196,13 @@ class RunDirectory:
         Raises:
             RunMismatchError: the run has another design of one of these names.
         """
-        existing = self._all_designs()
         for name, entry in designs.items():
             assert entry.role in ROLES
-            if name in existing:
-                check_design(self.storage, name, entry.role, existing[name].design, entry.design)
+            if name in self._designs:
+                check_design(self.storage, name, entry.role, self._designs[name].design, entry.design)
+        for name, entry in designs.items():
+            if isinstance(entry.design, Listed):
+                self._mask_file(name, entry.design.fingerprint).write(entry.design.load())
         resting = {
             name: {**entry, "active": entry["active"] and entry["kind"] == Imported.kind}
             for name, entry in self._record["designs"].items()
@@ -201,11 +210,11 @@ class RunDirectory:
         wanted = {
             name: {"role": entry.role, **entry.design.to_json(), "active": True} for name, entry in designs.items()
         }
-        own = {name: entry.design for name, entry in designs.items() if isinstance(entry.design, OwnDesign)}
-        self._rules = {name: design.rule for name, design in own.items()}
         if self._record["designs"] != {**resting, **wanted}:
             self._record["designs"] = {**resting, **wanted}
-            write_record(self.storage, self._record)
+            write_record(self.storage, self._record)  # last: run.json says that the masks' files are there
+        own = {name: entry.design for name, entry in designs.items() if isinstance(entry.design, OwnDesign)}
+        self._designs = self._read_designs({name: design.rule for name, design in own.items()})
 
     def design(self, name: str) -> MaskDesign:
         """The design of that name.
@@ -322,8 +331,3 @@ class RunDirectory:
         """For the process that holds the run: set aside the files that are damaged, of other content or another run."""
         for name in names:
             set_aside_wrong(self.storage, name, self.belongs_to(content))
-
-
-def _without_use(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A design as it was written, of what ``run.json`` says of it."""
-    return {name: value for name, value in entry.items() if name not in ("role", "active")}

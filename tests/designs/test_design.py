@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from coar_dist.designs.design import MaskDesign
-from coar_dist.designs.given import Imported, LeaveOneOut, Listed
+from coar_dist.designs.given import Imported, LeaveOneOut, Listed, packed
 from coar_dist.designs.independent import Bernoulli, Correlated
 from coar_dist.designs.own import OwnDesign
 from coar_dist.designs.registry import DESIGNS, RANDOM_DESIGNS, check_kind, design_from_json, design_of
@@ -150,13 +150,18 @@ def test_leave_one_out_ablates_one() -> None:
     np.testing.assert_array_equal(LeaveOneOut.of(6).masks(0, 6), ~np.eye(6, dtype=bool))
 
 
-def test_listed_ablates_what_is_listed() -> None:
-    design = Listed.of(5, [[], [4, 0], [2]])
-    kept = np.array([[1, 1, 1, 1, 1], [0, 1, 1, 1, 0], [1, 1, 0, 1, 1]], dtype=bool)
-    np.testing.assert_array_equal(design.masks(0, 3), kept)
-    np.testing.assert_array_equal(design.masks(1, 2), kept[1:2])
-    assert design.ablation_fraction == pytest.approx(3 / 15)
-    assert design_from_json(json.loads(json.dumps(design.to_json()))) == design
+def test_listed_masks_are_those_of_the_list() -> None:
+    masks = np.array([[1, 1, 1, 1, 1], [0, 1, 1, 1, 0], [1, 1, 0, 1, 1]], dtype=bool)
+    design = Listed.of(packed(masks), 5)
+    np.testing.assert_array_equal(packed(masks), [[0b11111], [0b01110], [0b11011]])
+    np.testing.assert_array_equal(design.masks(0, 3), masks)
+    np.testing.assert_array_equal(design.masks(1, 2), masks[1:2])
+    fingerprint = f"sha256:{hashlib.sha256(bytes([0b11111, 0b01110, 0b11011])).hexdigest()}"
+    assert design.to_json() == common("listed", 5, 3, 3 / 15, 0) | {"fingerprint": fingerprint}
+    again = design_from_json(json.loads(json.dumps(design.to_json())), load=lambda: packed(masks))
+    assert again == design
+    np.testing.assert_array_equal(again.masks(0, 3), masks)
+    assert Listed.of(packed(masks[::-1]), 5) != design
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])

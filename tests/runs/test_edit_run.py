@@ -238,8 +238,13 @@ def test_finished_edits_are_found_and_broken_ones_continue(run: coar_dist.Run) -
     for shard in (folder / "margins").rglob("*.parquet"):
         shard.unlink()
     (folder / "edit.json").unlink()
+    (name,) = coar_dist.open_run(folder).directory.designs
+    swept = folder / "designs" / f"{name}.parquet"
+    masks = swept.read_bytes()
+    swept.write_bytes(masks[:-1])
     again, printed = edit(run, **options)
     assert "5 masks x 80 examples" in printed
+    assert swept.read_bytes() == masks
     assert (folder / "edit.json").read_bytes() == written
 
 
