@@ -1,7 +1,7 @@
 """The registry of attribution methods: their names, what they are called, what makes them, and which is preferred.
 
-A method that is added here is an allowed value of ``baselines``, is fitted, read, evaluated and reported; what it
-still needs is the code that computes its weights.
+A method that is added here is read, evaluated and reported, and a baseline is an allowed value of ``baselines``. Only
+the computation of its weights is code of its own.
 """
 
 from __future__ import annotations

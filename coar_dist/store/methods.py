@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from coar_dist.config.methods import BASELINES, by_preference, method_of
+from coar_dist.config.methods import BASELINES, Origin, by_preference, method_of
 from coar_dist.errors import MissingWorkError
-from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
+from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
 
 _FOLDER = "attributions"
 
@@ -26,13 +26,15 @@ def fitted_methods(run: RunDirectory) -> list[str]:
 def best_method(run: RunDirectory) -> str:
     """The method that is read where none is named: the preferred one of those that are fitted.
 
+    One whose masks the run no longer asks for may be of fewer than the others. It comes after them.
+
     Raises:
-        MissingWorkError: none is.
+        MissingWorkError: none is fitted.
     """
     there = fitted_methods(run)
     if not there:
         raise _nothing_fitted(run)
-    return there[0]
+    return next((name for name in there if _is_asked_for(run, name)), there[0])
 
 
 def methods_of(run: RunDirectory) -> list[str]:
@@ -42,11 +44,27 @@ def methods_of(run: RunDirectory) -> list[str]:
     Raises:
         MissingWorkError: there are none.
     """
-    baselines = {name for name, entry in run.designs.items() if entry.role == "baseline"} | run.baselines.keys()
-    begun = {name for name in _begun(_files(run)) if name not in BASELINES}
-    if not begun | baselines:
+    found = {name for name in (*_begun(_files(run)), *BASELINES) if _is_asked_for(run, name)}
+    if not found:
         raise _nothing_fitted(run)
-    return by_preference(begun | baselines)
+    return by_preference(found)
+
+
+def _is_asked_for(run: RunDirectory, name: str) -> bool:
+    """Whether the run has, now, what the method's weights are made from."""
+    method = method_of(name)
+    assert method is not None
+    match method.origin:
+        case Origin.TRAIN:
+            return run.design(TRAIN_DESIGN).num_masks > 0
+        case Origin.GRADIENTS:
+            return GRADIENT_DESIGN in run.designs
+        case Origin.ABLATION:
+            return name in run.designs
+        case Origin.GRADIENT | Origin.PATH:
+            return name in run.baselines
+        case Origin.IMPORTED:
+            return True
 
 
 def _files(run: RunDirectory) -> set[str]:

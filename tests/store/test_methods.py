@@ -99,6 +99,19 @@ def test_what_is_half_done_is_no_method_to_read_but_no_result_without_it_either(
         evaluate(run, methods_of(run), lambda _: None)
 
 
+def test_what_the_run_no_longer_asks_for_is_read_by_its_name_alone(tmp_path: Path) -> None:
+    run = run_with(tmp_path, "gradient_ridge", "coar_lasso", "leave_one_out", baselines=["leave_one_out"]).directory
+    asked = run.designs
+    run.set_designs({name: asked[name] for name in ("train", HELD_OUT)})
+    reader = RunReader(RunDirectory.open(run.storage))
+    assert methods_of(reader.directory) == ["coar_lasso"]
+    np.testing.assert_array_equal(reader.weights(), weights_of("coar_lasso"))
+    for method in ("gradient_ridge", "leave_one_out"):
+        np.testing.assert_array_equal(reader.weights(method=method), weights_of(method))
+    alone = run_with(tmp_path / "alone", "leave_one_out")
+    np.testing.assert_array_equal(alone.weights(), weights_of("leave_one_out"))
+
+
 def test_what_is_not_fitted_is_an_error_with_the_way_out(tmp_path: Path) -> None:
     reader = run_with(tmp_path / "some", "coar_lasso", "coar_elastic_net")
     there = r"There are attributions of coar_lasso, coar_elastic_net: .*run the fit stage for 'coar'"
