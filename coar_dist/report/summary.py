@@ -31,7 +31,7 @@ class MethodSummary:
         correlations: (num_examples, num_designs) float64, one column per held-out design in the run's order; NaN where
             undefined.
         correlation: means of its columns over examples.
-        spearman: likewise.
+        spearman: the same for rank correlations.
         medians: of ``r2``, ``slope`` and ``intercept`` over examples, one (num_designs,) array each; NaN where nothing
             is defined.
         num_undefined: of every metric, the values that are undefined, over all designs.

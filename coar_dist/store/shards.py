@@ -117,7 +117,8 @@ class ShardFolder:
     def set_aside_wrong(self, is_new_run: bool) -> list[str]:
         """For the process that holds the run: set aside the shards whose footer shows that they must not be used.
 
-        Of very many shards only the names are looked at: opening each takes a while, and whoever reads one verifies it.
+        Where there are very many, only their names are looked at: opening each takes a while, and whoever reads one
+        verifies it.
 
         Args:
             is_new_run: whether the identity has just been written, so that it may be the identity that is wrong.
