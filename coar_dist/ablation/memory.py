@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile  # torch.profiler's loads the compiler, which takes seconds
 
 _SHARE_OF_CPU, _SHARE_OF_GPU = 0.5, 0.9
 """Of the memory that is free, what forward passes may take; the rest is for what else runs there."""
@@ -30,10 +30,10 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
+    with profile(use_kineto=True, profile_memory=True) as measured:
         run()
     total = most = 0
-    results = measured.profiler.kineto_results
+    results = measured.kineto_results
     for event in results.events():
         if event.name() == "[memory]":
             total += event.nbytes()

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from coar_dist.errors import ConfigError, TaskError, counted
@@ -39,6 +38,8 @@ def digits(split: str = "test", num_examples: int | None = None, scale: int = 1)
         raise ConfigError(f"scale={scale}: must be at least 1.")
     if split not in ("train", "test"):
         raise TaskError(f"digits has the splits train and test, not {split!r}.")
+    from sklearn.datasets import load_digits  # scikit-learn takes seconds to load
+
     images, labels = load_digits(return_X_y=True)
     order = np.argsort(np.random.Philox(key=np.uint64(0)).random_raw(len(labels)), kind="stable")
     chosen = order[:NUM_DIGITS_TEST] if split == "test" else order[NUM_DIGITS_TEST:]
