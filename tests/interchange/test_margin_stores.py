@@ -302,7 +302,7 @@ def test_the_ablate_stage_does_not_extend_imported_margins(tmp_path: Path, quiet
     arguments = (task.model, task.examples.inputs, task.examples.targets)
     with pytest.raises(RunMismatchError, match=r"imported from the COAR research code\. The ablate stage cannot add"):
         coar_dist.attribute(*arguments, run_dir=tmp_path / "run", num_masks=300, console=quiet)
-    with pytest.raises(ConfigError, match="imported design cannot be made anew"):
+    with pytest.raises(ConfigError, match="imported design cannot be drawn again"):
         open_run(tmp_path / "run").directory.design("train").masks(0, 1)
 
 
