@@ -65,7 +65,7 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
             ray.shutdown()
 
 
-def _init(address: str) -> None:
+def _init(address: str, num_tries: int = 2) -> None:
     try:
         ray.init(
             address=address,
@@ -80,6 +80,9 @@ def _init(address: str) -> None:
             f"cluster.address={address!r} cannot be joined without its token. {_token_help()}"
         ) from error
     except Exception as error:  # Ray also raises plain ones
+        if address == _LOCAL and num_tries > 1:  # on a busy machine its processes may be too late for each other
+            ray.shutdown()
+            return _init(address, num_tries - 1)
         if address == _LOCAL:
             raise ClusterError(
                 f"no Ray cluster could be started on this machine ({in_one_line(error)}). Try again when it is less "

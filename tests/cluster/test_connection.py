@@ -75,7 +75,10 @@ def test_actors_that_this_machine_has_room_for_are_not(small_machine: None) -> N
 def test_a_cluster_that_does_not_start_leaves_nothing_behind(
     small_machine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def time_out(**_: object) -> None:
+    tries = []
+
+    def time_out(**options: object) -> None:
+        tries.append(options)
         raise Exception("The current node timed out during startup. This could happen because ...")
 
     monkeypatch.setattr(ray, "init", time_out)
@@ -85,6 +88,7 @@ def test_a_cluster_that_does_not_start_leaves_nothing_behind(
         connect(ClusterConfig()),
     ):
         pass
+    assert len(tries) == 2
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 

@@ -210,7 +210,7 @@ def test_mistakes_are_told_before_the_start(tmp_path: Path, monkeypatch: pytest.
 
     with pytest.raises(ConfigError, match="tracking\\[0\\]='neptune': must be one of tensorboard, wandb, mlflow"):
         start("neptune")
-    with pytest.raises(ConfigError, match="free of repetitions"):
+    with pytest.raises(ConfigError, match="must be a list without repetitions"):
         start("wandb", "wandb")
     with pytest.raises(ConfigError, match=r"has no effect with stages=.'fit'.: it is of the figures of ablate"):
         start("wandb", stages=("fit",))
