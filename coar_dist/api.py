@@ -27,6 +27,7 @@ from coar_dist.config.schema import (
     RegressionConfig,
     RunConfig,
 )
+from coar_dist.config.wording import OF_ATTRIBUTE, OF_EDIT, in_python_words
 from coar_dist.errors import ConfigError
 from coar_dist.store.locations import storage_at
 from coar_dist.store.reader import RunReader
@@ -122,6 +123,7 @@ class Run(RunReader):
 
         return html_of(self)
 
+    @in_python_words(OF_EDIT)
     def edit(
         self,
         target: Examples,
@@ -233,6 +235,7 @@ def _task_of(
     return Task(model, ExampleSet.of(by_keyword(model, inputs), targets, columns), named(output_function))
 
 
+@in_python_words(OF_ATTRIBUTE)
 def attribute(
     model: nn.Module,
     inputs: Inputs,

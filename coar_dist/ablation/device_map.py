@@ -4,7 +4,24 @@ from __future__ import annotations
 
 from torch import nn
 
-from coar_dist.errors import TaskError
+from coar_dist.errors import ConfigError, TaskError
+
+
+def check_device_map(device_map: str | None, model: nn.Module) -> None:
+    """Check that a model can be spread over several devices.
+
+    Args:
+        device_map: as of ``spread_over_devices``; None where the model lies on one device.
+        model: which is not changed.
+
+    Raises:
+        ConfigError: it is no model of transformers.
+    """
+    if device_map is not None and not hasattr(model, "_no_split_modules"):
+        raise ConfigError(
+            f"ablation.device_map={device_map!r} has no effect on {type(model).__name__}: only models of transformers "
+            f"say how they can be spread over devices. Leave it out."
+        )
 
 
 def spread_over_devices(model: nn.Module, device_map: str) -> None:

@@ -7,9 +7,11 @@ import importlib
 import inspect
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from coar_dist.errors import CoarDistError, ConfigError, TaskError
+
+T = TypeVar("T")
 
 
 def resolve(key: str, source: str, registry: Mapping[str, Any]) -> Callable[..., Any]:
@@ -36,6 +38,22 @@ def resolve(key: str, source: str, registry: Mapping[str, Any]) -> Callable[...,
     if not callable(function):
         raise ConfigError(f"{key}={source!r} is a {type(function).__name__}, not a function.")
     return function  # type: ignore[no-any-return]
+
+
+def look_up(key: str, name: str, registry: Mapping[str, T]) -> T:
+    """The entry of a registry that holds more than functions, and takes none of a user's own.
+
+    Args:
+        key: the config key, for the message.
+        name: a key of ``registry``.
+        registry: what there is, by name.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    if name not in registry:
+        raise ConfigError(f"{key}={name!r}: must be one of {', '.join(registry)}.")
+    return registry[name]
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -14,11 +14,12 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from typing_extensions import override
 
 from coar_dist.config.keys import leaves
+from coar_dist.config.registry import look_up
 from coar_dist.config.secrets import without_secrets
 from coar_dist.errors import ConfigError
 from coar_dist.store.local_storage import LocalStorage
@@ -30,7 +31,6 @@ _FOLDER = "tensorboard"
 _MOST_PARAMETERS = 100
 """In one request to MLflow."""
 _LONGEST_PARAMETER = 500
-_MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 _log = logging.getLogger(__name__)
 
 Configuration = Mapping[str, Any]
@@ -124,10 +124,17 @@ class MLflow(Tracker):
         self._client.set_terminated(self._run_id, "FAILED" if has_failed else "FINISHED")
 
 
-TRACKERS: dict[str, Callable[[Storage, Configuration], Tracker]] = {
-    "tensorboard": TensorBoard,
-    "wandb": WeightsAndBiases,
-    "mlflow": MLflow,
+class TrackerKind(NamedTuple):
+    """How a tracker is started, and the library's module that it needs."""
+
+    start: Callable[[Storage, Configuration], Tracker]
+    module: str
+
+
+TRACKERS = {
+    "tensorboard": TrackerKind(TensorBoard, "torch.utils.tensorboard"),
+    "wandb": TrackerKind(WeightsAndBiases, "wandb"),
+    "mlflow": TrackerKind(MLflow, "mlflow"),
 }
 
 
@@ -135,11 +142,13 @@ def check_tracking(names: Sequence[str], storage: Storage) -> None:
     """Check that the trackers can be had, before any work.
 
     Raises:
-        ConfigError: a library is missing, with the extra that brings it, or TensorBoard's files would have no folder.
+        ConfigError: a name is unknown, a library is missing, with the extra that brings it, or TensorBoard's files
+            would have no folder.
     """
     for name in names:
+        module = look_up("tracking", name, TRACKERS).module
         try:
-            importlib.import_module(_MODULES[name])
+            importlib.import_module(module)
         except ImportError as error:
             raise ConfigError(
                 f"tracking=[{name}] needs a library that cannot be imported ({error}): "
@@ -180,7 +189,7 @@ class Tracking:
         try:
             for name in self._names:
                 try:
-                    self._trackers[name] = TRACKERS[name](storage, configuration)
+                    self._trackers[name] = TRACKERS[name].start(storage, configuration)
                 except Exception as error:  # each library has its own families of errors
                     text = without_secrets(f"{type(error).__name__}: {error}")
                     raise ConfigError(

@@ -23,6 +23,8 @@ Examples = ExampleGroup | Mapping[str, Any] | Sequence[int] | NDArray[Any] | Cal
 _SAMPLE_COUNTER = 2**64 - 2
 """The second word of the sample's Philox key; mask designs use the masks' ids there."""
 _RANGE = ("min", "max")
+_OUTPUTS = ("prediction", "margin")
+"""Columns that take the model to fill."""
 _KINDS = {"b": "b", "i": "iuf", "u": "iuf", "f": "iuf", "U": "U"}
 """By the kind of a column's dtype: the kinds of values that can equal one of its own."""
 _NAMES = {"b": "true or false", "i": "numbers", "u": "numbers", "f": "numbers", "U": "strings"}
@@ -101,6 +103,25 @@ def members(
         rows = np.flatnonzero(is_member)
         is_member[rows[np.argsort(word_of[rows], kind="stable")[group.sample :]]] = False
     return np.sort(example_ids[is_member]).astype(np.int64)
+
+
+def check_group(group: ExampleGroup, columns: Columns, key: str) -> None:
+    """Check the conditions that can be judged without the model's outputs.
+
+    Args:
+        group: of whose conditions ``correct``, ``predicate`` and those on ``margin`` and ``prediction`` wait.
+        columns: of the examples, as of ``members``; some may be missing.
+        key: the config key of ``group``, for messages.
+
+    Raises:
+        ConfigError: a condition cannot be met or judged, or no example meets all of them.
+    """
+    if isinstance(group.predicate, str):
+        resolve(f"{key}.predicate", group.predicate, {})
+    where = {name: value for name, value in group.where.items() if name in columns or name not in _OUTPUTS}
+    known = ExampleGroup(ids=group.ids, classes=group.classes, where=where)
+    if known != ExampleGroup():
+        members(known, columns, key)
 
 
 def without_draws(group: ExampleGroup) -> ExampleGroup:

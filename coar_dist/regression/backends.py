@@ -233,13 +233,13 @@ def _own_weights(
 
 
 def check_backend(requested: Backend, method: str) -> None:
-    """Refuse cuml where it cannot run, and a user's own function that cannot be imported.
+    """Refuse a name that is unknown, cuml where it cannot run, and a user's own function that cannot be imported.
 
     Raises:
         ConfigError: the message says why.
     """
-    if isinstance(requested, str) and ":" in requested:
-        resolve(_KEY, requested, RIDGE_BACKENDS if method == "ridge" else LASSO_BACKENDS)
+    if isinstance(requested, str):
+        resolve(_KEY, requested, {"auto": None, **(RIDGE_BACKENDS if method == "ridge" else LASSO_BACKENDS)})
     if requested == "cuml" and not (torch.cuda.is_available() and _has_cuml()):
         missing = "cuml is not installed (pip install 'coar-dist[gpu]')"
         if not torch.cuda.is_available():

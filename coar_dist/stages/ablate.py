@@ -20,19 +20,18 @@ if TYPE_CHECKING:
 
 
 def _check(session: Session) -> None:
-    from coar_dist.stages.mask_designs import check_kinds
+    from coar_dist.stages.checks import check_ablate_stage  # torch takes seconds to load
 
-    check_kinds(session.config)
+    check_ablate_stage(session)
 
 
 def _run(session: Session) -> None:
     """Collect what is missing; with a budget first its pilot, then what the pilot says."""
     from coar_dist.stages.budget import with_chosen_passes
-    from coar_dist.stages.inputs import components_of, trained_weights
-    from coar_dist.tasks.build import build_task
+    from coar_dist.stages.inputs import components_of, task_of
 
     config = session.config
-    task = session.task or build_task(config.task, trained_weights(session))
+    task = task_of(session)
     components = components_of(session, task.model)
     run = _collect(session, config, task, components)
     if config.budget is not None:

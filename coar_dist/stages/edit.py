@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from coar_dist.editing.edit import Edit
 
 
+def _check(session: Session) -> None:
+    if session.config.edit is not None:
+        from coar_dist.stages.checks import check_edit_stage  # torch takes seconds to load
+
+        check_edit_stage(session)
+
+
 def _run(session: Session) -> None:
     """Make the edit that ``config.edit`` asks for, where it is not there yet."""
     from coar_dist.report.edits import print_edit
@@ -89,4 +96,5 @@ EDIT = Stage(
         "cluster",
     ),
     run=_run,
+    check=_check,
 )

@@ -16,13 +16,13 @@ from coar_dist.editing.groups import check_disjoint, members, without_draws
 from coar_dist.editing.held_out import HeldOut, Ids, measured_task
 from coar_dist.editing.selections import Selector
 from coar_dist.errors import ConfigError, RunMismatchError
-from coar_dist.stages.inputs import trained_weights
+from coar_dist.stages.inputs import examples_of, trained_weights
 from coar_dist.stages.session import Session
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.reader import RunReader
 from coar_dist.store.record import fingerprint_of
 from coar_dist.store.run_directory import RunDirectory
-from coar_dist.tasks.build import build_examples, build_task
+from coar_dist.tasks.build import build_task
 from coar_dist.tasks.examples.source import SOURCE_ID
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import EXCERPT, Task
@@ -144,13 +144,12 @@ def _task(session: Session, edit: EditConfig, run: RunDirectory) -> Task:
     """The run's model with the held-out examples."""
     task, held_out, config = session.task, session.held_out, session.config
     if task is None:
-        wanted = config.task if edit.examples is None else replace(config.task, examples=edit.examples)
         key = "task.examples" if edit.examples is None else "edit.examples"
-        task = build_task(wanted, trained_weights(session), key)
+        task = build_task(config.task, trained_weights(session), examples_of(session, key))
     elif held_out is not None:
         task = replace(task, examples=held_out)
     elif edit.examples is not None:
-        task = replace(task, examples=build_examples(edit.examples, "edit.examples"))
+        task = replace(task, examples=examples_of(session, "edit.examples"))
     identity = task.identity()
     own_examples = ("examples",) if edit.examples is None and held_out is None else ()
     for key in ("model.weights", "model.architecture", *own_examples):

@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 def _check(session: Session) -> None:
     regression = session.config.regression
-    if regression.backend not in ("auto", "torch", "sklearn"):
+    if regression.backend != "auto":
         from coar_dist.regression.backends import check_backend  # torch takes seconds to load
 
         check_backend(regression.backend, regression.method)

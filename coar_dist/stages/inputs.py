@@ -1,4 +1,4 @@
-"""What a run explains: the trained weights, the components, and the identity that its margins depend on."""
+"""What a run explains: its examples, model and components, each loaded once, and the identity of its margins."""
 
 from __future__ import annotations
 
@@ -6,14 +6,58 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from coar_dist.ablation.device_map import check_device_map
 from coar_dist.ablation.placement import native_precision
 from coar_dist.cluster.ray_tasks import answer_of_an_actor
 from coar_dist.components.discovery import check_components, discover
 from coar_dist.components.index import ComponentIndex
 from coar_dist.errors import DamagedFileError, MissingWorkError, RunNotFoundError
 from coar_dist.stages.session import Session
-from coar_dist.tasks.task import Task
+from coar_dist.tasks.build import build_examples, build_task, untrained_model
+from coar_dist.tasks.outputs import output_function
+from coar_dist.tasks.task import ExampleSet, Task
 from coar_dist.tasks.training import CHECKPOINT, read_checkpoint
+
+
+def examples_of(session: Session, key: str) -> ExampleSet:
+    """The examples that the configuration names, loaded at the first call.
+
+    Args:
+        session: which keeps them.
+        key: ``task.examples``, ``train.examples`` or ``edit.examples``.
+    """
+    if key not in session.examples:
+        part: Any = getattr(session.config, key.partition(".")[0])
+        session.examples[key] = build_examples(part.examples, key)
+    return session.examples[key]
+
+
+def task_of(session: Session) -> Task:
+    """What is explained: what the session was given, or what the configuration says, with the trained weights.
+
+    Raises:
+        MissingWorkError, DamagedFileError: as of ``trained_weights``.
+        ConfigError, TaskError: naming the key that is wrong.
+    """
+    if session.task is None:
+        config = session.config.task
+        session.task = build_task(config, trained_weights(session), examples_of(session, "task.examples"))
+        check_device_map(session.config.ablation.device_map, session.task.model)
+    return session.task
+
+
+def untrained_task(session: Session) -> Task:
+    """What will be explained once the model is trained, with the weights that its constructor gives."""
+    config = session.config.task
+    return Task(
+        untrained_model(config.model), examples_of(session, "task.examples"), output_function(config.output_function)
+    )
+
+
+def is_to_be_trained(session: Session) -> bool:
+    """Whether the train stage is still to make the model."""
+    config = session.config
+    return "train" in config.stages and config.train is not None and session.storage.size(CHECKPOINT) is None
 
 
 def trained_weights(session: Session) -> dict[str, Tensor] | None:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from coar_dist.config.schema import PLAN
 from coar_dist.stages.session import Session
 from coar_dist.stages.stage import Stage
 from coar_dist.store.record import RUN_FILE
 from coar_dist.store.rehearsal import Rehearsal
 from coar_dist.store.run_directory import RunDirectory
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _NOTE = " (The ablate stage will do that; nothing is touched now.)"
 
@@ -36,15 +31,18 @@ def _run(session: Session) -> None:
     from coar_dist.stages.budget import with_recorded_passes
     from coar_dist.stages.collect import Missing
     from coar_dist.stages.estimate import Estimate
-    from coar_dist.stages.inputs import components_of, identity_of
+    from coar_dist.stages.inputs import components_of, identity_of, task_of, untrained_task
     from coar_dist.stages.loads import baseline_loads, mask_loads
     from coar_dist.stages.mask_designs import ROLE_WORDS, designs_of
     from coar_dist.stages.print_estimate import print_estimate
     from coar_dist.stages.timing import timed_start
-    from coar_dist.tasks.build import build_task
 
     config, terminal = session.config, session.terminal
-    task = session.task or build_task(config.task, _weights(session))
+    if _is_untrained(session):
+        terminal.say("the model is not trained yet: timed with random weights, without the train stage's own time.")
+        task = untrained_task(session)
+    else:
+        task = task_of(session)
     components = components_of(session, task.model)
     probe_margins = task.check()
     with connect(config.cluster) as cluster:
@@ -81,17 +79,12 @@ def _run(session: Session) -> None:
     print_estimate(estimate, config, trial.plan, terminal)
 
 
-def _weights(session: Session) -> dict[str, Tensor] | None:
-    """As for the ablate stage; random ones where the run is still to train them: they are as fast."""
-    from coar_dist.stages.inputs import trained_weights
-    from coar_dist.tasks.build import build_model
+def _is_untrained(session: Session) -> bool:
+    """Whether the run is still to train its model; random weights are as fast."""
     from coar_dist.tasks.training import CHECKPOINT
 
-    config, storage = session.config, session.storage
-    if config.train is None or storage.size(CHECKPOINT) is not None or storage.size(RUN_FILE) is not None:
-        return trained_weights(session)
-    session.terminal.say("the model is not trained yet: timed with random weights, without the train stage's own time.")
-    return dict(build_model(config.task.model).state_dict())
+    files = (CHECKPOINT, RUN_FILE)
+    return session.config.train is not None and all(session.storage.size(name) is None for name in files)
 
 
 PLAN_STAGE = Stage(

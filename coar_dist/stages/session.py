@@ -42,6 +42,7 @@ class Session:
     Attributes:
         storage: the run directory.
         tracking: where figures go; nowhere before ``take``.
+        examples: what has been loaded, by its config key.
 
     Raises:
         ConfigError: ``config.run.dir`` is no place that can be used.
@@ -57,6 +58,7 @@ class Session:
     ) -> None:
         self.config, self.terminal = config, terminal
         self.task, self.components, self.held_out = task, components, held_out
+        self.examples: dict[str, ExampleSet] = {}
         self.storage = storage_at(config.run.dir)
         self.tracking = Tracking(config.tracking)
         self._log = RunLog(self.storage, terminal.stage)

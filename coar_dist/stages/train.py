@@ -12,9 +12,16 @@ from coar_dist.stages.stage import Stage
 from coar_dist.store.aside import set_aside
 
 
+def _check(session: Session) -> None:
+    from coar_dist.stages.checks import check_train_stage  # torch takes seconds to load
+
+    check_train_stage(session)
+
+
 def _run(session: Session) -> None:
     """Train the model of ``config.task`` where the run directory has no checkpoint of it yet."""
-    from coar_dist.tasks.build import build_examples, build_model
+    from coar_dist.stages.inputs import examples_of
+    from coar_dist.tasks.build import build_model
     from coar_dist.tasks.training import CHECKPOINT, loss_for, train_model, write_checkpoint
 
     train, task = session.config.train, session.config.task
@@ -27,18 +34,17 @@ def _run(session: Session) -> None:
         say(f"{where} is there already.")
         return
     loss = loss_for(train, task.output_function)
-    train_examples = build_examples(train.examples, "train.examples")
-    test_examples = build_examples(task.examples, "task.examples")
     with session.progress(train.epochs, "epochs") as progress:
         trained, accuracy = train_model(
             lambda: build_model(task.model),
-            train_examples,
-            test_examples,
+            examples_of(session, "train.examples"),
+            examples_of(session, "task.examples"),
             train,
             lambda epoch, value: progress.update(epoch, f"loss {value:.3f}"),
             loss,
         )
         seconds = progress.seconds
+    del session.examples["train.examples"]  # nobody needs them any more
     write_checkpoint(session.storage, trained, settings)
     of_what = "accuracy of next tokens" if loss == "next_token" else "accuracy"
     say(f"{of_what} {accuracy:.4f} after {counted(train.epochs, 'epoch')} in {seconds:.1f} s; {where}")
@@ -78,4 +84,4 @@ def _is_trained(session: Session, settings: dict[str, Any]) -> bool:
     return True
 
 
-TRAIN = Stage("train", reads=("train", "task"), run=_run)
+TRAIN = Stage("train", reads=("train", "task"), run=_run, check=_check)

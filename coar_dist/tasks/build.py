@@ -51,13 +51,20 @@ def build_examples(config: ExamplesConfig, key: str) -> ExampleSet:
         raise TaskError(f"{key}.source={config.source!r} raises {type(error).__name__}: {error}") from error
 
 
-def build_task(config: TaskConfig, trained: Mapping[str, Tensor] | None, examples_key: str = "task.examples") -> Task:
+def untrained_model(config: ModelConfig) -> nn.Module:
+    """The model in eval mode with the weights that its constructor gives; random ones are the same in every run."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build_model(config).eval()
+
+
+def build_task(config: TaskConfig, trained: Mapping[str, Tensor] | None, examples: ExampleSet) -> Task:
     """The whole task, its model in eval mode with the checkpoint's weights.
 
     Args:
-        config: what to load.
+        config: of the model and the output function.
         trained: weights from the train stage; used where ``config.model.checkpoint`` is None.
-        examples_key: the config key of ``config.examples``, for messages.
+        examples: whose outputs are explained.
 
     Raises:
         ConfigError, TaskError: naming the key that is wrong.
@@ -68,12 +75,9 @@ def build_task(config: TaskConfig, trained: Mapping[str, Tensor] | None, example
             f"task.model.checkpoint must be set: {config.model.source!r} alone has random weights. (Or let the train "
             f"stage make one: train=...)"
         )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)  # a constructor's random weights are then the same in every run
-        model = build_model(config.model)
+    model = untrained_model(config.model)
     if config.model.checkpoint is not None:
         load_checkpoint(model, Path(config.model.checkpoint))
     elif trained is not None:
         model.load_state_dict(trained)
-    examples = build_examples(config.examples, examples_key)
-    return Task(model.eval(), examples, output_function(config.output_function))
+    return Task(model, examples, output_function(config.output_function))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
+from coar_dist.config.registry import look_up
 from coar_dist.config.schema import TrainConfig
 from coar_dist.errors import ConfigError, DamagedFileError, TaskError, TrainingError
 from coar_dist.store.storage import Storage
@@ -51,16 +52,14 @@ def train_model(
         TaskError: the examples do not fit the model or the loss.
         TrainingError: the accuracy is below ``config.minimum_accuracy``, or the loss is not finite.
     """
-    measure = LOSSES[loss]
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = build_model()
-        for examples in (train, test):
-            Task(model, examples, OUTPUT_FUNCTIONS[measure.checked_as]).check()
+        check_training(model, (train, test), config, loss)
         model = model.to(device)
         steps_per_epoch = -(-len(train) // config.batch_size)
-        optimizer = _OPTIMIZERS[config.optimizer](model, config)
+        optimizer = OPTIMIZERS[config.optimizer](model, config)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, config.learning_rate, total_steps=config.epochs * steps_per_epoch
         )
@@ -71,7 +70,7 @@ def train_model(
                 inputs, targets = _batch(train, rows, device)
                 if config.flip or config.shift:
                     inputs = _augmented(inputs, config)
-                value = measure.mean(logits_of(call_model(model, inputs)), targets)
+                value = LOSSES[loss].mean(logits_of(call_model(model, inputs)), targets)
                 optimizer.zero_grad()
                 value.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -93,13 +92,33 @@ def train_model(
     return model.cpu(), measured
 
 
+def check_training(model: nn.Module, examples: Iterable[ExampleSet], config: TrainConfig, loss: str) -> None:
+    """Check what can be checked before a model is trained.
+
+    Args:
+        model: untrained.
+        examples: for training and for testing.
+        config: what ``train_model`` is given.
+        loss: a key of ``LOSSES``.
+
+    Raises:
+        ConfigError: the optimizer is unknown.
+        TaskError: the examples do not fit the model or the loss.
+    """
+    look_up("train.optimizer", config.optimizer, OPTIMIZERS)
+    for some in examples:
+        Task(model, some, OUTPUT_FUNCTIONS[LOSSES[loss].checked_as]).check()
+
+
 def loss_for(config: TrainConfig, output_function: str) -> str:
     """The loss that ``config`` names, or the one whose targets the output function reads.
 
     Raises:
-        ConfigError: the output function is none of those with a loss of their own.
+        ConfigError: the loss is unknown, or none is named and the output function is none of those with a loss of
+            their own.
     """
     if config.loss is not None:
+        look_up("train.loss", config.loss, LOSSES)
         return config.loss
     for name, loss in LOSSES.items():
         if output_function in loss.reads_as:
@@ -168,7 +187,7 @@ def _adamw(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
 
 
-_OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw}
+OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw}
 
 
 def _batch(examples: ExampleSet, rows: Tensor, device: torch.device) -> tuple[Inputs, Tensor]:

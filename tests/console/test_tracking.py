@@ -16,7 +16,7 @@ from rich.console import Console
 import coar_dist
 from coar_dist.config.schema import AblationConfig, ClusterConfig, Config, EvaluationConfig, RunConfig
 from coar_dist.console import tracking
-from coar_dist.console.tracking import TRACKERS, Tracking, check_tracking
+from coar_dist.console.tracking import TRACKERS, TrackerKind, Tracking, check_tracking
 from coar_dist.errors import ConfigError
 from coar_dist.stages.pipeline import run_stages
 from coar_dist.store.locations import storage_at
@@ -169,7 +169,7 @@ def test_figures_that_change_often_are_recorded_now_and_then_and_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder()
-    monkeypatch.setitem(TRACKERS, "wandb", lambda storage, configuration: recorder)
+    monkeypatch.setitem(TRACKERS, "wandb", TrackerKind(lambda storage, configuration: recorder, "wandb"))
     tracker = Tracking(["wandb"])
     with tracker.opened(local_storage(tmp_path), {}):
         for step in range(5):
@@ -185,8 +185,8 @@ def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken, sound = Recorder(fails=True), Recorder()
-    monkeypatch.setitem(TRACKERS, "wandb", lambda storage, configuration: broken)
-    monkeypatch.setitem(TRACKERS, "mlflow", lambda storage, configuration: sound)
+    monkeypatch.setitem(TRACKERS, "wandb", TrackerKind(lambda storage, configuration: broken, "wandb"))
+    monkeypatch.setitem(TRACKERS, "mlflow", TrackerKind(lambda storage, configuration: sound, "mlflow"))
     tracker = Tracking(["wandb", "mlflow"])
 
     def work() -> None:
@@ -208,7 +208,7 @@ def test_mistakes_are_told_before_the_start(tmp_path: Path, monkeypatch: pytest.
         config = Config(stages=list(stages), run=RunConfig(str(tmp_path / "run")), tracking=list(names))
         run_stages(config, Console(file=io.StringIO()), small_task())
 
-    with pytest.raises(ConfigError, match="tracking\\[0\\]='neptune': must be one of tensorboard, wandb, mlflow"):
+    with pytest.raises(ConfigError, match="tracking='neptune': must be one of tensorboard, wandb, mlflow"):
         start("neptune")
     with pytest.raises(ConfigError, match="must be a list without repetitions"):
         start("wandb", "wandb")
@@ -235,7 +235,7 @@ def test_a_tracker_that_cannot_start_ends_the_command(tmp_path: Path, monkeypatc
     def refuse(*_: object) -> None:
         raise PermissionError("nobody has logged in")
 
-    monkeypatch.setitem(TRACKERS, "mlflow", refuse)
+    monkeypatch.setitem(TRACKERS, "mlflow", TrackerKind(refuse, "mlflow"))
     with (
         pytest.raises(ConfigError, match=r"tracking=\[mlflow\] cannot start: PermissionError: nobody has logged in"),
         Tracking(["mlflow"]).opened(local_storage(tmp_path), {}),

@@ -102,7 +102,7 @@ def test_a_run_is_continued_with_the_same_masks_alone(tmp_path: Path, quiet: Con
         version = 1
         with pytest.raises(RunMismatchError, match=r"other masks than when design 'train' .* its code has changed"):
             attribute(tmp_path, quiet, design=rule)
-        with pytest.raises(RunMismatchError, match=r"design\.kind is 'bernoulli', but design 'train' .* with 'tests\."):
+        with pytest.raises(RunMismatchError, match=r"^design is 'bernoulli', but design 'train' .* with 'tests\."):
             attribute(tmp_path, quiet)
 
 

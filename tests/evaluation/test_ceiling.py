@@ -16,7 +16,7 @@ import coar_dist
 from coar_dist.config.schema import AblationConfig, Config, EvaluationConfig, RunConfig
 from coar_dist.designs.independent import Bernoulli, Correlated
 from coar_dist.designs.subsets import FixedSize
-from coar_dist.errors import ConfigError, MissingWorkError, RunMismatchError
+from coar_dist.errors import MissingWorkError, RunMismatchError
 from coar_dist.evaluation.ceiling import NUM_GROUPS, Pairs, Shares, linear_shares, mean_correlation, stability_bounds
 from coar_dist.report.numbers import number
 from coar_dist.stages.pipeline import run_stages
@@ -300,22 +300,3 @@ def test_fixed_size_held_out_masks_have_one(tmp_path: Path) -> None:
     masks, margins = run.margins("evaluation_0.2")  # 2 of 12 components
     shares = linear_shares(masks, margins, 2 / 12, run.weights(), is_fixed_size=True)
     assert run.ceiling().mean == pytest.approx(mean_correlation(shares)[0], rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("evaluation", "message"),
-    [
-        ({"ceiling_pairs": 39}, r"evaluation\.ceiling_pairs=39: must be 0 or at least 40"),
-        ({"ceiling_pairs": 61}, r"evaluation\.ceiling_pairs=61 is above evaluation\.num_masks=60"),
-        (
-            {"ceiling_correlation": 1.0},
-            r"evaluation\.ceiling_correlation=1\.0: must be a number strictly between",
-        ),
-        ({"ceiling_pairs": 0, "ceiling_correlation": 0.4}, r"ceiling_correlation=0\.4 has no effect"),
-        ({"kind": "fixed_size"}, r"evaluation\.ceiling_pairs=50 needs components that are ablated independently"),
-        ({"ablation_fractions": [0.1]}, r"design\.ablation_fraction=0\.2, which is not in"),
-    ],
-)
-def test_pairs_that_cannot_be_are_refused(tmp_path: Path, evaluation: dict[str, object], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        small(tmp_path / "run", **evaluation)

@@ -197,34 +197,6 @@ def test_least_squares_through_every_margin_has_no_estimate_of_its_error(tmp_pat
     assert np.isnan(RunReader(run).quality()["r2_new"]).all()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"method": "ols"}, r"regression\.method='ols': must be one of ridge, lasso"),
-        ({"selection": "bic"}, r"regression\.selection='bic': must be one of gcv, leave_one_out"),
-        ({"l1_ratio": 0.5}, r"regression\.l1_ratio=0\.5 has no effect"),
-        ({"method": "lasso", "l1_ratio": 0.0}, r"regression\.l1_ratio=0\.0: must be a number above 0"),
-        ({"method": "lasso", "standard_errors": True}, r"standard_errors=True has no effect"),
-        (
-            {"method": "lasso", "regularisation": 0.0},
-            r"regularisation=0\.0: must be above 0 with .*lasso, or",
-        ),
-        ({"method": "lasso", "penalty_range": [0.1, 2.0]}, r"penalty_range=\[0\.1, 2\.0\]: must be at most 1 for"),
-        ({"regularisation": 1.0, "num_penalties": 4}, r"num_penalties=4 has no effect"),
-        ({"memory_gb": 0.0}, r"regression\.memory_gb=0\.0: must be a finite number above 0"),
-        ({"tolerance": 1e-16}, r"regression\.tolerance=1e-16: must be a number from 1e-12"),
-        ({"method": "lasso", "selection": "gcv"}, r"selection='gcv': must be one of held_out, bic for .*method=lasso"),
-        ({"penalty_range": 5}, r"regression\.penalty_range=5: must be a list"),
-        ({"penalty_range": [1, "b"]}, r"regression\.penalty_range\[1\]='b': must be a number"),
-        ({"num_penalties": 2.5}, r"regression\.num_penalties=2\.5: must be a whole number"),
-        ({"standard_errors": "no"}, r"regression\.standard_errors='no': must be true or false"),
-    ],
-)
-def test_options_without_effect_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        validate(Config(stages=["fit"], run=RunConfig("x"), regression=RegressionConfig(**options)))
-
-
 def test_numbers_of_numpy_are_numbers(data: Any, tmp_path: Path) -> None:
     config = RegressionConfig(
         num_penalties=np.int64(5), memory_gb=np.float32(2), penalty_range=(np.float64(1e-4), 10000)

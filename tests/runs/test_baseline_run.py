@@ -15,13 +15,11 @@ from torch import Tensor
 
 import coar_dist
 from coar_dist.baselines.gradient_baselines import GradientBaselines
-from coar_dist.config.checks import validate
 from coar_dist.config.methods import BASELINES, GRADIENT_BASELINES
 from coar_dist.config.schema import (
     AblationConfig,
     BaselineConfig,
     ClusterConfig,
-    Config,
     EvaluationConfig,
 )
 from coar_dist.console.saying import Terminal
@@ -146,17 +144,3 @@ def test_what_cannot_be_had_is_refused_before_any_ablation(tmp_path: Path) -> No
     with without_ray(), pytest.raises(ConfigError, match=r"ranked' gives margins without a gradient.*leave them out"):
         attribute_small(tmp_path, output_function=ranked, baselines=["gradient_x_parameter"], baseline_settings=None)
     assert not (tmp_path / "margins").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_steps": 1}, r"baseline_settings\.num_steps=1: must be a whole number, at least 2"),
-        ({"rows_per_pass": 0}, r"baseline_settings\.rows_per_pass=0: must be a whole number, at least 1"),
-        ({"num_steps": 20}, r"num_steps=20 has no effect with baselines=\['leave_one_out'\]"),
-        ({"rows_per_pass": 20}, r"rows_per_pass=20 has no effect .* of gradient_x_parameter, neuron_conductance"),
-    ],
-)
-def test_bad_settings_are_refused(options: dict[str, int], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        validate(Config(baseline_settings=BaselineConfig(**options)))

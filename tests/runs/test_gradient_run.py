@@ -14,7 +14,6 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 import coar_dist
-from coar_dist.config.checks import validate
 from coar_dist.config.schema import (
     PILOT_GRADIENT_MASKS,
     PILOT_MASKS,
@@ -143,38 +142,6 @@ def test_attribute_spends_a_budget(ray_cluster: None, tmp_path: Path, quiet: Con
     assert run.directory.design("gradients").num_masks >= 10
     assert run.directory.design("train").num_masks >= 20
     assert run.weights().shape == (len(task.examples), run.components.num_components)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"gradients": GradientsConfig(num_masks=1)}, r"gradients\.num_masks=1: must be 0 or at least 2"),
-        ({"gradients": GradientsConfig(num_masks=10, kind="bernoulli", seed=0)}, "same masks would be run twice"),
-        ({"gradients": GradientsConfig(num_masks=10, kind="bernoulli", seed=1_000_000)}, r"is gradients\.seed too"),
-        (
-            {"gradients": GradientsConfig(num_masks=10, masks_per_shard=0)},
-            r"masks_per_shard=0: must be a whole number",
-        ),
-        ({"budget": 100.0}, r"gradients\.num_masks=0 .* Use estimator=budget"),
-        (
-            {"budget": -1.0, "gradients": GradientsConfig(num_masks=10)},
-            r"budget=-1\.0: must be a finite number above",
-        ),
-        ({"design": DesignConfig(num_masks=0)}, r"design\.num_masks=0 and gradients\.num_masks=0: there is nothing"),
-    ],
-)
-def test_bad_configurations_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        validate(Config(**options))
-
-
-def test_lasso_has_no_use_for_gradients() -> None:
-    config = Config(gradients=GradientsConfig(num_masks=10))
-    config.regression.method = "lasso"
-    with pytest.raises(ConfigError, match="estimator=coar"):
-        validate(config)
-    config.stages = ["fit"]
-    validate(config)
 
 
 def test_margins_without_a_gradient_are_refused_before_any_work(tmp_path: Path) -> None:

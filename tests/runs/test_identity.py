@@ -64,8 +64,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"output_function": first_logit},
             r"output_function is '.*first_logit sha256:[0-9a-f]{64}', but the run was made with 'margin'",
         ),
-        ({"ablation_fraction": 0.3}, r"design\.ablation_fraction is 0\.3, but design 'train' .* with 0\.2"),
-        ({"seed": 3}, r"design\.seed is 3, but design 'train' .* with 0"),
+        ({"ablation_fraction": 0.3}, r"^ablation_fraction is 0\.3, but design 'train' .* with 0\.2"),
+        ({"seed": 3}, r"^seed is 3, but design 'train' .* with 0"),
         (
             {"ablation": AblationConfig(precision="bfloat16")},
             r"ablation\.precision is 'bfloat16', but the run was made with 'float32'",

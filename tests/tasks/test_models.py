@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from coar_dist.components.discovery import discover
-from coar_dist.config.schema import ExamplesConfig, ModelConfig, TaskConfig
+from coar_dist.config.schema import ModelConfig, TaskConfig
 from coar_dist.errors import ConfigError, TaskError
 from coar_dist.tasks.build import build_model, build_task
 from coar_dist.tasks.checkpoints import load_checkpoint
+from coar_dist.tasks.examples import digits
 from coar_dist.tasks.models import cifar_resnet, mini_resnet
 from coar_dist.tasks.models_clip import ClipZeroShot
 from tests.hub_models import MODELS, save_tiny_clip, torchvision_or_skip
@@ -157,10 +158,10 @@ def test_random_transformers_models_are_those_of_their_seed() -> None:
     )
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
-    examples = ExamplesConfig("digits")
+    examples = digits(num_examples=2)
     with pytest.raises(ConfigError, match=r"checkpoint must be set: 'transformers_config' alone has random weights"):
-        build_task(TaskConfig(ModelConfig("transformers_config", GPT2), examples), None)
-    assert build_task(TaskConfig(ModelConfig("transformers_config", {**GPT2, "seed": 0}), examples), None)
+        build_task(TaskConfig(ModelConfig("transformers_config", GPT2)), None, examples)
+    assert build_task(TaskConfig(ModelConfig("transformers_config", {**GPT2, "seed": 0})), None, examples)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +250,7 @@ def test_torchvision_and_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert model.fc.weight.shape == (2, 512)
     assert all(torch.equal(t, published[name]) for name, t in model.state_dict().items() if not name.startswith("fc."))
     with pytest.raises(ConfigError, match="'torchvision' alone has random weights"):
-        build_task(TaskConfig(fine, ExamplesConfig("digits")), None)
+        build_task(TaskConfig(fine), None, digits(num_examples=2))
 
 
 def test_a_missing_library_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,11 +97,12 @@ def test_a_users_model_examples_and_checkpoint(tmp_path: Path) -> None:
         model=ModelConfig("tests.tasks.test_task:constant_model", {"scale": 2.0}, str(tmp_path / "w.safetensors")),
         examples=ExamplesConfig("digits", {"num_examples": 5}),
     )
-    task = build_task(config, None)
+    examples = build_examples(config.examples, "task.examples")
+    task = build_task(config, None, examples)
     assert torch.equal(task.model[1].weight, torch.full((10, 64), 0.5))
     assert len(task.examples) == 5
     config.model.checkpoint = None
-    assert torch.equal(build_task(config, None).model[1].weight, torch.full((10, 64), 2.0))
+    assert torch.equal(build_task(config, None, examples).model[1].weight, torch.full((10, 64), 2.0))
 
 
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:

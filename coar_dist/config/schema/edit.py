@@ -74,8 +74,8 @@ class EditConfig(Part):
     each: bool = False
     """Every target is a target of its own, with an edit of its own, which is to make it right."""
     method: str | None = None
-    """What selects the components: a method with attributions, ``greedy`` (by the linear model's predictions, anew for
-    every component), ``magnitude`` or ``random``. None: the run's best attributions."""
+    """What selects the components: a method with attributions, ``greedy`` (by the linear model's predictions, one
+    component after the other), ``magnitude`` or ``random``. None: the run's best attributions."""
     compare: Annotated[list[str], Distinct] = field(default_factory=list)
     """Other selections, measured beside it."""
     max_components: Count | None = None
@@ -86,7 +86,7 @@ class EditConfig(Part):
     groups: dict[str, ExampleGroup] = field(default_factory=dict)
     """Measured groups of the held-out examples, besides ``all``, ``targets`` (those that meet the conditions of
     ``target``, but ids and sample) and ``others``."""
-    metric: Annotated[str, one_of("accuracy", "output")] | None = None
+    metric: str | None = None
     """``accuracy`` or ``output``, the mean of the output function; None: accuracy where outputs are margins of one
     prediction, else output."""
     improve: list[str] = field(default_factory=lambda: [TARGETS])

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
-from coar_dist.config.schema.values import Count, Distinct, Part, Rule, Seed, Share, at_least
+from coar_dist.config.schema.values import Count, Distinct, NameOrFunction, Part, Rule, Seed, Share, at_least
 
 MIN_CEILING_MASKS = 40
 """Masks below which the ceiling's standard error cannot be told."""
 PILOT_MASKS, PILOT_GRADIENT_MASKS = 100, 40
 """Of a run with a budget, as in ``conf/estimator/budget.yaml``."""
-Kind = Annotated[
-    Any,
-    Rule(
-        lambda kind: callable(kind) or (isinstance(kind, str) and kind != ""),
-        "a name, module:function of your own, or in Python a function",
-    ),
-]
-"""Stages that make masks look the name up in ``coar_dist.designs.registry``, before any work."""
 NumMasks = Annotated[int, Rule(lambda number: number == 0 or number >= 2, "0 or at least 2")]
 Ascending = Annotated[
     list[Share],
@@ -58,7 +50,7 @@ class ComponentsConfig(Part):
 class DesignConfig(Part):
     """The masks from which the attributions are fitted."""
 
-    kind: Kind = "bernoulli"
+    kind: NameOrFunction = "bernoulli"
     """``bernoulli``, ``fixed_size``, ``balanced``, or your own: ``module:function``, or in Python a function,
     ``(design, mask_id) -> (num_components,)`` bool, True = kept, of the design's seed and the mask's id alone."""
     num_masks: NumMasks = 4000
@@ -73,7 +65,7 @@ class GradientsConfig(Part):
 
     num_masks: NumMasks = 0
     """Passes with gradients; 0 is COAR without them."""
-    kind: Kind = "balanced"
+    kind: NameOrFunction = "balanced"
     """As ``DesignConfig.kind``."""
     seed: Seed = 2_000_000
     masks_per_shard: Count | None = None
@@ -95,7 +87,7 @@ class BaselineConfig(Part):
 class EvaluationConfig(Part):
     """The held-out masks on which predictions are compared with the truth, per ablation fraction."""
 
-    kind: Kind = "bernoulli"
+    kind: NameOrFunction = "bernoulli"
     """As ``DesignConfig.kind``."""
     num_masks: Annotated[int, at_least(2)] = 200
     ablation_fractions: Annotated[list[Share], Distinct] | None = None
@@ -106,7 +98,7 @@ class EvaluationConfig(Part):
     give; at most 1,024 examples are looked at. [] leaves that out."""
     ceiling_pairs: CeilingPairs = 0
     """The ceiling of linear models is estimated from the held-out masks, at no cost. So many of them at
-    ``design.ablation_fraction`` also get a partner with some components drawn anew, one pass each: the ceiling's error
+    ``design.ablation_fraction`` also get a partner with some components drawn again, one pass each: the ceiling's error
     shrinks as with so many more held-out masks, and bounds from the pairs stand beside it, for which only their number
     matters. They are what is left where components are many and masks few."""
     ceiling_correlation: Share = 0.25

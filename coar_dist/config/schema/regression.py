@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-from coar_dist.config.schema.values import NonNegative, Part, Positive, Rule, Share, at_least, one_of, one_of_or_own
+from coar_dist.config.schema.values import NameOrFunction, NonNegative, Part, Positive, Rule, Share, at_least, one_of
 
 SELECTIONS = {"ridge": ("gcv", "leave_one_out"), "lasso": ("held_out", "bic")}
 """By method: what can choose an example's penalty, the default first."""
 
 
-Backend = Annotated[Any, one_of_or_own("auto", "torch", "sklearn", "cuml")]
 Range = Annotated[
     list[float],
     Rule(lambda ends: len(ends) == 2 and 0.0 < ends[0] < ends[1], "[low, high] with 0 < low < high"),
@@ -26,7 +25,7 @@ class RegressionConfig(Part):
 
     method: Annotated[str, one_of(*SELECTIONS)] = "ridge"
     """``ridge`` (attributions ``coar``) or ``lasso`` (``coar_lasso``; the elastic net with an l1_ratio below 1)."""
-    backend: Backend = "auto"
+    backend: NameOrFunction = "auto"
     """``torch``, ``sklearn``, ``cuml``, ``auto``, or your own: ``module:function``, or in Python a function, with the
     arguments of the others (``coar_dist.regression.backends``). All solve the same problem."""
     regularisation: NonNegative | None = None

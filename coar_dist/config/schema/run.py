@@ -23,7 +23,6 @@ STAGES = ("train", "ablate", "fit", "evaluate", "edit", "report")
 PLAN = "plan"
 """Instead of all others: what the ablate stage would take."""
 Stages = Annotated[list[Annotated[str, one_of(*STAGES, PLAN)]], Rule(bool, "at least one stage")]
-Trackers = Annotated[list[Annotated[str, one_of("tensorboard", "wandb", "mlflow")]], Distinct]
 
 
 @dataclass
@@ -64,7 +63,7 @@ class Config(Part):
     ablation: AblationConfig = field(default_factory=AblationConfig)
     regression: RegressionConfig = field(default_factory=RegressionConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    tracking: Trackers = field(default_factory=list)
+    tracking: Annotated[list[str], Distinct] = field(default_factory=list)
     """Of ``tensorboard``, ``wandb``, ``mlflow``: where the ablate and evaluate stages' figures go, too."""
 
 

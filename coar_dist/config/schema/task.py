@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from coar_dist.config.schema.values import Count, Labels, NonNegative, Part, Positive, Rule, Seed, at_least, one_of
+from coar_dist.config.schema.values import Count, Labels, NonNegative, Part, Positive, Rule, Seed, at_least
 
 Places = Annotated[
     list[int],
@@ -77,10 +77,10 @@ class TrainConfig(Part):
     """How a preset trains its own model; a user's checkpoint replaces this stage."""
 
     examples: ExamplesConfig = field(default_factory=ExamplesConfig)
-    loss: Annotated[str, one_of("cross_entropy", "next_token")] | None = None
+    loss: str | None = None
     """``cross_entropy`` of class labels or ``next_token``, its mean over next tokens; None: what the task's output
     function reads."""
-    optimizer: Annotated[str, one_of("sgd", "adamw")] = "sgd"
+    optimizer: str = "sgd"
     """``sgd`` with Nesterov momentum .9, or ``adamw`` for transformers."""
     epochs: Count = 20
     batch_size: Count = 64

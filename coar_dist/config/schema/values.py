@@ -50,16 +50,9 @@ class Rule:
 
 
 def one_of(*names: str) -> Rule:
-    """One of these names; only for sets that are closed. What a registry holds is looked up there."""
+    """One of these names. A set that a registry holds is not repeated here: the stage that reads the option looks the
+    name up."""
     return Rule(lambda name: name in names, f"one of {', '.join(names)}")
-
-
-def one_of_or_own(*names: str) -> Rule:
-    """One of these names, ``module:function``, or in Python a function."""
-    return Rule(
-        lambda value: callable(value) or (isinstance(value, str) and (value in names or all(value.partition(":")))),
-        f"one of {', '.join(names)}, or module:function of your own",
-    )
 
 
 def at_least(least: int) -> Rule:
@@ -72,6 +65,13 @@ Seed = Annotated[int, Rule(lambda seed: 0 <= seed < 2**64, "a whole number in 0.
 Positive = Annotated[float, Rule(lambda number: number > 0.0, "a finite number above 0")]
 NonNegative = Annotated[float, Rule(lambda number: number >= 0.0, "a finite number, at least 0")]
 Share = Annotated[float, Rule(lambda share: 0.0 < share < 1.0, "a number strictly between 0 and 1")]
+NameOrFunction = Annotated[
+    Any,
+    Rule(
+        lambda value: callable(value) or (isinstance(value, str) and value != ""),
+        "a name, module:function of your own, or in Python a function",
+    ),
+]
 Distinct = Rule(lambda values: len(set(values)) == len(values), "a list without repetitions")
 Labels = Annotated[list[int], Rule(lambda labels: 0 < len(labels) == len(set(labels)), "null or a list, none twice")]
 """Ids or class labels."""

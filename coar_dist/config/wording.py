@@ -1,0 +1,57 @@
+"""Messages in the words of the Python face, where they name what is an option of the command line."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import ParamSpec, TypeVar
+
+from coar_dist.config.schema import EditConfig
+from coar_dist.errors import CoarDistError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+OF_ATTRIBUTE = {
+    "run.dir": "run_dir",
+    "run.previews": "previews",
+    "components.selector": "components",
+    "design.kind": "design",
+    "design.num_masks": "num_masks",
+    "design.ablation_fraction": "ablation_fraction",
+    "design.seed": "seed",
+    "gradients.num_masks": "num_gradient_masks",
+    "task.output_function": "output_function",
+    "estimator=coar": "num_gradient_masks=0",
+    "estimator=budget": "num_gradient_masks=None",
+}
+"""What the command line calls an argument of ``attribute``, and its name there."""
+OF_EDIT = {f"edit.{entry.name}": entry.name for entry in fields(EditConfig)}
+"""The same for ``Run.edit``."""
+_EVERYWHERE = {"null": "None", "cluster=local": "cluster=None"}
+
+
+def in_python_words(names: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator: errors of the function name its arguments as it does.
+
+    Args:
+        names: by what an argument is called on the command line, its name.
+    """
+    words = {**names, **_EVERYWHERE}
+    alternatives = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    pattern = re.compile(rf"(?<![\w./'])({alternatives})(?!\w)")
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def wrapped(*arguments: P.args, **keywords: P.kwargs) -> R:
+            try:
+                return function(*arguments, **keywords)
+            except CoarDistError as error:
+                error.args = (pattern.sub(lambda found: words[found[0]], str(error)),)
+                raise
+
+        return wrapped
+
+    return decorate
