@@ -334,16 +334,16 @@ def custom(outputs: Tensor, targets: Tensor) -> Tensor:
         ({"target": [1], "max_components": 999, "improve": ["all"]}, r"^max_components=999: the model has 12 "),
         ({"target": [1]}, r"^improve: there is no group 'targets'"),
         ({"target": {"where": {"shape": 1}}}, r"there is no column 'shape'; the examples have example_id"),
-        ({"target": [1], "method": "shapley"}, r"^method='shapley': the run has attributions of coar, leave_one"),
-        ({"target": [1], "compare": ["coar"], "method": "coar"}, r"^compare=\['coar'\]: coar is edit\.method"),
+        ({"target": [1], "method": "shapley"}, r"^method='shapley': must be one of gradient_ridge, coar, coar_la"),
+        ({"target": [1], "compare": ["coar"], "method": "coar"}, r"^compare=\['coar'\]: coar is method already"),
         ({"target": [1], "direction": "up"}, r"^direction='up': must be one of raise, lower"),
         ({"target": [1], "keep": {"all": -1.0}}, r"^keep\.all=-1\.0: must be a finite number, at least 0"),
         ({"target": [1], "keep": {"dogs": 0.1}}, r"^keep: there is no group 'dogs'.*use: all, targets, others"),
         ({"target": [1], "colour": 3}, r"edit: unknown option 'colour'; the options are name, target"),
         ({"target": {"colour": 3}}, r"a group of examples has no condition 'colour'; the conditions are ids, classes"),
         ({"target": {"correct": True}, "each": True}, r"^target: \d+ examples are right already, e\.g\. \[0, "),
-        ({"target": [0], "each": True, "direction": "lower"}, r"^each makes wrong predictions right"),
-        ({"target": [0], "each": True, "pairs": "group"}, r"^pairs='group' has no effect with edit\.each"),
+        ({"target": [0], "each": True, "direction": "lower"}, r"^direction=lower: each makes wrong predictions right"),
+        ({"target": [0], "each": True, "pairs": "group"}, r"^pairs='group' has no effect with each:"),
         ({"target": [1], "name": "../up"}, r"^name='\.\./up': must be a name of a folder"),
         ({"target": {"correct": True}, "reference": {"correct": False}}, r"none are left to choose and to measure on"),
         ({"target": {"classes": [1], "sample": 3}, "reference": {"sample": 3}, "pairs": "no"}, r"^pairs='no': "),
@@ -368,9 +368,9 @@ def test_examples_by_name_beside_a_model_in_memory(run: coar_dist.Run, task: Tas
     made, _ = edit(run, **options, examples=examples, name="by_name")
     assert sum(found.num_examples for name, found in made.measured.items() if name != "all") == 25
     held_out = task.examples.rows(0, 30)
-    with pytest.raises(ConfigError, match=r"held_out has no effect beside edit\.examples"):
+    with pytest.raises(ConfigError, match=r"held_out has no effect beside examples\."):
         edit(run, **options, examples=examples, held_out=held_out)
-    with pytest.raises(ConfigError, match=r"held_out has no effect beside edit\.each"):
+    with pytest.raises(ConfigError, match=r"held_out has no effect beside each,"):
         edit(run, {"correct": False}, each=True, held_out=held_out)
     model = copy.deepcopy(task.model).train()
     outputs, predictions = plain_outputs(Task(model, task.examples, task.output_function))
@@ -409,5 +409,5 @@ def test_another_model_is_refused(run: coar_dist.Run, task: Task) -> None:
     model = {"model": task.model, "inputs": inputs, "targets": targets, "columns": task.examples.columns}
     made, _ = edit(opened, **LOWER, **model, max_components=2, metric="output", name="opened")
     assert made.metric == "output"
-    with pytest.raises(ConfigError, match=r"edit\.metric=accuracy: values of task\.output_function='.*custom' do not"):
+    with pytest.raises(ConfigError, match=r"metric=accuracy: values of task\.output_function='.*custom' do not"):
         edit(opened, **LOWER, **model, output_function=custom, metric="accuracy")
