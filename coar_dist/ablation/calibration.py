@@ -13,8 +13,6 @@ from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.components.gates import GateError
 
 _ROW_COUNTS = (32, 128, 512, 2048, 8192)
-_MEMORY_OF_GRADIENTS = 4
-"""What a row of a pass with gradients takes of memory, in rows without, at most: activations are kept."""
 _WORSE = 1.25
 """More rows are not tried once a step makes a margin this many times as costly as the best one."""
 _CLOSE = 1.5
@@ -52,7 +50,9 @@ def choose_plan(
     _log.info("at most %d rows of a forward pass fit in the memory that is free", most_rows)
     _choose_margins(engine, pins, masks_per_actor, most_rows)
     if gradient_masks_per_actor > 0:
-        _choose_gradients(engine, pins, gradient_masks_per_actor, most_rows // _MEMORY_OF_GRADIENTS)
+        most_rows = engine.most_gradient_rows()
+        _log.info("at most %d rows of a gradient pass fit in the memory that is free", most_rows)
+        _choose_gradients(engine, pins, gradient_masks_per_actor, most_rows)
     return engine.plan
 
 

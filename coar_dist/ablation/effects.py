@@ -96,8 +96,8 @@ class Effects:
     ) -> None:
         self._components, self._output_function = components, output_function
         self.changes_inputs = False
-        chosen = np.unique(np.linspace(0, len(examples) - 1, NUM_EXAMPLES).astype(np.int64))
-        self.examples = examples.without_columns().select(chosen).map(lambda tensor: tensor.to(device))
+        self._device = device
+        self.take_from(examples)
         self._halves = [_halves(number, group.num_components) for number, group in enumerate(components.groups)]
         zeroed = self._zeroed(model)
         self._expected = self.run(zeroed)
@@ -106,6 +106,11 @@ class Effects:
         self._check_repeats(zeroed, type(model).__name__)
         self.rounding = self._measured_rounding(model)
         self._check_rows(model)
+
+    def take_from(self, examples: ExampleSet) -> None:
+        """Take the probe's examples from these: all of them, whatever else a form gives the model and compares with."""
+        chosen = np.unique(np.linspace(0, len(examples) - 1, NUM_EXAMPLES).astype(np.int64))
+        self.examples = examples.without_columns().select(chosen).map(lambda tensor: tensor.to(self._device))
 
     def _zeroed(self, model: nn.Module, dtype: torch.dtype | None = None) -> MarginsOf:
         """Zeroed weights of ``model``, with floating-point inputs in ``dtype``."""

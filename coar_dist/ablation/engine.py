@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from coar_dist.ablation.effects import RELATIVE_TOLERANCE, ROUNDINGS
 from coar_dist.ablation.form import Form, trial_mask
 from coar_dist.ablation.gradients import WITHOUT_GRADIENTS, GradientPasses
-from coar_dist.ablation.memory import allowed_bytes, peak_bytes
+from coar_dist.ablation.memory import peak_bytes, rows_that_fit
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.prefix import PrefixCuts, find_cuts
 from coar_dist.ablation.prepared import PreparedModel
@@ -40,9 +41,10 @@ from coar_dist.tasks.task import Task
 
 _log = logging.getLogger(__name__)
 _FORMS: dict[str, type[WeightsForm] | type[RowsForm]] = {"weights": WeightsForm, "rows": RowsForm}
-_DEFAULT_ROWS = 512
+_DEFAULT_ROWS, _DEFAULT_BYTES = 512, {"cpu": 2**30, "cuda": 2**33}
+"""Rows of a forward pass where no plan is given, and what they take of memory at most."""
 _MEASURED_ROWS = 4
-"""Rows of the pass whose memory is measured."""
+"""Rows of the passes whose memory is measured."""
 _NUM_HALVES = 6
 """Random halves of the components by which a compiled form is held to the eager one."""
 _T = TypeVar("_T")
@@ -100,9 +102,12 @@ class AblationEngine:
         self._say_ungated()
         self._twin = model.twin()  # before the model has gates
         self._form: Form | None = None
-        self._gradients: GradientPasses | None = None
-        self.plan = plan or EnginePlan("weights", min(_DEFAULT_ROWS, self.num_examples), compiled=False)
-        self.use(self.plan)
+        batch = model.filled(model.examples, _MEASURED_ROWS)
+        peak = peak_bytes(lambda: model.margins(model.module, batch), self.device)
+        self._bytes_per_row = max(peak / _MEASURED_ROWS, 1.0)
+        most = int(_DEFAULT_BYTES.get(self.device.type, 2**30) / self._bytes_per_row)
+        self.plan = EnginePlan("weights", max(min(_DEFAULT_ROWS, self.num_examples, most), 1), compiled=False)
+        self.use(plan or self.plan)
 
     @property
     def num_examples(self) -> int:
@@ -128,12 +133,17 @@ class AblationEngine:
         return self.model.why_not_recorded
 
     def use(self, plan: EnginePlan) -> None:
-        """Change how the forward passes are run.
+        """Change how the forward passes are run. Where a CPU has too little memory for so many rows, fewer are run.
 
         Raises:
             ConfigError: mode ``rows`` is asked for and the model has components without a gated form.
             torch.OutOfMemoryError: a single row needs more memory than there is.
         """
+        rows = plan.rows_per_forward if plan.mode == "rows" else min(plan.rows_per_forward, self.num_examples)
+        if self.device.type == "cpu" and rows > self.most_rows():  # it kills a process instead of raising an error
+            plan = replace(plan, rows_per_forward=self.most_rows())
+            taken = rows * self._bytes_per_row / 1e9
+            _log.warning("%d rows take %.1f GB, more than may be taken: going on with %s", rows, taken, plan)
         self._with_rows_that_fit(plan, lambda _: None)
 
     def _with_rows_that_fit(self, plan: EnginePlan, work: Callable[[Form], _T]) -> _T:
@@ -274,22 +284,25 @@ class AblationEngine:
         """
         check_masks(masks, self.components.num_components)
         assert 0 <= block[0] < block[1] <= self.num_examples
-        if self._gradients is None:
-            self._gradients = self._new_gradient_passes()
         gradients, self.plan = self._gradients.compute(masks, self.model.examples.rows(*block), self.plan)
         return gradients
 
-    def _new_gradient_passes(self) -> GradientPasses:
+    @cached_property
+    def _gradients(self) -> GradientPasses:
         if self._twin is None:
             raise ConfigError(f"gate gradients cannot be had: the model cannot be copied. {WITHOUT_GRADIENTS}.")
         return GradientPasses(self._twin)
 
     def most_rows(self) -> int:
-        """Rows of a forward pass that fit in this actor's share of the memory."""
-        self.close()  # gates ask for a fixed number of rows
-        batch = self.model.filled(self.model.examples, _MEASURED_ROWS)
-        peak = peak_bytes(lambda: self.model.margins(self.model.module, batch), self.device)
-        return max(int(allowed_bytes(self.device, torch.get_num_threads()) * _MEASURED_ROWS / max(peak, 1)), 1)
+        """Rows of a forward pass that fit in this actor's share of the memory that is free now."""
+        return rows_that_fit(self._bytes_per_row, self.device)
+
+    def most_gradient_rows(self) -> int:
+        """The same of a gradient pass, which is measured once more: it keeps activations of all layers."""
+        mask, num_rows = trial_mask(self.components.num_components)[None], min(_MEASURED_ROWS, self.num_examples)
+        passes, examples = self._gradients, self.model.examples.rows(0, num_rows)
+        peak = peak_bytes(lambda: passes.compute(mask, examples, self.plan), self.device)
+        return rows_that_fit(peak / num_rows, self.device)
 
     def trial(self) -> float:
         """Seconds per margin with the current plan: the smallest of a few short measurements after a warm-up."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch.autograd.profiler import profile  # torch.profiler's loads the compiler, which takes seconds
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes when it starts and stops to the terminal
 _SHARE_OF_CPU, _SHARE_OF_GPU = 0.5, 0.9
 """Of the memory that is free, what forward passes may take; the rest is for what else runs there."""
 
@@ -16,7 +17,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     """The most memory that tensors made by ``run`` take at a time, in bytes.
 
     Args:
-        run: a forward pass; it is run once.
+        run: a forward or gradient pass; it is run once.
         device: where its tensors lie.
 
     Example:
@@ -39,6 +40,11 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
             total += event.nbytes()
             most = max(most, total)
     return most
+
+
+def rows_that_fit(bytes_per_row: float, device: torch.device) -> int:
+    """Rows of a pass that one actor has the memory for now, at least 1; ``bytes_per_row`` is what each takes."""
+    return max(int(allowed_bytes(device, torch.get_num_threads()) / bytes_per_row), 1)
 
 
 def allowed_bytes(device: torch.device, num_threads: int) -> float:

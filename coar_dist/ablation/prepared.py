@@ -29,6 +29,7 @@ from coar_dist.ablation.placement import (
     select_rows,
     with_layout,
 )
+from coar_dist.ablation.unread import with_logits_read_alone
 from coar_dist.ablation.value import ZeroWeights
 from coar_dist.components.discovery import check_components
 from coar_dist.errors import in_one_line
@@ -70,14 +71,35 @@ class PreparedModel:
         self.output_function = task.output_function
         self._precision = precision
         self.effects = Effects(module, value.components, task.examples, task.output_function, self.device)
+        examples = self._read_alone(module, task.examples.without_columns())
         self.module, self._layout = _made_fast(module, value, self.effects)
-        self.examples = self._placed_examples(task.examples)
+        self.examples = self._placed_examples(examples)
         self.ungated = ungated_groups(self.effects, value, self.module, self.device)
         self.rounding = self._rounding()
         self.why_not_recorded = why_not_recorded(self.module, self.device)
 
+    def _read_alone(self, module: nn.Module, examples: ExampleSet) -> ExampleSet:
+        """The examples, asking for no logits but those that are read, where that has the effects of all logits."""
+        whole = self.effects.examples
+        try:
+            asking = with_logits_read_alone(module, examples, self.output_function, self.device)
+            if asking is None:
+                return examples
+            self.effects.take_from(asking)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # what an output function of the user's own says it reads may not be there
+            why_wrong: str | None = in_one_line(error)
+        else:
+            why_wrong = _why_wrong(module, torch.preserve_format, self.value, self.effects)
+            if why_wrong is None:
+                return asking
+        self.effects.examples = whole
+        _log.info("all logits are made, not only those that are read: %s", why_wrong)
+        return examples
+
     def _placed_examples(self, examples: ExampleSet) -> ExampleSet:
-        examples = examples.without_columns().map(lambda tensor: with_layout(tensor, self._layout))
+        examples = examples.map(lambda tensor: with_layout(tensor, self._layout))
         if fits_on(self.device, examples):
             return self.on_device(examples)
         if self.device.type == "cuda":

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from coar_dist.errors import NonFiniteMarginError
 from coar_dist.tasks.outputs import predicted_classes
 from coar_dist.tasks.task import Task, call_model
 
-ROWS = 256
-"""Rows of one forward pass; fixed, because the last bits of a float32 sum may depend on it."""
+_ROWS, _MOST_VALUES = 256, 1 << 28
+"""Rows of one forward pass, and values in one of its outputs (1 GiB in float32), at most. How many rows that is depends
+on the task alone, because the last bits of a float32 sum may depend on it."""
 
 
 @torch.no_grad()
@@ -40,8 +44,9 @@ def plain_outputs(task: Task) -> tuple[NDArray[np.float32], NDArray[np.int64] | 
         if device != home:
             model.to(device)
         model.eval()
-        for start in range(0, len(examples), ROWS):
-            batch = examples.rows(start, start + ROWS).map(lambda tensor: tensor.to(device))
+        num_rows = _num_rows(call_model(model, examples.rows(0, 1).map(lambda tensor: tensor.to(device)).inputs))
+        for start in range(0, len(examples), num_rows):
+            batch = examples.rows(start, start + num_rows).map(lambda tensor: tensor.to(device))
             outputs = call_model(model, batch.inputs)
             values.append(task.output_function(outputs, batch.targets).float().cpu())
             predicted = None if batch.targets.is_floating_point() else predicted_classes(outputs, batch.targets)
@@ -59,3 +64,9 @@ def plain_outputs(task: Task) -> tuple[NDArray[np.float32], NDArray[np.int64] | 
             f"Correct the inputs or the checkpoint, or leave these examples out."
         )
     return margins, torch.cat(predictions).numpy() if predictions else None
+
+
+def _num_rows(outputs: Any) -> int:
+    """Rows of a forward pass, from the outputs for one example."""
+    largest = max((leaf.numel() for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)), default=1)
+    return max(min(_ROWS, _MOST_VALUES // max(largest, 1)), 1)

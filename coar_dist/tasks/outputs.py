@@ -5,6 +5,9 @@ To add one, write a function ``(outputs, targets) -> (num_rows,) float`` and nam
 
     def log_likelihood(outputs, targets):
         return -torch.nn.functional.cross_entropy(outputs.float(), targets, reduction="none")
+
+A function of a language model's logits may say which of them it reads, as the attribute ``reads`` (see ``Reads``): a
+model that takes ``logits_to_keep`` then makes no others.
 """
 
 from __future__ import annotations
@@ -22,6 +25,10 @@ from coar_dist.config.registry import identity_of, name_of, resolve
 from coar_dist.errors import TaskError, counted
 
 Check = Callable[[Any, Tensor], None]
+Reads = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From the targets of all examples to the positions of the logits (num_examples, length, vocabulary) that are read,
+(num_examples, num_positions) int64, and to the targets that go with logits (num_examples, num_positions, vocabulary)
+of these positions alone."""
 IGNORED_TOKEN = -100
 """Hugging Face's label of tokens that do not count."""
 _LOGITS_AT_ONCE = {"cpu": 1 << 23, "cuda": 1 << 28}
@@ -36,11 +43,13 @@ class OutputFunction:
         name: the registered name, or ``module:function`` of a user's own.
         compute: ``(outputs, targets) -> (num_rows,)`` float tensor.
         check: ``(outputs of one example, targets of all examples)``; raises TaskError where they do not fit.
+        reads: which logits it reads, of a language model's; None: any.
     """
 
     name: str
     compute: Callable[[Any, Tensor], Tensor]
     check: Check
+    reads: Reads | None = None
 
     def __call__(self, outputs: Any, targets: Tensor) -> Tensor:
         """``compute``."""
@@ -151,6 +160,11 @@ def answer_token_margin(outputs: Any, targets: Tensor) -> Tensor:
     return answers[:, 0] - answers[:, 1:].amax(dim=1)
 
 
+def _ends_of_prompts(targets: Tensor) -> tuple[Tensor, Tensor]:
+    """What ``answer_token_margin`` reads."""
+    return targets[:, :1], torch.cat([torch.zeros_like(targets[:, :1]), targets[:, 1:]], dim=1)
+
+
 def next_token_margin(outputs: Any, targets: Tensor) -> Tensor:
     """Mean over next tokens of the correct token's margin: the research code's output for language models.
 
@@ -175,6 +189,17 @@ def next_token_margin(outputs: Any, targets: Tensor) -> Tensor:
         parts.append(_class_margins(logits[rows].flatten(0, 1), labels[rows].flatten()))
     margins = torch.cat(parts).reshape(targets.shape)[:, :-1]
     return (margins * counted).sum(dim=1) / counted.sum(dim=1)
+
+
+def _next_tokens(targets: Tensor) -> tuple[Tensor, Tensor]:
+    """What ``next_token_margin`` reads, and one position more: of the last it reads none."""
+    next_tokens = targets[:, 1:]
+    counted = next_tokens != IGNORED_TOKEN
+    # Positions that count come first, in their order; a row with fewer than others is filled up.
+    positions = counted.int().argsort(dim=1, descending=True, stable=True)[:, : int(counted.sum(dim=1).max())]
+    kept = next_tokens.gather(1, positions)
+    last, first = torch.full_like(positions[:, :1], targets.shape[1] - 1), torch.zeros_like(kept[:, :1])
+    return torch.cat([positions, last], dim=1), torch.cat([first, kept], dim=1)
 
 
 def _class_margins(logits: Tensor, labels: Tensor) -> Tensor:
@@ -254,8 +279,8 @@ OUTPUT_FUNCTIONS: dict[str, OutputFunction] = {
         function.__name__: OutputFunction(function.__name__, function, partial(_check_class_labels, function.__name__))
         for function in (margin, logsumexp_margin, logit, loss)
     },
-    "next_token_margin": OutputFunction("next_token_margin", next_token_margin, _check_next_tokens),
-    "answer_token_margin": OutputFunction("answer_token_margin", answer_token_margin, _check_answers),
+    "next_token_margin": OutputFunction("next_token_margin", next_token_margin, _check_next_tokens, _next_tokens),
+    "answer_token_margin": OutputFunction("answer_token_margin", answer_token_margin, _check_answers, _ends_of_prompts),
 }
 
 
@@ -265,11 +290,12 @@ def output_function(function: str | Callable[[Any, Tensor], Tensor]) -> OutputFu
     Raises:
         ConfigError: there is no such function.
     """
+    name = function if isinstance(function, str) else name_of(function)
+    if name in OUTPUT_FUNCTIONS:
+        return OUTPUT_FUNCTIONS[name]
     if isinstance(function, str):
-        if function in OUTPUT_FUNCTIONS:
-            return OUTPUT_FUNCTIONS[function]
-        return OutputFunction(function, resolve("task.output_function", function, OUTPUT_FUNCTIONS), _no_check)
-    return OutputFunction(name_of(function), function, _no_check)
+        function = resolve("task.output_function", function, OUTPUT_FUNCTIONS)
+    return OutputFunction(name, function, _no_check, getattr(function, "reads", None))
 
 
 def _no_check(outputs: Any, targets: Tensor) -> None:
