@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from coar_dist.ablation.cut_probe import hold_cuts
 from coar_dist.ablation.effects import RELATIVE_TOLERANCE, ROUNDINGS
 from coar_dist.ablation.form import Form, trial_mask
 from coar_dist.ablation.gradients import WITHOUT_GRADIENTS, GradientPasses
 from coar_dist.ablation.memory import peak_bytes, rows_that_fit
 from coar_dist.ablation.plan import EnginePlan
-from coar_dist.ablation.prefix import PrefixCuts, find_cuts
+from coar_dist.ablation.prefix import find_cuts
 from coar_dist.ablation.prepared import PreparedModel
 from coar_dist.ablation.rows_form import RowsForm
 from coar_dist.ablation.value import ZeroWeights
@@ -34,7 +35,7 @@ from coar_dist.ablation.weights_form import WeightsForm
 from coar_dist.components.gates import GateError
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masks import check_masks
-from coar_dist.errors import ConfigError, NonFiniteMarginError, counted, in_one_line
+from coar_dist.errors import ConfigError, NonFiniteMarginError, counted
 from coar_dist.store.gradients import GateGradients
 from coar_dist.tasks.outputs import predicted_classes
 from coar_dist.tasks.task import Task
@@ -98,7 +99,7 @@ class AblationEngine:
         self.components = components
         self.model = model = PreparedModel(task, ZeroWeights(components), torch.device(device), precision)
         self._cuts = find_cuts(model.module, components, model.filled(model.examples, 2).inputs)
-        self.reuse_activations = self._cuts is not None and self._hold_cuts(self._cuts)
+        self.reuse_activations = self._cuts is not None and hold_cuts(self._cuts, model)
         self._say_ungated()
         self._twin = model.twin()  # before the model has gates
         self._form: Form | None = None
@@ -201,32 +202,6 @@ class AblationEngine:
         """All components, and random halves of them, so that each is ablated and kept."""
         halves = np.random.default_rng(11).random((_NUM_HALVES // 2, self.components.num_components)) < 0.5
         return np.concatenate([np.ones_like(halves[:1]), halves, ~halves])
-
-    def _hold_cuts(self, cuts: PrefixCuts) -> bool:
-        """Hold every cut to the truth, twice in a row on the same activations; whether any holds."""
-        effects, form = self.model.effects, WeightsForm(self.model, self.num_examples)
-        rows = effects.pair_rows()
-        examples = self.model.laid_out(effects.examples)
-        margins, tried = effects.expected, set[int]()
-        for number in range(len(self.components.groups)):
-            masks, pairs = effects.group_masks(number)
-            cut = cuts.of_group(number)
-            if cut is None:
-                continue
-            tried.add(number)
-            try:
-                found = form.behind(cut, np.concatenate([masks, masks]), examples)[2:].double().cpu().numpy()
-                margins[pairs] = np.take_along_axis(found, rows[pairs], axis=1)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # the traced parts may fail where the model does not
-                _log.info("activations before %s are not reused: %s", self._name(number), in_one_line(error))
-                margins[pairs] = np.nan
-        for failure in effects.failures(margins, self.model.rounding):
-            _log.info("activations before %s are not reused: they give other effects", self._name(failure.group))
-            cuts.forget(failure.group)
-            tried.discard(failure.group)
-        return bool(tried)
 
     def _name(self, number: int) -> str:
         return self.components.groups[number].parameter
