@@ -1,25 +1,80 @@
-"""Prints what every form of the engine does on every model of the zoo: ``python -m tests.zoo``."""
+"""Prints what every form of the engine does on every model of the zoo: ``python -m tests.zoo [part of a name ...]``.
+
+A line per model, then totals and refusals in Markdown.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 
-from tests.zoo.exactness import FORMS, verdicts
+from tests.zoo import hub, timm_models
+from tests.zoo.exactness import FORMS, Animal, Verdict, verdicts
 from tests.zoo.habits import HABITS
-from tests.zoo.hub import animals
+
+_COLUMN = 48
+
+
+def _sets() -> Iterator[tuple[str, list[Animal]]]:
+    yield "nets of one habit", HABITS
+    yield "transformers", hub.animals()
+    yield "timm", timm_models.animals()
+
+
+def _line(animal: Animal, found: dict[str, Verdict]) -> str:
+    kinds = " ".join(f"{found[form].kind:9s}" for form in FORMS)
+    names = list(found["rows"].in_weights)
+    zeroed = f"{len(names)} in the weights: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else ""
+    return f"{animal.name:{_COLUMN}s} {kinds} {zeroed}".rstrip()
+
+
+def _markdown(totals: dict[str, Counter[str]], ungated: Counter[str], refused: dict[str, str]) -> Iterator[str]:
+    yield "| set | models | exact | refused | wrong | groups without gates |"
+    yield "|---|---|---|---|---|---|"
+    for name, counts in totals.items():
+        wrong = counts["WRONG"] + counts["RAISED"]
+        groups = f"{ungated[name]} of {counts['groups']}"
+        yield f"| {name} | {counts['models']} | {counts['exact']} | {counts['refused']} | {wrong} | {groups} |"
+    yield ""
+    yield "| refused | why |"
+    yield "|---|---|"
+    for name, why in refused.items():
+        yield f"| {name} | {why} |"
+
+
+def main(parts: list[str]) -> None:
+    """Run the models whose name has one of the parts; all where there are none."""
+    totals: dict[str, Counter[str]] = {}
+    ungated: Counter[str] = Counter()
+    refused: dict[str, str] = {}
+    print(f"{'':{_COLUMN}s} " + " ".join(f"{form:9s}" for form in FORMS))
+    for name, animals in _sets():
+        counts = totals[name] = Counter()
+        for animal in animals:
+            if parts and not any(part in animal.name for part in parts):
+                continue
+            found = verdicts(animal)
+            print(_line(animal, found), flush=True)
+            counts.update(verdict.kind for verdict in found.values())
+            counts["models"] += 1
+            counts["groups"] += len(animal.components(animal.task().model).groups)
+            ungated[name] += len(found["rows"].in_weights)
+            for form, verdict in found.items():
+                if verdict.kind == "refused":
+                    refused.setdefault(animal.name, verdict.detail)
+                elif verdict.kind != "exact":
+                    print(f"    {form}: {verdict.detail}")
+    print()
+    print("\n".join(_markdown(totals, ungated, refused)))
+    num_rows = sum(counts[kind] for counts in totals.values() for kind in ("exact", "refused", "WRONG", "RAISED"))
+    num_refused = sum(counts["refused"] for counts in totals.values())
+    print(f"\n{num_refused} of {num_rows} rows are refused: {num_refused / max(num_rows, 1):.1%}")
+
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    totals: Counter[str] = Counter()
-    for animal in [*HABITS, *animals()]:
-        if len(sys.argv) > 1 and sys.argv[1] not in animal.name:
-            continue
-        found = verdicts(animal)
-        totals.update(verdict.kind for verdict in found.values())
-        print(f"{animal.name:50s} " + "  ".join(f"{form}: {found[form].kind:8s}" for form in FORMS), flush=True)
-        for form in FORMS:
-            if found[form].kind != "exact":
-                print(f"    {form}: {found[form].detail[:260]}")
-    print(dict(totals))
+    logging.disable(logging.CRITICAL)
+    main(sys.argv[1:])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from tests.zoo import hub, timm_models
 from tests.zoo.exactness import Animal, verdicts
 from tests.zoo.habits import HABITS
-from tests.zoo.hub import animals
 
 REFUSED = {"BatchNorm without statistics", "subtracts the batch's mean", "state", "noise", "noise at 1e-3"}
 """No example of these has a margin of its own."""
+FAMILIES = [*hub.animals(), *timm_models.animals()]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -21,7 +22,7 @@ def test_habits(animal: Animal) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("animal", animals(), ids=[animal.name for animal in animals()])
+@pytest.mark.parametrize("animal", FAMILIES, ids=[animal.name for animal in FAMILIES])
 def test_families(animal: Animal) -> None:
     found = verdicts(animal)
     assert {verdict.kind for verdict in found.values()} == {"exact"}, found
