@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import ComponentRule
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import ExampleSet, Task
+from tests.hub_models import import_torchvision
 from tests.zoo.exactness import Animal
 from tests.zoo.hub_decoders import DECODERS, VOCABULARY
 from tests.zoo.hub_settings import (
@@ -33,6 +35,8 @@ _WITHOUT_MASK = ("mamba", "mamba2", "rwkv", "fnet")
 
 
 def _built(kind: str, model_type: str, settings: dict[str, Any]) -> nn.Module:
+    if find_spec("torchvision"):  # transformers imports it, and cannot beside a build of torch of another kind
+        import_torchvision()
     import transformers
 
     configuration = transformers.AutoConfig.for_model(model_type.partition(":")[0], **settings)
