@@ -10,7 +10,7 @@ import torch
 
 from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.plan import EnginePlan, PlanPins
-from coar_dist.components.gates import GateError
+from coar_dist.components.gate_hooks import GateError
 
 _ROW_COUNTS = (32, 128, 512, 2048, 8192)
 _WORSE = 1.25

@@ -26,6 +26,8 @@ def hold_cuts(cuts: PrefixCuts, model: PreparedModel) -> bool:
     examples = model.laid_out(effects.examples)
     margins, tried = effects.expected, set[int]()
     for number, group in enumerate(groups):
+        if group.parameter in model.value.read:
+            cuts.forget(number)  # a cut's part holds the parameter itself, whatever gates stand in its place
         masks, pairs = effects.group_masks(number)
         cut = cuts.of_group(number)
         if cut is None:

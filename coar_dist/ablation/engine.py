@@ -32,7 +32,7 @@ from coar_dist.ablation.prepared import PreparedModel
 from coar_dist.ablation.rows_form import RowsForm
 from coar_dist.ablation.value import ZeroWeights
 from coar_dist.ablation.weights_form import WeightsForm
-from coar_dist.components.gates import GateError
+from coar_dist.components.gate_hooks import GateError
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masks import check_masks
 from coar_dist.errors import ConfigError, NonFiniteMarginError, counted

@@ -51,7 +51,9 @@ def ungated_groups(
 
     reasons = {
         number: f"axis {group.axis} of a {type(model.get_submodule(group.module)).__name__} has no gated form"
-        for number, (group, places) in enumerate(zip(components.groups, places_of(model, components), strict=True))
+        for number, (group, places) in enumerate(
+            zip(components.groups, places_of(model, components, value.read), strict=True)
+        )
         if not places
     }
     reasons = failing_groups(effects, len(components.groups), gated_margins, reasons)

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -32,6 +33,8 @@ from coar_dist.ablation.placement import (
 from coar_dist.ablation.unread import with_logits_read_alone
 from coar_dist.ablation.value import ZeroWeights
 from coar_dist.components.discovery import check_components
+from coar_dist.components.gates import weights_read
+from coar_dist.components.index import ComponentIndex
 from coar_dist.errors import in_one_line
 from coar_dist.tasks.task import ExampleSet, Inputs, Task, call_model
 
@@ -74,7 +77,8 @@ class PreparedModel:
         examples = self._read_alone(module, task.examples.without_columns())
         self.module, self._layout = _made_fast(module, value, self.effects)
         self.examples = self._placed_examples(examples)
-        self.ungated = ungated_groups(self.effects, value, self.module, self.device)
+        self.value = replace(value, read=self._weights_read(value.components))
+        self.ungated = ungated_groups(self.effects, self.value, self.module, self.device)
         self.rounding = self._rounding()
         self.why_not_recorded = why_not_recorded(self.module, self.device)
 
@@ -97,6 +101,10 @@ class PreparedModel:
         self.effects.examples = whole
         _log.info("all logits are made, not only those that are read: %s", why_wrong)
         return examples
+
+    def _weights_read(self, components: ComponentIndex) -> frozenset[str]:
+        batch = self.effects.examples
+        return weights_read(self.module, components, lambda: self.effects.margins(self.module, batch))
 
     def _placed_examples(self, examples: ExampleSet) -> ExampleSet:
         examples = examples.map(lambda tensor: with_layout(tensor, self._layout))

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from coar_dist.components.gates import GatedModel, GateOutput, plain_gate_output
+from coar_dist.components.gate_hooks import GateOutput
+from coar_dist.components.gates import GatedModel, plain_gate_output
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import WeightMasker
 
@@ -23,9 +24,11 @@ class ZeroWeights:
 
     Attributes:
         components: what can be ablated.
+        read: parameters that a forward method reads itself: they are gated there.
     """
 
     components: ComponentIndex
+    read: frozenset[str] = frozenset()
 
     def masker(self, model: nn.Module) -> WeightMasker:
         """Applies one mask at a time to the weights of ``model``, in place."""
@@ -50,7 +53,7 @@ class ZeroWeights:
             without: groups that get no gates.
             called: takes the groups whose gates are passed.
         """
-        return GatedModel(model, self.components, num_rows, device, gate_output, without, called)
+        return GatedModel(model, self.components, num_rows, device, gate_output, without, called, self.read)
 
     def held_by(self, groups: Collection[int]) -> NDArray[np.bool_]:
         """(num_components,) the components of some groups."""

@@ -19,13 +19,21 @@ from torch import Tensor, nn
 
 from coar_dist.components.attention import PLACEMENTS, AttentionGates, Gate, can_be_gated, gated_attention
 from coar_dist.components.discovery import is_transposed_linear
+from coar_dist.components.gate_hooks import (
+    GateOutput,
+    embedding_hook,
+    feature_gate,
+    input_hook,
+    output_hook,
+    routing_hook,
+    weight_gate,
+)
 from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.read_weights import read_directly, stand_in
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _PLAIN_FORWARDS = (nn.Linear.forward, *(kind.forward for kind in CONVOLUTIONS))
-GateOutput = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""From a linear map's output without bias, its gate and its bias (or None) to the gated output."""
 
 
 def plain_gate_output(linear: Tensor, gate: Tensor, bias: Tensor | None) -> Tensor:
@@ -34,29 +42,34 @@ def plain_gate_output(linear: Tensor, gate: Tensor, bias: Tensor | None) -> Tens
     return linear * gate if bias is None else torch.addcmul(bias, linear, gate)
 
 
-Note = Callable[[], None] | None
-
-
 @dataclass(frozen=True)
 class Place:
     """Where a gate stands.
 
     Attributes:
         module: name of the module.
-        kind: ``output``, ``input``, embedding ``rows``, or one of ``PLACEMENTS`` within an attention module.
+        kind: ``output``, ``input``, embedding ``rows``, ``routing`` weights of experts, one of ``PLACEMENTS`` within an
+            attention module, or ``read``: wherever a function reads the parameter.
         channel_axis: of the module's input or output, along which the components lie.
+        parameter: its name in the module.
     """
 
     module: str
     kind: str
     channel_axis: int
+    parameter: str = "weight"
 
 
-def places_of(model: nn.Module, components: ComponentIndex) -> list[list[Place]]:
+def places_of(model: nn.Module, components: ComponentIndex, read: Collection[str] = ()) -> list[list[Place]]:
     """Per group the places of its gates: one in every module that owns the parameter. [] is no gated form.
 
     A place says where a gate may stand, by axes alone and whatever the module's class. Whether a gate there does what
     zeroed weights do is for a probe to find out.
+
+    Args:
+        model: whose modules own the parameters.
+        components: the component index.
+        read: parameters that are gated where a function reads them, as from ``weights_read``.
     """
     modules = dict(model.named_modules())
     owners: dict[int, list[tuple[str, str]]] = {}
@@ -66,9 +79,28 @@ def places_of(model: nn.Module, components: ComponentIndex) -> list[list[Place]]
     found = []
     for group in components.groups:
         owning = owners[id(model.get_parameter(group.parameter))]
+        if group.parameter in read:
+            found.append([Place(module, "read", -1, name) for module, name in owning])
+            continue
         places = [_place(modules, module, name, group) for module, name in owning]
         found.append([] if None in places else [place for place in places if place is not None])
     return found
+
+
+def weights_read(model: nn.Module, components: ComponentIndex, run: Callable[[], object]) -> frozenset[str]:
+    """The parameters of ``components`` that a forward method reads itself, so that hooks on modules may miss it.
+
+    Args:
+        model: is as before on every exit.
+        components: the component index.
+        run: a forward pass of ``model``.
+    """
+    kinds = {
+        group.parameter: {place.kind for place in places}
+        for group, places in zip(components.groups, places_of(model, components), strict=True)
+    }
+    hooked = {name: bool(found - {"routing"}) for name, found in kinds.items() if not found & {*PLACEMENTS}}
+    return read_directly(model, hooked, run)
 
 
 def _place(modules: Mapping[str, nn.Module], module_name: str, name: str, group: ComponentGroup) -> Place | None:
@@ -84,6 +116,13 @@ def _place(modules: Mapping[str, nn.Module], module_name: str, name: str, group:
         fits = name == "weight" and can_be_gated(parent) and "forward" not in vars(parent)
         return Place(parent_name, ("attention_output", "attention_input")[group.axis], -1) if fits else None
     weight = module._parameters[name]
+    if (
+        weight is not None
+        and weight.ndim == 3
+        and group.axis == 0
+        and not isinstance(module, (*CONVOLUTIONS, *_TRANSPOSED_CONVOLUTIONS))
+    ):
+        return Place(module_name, "routing", 0, name)  # experts: their outputs are weighed and added up
     if name != "weight" or weight is None or weight.ndim < 2:
         return None
     if isinstance(module, nn.Embedding):
@@ -108,6 +147,7 @@ class GatedModel:
         gate_output: how a linear map's output, its gate and its bias are put together.
         without: groups that get no gates, by their place among the groups; their gates have no effect.
         called: takes the groups whose gates are passed; None keeps the forward pass free of it.
+        read: parameters that are gated where a function reads them, as from ``weights_read``.
 
     Attributes:
         gates: (num_rows, num_components) float32; write it before a forward pass. 1 is kept, 0 is ablated.
@@ -122,6 +162,7 @@ class GatedModel:
         gate_output: GateOutput = plain_gate_output,
         without: Collection[int] = (),
         called: set[int] | None = None,
+        read: Collection[str] = (),
     ) -> None:
         self.model = model
         self.gates = torch.ones(num_rows, components.num_components, device=device)
@@ -130,14 +171,19 @@ class GatedModel:
         self._slices: list[tuple[int, int, list[str]]] = []  # of the gates, and the names of their buffers
         self._attention: dict[str, AttentionGates] = {}
         try:
-            self._gate(components, gate_output, without)
+            self._gate(components, gate_output, without, places_of(model, components, read))
         except BaseException:
             self.remove()
             raise
 
-    def _gate(self, components: ComponentIndex, gate_output: GateOutput, without: Collection[int]) -> None:
+    def _gate(
+        self,
+        components: ComponentIndex,
+        gate_output: GateOutput,
+        without: Collection[int],
+        all_places: Sequence[Sequence[Place]],
+    ) -> None:
         modules = dict(self.model.named_modules())
-        all_places = places_of(self.model, components)  # before anything is replaced
         for number, (group, places) in enumerate(zip(components.groups, all_places, strict=True)):
             if number in without:
                 continue
@@ -148,10 +194,16 @@ class GatedModel:
             for first in range(start, stop, step):
                 self._slices.append((first, first + step, []))
             for place in places:
-                self._stand(number, modules[place.module], place, group.block_size, num_parts, gate_output)
+                self._stand(number, modules[place.module], place, group, num_parts, gate_output)
 
     def _stand(
-        self, number: int, module: nn.Module, place: Place, block_size: int, num_parts: int, gate_output: GateOutput
+        self,
+        number: int,
+        module: nn.Module,
+        place: Place,
+        group: ComponentGroup,
+        num_parts: int,
+        gate_output: GateOutput,
     ) -> None:
         """Put the gates of a group, the last of ``_slices``, at one of its places."""
         keys = [f"component_gate_{number}_{part}" for part in range(num_parts)]
@@ -159,15 +211,22 @@ class GatedModel:
             self._register(module, key, self.gates[:, start:stop])
             names.append(f"{place.module}.{key}".removeprefix("."))
         note = None if self._called is None else partial(self._called.add, number)
+        block_size = group.block_size
         if place.kind in PLACEMENTS:
-            self._gate_attention(place, module, [_feature_gate(module, key, block_size, note) for key in keys])
+            self._gate_attention(place, module, [feature_gate(module, key, block_size, note) for key in keys])
+        elif place.kind == "read":
+            gate = weight_gate(module, keys[0], block_size, gate_output, note)
+            self._undo.append(stand_in(module, place.parameter, {group.axis: gate}))
+        elif place.kind == "routing":
+            hook = routing_hook(keys[0], block_size, note)
+            self._hook(module.register_forward_pre_hook(hook, with_kwargs=True))
         elif place.kind == "rows":
-            self._hook(module.register_forward_hook(_embedding_hook(keys[0], block_size, note)))
+            self._hook(module.register_forward_hook(embedding_hook(keys[0], block_size, note)))
         elif place.kind == "input":
-            self._hook(module.register_forward_pre_hook(_input_hook(keys[0], block_size, place.channel_axis, note)))
+            self._hook(module.register_forward_pre_hook(input_hook(keys[0], block_size, place.channel_axis, note)))
         else:
             subtracts = not self._move_bias(module)
-            hook = _output_hook(keys[0], block_size, place.channel_axis, gate_output, subtracts, note)
+            hook = output_hook(keys[0], block_size, place.channel_axis, gate_output, subtracts, note)
             self._hook(module.register_forward_hook(hook))
 
     def _hook(self, handle: Any) -> None:
@@ -247,90 +306,11 @@ def gated(
     gate_output: GateOutput = plain_gate_output,
     without: Collection[int] = (),
     called: set[int] | None = None,
+    read: Collection[str] = (),
 ) -> Iterator[GatedModel]:
     """A ``GatedModel`` for the length of a ``with`` block; the model is as before on every exit."""
-    gated_model = GatedModel(model, components, num_rows, device, gate_output, without, called)
+    gated_model = GatedModel(model, components, num_rows, device, gate_output, without, called, read)
     try:
         yield gated_model
     finally:
         gated_model.remove()
-
-
-def _spread(gate: Tensor, block_size: int, like: Tensor, channel_axis: int, module: nn.Module) -> Tensor:
-    """The gate (num_rows, num_components) shaped to multiply ``like`` (num_rows * k, ..., channels, ...).
-
-    Windows, heads or positions that a model folds into the first axis lie within their row, k to a row. Embedded
-    positions may be one row for all, which becomes a row each.
-    """
-    if block_size > 1:
-        gate = gate.repeat_interleave(block_size, dim=1)
-    num_rows, (repeats, rest) = len(gate), divmod(like.shape[0], len(gate))
-    if like.shape[0] == 1 and isinstance(module, nn.Embedding):
-        repeats, rest = 1, 0
-    if rest or not repeats or like.shape[channel_axis] != gate.shape[1]:
-        raise GateError(
-            f"{type(module).__name__} saw a tensor of shape {tuple(like.shape)} in a pass of {num_rows} rows, so its "
-            f"first axis is not the rows, or its axis {channel_axis} not the {gate.shape[1]} indices of its components"
-        )
-    if repeats > 1:
-        gate = gate.repeat_interleave(repeats, dim=0)
-    shape = [len(gate)] + [1] * (like.ndim - 1)
-    shape[channel_axis] = gate.shape[1]
-    return gate.to(like.device).reshape(shape)
-
-
-class GateError(RuntimeError):
-    """A gate met a tensor that its rows do not fit; the text names the kind of layer."""
-
-
-def _feature_gate(module: Any, key: str, block_size: int, note: Note) -> Gate:
-    def gate(features: Tensor) -> Tensor:
-        if note is not None:
-            note()
-        spread = _spread(getattr(module, key), block_size, features, -1, module)
-        return features * spread.to(features.dtype)
-
-    return gate
-
-
-def _output_hook(
-    key: str, block_size: int, channel_axis: int, gate_output: GateOutput, subtracts: bool, note: Note
-) -> Any:
-    def hook(module: Any, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if note is not None:
-            note()
-        gate = _spread(getattr(module, key), block_size, output, channel_axis, module)
-        shape = [1] * output.ndim
-        shape[channel_axis] = -1
-        bias = None if module.component_bias is None else module.component_bias.to(output.dtype).reshape(shape)
-        return gate_output(output if bias is None or not subtracts else output - bias, gate, bias)
-
-    return hook
-
-
-def _input_hook(key: str, block_size: int, channel_axis: int, note: Note) -> Any:
-    def hook(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        if note is not None:
-            note()
-        features = inputs[0]
-        gate = _spread(getattr(module, key), block_size, features, channel_axis, module)
-        return (features * gate.to(features.dtype), *inputs[1:])
-
-    return hook
-
-
-def _embedding_hook(key: str, block_size: int, note: Note) -> Any:
-    def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if note is not None:
-            note()
-        tokens, gate = inputs[0], getattr(module, key)
-        if tokens.ndim < 2 or tokens.shape[0] not in (1, gate.shape[0]):
-            raise GateError(
-                f"{type(module).__name__} saw tokens of shape {tuple(tokens.shape)} in a pass of {gate.shape[0]} rows"
-            )
-        tokens = tokens.expand(gate.shape[0], *tokens.shape[1:])  # positions may be one row for all
-        of_tokens = gate.gather(1, (tokens // block_size).reshape(len(tokens), -1)).reshape(tokens.shape)
-        gated_output: Tensor = output * of_tokens.unsqueeze(-1).to(output.dtype)
-        return gated_output
-
-    return hook
