@@ -135,27 +135,29 @@ def test_padding_does_not_change_a_margin() -> None:
 
 
 class Reused(nn.Module):
-    """One module called twice, and one whose weight is read without calling it."""
+    """One module called twice, and one whose weight is read without calling it, as it is or doubled."""
 
-    def __init__(self, read: bool) -> None:
+    def __init__(self, factor: float | None) -> None:
         super().__init__()
-        self.shared, self.other, self.read = nn.Linear(6, 6), nn.Linear(6, 6), read
+        self.shared, self.other, self.factor = nn.Linear(6, 6), nn.Linear(6, 6), factor
         self.head = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.tanh(self.shared(torch.tanh(self.shared(x))))
-        x = functional.linear(x, self.other.weight, self.other.bias) if self.read else self.other(x)
-        return self.head(x)
+        if self.factor is None:
+            return self.head(self.other(x))
+        weight = self.other.weight if self.factor == 1 else self.other.weight * self.factor
+        return self.head(functional.linear(x, weight, self.other.bias))
 
 
-@pytest.mark.parametrize("read", [False, True])
-def test_modules_called_twice_or_not_at_all(read: bool) -> None:
+@pytest.mark.parametrize(("factor", "ungated"), [(None, []), (1.0, []), (2.0, ["other.weight"])])
+def test_modules_called_twice_or_not_at_all(factor: float | None, ungated: list[str]) -> None:
     inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(2))
-    task = Task(randomise(Reused(read)), ExampleSet(inputs, torch.arange(5) % 3), output_function("margin"))
+    task = Task(randomise(Reused(factor)), ExampleSet(inputs, torch.arange(5) % 3), output_function("margin"))
     components = discover(task.model, "linear_rows")
     assert_exact(task, components, random_masks(6, components.num_components, 0.3))
-    ungated = AblationEngine(task, components, "cpu", "float32").ungated
-    assert [components.groups[number].parameter for number in ungated] == (["other.weight"] if read else [])
+    found = AblationEngine(task, components, "cpu", "float32").ungated
+    assert [components.groups[number].parameter for number in found] == ungated
 
 
 @st.composite

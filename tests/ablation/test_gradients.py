@@ -208,7 +208,7 @@ def test_every_kind_of_component(make: Callable[[], Task], selector: str) -> Non
 def test_a_linear_model_has_its_differences_as_gradients() -> None:
     """Also a module called twice, and components that the margin does not depend on."""
     inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(2))
-    task = Task(randomise(Reused(False)), ExampleSet(inputs, torch.arange(5) % 3), lambda out, _: out[:, 0])
+    task = Task(randomise(Reused(None)), ExampleSet(inputs, torch.arange(5) % 3), lambda out, _: out[:, 0])
     task = replace(task, output_function=output_function(task.output_function))
     components = ComponentIndex((ComponentGroup("head.weight", 0, 3), ComponentGroup("shared.weight", 0, 6)))
     kept = np.ones((1, 9), dtype=bool)

@@ -113,6 +113,46 @@ class Three(nn.Module):
         return self.head(functional.linear(x, self.c.weight, self.c.bias).relu())
 
 
+class Matrices(nn.Module):
+    """Parameters of its own, without a module, one of them read twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.zeros(8, 6)), nn.Parameter(torch.zeros(6, 6))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x @ self.a).relu()
+        x = (torch.matmul(x, self.b) + functional.linear(x, self.b)).tanh()
+        return self.head(x.mean(1))
+
+
+class Experts(nn.Module):
+    """Weights of all experts in one parameter, as in language models; each token goes to two of four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.zeros(4, 6, 8)), nn.Parameter(torch.zeros(4, 8, 6))
+
+    def forward(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        outputs = torch.einsum("td,tknd->tkn", tokens, self.up[chosen]).relu()
+        return (torch.einsum("tkn,tkdn->tkd", outputs, self.down[chosen]) * weights.unsqueeze(-1)).sum(1)
+
+
+class Mixture(nn.Module):
+    """A block of experts behind a router, and beside it a shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.experts, self.head = nn.Linear(8, 4), Experts(), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.reshape(-1, 8)
+        weights, chosen = self.router(tokens).softmax(-1).topk(2)
+        mixed = self.experts(tokens, chosen, weights / weights.sum(-1, keepdim=True))
+        return self.head((tokens + mixed).reshape(x.shape).mean(1))
+
+
 def three_layers(model: nn.Module) -> ComponentIndex:
     del model
     return ComponentIndex(tuple(ComponentGroup(f"{name}.weight", 0, 1, 8) for name in "abc"))
@@ -455,6 +495,8 @@ HABITS: list[Animal] = [
     _animal("as_strided behind a convolution", Strided, images),
     _animal("a parameter of five axes", FiveAxes, images, selected("conv_filters")),
     _animal("routing to experts", Routed, vectors),
+    _animal("matrices without a module", Matrices, sequences),
+    _animal("experts in one parameter", Mixture, sequences),
     _animal("wide layer", lambda: Wide(20_000), vectors, selected("linear_rows")),
     _animal("standardised convolution", lambda: Plain(StandardisedConv), images),
     _animal("padded convolution", lambda: Plain(PaddedConv), images),
