@@ -148,7 +148,8 @@ def test_components_without_a_gate_have_their_parameters_gradients() -> None:
 
 def reused_task(read: bool) -> Task:
     inputs = torch.randn(3, 6, generator=torch.Generator().manual_seed(2))
-    return Task(randomise(Reused(1.0 if read else None)), ExampleSet(inputs, torch.arange(3)), output_function("margin"))
+    model = randomise(Reused(1.0 if read else None))
+    return Task(model, ExampleSet(inputs, torch.arange(3)), output_function("margin"))
 
 
 @pytest.mark.parametrize(
