@@ -9,8 +9,8 @@ import torch
 
 from coar_dist.ablation.prefix import PrefixCuts
 from coar_dist.ablation.prepared import PreparedModel
-from coar_dist.ablation.weights_form import WeightsForm
 from coar_dist.errors import in_one_line
+from coar_dist.tasks.task import ExampleSet
 
 _log = logging.getLogger(__name__)
 
@@ -21,29 +21,32 @@ def hold_cuts(cuts: PrefixCuts, model: PreparedModel) -> bool:
     Returns:
         Whether any holds.
     """
-    effects, form, groups = model.effects, WeightsForm(model, len(model.examples)), model.value.components.groups
-    rows = effects.pair_rows()
-    examples = model.laid_out(effects.examples)
-    margins, tried = effects.expected, set[int]()
+    effects, groups = model.effects, model.value.components.groups
+    examples, masker = model.laid_out(effects.examples), model.value.masker(model.module)
+    shared, selected = effects.expected, effects.expected
+    tried = set[int]()
     for number, group in enumerate(groups):
-        if group.parameter in model.value.read:
-            cuts.forget(number)  # a cut's part holds the parameter itself, whatever gates stand in its place
-        masks, pairs = effects.group_masks(number)
         cut = cuts.of_group(number)
         if cut is None:
             continue
         tried.add(number)
+        masks, pairs = effects.group_masks(number)
+        rows = torch.from_numpy(effects.pair_rows()[pairs]).to(model.device)
         try:
-            found = form.behind(cut, np.concatenate([masks, masks]), examples)[2:].double().cpu().numpy()
-            margins[pairs] = np.take_along_axis(found, rows[pairs], axis=1)
+            all_rows = ExampleSet(model.outputs(cut.before, examples.inputs), examples.targets)
+            with masker.ablating() as ablate:
+                for mask, places, chosen in (*zip(masks, pairs, rows, strict=True),) * 2:
+                    ablate(mask)
+                    shared[places] = model.margins(cut.after, all_rows)[chosen].double().cpu().numpy()
+                    own = model.selected(all_rows, chosen)
+                    selected[places] = model.margins(cut.after, own).double().cpu().numpy()
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # the traced parts may fail where the model does not
+        except Exception as error:  # the user's own code may raise anything when a part of it is not run
             _log.info("activations before %s are not reused: %s", group.parameter, in_one_line(error))
-            margins[pairs] = np.nan
-    for failure in effects.failures(margins, model.rounding):
-        name = groups[failure.group].parameter
-        _log.info("activations before %s are not reused: they give other effects", name)
-        cuts.forget(failure.group)
-        tried.discard(failure.group)
-    return bool(tried)
+            shared[pairs] = np.nan
+    failed = {failure.group for margins in (shared, selected) for failure in effects.failures(margins, model.rounding)}
+    for number in sorted(failed & tried):
+        _log.info("activations before %s are not reused: they give other effects", groups[number].parameter)
+        cuts.forget(number)
+    return bool(tried - failed)

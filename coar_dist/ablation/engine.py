@@ -27,7 +27,7 @@ from coar_dist.ablation.form import Form, trial_mask
 from coar_dist.ablation.gradients import WITHOUT_GRADIENTS, GradientPasses
 from coar_dist.ablation.memory import peak_bytes, rows_that_fit
 from coar_dist.ablation.plan import EnginePlan
-from coar_dist.ablation.prefix import find_cuts
+from coar_dist.ablation.prefix import CutError, find_cuts
 from coar_dist.ablation.prepared import PreparedModel
 from coar_dist.ablation.rows_form import RowsForm
 from coar_dist.ablation.value import ZeroWeights
@@ -98,7 +98,7 @@ class AblationEngine:
     ) -> None:
         self.components = components
         self.model = model = PreparedModel(task, ZeroWeights(components), torch.device(device), precision)
-        self._cuts = find_cuts(model.module, components, model.filled(model.examples, 2).inputs)
+        self._cuts = find_cuts(model)
         self.reuse_activations = self._cuts is not None and hold_cuts(self._cuts, model)
         self._say_ungated()
         self._twin = model.twin()  # before the model has gates
@@ -238,6 +238,10 @@ class AblationEngine:
         cuts = self._cuts if self.reuse_activations else None
         try:
             return self._with_rows_that_fit(self.plan, lambda form: form.margins(masks, self.model.examples, cuts))
+        except CutError as error:
+            _log.warning("activations are not reused from now on: %s", error)
+            self.reuse_activations = False
+            return self.margins(masks)
         except GateError as error:
             if self.plan.mode != "rows":
                 raise

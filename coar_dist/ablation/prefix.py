@@ -1,75 +1,169 @@
-"""Reuse of activations: layers before a mask's first ablated component give what they always give.
+"""Reuse of activations: what runs before a mask's first ablated component gives what it always gives.
 
-The model is traced, and cut where a single tensor carries all that later layers need (between the blocks of a
-residual net, between the layers of a chain). A mask whose first ablated component comes after a cut runs only the rest,
-on activations that are computed once for all such masks. It pays for leave-one-out masks.
+A pass is cut where a parameter is first read. Modules that are done by then give their recorded outputs instead of
+being run, whatever the model takes and however it is written; what stands between them in its own code runs again. It
+pays for leave-one-out masks.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from coar_dist.ablation.liveness import read_and_overwritten
+from coar_dist.ablation.module_calls import Answer, Call, answered_by, kinds_of_leaves, placeholder, watched
+from coar_dist.ablation.prepared import PreparedModel
 from coar_dist.components.index import ComponentIndex
-from coar_dist.tasks.task import Inputs
+from coar_dist.errors import in_one_line
+from coar_dist.tasks.task import ExampleSet
 
+_FEW, _MORE = 2, 3
+"""Rows of the passes from which the rows of outputs are told."""
+_ONLY_INPUT = "the only input"
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+class CutError(RuntimeError):
+    """A pass is unlike those that its cut was found by; the text says how."""
+
+
+class _Reached(BaseException):
+    """A pass has come to its cut; no ``except Exception`` of the model's own stops it."""
+
+
 class Cut:
-    """A place where the model falls into two parts.
-
-    Attributes:
-        node_index: the last node of the first part, in the traced graph.
-        saved: share of the layers with parameters that lie before it: about what a mask behind it saves.
-        before: from the model's input to the cut.
-        after: from the cut to the model's outputs.
-    """
-
-    node_index: int
-    saved: float
-    before: Callable[..., Any]
-    after: Callable[..., Any]
-
-
-class _Tracer(fx.Tracer):
-    """Does not look inside modules that have components."""
-
-    def __init__(self, leaves: set[str]) -> None:
-        super().__init__()
-        self._leaves = leaves
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name in self._leaves or super().is_leaf_module(m, module_qualified_name)
-
-
-def find_cuts(model: nn.Module, components: ComponentIndex, inputs: Inputs) -> PrefixCuts | None:
-    """The cuts of a model; None where it cannot be cut, and the log says why.
+    """A place where a pass falls into two parts.
 
     Args:
-        model: the prepared model; its submodules are shared, so that masks and gates act in the parts too.
-        components: the component index.
-        inputs: of a few examples: a cut carries a tensor whose first axis is the batch.
+        model: runs the passes.
+        reused: modules that are done there, with the kinds of the leaves of their outputs.
+        readers: modules whose first call is the end of the first part.
+        saved: share of the layers with parameters in the first part: about what a mask behind it saves.
     """
-    if isinstance(inputs, dict):
-        _log.info("activations are not reused: the model takes several inputs")
-        return None
+
+    def __init__(self, model: nn.Module, reused: Mapping[str, list[str]], readers: Iterable[str], saved: float) -> None:
+        self.saved = saved
+        self._model, self._reused, self._readers = model, reused, readers
+        self._unread: set[str] = set()
+        self._overwritten: set[str] = set()
+        self._inputs: list[str] = []
+        self._structures: dict[str, TreeSpec] = {}
+        self._fixed: dict[str, Any] = {}
+        self._placeholders: dict[str, tuple[Tensor, torch.Size]] = {}
+
+    def find_what_is_read(self, model: PreparedModel, batch: ExampleSet) -> None:
+        """Keep no tensors from now on that margins behind the cut do not come from."""
+        recorded = model.outputs(self.before, batch.inputs)
+        self._fixed = {key: value.clone() if isinstance(value, Tensor) else value for key, value in self._fixed.items()}
+        rest = ExampleSet(recorded, batch.targets).map(torch.clone)
+        inputs = rest.inputs
+        assert isinstance(inputs, dict)
+        tensors = {key: value for key, value in (inputs | self._fixed).items() if isinstance(value, Tensor)}
+        read, self._overwritten = read_and_overwritten(lambda: model.margins(self.after, rest), tensors)
+        self._unread = {
+            key
+            for key in inputs
+            if key in tensors
+            and tensors[key].is_floating_point()
+            and key not in read | self._overwritten
+            and not (model.effects.changes_inputs and key in self._inputs)  # it cannot write to a placeholder
+        }
+
+    def before(self, *inputs: Tensor, **named: Any) -> dict[str, Any]:
+        """From the model's inputs to the activations, as inputs of ``after``; until the next call it knows the rest.
+
+        Raises:
+            CutError: a module's output is not what it was.
+        """
+        given = {_ONLY_INPUT: inputs[0]} if inputs else named
+        num_rows = next(len(value) for value in given.values() if isinstance(value, Tensor))
+        activations: dict[str, Any] = {}
+        self._inputs, self._structures, self._fixed, self._placeholders = list(given), {}, {}, {}
+        for key, value in given.items():
+            self._keep(key, value, activations)
+        record = {name: partial(self._recorded, name, activations, num_rows) for name in self._reused}
+        with answered_by(self._model, {**record, **dict.fromkeys(self._readers, _stop)}), suppress(_Reached):
+            self._model(*inputs, **named)
+        return activations
+
+    def _recorded(
+        self, name: str, activations: dict[str, Any], num_rows: int, forward: Answer, *args: Any, **kwargs: Any
+    ) -> Any:
+        output = forward(*args, **kwargs)
+        leaves, structure = tree_flatten(output)
+        kinds = self._reused[name]
+        if name in self._structures or len(leaves) != len(kinds):
+            raise CutError(f"{name} is called more than once, or gives something else")
+        self._structures[name] = structure
+        for number, (leaf, kind) in enumerate(zip(leaves, kinds, strict=True)):
+            key = f"{name}:{number}"
+            if kind == "rows":
+                if not isinstance(leaf, Tensor) or leaf.shape[:1] != (num_rows,):
+                    raise CutError(f"an output of {name} has not a row per example")
+                self._keep(key, leaf, activations)
+            else:
+                self._fixed[key] = leaf.clone() if key in self._overwritten else leaf
+        return output
+
+    def _keep(self, key: str, value: Any, activations: dict[str, Any]) -> None:
+        if key in self._unread:
+            self._placeholders[key] = placeholder(value)
+        else:
+            activations[key] = value.clone() if key in self._overwritten else value
+
+    def after(self, **activations: Any) -> Any:
+        """The model's outputs from activations of ``before``, or of some rows of them."""
+        num_rows = next(len(value) for value in activations.values() if isinstance(value, Tensor))
+        waiting = dict(self._structures)
+
+        def value_of(key: str) -> Any:
+            if key in self._placeholders:
+                nan, shape = self._placeholders[key]
+                return nan.expand(num_rows, *shape)
+            value = activations[key] if key in activations else self._fixed[key]
+            return value.clone() if key in self._overwritten else value
+
+        def replayed(name: str, forward: Answer, *args: Any, **kwargs: Any) -> Any:
+            structure = waiting.pop(name, None)
+            if structure is None:  # its call came after the cut
+                return forward(*args, **kwargs)
+            return tree_unflatten(
+                [value_of(f"{name}:{number}") for number in range(len(self._reused[name]))], structure
+            )
+
+        with answered_by(self._model, {name: partial(replayed, name) for name in self._reused}):
+            if self._inputs == [_ONLY_INPUT]:
+                return self._model(value_of(_ONLY_INPUT))
+            return self._model(**{name: value_of(name) for name in self._inputs})
+
+
+def _stop(_forward: Answer, *_args: Any, **_kwargs: Any) -> NoReturn:
+    raise _Reached
+
+
+def find_cuts(model: PreparedModel) -> PrefixCuts | None:
+    """The cuts of a model, before it has gates; None where none can be found, and the log says why."""
     try:
-        graph = _Tracer({group.module for group in components.groups}).trace(model)
-        batched = _batched_nodes(model, graph, inputs)
-    except Exception as error:  # tracing runs the user's own forward, which may raise anything on a proxy
-        _log.info("activations are not reused: the model cannot be traced (%s: %s)", type(error).__name__, error)
+        few, more = (
+            watched(model.module, partial(model.outputs, model.module, model.filled(model.examples, rows).inputs))
+            for rows in (_FEW, _MORE)
+        )
+        return PrefixCuts(model, few, more)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a module may be of a kind that does not let itself be watched
+        _log.info("activations are not reused: %s", in_one_line(error))
         return None
-    return PrefixCuts(model, components, graph, batched)
 
 
 class PrefixCuts:
@@ -77,29 +171,32 @@ class PrefixCuts:
 
     Args:
         model: the prepared model.
-        components: the component index.
-        graph: of the model.
-        batched: nodes of the graph that give a tensor whose first axis is the batch.
+        few: calls in a pass of 2 rows.
+        more: calls in a pass of 3 rows.
     """
 
-    def __init__(self, model: nn.Module, components: ComponentIndex, graph: fx.Graph, batched: set[fx.Node]) -> None:
-        self._model = model
-        self._graph = graph
-        self._offsets = components.offsets
-        nodes = list(graph.nodes)
-        positions = [position for position in _cut_positions(nodes) if nodes[position] in batched]
-        first_use = _first_uses(nodes)
-        self._layers_before = np.cumsum([_has_parameters(model, node) for node in nodes])
-        self._cut_of_group: list[int | None] = []
-        for group in components.groups:
-            use = min((first_use[name] for name in _readers(group.module) if name in first_use), default=0)
-            self._cut_of_group.append(max((position for position in positions if position < use), default=None))
-        self.part = cache(self._part)
+    def __init__(self, model: PreparedModel, few: list[Call], more: list[Call]) -> None:
+        self._model, self._offsets = model, model.value.components.offsets
+        by_name = [_single(calls) for calls in (few, more)]
+        both = set(by_name[0]) & set(by_name[1])
+        kinds = {name: kinds_of_leaves(by_name[0][name], by_name[1][name], _FEW, _MORE) for name in both}
+        self._kinds = {name: found for name, found in kinds.items() if found is not None}
+        self._spans = {name: (by_name[1][name].start, by_name[1][name].end) for name in self._kinds}
+        starts: dict[str, int] = {}
+        for call in sorted(more, key=lambda call: call.start):
+            starts.setdefault(call.module, call.start)
+        readers = _readers(model.module, model.value.components, starts)
+        self._readers = {name: starts[name] for names in readers for name in names if name}
+        layers = [starts[name] for name in starts if model.module.get_submodule(name)._parameters]
+        self._layers = np.sort(np.array(layers, dtype=np.int64))
+        firsts = [min((starts.get(name, 0) for name in names), default=0) for names in readers]
+        self._parts = {first: self._part(first) for first in set(firsts)}
+        self._cut_of_group = [None if self._parts[first] is None else first for first in firsts]
 
     def of_group(self, number: int) -> Cut | None:
-        """The last cut before a group's parameter, by the group's place among the groups; None where there is none."""
+        """The cut before a group's parameter, by the group's place among the groups; None where there is none."""
         position = self._cut_of_group[number]
-        return None if position is None else self.part(position)
+        return None if position is None else self._parts[position]
 
     def forget(self, number: int) -> None:
         """Reuse nothing before a group's parameter."""
@@ -119,10 +216,10 @@ class PrefixCuts:
                 alone.append(row)
             else:
                 by_cut.setdefault(position, []).append(row)
-        return alone, [(self.part(position), rows) for position, rows in by_cut.items()]
+        return alone, [(part, rows) for position, rows in by_cut.items() if (part := self._parts[position]) is not None]
 
     def of_mask(self, mask: NDArray[np.bool_]) -> int | None:
-        """The last cut before every component that ``mask`` ablates: a node index; None where there is none.
+        """Where the cut before every component that ``mask`` ablates is, in a pass; None where there is none.
 
         A mask that ablates nothing uses the last cut of all.
         """
@@ -133,84 +230,61 @@ class PrefixCuts:
             return min(usable) if len(usable) == len(cuts) else None
         return max(usable, default=None)
 
-    def _part(self, node_index: int) -> Cut:
-        nodes = list(self._graph.nodes)
-        last_use = _last_uses(nodes)
-        cut = nodes[node_index]
-        before, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-        for node in nodes[: node_index + 1]:
-            copies[node] = before.node_copy(node, copies.__getitem__)
-        before.output(copies[cut])
-        after, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-        copies[cut] = after.placeholder("activations")
-        for position, node in enumerate(nodes):
-            if position > node_index or (node.op == "get_attr" and last_use[node] > node_index):
-                copies[node] = after.node_copy(node, copies.__getitem__)
-        return Cut(
-            node_index,
-            float(self._layers_before[node_index] / self._layers_before[-1]),
-            fx.GraphModule(self._model, before),
-            fx.GraphModule(self._model, after),
-        )
+    def _part(self, position: int) -> Cut | None:
+        """The cut at a position; None where it saves nothing, or where a part of the model cannot be left out."""
+        reused = self._reused(position)
+        saved = self._saved(reused)
+        if saved == 0:
+            return None
+        readers = [name for name, start in self._readers.items() if start >= position]
+        cut = Cut(self._model.module, {name: self._kinds[name] for name in reused}, readers, saved)
+        try:
+            cut.find_what_is_read(self._model, self._model.filled(self._model.examples, _FEW))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a later module may need what an earlier one leaves behind, in a cache say
+            names = " or ".join(readers[:2])
+            _log.info("activations before %s are not reused: %s", names, in_one_line(error))
+            return None
+        return cut
+
+    def _reused(self, position: int) -> list[str]:
+        """The outermost modules that are done at a position of a pass, in their order."""
+        reused, end = [], -1
+        for name, span in sorted(self._spans.items(), key=lambda item: item[1]):
+            if end < span[0] and span[1] < position:
+                reused.append(name)
+                end = span[1]
+        return reused
+
+    def _saved(self, reused: list[str]) -> float:
+        """Share of the layers with parameters that lie in some modules."""
+        spans = np.array([self._spans[name] for name in reused], dtype=np.int64).reshape(-1, 2)
+        within = np.searchsorted(self._layers, spans[:, 1]) - np.searchsorted(self._layers, spans[:, 0])
+        return float(within.sum() / max(len(self._layers), 1))
 
 
-class _BatchedNames(fx.Interpreter):
-    def __init__(self, model: nn.Module, graph: fx.Graph, num_rows: int) -> None:
-        super().__init__(fx.GraphModule(model, graph))
-        self._num_rows = num_rows
-        self.batched: set[str] = set()
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if isinstance(value, Tensor) and value.ndim > 0 and len(value) == self._num_rows:
-            self.batched.add(n.name)
-        return value
+def _single(calls: list[Call]) -> dict[str, Call]:
+    """The calls of modules that are called once, by name."""
+    counts = Counter(call.module for call in calls)
+    return {call.module: call for call in calls if counts[call.module] == 1}
 
 
-def _batched_nodes(model: nn.Module, graph: fx.Graph, inputs: Tensor) -> set[fx.Node]:
-    interpreter = _BatchedNames(model, graph, len(inputs))
-    with torch.no_grad():
-        interpreter.run(inputs)
-    return {node for node in graph.nodes if node.name in interpreter.batched}
+def _readers(model: nn.Module, components: ComponentIndex, starts: Mapping[str, int]) -> list[set[str]]:
+    """Per group the modules that read its parameter: its owners, or what is called around them; "" is the model."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            owners.setdefault(id(parameter), []).append(name)
+    readers = []
+    for group in components.groups:
+        names = owners[id(model.get_parameter(group.parameter))]
+        readers.append({_called(name, starts) for name in names})
+    return readers
 
 
-def _cut_positions(nodes: list[fx.Node]) -> list[int]:
-    """Indices of the nodes after which nothing but their own value is needed."""
-    last_use = _last_uses(nodes)
-    positions = []
-    live: set[fx.Node] = set()
-    for position, node in enumerate(nodes):
-        live = {other for other in live if last_use[other] > position}
-        if node.op != "get_attr" and last_use[node] > position:
-            live.add(node)
-        if live == {node} and node.op != "placeholder":
-            positions.append(position)
-    return positions
-
-
-def _first_uses(nodes: list[fx.Node]) -> Mapping[str, int]:
-    """Per module or parameter name the first node that calls or reads it."""
-    first: dict[str, int] = {}
-    for position, node in enumerate(nodes):
-        if node.op in ("call_module", "get_attr"):
-            target = str(node.target)
-            first.setdefault(target, position)
-            if node.op == "get_attr":
-                first.setdefault(target.rpartition(".")[0], position)
-    return first
-
-
-def _readers(module: str) -> list[str]:
-    """The module and every module around it, any of which may be a single call in the graph."""
-    parts = module.split(".")
-    return [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
-
-
-def _last_uses(nodes: list[fx.Node]) -> dict[fx.Node, int]:
-    """Per node the index of the last node that reads it; -1 where none does."""
-    index = {node: position for position, node in enumerate(nodes)}
-    return {node: max((index[user] for user in node.users), default=-1) for node in nodes}
-
-
-def _has_parameters(model: nn.Module, node: fx.Node) -> bool:
-    return node.op == "call_module" and any(True for _ in model.get_submodule(str(node.target)).parameters())
+def _called(name: str, starts: Mapping[str, int]) -> str:
+    """The innermost module around ``name``, or itself, that is called."""
+    while name and name not in starts:
+        name = name.rpartition(".")[0]
+    return name

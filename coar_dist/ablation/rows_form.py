@@ -68,8 +68,8 @@ class RowsForm(Form):
         margins = torch.empty(len(masks), len(examples), device=self._model.device)
         for start, batch in self._model.batches(examples, num_rows):
             self._gated.gates.fill_(1.0)
-            activations = self._model.outputs(cut.before, self._model.filled(batch, num_rows).inputs)[: len(batch)]
-            rest = ExampleSet(activations, batch.targets)
+            filled = self._model.filled(batch, num_rows)
+            rest = ExampleSet(self._model.outputs(cut.before, filled.inputs), filled.targets).rows(0, len(batch))
             values = self._pairs(kept, rest, partial(self._model.margins, cut.after))
             margins[:, start : start + len(batch)] = values
         return margins

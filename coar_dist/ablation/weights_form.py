@@ -51,17 +51,11 @@ class WeightsForm(Form):
         margins = torch.empty(len(masks), len(examples), device=self._model.device)
         for start, batch in self._model.batches(examples, self.forward.num_rows):
             activations = self._model.outputs(cut.before, batch.inputs)
-            is_changed = False
+            rest = ExampleSet(activations, batch.targets)
             with self._masker.ablating() as ablate:
                 for row, mask in enumerate(masks):
-                    own = activations.clone() if is_changed else activations
-                    version = own._version
                     ablate(mask)
-                    margins[row, start : start + len(batch)] = self._model.margins(
-                        cut.after, ExampleSet(own, batch.targets)
-                    )
-                    if own._version != version and not is_changed:  # what is behind the cut works in place on them
-                        activations, is_changed = self._model.outputs(cut.before, batch.inputs), True
+                    margins[row, start : start + len(batch)] = self._model.margins(cut.after, rest)
         return margins
 
     @override

@@ -32,7 +32,7 @@ def prepared() -> PreparedModel:
 @pytest.mark.parametrize("rows", [1, 4, 30])
 def test_any_masks_and_examples_behind_every_cut(kind: type[Form], rows: int) -> None:
     model = prepared()
-    cuts = find_cuts(model.module, FILTERS, model.filled(model.examples, 2).inputs)
+    cuts = find_cuts(model)
     assert cuts is not None
     singles = ~np.eye(FILTERS.num_components, dtype=bool)
     alone, behind = cuts.split(singles)
@@ -55,7 +55,7 @@ def test_any_masks_and_examples_behind_every_cut(kind: type[Form], rows: int) ->
 def test_a_form_that_failed_halfway_is_right_the_next_time(kind: type[Form]) -> None:
     """A pass that raises leaves weights, or gates, of its mask behind for nobody."""
     model = prepared()
-    cuts = find_cuts(model.module, FILTERS, model.filled(model.examples, 2).inputs)
+    cuts = find_cuts(model)
     assert cuts is not None
     singles = ~np.eye(FILTERS.num_components, dtype=bool)
     form = kind(model, 4)
