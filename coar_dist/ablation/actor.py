@@ -128,6 +128,8 @@ class AblationActor(EngineActor):
         made_by = {"engine": self._engine.plan.to_json()}
         if isinstance(store, GradientStore):
             gradients = self._engine.gate_gradients(rows, store.block)
+            self._engine.check_finite(gradients.margins, rows, masks.start, store.block[0])
             return lambda: store.write(masks.start, rows, gradients, made_by)
         margins = self._engine.margins(rows)
+        self._engine.check_finite(margins, rows, masks.start)
         return lambda: store.write(masks.start, rows, margins, made_by)

@@ -26,6 +26,7 @@ from coar_dist.ablation.effects import RELATIVE_TOLERANCE, ROUNDINGS
 from coar_dist.ablation.form import Form, trial_mask
 from coar_dist.ablation.gradients import WITHOUT_GRADIENTS, GradientPasses
 from coar_dist.ablation.memory import peak_bytes, rows_that_fit
+from coar_dist.ablation.non_finite import refuse_not_finite
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.prefix import CutError, find_cuts
 from coar_dist.ablation.prepared import PreparedModel
@@ -232,7 +233,7 @@ class AblationEngine:
             masks: (num_masks, num_components) bool, True = kept.
 
         Returns:
-            (num_masks, num_examples) float32; not checked for NaN, which the store refuses.
+            (num_masks, num_examples) float32; ``check_finite`` refuses NaN.
         """
         check_masks(masks, self.components.num_components)
         cuts = self._cuts if self.reuse_activations else None
@@ -250,6 +251,24 @@ class AblationEngine:
         self.model.ungated = dict.fromkeys(range(len(self.components.groups)), reason)
         self.use(EnginePlan("weights", min(self.plan.rows_per_forward, self.num_examples), compiled=False))
         return self.margins(masks)
+
+    def check_finite(
+        self, margins: NDArray[np.float32], masks: NDArray[np.bool_], first_mask: int, first_example: int = 0
+    ) -> None:
+        """Refuse margins of ``margins`` or ``gate_gradients`` that are not finite.
+
+        Args:
+            margins: (num_masks, n) float32, of masks from ``first_mask`` and examples from ``first_example`` on.
+            masks: (num_masks, num_components) bool, True = kept.
+            first_mask: a mask id.
+            first_example: an example id.
+
+        Raises:
+            NonFiniteMarginError: the message names the mask, the example and the layer.
+        """
+        if not np.isfinite(margins).all():
+            self.close()
+            refuse_not_finite(margins, masks, first_mask, first_example, self.model)
 
     def gate_gradients(self, masks: NDArray[np.bool_], block: tuple[int, int]) -> GateGradients:
         """Margins and sums of gate gradients under every mask, of the examples ``block[0] .. block[1] - 1``.

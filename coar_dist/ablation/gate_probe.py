@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +25,14 @@ GatedMargins = Callable[[Collection[int]], NDArray[np.float64]]
 
 
 def ungated_groups(
-    effects: Effects, value: ZeroWeights, model: nn.Module, device: torch.device, uncalled: bool = False
+    effects: Effects,
+    value: ZeroWeights,
+    model: nn.Module,
+    device: torch.device,
+    uncalled: bool = False,
+    known: Mapping[int, str] = MappingProxyType({}),
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    rounding: float | None = None,
 ) -> dict[int, str]:
     """The groups that gates cannot stand in for, with the reason.
 
@@ -32,6 +42,9 @@ def ungated_groups(
         model: the prepared model; it is as before on every exit.
         device: where the gates lie.
         uncalled: whether gates are let in whose module no example of the probe comes to; other examples may.
+        known: groups that are known to have none, with the reason.
+        autocast: the precision in which passes run.
+        rounding: of a margin in that precision; None is the model's own.
     """
     called: set[int] = set()
     components = value.components
@@ -43,7 +56,8 @@ def ungated_groups(
             gated_model = value.gated(model, len(masks), device, without=without, called=called)
             try:
                 gated_model.gates.copy_(torch.from_numpy(masks))
-                return effects.margins(model, batch)
+                with autocast():
+                    return effects.margins(model, batch)
             finally:
                 gated_model.remove()
 
@@ -56,7 +70,7 @@ def ungated_groups(
         )
         if not places
     }
-    reasons = failing_groups(effects, len(components.groups), gated_margins, reasons)
+    reasons = failing_groups(effects, len(components.groups), gated_margins, {**reasons, **known}, rounding)
     if not uncalled:  # an expert that no example came to, say
         missed = sorted(set(range(len(components.groups))) - set(reasons) - called)
         reasons |= dict.fromkeys(missed, "its module is not called on the examples of the probe")
@@ -64,7 +78,11 @@ def ungated_groups(
 
 
 def failing_groups(
-    effects: Effects, num_groups: int, gated_margins: GatedMargins, known: dict[int, str]
+    effects: Effects,
+    num_groups: int,
+    gated_margins: GatedMargins,
+    known: Mapping[int, str],
+    rounding: float | None = None,
 ) -> dict[int, str]:
     """The groups of which a form with gates does not have the effects, with the reason, besides those ``known``.
 
@@ -76,7 +94,7 @@ def failing_groups(
         candidates = [number for number in range(num_groups) if number not in reasons]
         if not candidates:
             return reasons
-        found = _failures(effects, gated_margins, set(reasons))
+        found = _failures(effects, gated_margins, set(reasons), rounding)
         failed = {failure.group for failure in found} if isinstance(found, list) else set(candidates)
         failed &= set(candidates)
         if not failed:
@@ -86,16 +104,18 @@ def failing_groups(
             continue
         alone = {}
         for number in candidates:
-            found_alone = _failures(effects, gated_margins, set(range(num_groups)) - {number})
+            found_alone = _failures(effects, gated_margins, set(range(num_groups)) - {number}, rounding)
             if isinstance(found_alone, str) or any(failure.group == number for failure in found_alone):
                 alone[number] = _reason(found_alone, number)
         reasons |= alone or {number: _reason(found, number) for number in failed}
 
 
-def _failures(effects: Effects, gated_margins: GatedMargins, without: Collection[int]) -> list[Failure] | str:
+def _failures(
+    effects: Effects, gated_margins: GatedMargins, without: Collection[int], rounding: float | None
+) -> list[Failure] | str:
     """The failing groups, or why the form does not run at all."""
     try:
-        return effects.failures(gated_margins(without))
+        return effects.failures(gated_margins(without), rounding)
     except (ConfigError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the user's own forward may raise anything when a layer is not what it was

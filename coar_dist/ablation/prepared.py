@@ -38,6 +38,8 @@ from coar_dist.components.index import ComponentIndex
 from coar_dist.errors import in_one_line
 from coar_dist.tasks.task import ExampleSet, Inputs, Task, call_model
 
+_CHANCE = 2.0
+"""How many times its measured rounding a 16-bit pass with gates is granted."""
 _log = logging.getLogger(__name__)
 
 
@@ -58,6 +60,7 @@ class PreparedModel:
         output_function: from outputs and targets to margins.
         effects: the truth from the untouched model, which every form is held to.
         ungated: the groups that gates cannot stand in for, by their place among the groups, with the reason.
+        precision: as given.
         rounding: error of a margin by the precision that the module runs in, root mean square.
         why_not_recorded: why passes of the module cannot be CUDA graphs; None where they may be.
 
@@ -72,14 +75,14 @@ class PreparedModel:
         module, self.device = placed(task.model, device)
         self.value = value
         self.output_function = task.output_function
-        self._precision = precision
+        self.precision = precision
         self.effects = Effects(module, value.components, task.examples, task.output_function, self.device)
         examples = self._read_alone(module, task.examples.without_columns())
         self.module, self._layout = _made_fast(module, value, self.effects)
         self.examples = self._placed_examples(examples)
         self.value = replace(value, read=self._weights_read(value.components))
-        self.ungated = ungated_groups(self.effects, self.value, self.module, self.device)
         self.rounding = self._rounding()
+        self.ungated = self._ungated()
         self.why_not_recorded = why_not_recorded(self.module, self.device)
 
     def _read_alone(self, module: nn.Module, examples: ExampleSet) -> ExampleSet:
@@ -115,8 +118,19 @@ class PreparedModel:
             return examples.map(lambda tensor: tensor.pin_memory())
         return examples
 
+    def _ungated(self) -> dict[int, str]:
+        """Groups without gates: in float32, where any error shows, and in the precision that passes run in."""
+        ungated = ungated_groups(self.effects, self.value, self.module, self.device)
+        if self.precision == "float32":
+            return ungated
+        # Of thousands of differences, one may be off by more than ROUNDINGS of them allow: no group is lost by chance.
+        allowed = _CHANCE * self.rounding
+        return ungated_groups(
+            self.effects, self.value, self.module, self.device, False, ungated, self.autocast, rounding=allowed
+        )
+
     def _rounding(self) -> float:
-        if self._precision == "float32":
+        if self.precision == "float32":
             return self.effects.rounding
         masker = self.value.masker(self.module)
 
@@ -164,9 +178,9 @@ class PreparedModel:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which the module runs in the precision asked for."""
-        if self._precision == "float32":
+        if self.precision == "float32":
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=getattr(torch, self._precision))
+        return torch.autocast(self.device.type, dtype=getattr(torch, self.precision))
 
     def outputs(self, model: Callable[..., Any], inputs: Inputs) -> Any:
         """Raw outputs of the module, or of a compiled form or a part of it, without gradients."""

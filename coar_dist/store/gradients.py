@@ -87,8 +87,8 @@ class GradientStore(ShardFolder):
                 )
                 raise NonFiniteMarginError(
                     f"a pass with gradients under masks {start}..{stop - 1} gives {name} of {values[tuple(at)]} at "
-                    f"{what} {tuple(at)} of the examples from {self.block[0]}. Use ablation.precision=float32, leave "
-                    f"the example out, or use estimator=coar, which needs no gradients."
+                    f"{what} {tuple(at)} of the examples from {self.block[0]}. Leave the example out, or use "
+                    f"estimator=coar, which needs no gradients."
                 )
         columns = {
             "example_id": pa.array(np.arange(*self.block, dtype=np.int64)),

@@ -68,11 +68,12 @@ class MarginStore(ShardFolder):
         finite = np.isfinite(stored)
         if not finite.all():
             row, example = (int(index) for index in np.argwhere(~finite)[0])
+            is_beyond = np.isfinite(margins[row, example])
+            way_out = "Use ablation.margins_dtype=float32." if is_beyond else "Leave out the example."
             raise NonFiniteMarginError(
                 f"the margin of example {example} under mask {start + row} is {margins[row, example]} and is stored as "
                 f"{stored[row, example]} in {self.dtype} ({int((~finite).sum())} such values in masks "
-                f"{start}..{start + len(masks) - 1}). Use float32 for ablation.precision and ablation.margins_dtype, "
-                f"or leave out the example."
+                f"{start}..{start + len(masks) - 1}). {way_out}"
             )
         columns: dict[str, pa.Array] = {
             "mask_id": pa.array(np.arange(start, start + len(masks), dtype=np.int64)),
