@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from coar_dist.ablation.caches import forget_between_passes
 from coar_dist.ablation.placement import modules_called
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import WeightMasker
@@ -98,6 +99,9 @@ class Effects:
         self.changes_inputs = False
         self._device = device
         self.take_from(examples)
+        forgotten = forget_between_passes(model, components, lambda: self.margins(model, self.examples))
+        if forgotten:
+            _log.info("%s: computed from weights, and kept by the model; computed in every pass now", forgotten)
         self._halves = [_halves(number, group.num_components) for number, group in enumerate(components.groups)]
         zeroed = self._zeroed(model)
         self._expected = self.run(zeroed)

@@ -225,6 +225,33 @@ class FiveAxes(View):
         return super().forward(x) + self.volume.sum()
 
 
+class Cached(nn.Module):
+    """Keeps what it computes from a weight for later passes, as some models do in eval mode."""
+
+    def __init__(self, in_a_dictionary: bool) -> None:
+        super().__init__()
+        self.table, self.a, self.head = nn.Parameter(torch.zeros(8, 4)), nn.Linear(6, 8), nn.Linear(8, 3)
+        self.by_device: dict[str, Tensor] = {}
+        self.kept: Tensor | None = None
+        self.in_a_dictionary = in_a_dictionary
+
+    def bias(self, device: torch.device) -> Tensor:
+        if self.in_a_dictionary:
+            if str(device) not in self.by_device:
+                self.by_device[str(device)] = self.table.sum(1)
+            return self.by_device[str(device)]
+        if self.kept is None:
+            self.kept = self.table.sum(1)
+        return self.kept
+
+    def train(self, mode: bool = True) -> nn.Module:
+        self.by_device, self.kept = {}, None
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((self.a(x) + self.bias(x.device)).relu())
+
+
 class Routed(nn.Module):
     """Sends every example to one of its experts."""
 
@@ -506,6 +533,8 @@ HABITS: list[Animal] = [
     ),
     _animal("one layer at two depths", Twice, vectors),
     _animal("checkpointing", Checkpointed, vectors),
+    _animal("a dictionary of what a weight gives", lambda: Cached(True), vectors),
+    _animal("an attribute of what a weight gives", lambda: Cached(False), vectors),
     _animal("state", Stateful, vectors),
     _animal("noise", lambda: Random(1.0), vectors),
     _animal("noise at 1e-3", lambda: Random(1e-3), vectors),
