@@ -15,10 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from coar_dist.ablation.tracing import OF_MODULES
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import WeightMasker
-
-_OF_MODULES = frozenset(vars(nn.Module()))
 
 
 def forget_between_passes(model: nn.Module, components: ComponentIndex, margins: Callable[[], Tensor]) -> list[str]:
@@ -38,7 +37,7 @@ def forget_between_passes(model: nn.Module, components: ComponentIndex, margins:
     kept = margins()  # fills what was empty
     found: dict[tuple[type[nn.Module], str], list[nn.Module]] = {}
     for module in model.modules():
-        for attribute in vars(module).keys() - _OF_MODULES:
+        for attribute in vars(module).keys() - OF_MODULES:
             if _tensors(vars(module)[attribute]):
                 found.setdefault((type(module), attribute), []).append(module)
     forgotten = []

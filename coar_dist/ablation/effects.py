@@ -37,6 +37,7 @@ ROUNDINGS = 6.0
 """How many times the model's own rounding, root mean square, a single difference may be off by."""
 _LEAST_ROUNDING = 4.0
 """In units of the dtype's epsilon at the margin's size: sums in another order differ by so much in any net."""
+_FEWER_ROWS = 3
 _REPEATED_MASKS, _ROUNDING_MASKS = 9, 17
 """Masks, the one that keeps all among them, that are run a second time, and in a higher precision."""
 _MOST_COPIED_BYTES = 8 * 2**30
@@ -160,9 +161,12 @@ class Effects:
     def run_rows(self, margins_of: MarginsOfRows, num_rows: int) -> NDArray[np.float64]:
         """The pairs' margins (num_pairs,), with ``num_rows`` pairs of different masks in a pass; the last is filled up.
 
-        Both halves of a group stand beside each other, on different rows.
+        Both halves of a group stand beside each other, on different rows. A pass of fewer rows comes first: an axis
+        that has ``num_rows`` entries by chance, and is not the rows, does not fit these.
         """
-        margins = np.empty(0)
+        margins, fewer = np.empty(0), num_rows - _FEWER_ROWS
+        keeps_all = np.ones(self._components.num_components, np.bool_)
+        self._rows_margins(margins_of, [keeps_all] * fewer, [row % len(self.examples) for row in range(fewer)])
         masks: list[NDArray[np.bool_]] = []
         rows: list[int] = []
         for mask, chosen in self.passes():

@@ -12,6 +12,7 @@ from collections import Counter
 import torch
 from torch import fx, nn
 
+from coar_dist.ablation.tracing import traced
 from coar_dist.components.index import ComponentIndex
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -37,7 +38,7 @@ def fold_batch_norms(model: nn.Module, components: ComponentIndex) -> int:
     if not norms:
         return 0
     try:
-        graph = fx.Tracer().trace(model)
+        graph = traced(fx.Tracer(), model)
     except Exception as error:  # tracing runs the user's own forward, which may raise anything on a proxy
         _log.info("BatchNorm is not folded: the model cannot be traced (%s: %s)", type(error).__name__, error)
         return 0

@@ -252,6 +252,18 @@ class Cached(nn.Module):
         return self.head((self.a(x) + self.bias(x.device)).relu())
 
 
+class EightLong(nn.Module):
+    """Length first and padded to eight, as many as the probe has rows; the layer has no effect on the probe."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = functional.pad(x, (0, 0, 0, 3)).transpose(0, 1)
+        return self.head(self.a(padded).transpose(0, 1).relu().mean(1) * 0 + x.mean(1))
+
+
 class Routed(nn.Module):
     """Sends every example to one of its experts."""
 
@@ -535,6 +547,7 @@ HABITS: list[Animal] = [
     _animal("checkpointing", Checkpointed, vectors),
     _animal("a dictionary of what a weight gives", lambda: Cached(True), vectors),
     _animal("an attribute of what a weight gives", lambda: Cached(False), vectors),
+    _animal("eight long, length first, without effect", EightLong, sequences),
     _animal("state", Stateful, vectors),
     _animal("noise", lambda: Random(1.0), vectors),
     _animal("noise at 1e-3", lambda: Random(1e-3), vectors),
