@@ -1,1 +1,1 @@
-"""Stage 1, the forward passes: the engine (one process, one device), the actor, the driver. Owner of ray."""
+"""Forward and gradient passes of ablated models: the engine (one process, one device), and the actor that runs it."""

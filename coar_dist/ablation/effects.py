@@ -227,12 +227,6 @@ class Effects:
         """(num_pairs,) margins of the untouched model with zeroed weights."""
         return self._expected.copy()
 
-    def without_effect(self) -> NDArray[np.bool_]:
-        """(num_groups,) groups that change no margin of the probe: nothing can be said of their gates."""
-        rows = np.concatenate([chosen for _, chosen in self.passes()])[len(self.examples) :]
-        effects = (self._expected[len(self.examples) :] - self.unablated[rows]).reshape(-1, 2 * EXAMPLES_PER_MASK)
-        return np.asarray(np.abs(effects).max(axis=1) <= self.rounding)
-
     def _check_repeats(self, zeroed: MarginsOf, name: str) -> None:
         """Twice in a row: a model may be random, or keep a state."""
         again = self.run(zeroed, _REPEATED_MASKS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -147,11 +147,6 @@ class GradientPasses:
         (kept_sums, ablated_sums), (kept_squares, ablated_squares) = on_host(sums), on_host(squares)
         known = ~self._in_weights
         return GateGradients(on_host(margins), kept_sums, ablated_sums, kept_squares, ablated_squares, known)
-
-    def _ungated_ablated(self, mask: NDArray[np.bool_]) -> AbstractContextManager[None]:
-        """The part of a mask that has no gates, zeroed in the weights."""
-        assert self._masker is not None
-        return self._masker.ablated(mask | ~self._in_weights)
 
     def _run(self, kept: Tensor, counted: Tensor, batch: ExampleSet, plan: EnginePlan) -> tuple[Tensor, Tensor, Tensor]:
         run: _Pass = self._pass

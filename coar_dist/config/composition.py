@@ -15,7 +15,7 @@ from coar_dist.config.keys import leaves
 from coar_dist.config.schema import Config
 from coar_dist.errors import ConfigError
 
-_CODE_KEYS = (
+CODE_KEYS = (
     "task.model.source",
     "task.examples.source",
     "task.output_function",
@@ -62,7 +62,7 @@ def check_code(config: Config, overrides: Sequence[str]) -> None:
         raise ConfigError(
             f"allow_code={config.allow_code} stands in a configuration file: only the command line can allow code."
         )
-    code_keys = {*_CODE_KEYS, *({} if config.edit is None else code_of(config.edit))}
+    code_keys = {*CODE_KEYS, *({} if config.edit is None else code_of(config.edit))}
     for key, value in leaves(asdict(config)):
         if key.rpartition(".")[2] == "_target_":
             raise ConfigError(

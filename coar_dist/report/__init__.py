@@ -1,1 +1,1 @@
-"""What a person sees: progress while a run works, and tables of what it found."""
+"""What a run has found, for people: tables, figures, the report page."""

@@ -35,7 +35,7 @@ def print_estimate(estimate: Estimate, config: Config, plan: EnginePlan, termina
     cost = estimate.gradient_cost
     terminal.print(
         f"One actor: {_number(estimate.masks_per_second)} masks/s of {counted(estimate.num_examples, 'example')}"
-        f"{'' if cost is None else f', a pass with gradients costs {cost:.1f} without'} ({plan})."
+        f"{'' if cost is None else f', a pass with gradients costs as much as {cost:.1f} without'} ({plan})."
     )
     gpus = f" and {estimate.gpus_per_actor:g} GPU" if estimate.gpus_per_actor else ""
     terminal.print(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -15,7 +16,18 @@ from hydra.core.global_hydra import GlobalHydra
 from coar_dist.app import checked_config, typed_config
 from coar_dist.components.discovery import discover
 from coar_dist.config.checks import validate
-from coar_dist.config.schema import Config, ModelConfig, held_out_fractions
+from coar_dist.config.composition import CODE_KEYS
+from coar_dist.config.edit_checks import code_of
+from coar_dist.config.keys import all_keys
+from coar_dist.config.schema import (
+    Config,
+    EditConfig,
+    ExampleGroup,
+    ExamplesConfig,
+    ModelConfig,
+    held_out_fractions,
+)
+from coar_dist.config.schema.values import NameOrFunction
 from coar_dist.errors import ConfigError
 from coar_dist.tasks.build import build_examples, build_model
 from coar_dist.tasks.models import MODELS
@@ -75,6 +87,25 @@ def test_masks_and_solvers_from_a_file_need_leave(key: str) -> None:
     validate(checked_config(allowed, ["allow_code=[evil]"]))
     with pytest.raises(ConfigError, match=rf"{key}=5: must be .* module:function of your own"):
         validate(preset("digits", f"{key}=5"))
+
+
+def test_every_option_that_can_name_code_is_known() -> None:
+    """One that is missing would run a configuration file's code without leave."""
+    names = {"source", "output_function", "predicate"}
+    found = set()
+    for key, part in all_keys().items():
+        name = key.rpartition(".")[2]
+        if name in names or get_type_hints(part, include_extras=True)[name] == NameOrFunction:
+            found.add(key)
+    of_edits = {key for key in found if key.startswith("edit.")}
+    assert found - of_edits == set(CODE_KEYS)
+    assert of_edits == {f"edit.{key}" for key in code_keys_of_a_full_edit()}
+
+
+def code_keys_of_a_full_edit() -> set[str]:
+    group = ExampleGroup(predicate="mine:f")
+    edit = EditConfig(target=group, reference=group, groups={"some": group}, examples=ExamplesConfig("mine:g"))
+    return {key.removeprefix("edit.").replace(".some.", ".") for key in code_of(edit)}
 
 
 EDITS = sorted(path.stem for path in (CONF / "edit").glob("*.yaml"))

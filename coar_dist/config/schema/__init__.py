@@ -1,4 +1,4 @@
-"""Every option, its type, range and default, which lives here alone.
+"""Every option, its type, range and Python's default; ``conf/`` sets what differs on the command line.
 
 Plain dataclasses: the Python face builds them directly, Hydra merges the YAML groups of ``conf/`` into them.
 ``coar_dist.config.checks`` checks both before any work. Import from here: the modules divide the options by subject.
