@@ -12,6 +12,10 @@ from coar_dist.config.schema import Config
 from coar_dist.errors import ConfigError
 
 
+_CHOICES = ("experiment", "estimator")
+"""Groups of ``conf/`` whose names are no keys of the configuration."""
+
+
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The values of nested mappings by their dotted keys."""
     for key, value in values.items():
@@ -51,7 +55,7 @@ def unknown_key(key: str) -> ConfigError:
     """The error for a key that the configuration does not have, with what was probably meant."""
     parent, _, name = key.rpartition(".")
     by_name: dict[str, list[str]] = {}
-    options = []
+    options = [] if parent else [*_CHOICES]
     for known in all_keys():
         its_parent, _, its_name = known.rpartition(".")
         by_name.setdefault(its_name, []).append(known)
