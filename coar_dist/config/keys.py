@@ -11,7 +11,6 @@ from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 from coar_dist.config.schema import Config
 from coar_dist.errors import ConfigError
 
-
 _CHOICES = ("experiment", "estimator")
 """Groups of ``conf/`` whose names are no keys of the configuration."""
 

@@ -102,8 +102,8 @@ def per_example(margins: NDArray[np.floating[Any]], metric: str) -> NDArray[np.f
     if wrong.size:
         raise NonFiniteMarginError(
             f"{len(wrong)} of {margins.size} margins of the held-out examples are NaN or infinite, first at "
-            f"{wrong[0].tolist()} of {list(margins.shape)}. Look at the output function, or use "
-            f"ablation.precision=float32."
+            f"{wrong[0].tolist()} of {list(margins.shape)}. Look at the output function; with "
+            f"ablation.precision=bfloat16, use float32."
         )
     return METRICS[metric](margins)
 
