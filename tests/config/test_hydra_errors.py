@@ -23,8 +23,9 @@ FILES = {
     [
         ("design.num_mask=3", "design.num_mask: unknown key. Did you mean design.num_masks?"),
         ("design={num_mask:3}", "design.num_mask: unknown key. Did you mean design.num_masks?"),
+        ("estimatr=budget", "estimatr: unknown key. Did you mean estimator?"),
         ("num_masks=3", "num_masks: unknown key. Did you mean design.num_masks, gradients.num_masks or"),
-        ("+foo=1", "foo: unknown key; the configuration has stages"),
+        ("+foo=1", "foo: unknown key; the configuration has experiment, estimator, stages"),
         ("++design.foo=1", "design.foo: unknown key; design has kind, num_masks"),
         ("train.examples.subset.frist=3", "train.examples.subset.frist: unknown key. Did you mean train.examples."),
         ("task.model.arguments.widht=3", "Did you mean task.model.arguments.width? To add it, write +task.model.arg"),
