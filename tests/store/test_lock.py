@@ -40,3 +40,15 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"file cannot be made"), only_writer(LocalStorage(str(tmp_path / "file"))):
         raise AssertionError
+
+
+def test_a_holder_whose_lock_file_was_replaced_is_told(tmp_path: Path) -> None:
+    """Whoever removes and makes the run directory again has a lock of their own."""
+    with only_writer(LocalStorage(str(tmp_path / "run"))) as hold:
+        hold.check()
+        (tmp_path / "run" / "driver.lock").rename(tmp_path / "old")
+        with pytest.raises(StorageError, match=r"driver\.lock is gone: .*removed or unmounted"):
+            hold.check()
+        (tmp_path / "run" / "driver.lock").write_bytes((tmp_path / "old").read_bytes())
+        with pytest.raises(StorageError, match=r"driver\.lock is another file now\. Was the run directory removed"):
+            hold.check()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -90,6 +93,23 @@ def test_half_written_files_of_killed_writers_are_swept_away(tmp_path: Path) -> 
     assert [path.name for path in (tmp_path / "run" / "a").iterdir()] == ["file"]
 
 
+def test_writers_of_one_name_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One begins and ends while another is at it: an actor that computes a copy of a slow range, say."""
+    storage = local_storage(tmp_path / "run")
+    fsync, is_first = os.fsync, iter([True])
+
+    def write_meanwhile(descriptor: int) -> None:
+        if next(is_first, False):
+            storage.write("a/file", b"the other's")
+            assert storage.read("a/file") == b"the other's"
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", write_meanwhile)
+    storage.write("a/file", b"the one's")
+    assert storage.read("a/file") == b"the one's"
+    assert storage.files("a") == {"file": 9}
+
+
 def test_a_run_directory_that_has_gone_is_not_made_again(tmp_path: Path) -> None:
     """A mount that vanished must not be filled underneath."""
     storage = local_storage(tmp_path / "run")
@@ -126,17 +146,85 @@ def test_a_bucket_that_is_not_there_and_missing_credentials_are_named(
     assert "StorageError: s3://bucket/run/a cannot be written: NoCredentialsError" in result.stderr
 
 
+class Clock:
+    """Stands for the module ``time`` in ``lock``: who sleeps wakes at once, ``seconds`` later, and ``meanwhile`` ran."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.num_sleeps = 0
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds * 1.01
+        self.num_sleeps += 1
+        self.meanwhile()
+
+
 @pytest.fixture
-def quick_leases(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "_RENEW_EVERY_S", 0.1)
-    monkeypatch.setattr(lock, "_LEASE_S", 3.0)
-    monkeypatch.setattr(lock, "_is_dead", lambda found: False)  # as if it were another machine
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Of leases, which their threads do not renew by themselves."""
+    clock = Clock()
+    monkeypatch.setattr(lock, "time", clock)
+    monkeypatch.setattr(lock, "_RENEW_EVERY_S", 3600.0)
+    return clock
 
 
-@pytest.mark.usefixtures("quick_leases")
-def test_a_lease_keeps_others_out_and_is_free_after_its_end(in_bucket: ObjectStorage) -> None:
+@pytest.fixture
+def other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call is from a machine of its own."""
+    numbers = itertools.count()
+    monkeypatch.setattr(lock, "_process_namespace", lambda: f"machine {next(numbers)}")
+
+
+def lease_of(process: int, **changes: object) -> bytes:
+    since = "2026-01-02T03:04:05+00:00"
+    return json.dumps(
+        {"process": process, "host": "elsewhere", "since": since, "namespace": "its boot", "held": True, **changes}
+    ).encode()
+
+
+NOBODY = 2**22 + 1
+"""No process of this machine: beyond Linux's largest number."""
+
+
+def test_a_lease_of_another_machine_keeps_others_out_while_it_is_renewed(
+    in_bucket: ObjectStorage, clock: Clock
+) -> None:
+    """Its process is none of this machine, which says nothing."""
+    in_bucket.write("driver.lock.00000004", lease_of(NOBODY))
+
+    def renew_at_the_fifth() -> None:
+        if clock.num_sleeps == 5:
+            in_bucket.write("driver.lock.00000004", lease_of(NOBODY, renewals=1))
+
+    clock.meanwhile = renew_at_the_fifth
+    expected = rf"in use by process {NOBODY} on elsewhere since 2026-01-02T03:04:05\+00:00\. Wait until"
+    with pytest.raises(RunInUseError, match=expected), only_writer(in_bucket):
+        raise AssertionError
+    assert clock.num_sleeps == 5
+    clock.meanwhile = lambda: None  # it has died
+    with only_writer(in_bucket):
+        assert list(in_bucket.files()) == ["driver.lock.00000005"]
+    assert clock.num_sleeps == 5 + 30  # seconds
+
+
+@pytest.mark.usefixtures("other_machines")
+def test_a_lease_keeps_others_out_and_is_free_after_its_end(
+    in_bucket: ObjectStorage, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "_RENEW_EVERY_S", 0.01)
     with only_writer(in_bucket) as hold:
         assert f"process {os.getpid()} on" in str(holder_of(in_bucket))
+
+        def until_renewed() -> None:
+            before = in_bucket.read("driver.lock.00000000")
+            while in_bucket.read("driver.lock.00000000") == before:
+                pass
+
+        clock.meanwhile = until_renewed
         with pytest.raises(RunInUseError, match=rf"in use by process {os.getpid()} on "), only_writer(in_bucket):
             raise AssertionError
         hold.check()
@@ -146,16 +234,16 @@ def test_a_lease_keeps_others_out_and_is_free_after_its_end(in_bucket: ObjectSto
     assert list(in_bucket.files()) == ["driver.lock.00000001"]
 
 
-@pytest.mark.usefixtures("quick_leases")
+@pytest.mark.usefixtures("other_machines")
 def test_a_stale_lease_is_taken_over_and_its_holder_is_told(
-    in_bucket: ObjectStorage, monkeypatch: pytest.MonkeyPatch
+    in_bucket: ObjectStorage, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "_RENEW_EVERY_S", 5.0)  # a holder that sleeps for longer than its lease
     with only_writer(in_bucket) as sleeper:
         with only_writer(in_bucket):
-            with pytest.raises(StorageError, match=r"could not be reached for 3 s, so another"):
+            with pytest.raises(StorageError, match=r"could not be reached for 30 s, so another"):
                 sleeper.check()
-            threading.Event().wait(3.0)
+            monkeypatch.setattr(lock, "_RENEW_EVERY_S", 0.0)
+            sleeper._renew()  # type: ignore[attr-defined]  # what its thread does when it wakes
             with pytest.raises(RunInUseError, match=r"has been taken over by process \d+"):
                 sleeper.check()
         assert holder_of(in_bucket) is None

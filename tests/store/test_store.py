@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,7 +24,7 @@ from coar_dist.errors import (
     StorageError,
 )
 from coar_dist.store.agreement import METRICS
-from coar_dist.store.aside import damaged_set_aside
+from coar_dist.store.aside import damaged_set_aside, set_aside
 from coar_dist.store.locations import storage_at
 from coar_dist.store.lock import only_writer
 from coar_dist.store.margins import MarginStore
@@ -240,6 +243,60 @@ def test_run_json_and_components_are_checked(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"format": 1')
     with pytest.raises(DamagedFileError, match=r"run\.json is damaged"):
         RunDirectory.open(storage_at(tmp_path))
+
+
+def values_in(record: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The paths of all numbers, texts and truth values of a JSON document."""
+    if isinstance(record, dict | list):
+        for key, value in record.items() if isinstance(record, dict) else enumerate(record):
+            yield from values_in(value, (*path, key))
+    else:
+        yield path
+
+
+def test_each_value_of_run_json_that_is_edited_is_noticed(tmp_path: Path) -> None:
+    """It is valid JSON of the right kind all the same."""
+    run = RunDirectory.create(local_storage(tmp_path), IDENTITY, COMPONENTS, NUM_EXAMPLES, [1.5, 2.5])
+    set_train(run, 20)
+    run.set_engine_plan({"mode": "rows", "compiled": False})
+    text = (tmp_path / "run.json").read_text()
+    paths = list(values_in(json.loads(text)))
+    assert {("format",), ("sha256",), ("designs", "train", "seed"), ("probe_margins", 1)} < set(paths)
+    for path in paths:
+        record = json.loads(text)
+        *parents, last = path
+        place = functools.reduce(lambda part, key: part[key], parents, record)
+        value = place[last]
+        place[last] = f"{value}x" if isinstance(value, str) else (not value) if isinstance(value, bool) else value - 1
+        (tmp_path / "run.json").write_text(json.dumps(record))
+        with pytest.raises(DamagedFileError, match=r"run\.json is damaged: it does not have the checksum"):
+            RunDirectory.open(storage_at(tmp_path))
+    record = json.loads(text)
+    del record["sha256"]
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(DamagedFileError, match=r"run\.json is damaged: it does not have the checksum"):
+        RunDirectory.open(storage_at(tmp_path))
+
+
+def test_a_file_that_is_set_aside_keeps_those_set_aside_before(tmp_path: Path) -> None:
+    storage = local_storage(tmp_path)
+    for number in range(3):
+        storage.write("a/file", f"writing {number}".encode())
+        set_aside(storage, "a/file")
+    kept = {path.name: path.read_text() for path in (tmp_path / "a").iterdir()}
+    assert kept == {
+        "file.damaged": "writing 0",
+        "file.1.damaged": "writing 1",
+        "file.2.damaged": "writing 2",
+    }
+
+
+def test_what_killed_writers_left_is_swept_away_with_wrong_shards(tmp_path: Path) -> None:
+    store = new_run(tmp_path).margins("train")
+    fill(store, [0, 20])
+    (tmp_path / store.folder / ".0000000000-0000000020.parquet.0123.tmp").write_bytes(b"ha")
+    assert store.set_aside_wrong(is_new_run=False) == []
+    assert [path.name for path in (tmp_path / store.folder).iterdir()] == ["0000000000-0000000020.parquet"]
 
 
 def test_attribution_tables(tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""Every byte of a file is covered by a checksum, whatever it holds and however long its footer is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from coar_dist.errors import DamagedFileError
+from coar_dist.store.columns import matrix_column, matrix_of
+from coar_dist.store.local_storage import LocalStorage
+from coar_dist.store.parquet import read_content, read_metadata, why_wrong, write_table
+from coar_dist.store.rehearsal import Rehearsal
+
+BELONGS = {"content": "numbers", "run": "a"}
+
+
+def columns_of(num_columns: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(num_columns)
+    return {f"margins_{i}": random.normal(size=(3, 2)).astype(np.float32) for i in range(num_columns)}
+
+
+def footer_length(content: bytes) -> int:
+    return int.from_bytes(content[-8:-4], "little")
+
+
+@pytest.mark.parametrize("num_columns", [1, 20, 60])
+def test_columns_come_back_whatever_the_length_of_the_footer(num_columns: int, tmp_path: Path) -> None:
+    storage, columns = LocalStorage(str(tmp_path)), columns_of(num_columns)
+    write_table(storage, "file", {name: matrix_column(values) for name, values in columns.items()}, BELONGS)
+    assert (footer_length(storage.read("file")) > storage.worth_reading) == (num_columns > 1)
+    metadata = read_metadata(storage, "file", "fit")
+    assert metadata is not None
+    assert BELONGS.items() <= metadata.items()
+    for wanted in (None, list(columns)[:1], list(columns)[-1:]):
+        found = read_content(storage, "file", "fit", BELONGS, wanted)
+        assert found is not None
+        assert found.columns.column_names == (wanted or list(columns))
+        for name in found.columns.column_names:
+            np.testing.assert_array_equal(matrix_of(found.columns[name]), columns[name])
+
+
+def test_each_byte_that_changes_and_each_that_is_cut_off_is_noticed(tmp_path: Path) -> None:
+    storage = Rehearsal(LocalStorage(str(tmp_path)))
+    write_table(storage, "file", {"id": pa.array([1, 2]), "value": pa.array([0.5, -1.0])}, BELONGS)
+    content = storage.read("file")
+    assert why_wrong(storage, "file", BELONGS) is None
+    for at in range(len(content)):
+        for damaged in (content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :], content[:at]):
+            storage.write("file", damaged)
+            assert why_wrong(storage, "file", BELONGS) is not None, (at, len(damaged))
+    storage.write("file", content)
+    assert why_wrong(storage, "file", BELONGS) is None
+
+
+def test_a_reader_of_the_first_column_verifies_the_first_bytes(tmp_path: Path) -> None:
+    storage, columns = LocalStorage(str(tmp_path)), columns_of(2)
+    write_table(storage, "file", {name: matrix_column(values) for name, values in columns.items()}, BELONGS)
+    content = storage.read("file")
+    storage.write("file", bytes([content[0] ^ 1]) + content[1:])
+    with pytest.raises(DamagedFileError, match="column 'margins_0' does not have the checksum"):
+        read_content(storage, "file", "fit", BELONGS, ["margins_0"])
