@@ -123,6 +123,23 @@ def test_a_thousand_actors_may_go_at_once() -> None:
     assert schedule.num_pending == 5000
 
 
+def test_few_that_come_back_do_not_make_the_loss_of_many_too_much() -> None:
+    """The limit grows with the most actors that there have been, not with those of the moment."""
+    schedule = schedule_of(500, "", max_losses=3)
+    for i in range(100):
+        schedule.joined(f"actor-{i}", "host")
+    for i in range(50):
+        schedule.lost(f"actor-{i}", "killed", node_died=True)
+    for i in range(50, 100):
+        schedule.left(f"actor-{i}")
+    for _ in range(3 + 2 * 100 - 50):
+        schedule.joined("late", "host")
+        schedule.lost("late", "killed", node_died=True)
+    schedule.joined("late", "host")
+    with pytest.raises(ClusterError, match="204 actors died in a row"):
+        schedule.lost("late", "killed", node_died=True)
+
+
 def test_a_range_whose_actors_keep_dying_waits_for_all_others_and_is_named_in_the_end() -> None:
     schedule = schedule_of(4, max_losses=5)
     poison, *others = ranges(4)

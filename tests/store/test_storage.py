@@ -147,7 +147,7 @@ def test_a_bucket_that_is_not_there_and_missing_credentials_are_named(
 
 
 class Clock:
-    """Stands for the module ``time`` in ``lock``: who sleeps wakes at once, ``seconds`` later, and ``meanwhile`` ran."""
+    """Stands for the module ``time`` in ``lock``: who sleeps wakes at once, ``seconds`` later, after ``meanwhile``."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -249,7 +249,7 @@ def test_a_stale_lease_is_taken_over_and_its_holder_is_told(
         assert holder_of(in_bucket) is None
 
 
-def test_a_lease_of_a_process_that_is_known_to_be_dead_is_taken_at_once(in_bucket: ObjectStorage) -> None:
+def test_a_lease_of_a_process_that_is_known_to_be_dead_is_taken_at_once(in_bucket: ObjectStorage, clock: Clock) -> None:
     code = f"""
 import os
 from coar_dist.store.lock import only_writer
@@ -261,6 +261,7 @@ with only_writer(storage_at({in_bucket.location!r})):
     assert holder_of(in_bucket) is not None
     with only_writer(in_bucket):
         assert list(in_bucket.files()) == ["driver.lock.00000001"]
+    assert clock.num_sleeps == 0
 
 
 def test_a_listing_does_not_mind_files_that_vanish_meanwhile(tmp_path: Path) -> None:

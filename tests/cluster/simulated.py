@@ -1,0 +1,162 @@
+"""A cluster without Ray, in which actors answer as a script says: the driver and its pool as they are, at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+from ray.exceptions import RayTaskError
+
+from coar_dist.cluster import driver
+from coar_dist.cluster.interruption import Interruption
+from coar_dist.cluster.ranges import RangesToDo, WorkRange
+from coar_dist.cluster.resources import Cluster
+from coar_dist.cluster.work import Counts, DriverCallbacks, Origin, SharedPlan, Work
+from coar_dist.cluster.worker import Address, LogLines, RangeReport, StartReport, Worker
+from coar_dist.config.schema import ClusterConfig
+
+Call = tuple[str, str, tuple[Any, ...]]
+"""Actor, method and arguments of a call; what stands for Ray's reference of the answer."""
+Script = Callable[[str, str, tuple[Any, ...]], None]
+"""Told of a call when its answer is fetched, in order; what it raises is the answer."""
+
+
+def task_error(cause: Exception) -> RayTaskError:
+    """What Ray raises where an actor's method raised ``cause``."""
+    return RayTaskError("method", f"Traceback\n{type(cause).__name__}: {cause}", cause)
+
+
+class _Store:
+    def has(self, start: int, stop: int) -> bool:
+        return True
+
+    def file(self, start: int, stop: int) -> str:
+        return f"margins/train/{start}-{stop}"
+
+
+class _Job:
+    storage = None
+
+    def store(self, name: str) -> Any:
+        return _Store()
+
+    def num_margins(self, work_range: WorkRange) -> int:
+        return 7 * work_range.num_units
+
+
+@dataclass
+class Ray:
+    """What the driver and the pool use of the package ``ray``."""
+
+    script: Script
+    calls: list[Call] = field(default_factory=list)
+    num_actors: int = 0
+
+    def put(self, value: object) -> object:
+        return value
+
+    def remote(self, actor: type[Worker]) -> Any:
+        return SimpleNamespace(options=lambda **options: SimpleNamespace(remote=self._new_actor))
+
+    def _new_actor(self) -> Any:
+        name = f"actor-{self.num_actors}"
+        self.num_actors += 1
+
+        class Handle:
+            def __getattr__(_, method: str) -> Any:
+                return SimpleNamespace(remote=lambda *arguments: self._call(name, method, arguments))
+
+        return Handle()
+
+    def _call(self, name: str, method: str, arguments: tuple[Any, ...]) -> Call:
+        self.calls.append((name, method, arguments))
+        return self.calls[-1]
+
+    def kill(self, handle: object) -> None: ...
+
+    def wait(self, references: Sequence[Call], timeout: float, num_returns: int = 1) -> tuple[list[Call], list[Call]]:
+        return list(references[:1]), list(references[1:])  # one answer at a time, whatever is asked
+
+    def get(self, call: Call) -> Any:
+        self.script(*call)
+        match call[1]:
+            case "address":
+                return Address("host", "node")
+            case "start":
+                return StartReport("plan", ((20, "chosen"),))
+            case "run":
+                return RangeReport(((20, f"log of {call[2][0]}"),), 0.0, 1.0, 0.0, None)
+        return None
+
+
+class _Metrics:
+    """Adds up what is recorded."""
+
+    def __init__(self, found: dict[str, float]) -> None:
+        self._found = found
+
+    def count_range(
+        self, work_range: WorkRange, num_margins: int, report: RangeReport, is_first: bool, actor: str, node: str
+    ) -> None:
+        self.add("margins", num_margins * is_first, actor, node)
+
+    def add(self, name: str, value: float, actor: str, node: str) -> None:
+        self._found[name] = self._found.get(name, 0.0) + value
+
+    def set_of_run(self, name: str, value: float) -> None:
+        self._found[name] = value
+
+
+@dataclass
+class Simulated:
+    """What a driver did.
+
+    Attributes:
+        calls: in order.
+        log: lines that actors logged, with where they come from.
+        counts: of the last progress.
+        metrics: sums of what was recorded, by name.
+        starts: what ``start`` answered.
+    """
+
+    calls: list[Call]
+    log: list[tuple[str, Origin]] = field(default_factory=list)
+    counts: Counts | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    starts: list[Any] = field(default_factory=list)
+
+    def of(self, method: str) -> list[tuple[str, tuple[Any, ...]]]:
+        """Actors and arguments of the calls of a method."""
+        return [(name, arguments) for name, called, arguments in self.calls if called == method]
+
+
+def simulate(
+    script: Script, num_ranges: int = 4, plan: SharedPlan | None = None, nodes: int = 2, **config: Any
+) -> Simulated:
+    """Run the driver on ``num_ranges`` ranges of ten masks, with room for ``nodes`` actors of three CPUs."""
+    ray = Ray(script)
+    told = Simulated(ray.calls)
+    room: Mapping[str, Mapping[str, float]] = {f"node-{i}": {"CPU": 3.0} for i in range(nodes)}
+
+    def on_log(lines: LogLines, origin: Origin) -> None:
+        told.log.extend((text, origin) for _, text in lines)
+
+    def on_progress(counts: Counts) -> None:
+        told.counts = counts
+
+    callbacks = DriverCallbacks(on_progress, told.starts.append, on_log, lambda: None, lambda cluster: None)
+    ranges = RangesToDo({"train": [(0, 10 * num_ranges)]}, {"train": 10}, "masks")
+    work = Work("run", Worker, "task", _Job(), ranges, plan, "model.rows")  # type: ignore[arg-type]
+    cluster = Cluster(ClusterConfig(**{"cpus_per_actor": 3, **config}), 0.0, True, Interruption())
+    with (
+        mock.patch("coar_dist.cluster.driver.ray", ray),
+        mock.patch("coar_dist.cluster.pool.ray", ray),
+        mock.patch("coar_dist.cluster.pool.alive_nodes", return_value=room),
+        mock.patch("coar_dist.cluster.resources.alive_nodes", return_value=room),
+        mock.patch("coar_dist.cluster.driver.RunMetrics", return_value=_Metrics(told.metrics)),
+    ):
+        driver._Driver(cluster, work, callbacks).run()
+    return told

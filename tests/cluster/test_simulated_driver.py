@@ -1,0 +1,102 @@
+"""What the driver calls, and what it makes of the answers, without Ray."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError
+
+from coar_dist.cluster.work import Counts, SharedPlan
+from coar_dist.errors import RangeFailedError
+from tests.cluster.simulated import simulate, task_error
+
+NO_PLAN = SharedPlan(None, request="40 masks")
+
+
+def raising(answers: dict[tuple[str, str], Exception]) -> Any:
+    """A script of what calls raise, by actor and method, once each."""
+    left = dict(answers)
+
+    def script(name: str, method: str, arguments: tuple[Any, ...]) -> None:
+        if (name, method) in left:
+            raise left.pop((name, method))
+
+    return script
+
+
+def test_every_actor_gets_its_calls_in_order_and_every_range_is_told_of_once() -> None:
+    told = simulate(raising({}), plan=NO_PLAN)
+    assert told.of("address") == [(f"actor-{i}", (told.calls[0][2][0],)) for i in (0, 1)]
+    assert [(name, arguments[0], arguments[2]) for name, arguments in told.of("setup")] == [
+        ("actor-0", "task", 3),  # threads
+        ("actor-1", "task", 3),
+    ]
+    assert told.of("start") == [("actor-0", ("40 masks", 2, None))]
+    assert told.of("use") == [("actor-1", ("plan",))]
+    assert [method for name, method, _ in told.calls if name == "actor-0"][:4] == ["address", "setup", "start", "run"]
+    assert [method for name, method, _ in told.calls if name == "actor-1"][:4] == ["address", "setup", "use", "run"]
+    assert len(told.starts) == 1
+    assert told.counts == Counts(num_units=40, num_shards=4, num_failed=0, num_retried=0, num_lost=0, num_actors=2)
+    assert told.metrics["margins"] == 40 * 7
+    assert (told.metrics["coar_masks_left"], told.metrics["coar_actors_alive"]) == (0, 0)
+    texts = [f"log of masks {start}..{start + 9} of 'train'" for start in (0, 10, 20, 30)]
+    assert Counter(text for text, _ in told.log) == Counter(["chosen", *texts])
+    shards = {text: origin.shard for text, origin in told.log}
+    assert shards[texts[2]] == "margins/train/20-30"
+
+
+def test_set_ups_that_fail_in_a_row_stop_the_run_and_others_do_not() -> None:
+    no_kernel = [task_error(RuntimeError("no kernel for this device")) for _ in range(4)]
+    in_a_row = raising({("actor-0", "setup"): no_kernel[0], ("actor-1", "setup"): no_kernel[1]})
+    with pytest.raises(RangeFailedError, match=r"2 actors could not be set up; the last error was:(?s:.*)no kernel"):
+        simulate(in_a_row, max_actors=1, max_attempts=2)
+    passing = {("actor-1", "run"): task_error(RuntimeError("out of memory"))}  # which ends that actor
+    apart = {("actor-0", "setup"): no_kernel[2], ("actor-2", "setup"): no_kernel[3]}
+    told = simulate(raising(apart | passing), max_actors=1, max_attempts=2, ranges_in_flight=1)
+    assert told.counts == Counts(num_units=40, num_shards=4, num_failed=1, num_retried=1, num_lost=0, num_actors=1)
+    assert {name for name, _ in told.of("run")} == {"actor-1", "actor-3"}
+
+
+@pytest.mark.parametrize("method", ["address", "setup", "start"])
+def test_an_actor_that_dies_before_there_is_a_plan_is_replaced_and_never_called_again(method: str) -> None:
+    told = simulate(raising({("actor-0", method): RayActorError()}), plan=NO_PLAN)
+    before = ["address", "setup", "start"]
+    assert [called for name, called, _ in told.calls if name == "actor-0"] == before[: before.index(method) + 1]
+    assert told.of("start")[-1] == ("actor-1", ("40 masks", 2, None))
+    assert told.of("use") == [("actor-2", ("plan",))]
+    assert told.counts is not None
+    assert (told.counts.num_shards, told.counts.num_lost) == (4, 1)
+
+
+def test_a_range_that_failed_goes_to_another_actor() -> None:
+    told = simulate(raising({("actor-0", "run"): task_error(RuntimeError("broken GPU"))}), ranges_in_flight=1)
+    tried = [name for name, (work_range,) in told.of("run") if work_range.start == 0]
+    assert len(tried) == 2
+    assert tried[0] == "actor-0" != tried[1]
+    assert told.metrics["coar_shards_failed_total"] == told.metrics["coar_shards_retried_total"] == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_dies_and_fails_the_work_is_done(seed: int) -> None:
+    dice = random.Random(seed)
+    gone: set[str] = set()
+
+    def script(name: str, method: str, arguments: tuple[Any, ...]) -> None:
+        assert name not in gone
+        if dice.random() < 0.2:
+            gone.add(name)
+            raise dice.choice([RayActorError(), task_error(RuntimeError("failed"))])
+
+    told = simulate(script, num_ranges=30, plan=NO_PLAN, nodes=4, max_attempts=100)
+    assert told.counts is not None
+    assert (told.counts.num_shards, told.counts.num_units) == (30, 300)
+    assert told.metrics["margins"] == 300 * 7
+    assert len(told.starts) == 1
+    ready = {name for method in ("start", "use") for name, _ in told.of(method)}
+    assert {name for name, _ in told.of("run")} <= ready
+    logged = Counter(text for text, _ in told.log)
+    assert len(logged) == 31
+    assert logged["chosen"] == 1

@@ -1,0 +1,57 @@
+"""What every actor does, without Ray."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from coar_dist.cluster.ranges import WorkRange
+from coar_dist.cluster.worker import Worker
+
+_log = logging.getLogger("coar_dist.some.module")
+
+
+class Talking(Worker):
+    """Logs what it does."""
+
+    def prepare(self, task: Any, job: Any) -> None:
+        _log.warning("preparing %s", task)
+
+    def compute(self, work_range: WorkRange) -> Callable[[], None]:
+        _log.info("computing %s", work_range)
+        _log.debug("with care")
+        return lambda: _log.info("writing")
+
+
+@pytest.fixture(autouse=True)
+def _package_log() -> Iterator[None]:
+    """An actor's process is its own; here its handler would stay."""
+    logger = logging.getLogger("coar_dist")
+    handlers, level = list(logger.handlers), logger.level
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+
+
+def test_an_actor_computes_on_the_threads_that_it_is_given() -> None:
+    for num_threads in (3, 2):
+        Talking().setup("task", None, num_threads)
+        assert torch.get_num_threads() == num_threads
+
+
+def test_every_line_of_an_actor_s_log_is_told_once() -> None:
+    actor = Talking()
+    actor.setup("task", None, 1)
+    logs = [actor.run(WorkRange("train", start, start + 1, "masks")).log for start in (0, 1)]
+    assert logs == [
+        (
+            (logging.WARNING, "preparing task"),
+            (logging.INFO, "computing masks 0..0 of 'train'"),
+            (logging.INFO, "writing"),
+        ),
+        ((logging.INFO, "computing masks 1..1 of 'train'"), (logging.INFO, "writing")),
+    ]
