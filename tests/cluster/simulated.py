@@ -149,7 +149,7 @@ def simulate(
 
     callbacks = DriverCallbacks(on_progress, told.starts.append, on_log, lambda: None, lambda cluster: None)
     ranges = RangesToDo({"train": [(0, 10 * num_ranges)]}, {"train": 10}, "masks")
-    work = Work("run", Worker, "task", _Job(), ranges, plan, "model.rows")  # type: ignore[arg-type]
+    work = Work("run", Worker, "task", _Job(), ranges, plan, "model.rows")
     cluster = Cluster(ClusterConfig(**{"cpus_per_actor": 3, **config}), 0.0, True, Interruption())
     with (
         mock.patch("coar_dist.cluster.driver.ray", ray),

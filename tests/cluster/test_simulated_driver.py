@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from tests.cluster.simulated import simulate, task_error
 NO_PLAN = SharedPlan(None, request="40 masks")
 
 
-def raising(answers: dict[tuple[str, str], Exception]) -> Any:
+def raising(answers: Mapping[tuple[str, str], Exception]) -> Any:
     """A script of what calls raise, by actor and method, once each."""
     left = dict(answers)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from coar_dist.cluster import ray_tasks
 from coar_dist.cluster.ranges import WorkRange
 from coar_dist.cluster.worker import Worker
 
@@ -41,6 +42,11 @@ def test_an_actor_computes_on_the_threads_that_it_is_given() -> None:
     for num_threads in (3, 2):
         Talking().setup("task", None, num_threads)
         assert torch.get_num_threads() == num_threads
+
+
+def test_a_part_of_a_computation_runs_on_the_threads_that_it_is_given() -> None:
+    found = ray_tasks._run_part(lambda shared, item: (shared, item, torch.get_num_threads()), "shared", 7, 3)
+    assert found == ("shared", 7, 3)
 
 
 def test_every_line_of_an_actor_s_log_is_told_once() -> None:

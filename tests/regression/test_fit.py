@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from sklearn.linear_model import Lasso, Ridge
 
 from coar_dist.cluster.ray_tasks import on_cluster
@@ -18,6 +17,7 @@ from coar_dist.config.schema import ClusterConfig, Config, RegressionConfig, Run
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.errors import CoarWarning, ConfigError, DamagedFileError, MissingWorkError
 from coar_dist.regression.fit import fit
+from coar_dist.regression.statistics import margin_statistics
 from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 from tests.models import local_storage
@@ -75,6 +75,22 @@ def test_the_same_bits_for_any_shards_any_order_and_on_a_cluster(
         for file in files:
             first, second = (tmp_path / root / "attributions" / file for root in ("a", other))
             assert first.read_bytes() == second.read_bytes()
+
+
+def test_sums_have_the_same_bits_for_any_shards(data: Any, tmp_path: Path) -> None:
+    """Of margins of very different sizes: float64 holds sums of others without rounding."""
+    masks, margins = data[0], data[1] * np.exp(9 * np.random.default_rng(0).normal(size=data[1].shape))
+    margins = margins.astype(np.float32)
+    found = {}
+    for name, cuts in (("whole", [0, 200]), ("many", [0, 3, 70, 71, 200]), ("even", [*range(0, 201, 8)])):
+        store = run_of(tmp_path / name, masks, margins, cuts).margins("train")
+        found[name] = margin_statistics(store.read((4, 8), 64))
+        if name == "many":  # what each shard by itself would give
+            by_shard = zip(np.split(masks, cuts[1:-1]), np.split(margins[:, 4:8], cuts[1:-1]), strict=True)
+            assert not np.array_equal(margin_statistics(by_shard).cross, found["whole"].cross)
+    for name in ("many", "even"):
+        for part in ("cross", "sums", "square_sums"):
+            np.testing.assert_array_equal(getattr(found[name], part), getattr(found["whole"], part))
 
 
 def test_errors_of_workers_are_the_user_s_own(data: Any, tmp_path: Path, ray_cluster: None) -> None:
@@ -240,12 +256,3 @@ def test_damaged_attributions_are_made_again(data: Any, tmp_path: Path) -> None:
     assert path.with_name(f"{path.name}.damaged").exists()
     with pytest.raises(MissingWorkError, match=r"coar_laso.* There are attributions of coar: name one"):
         RunReader(run).quality(method="coar_laso")
-
-
-def test_threads_are_those_of_the_worker(data: Any, tmp_path: Path) -> None:
-    """One thread or two: the same attributions to rounding."""
-    masks, margins = data
-    torch.set_num_threads(2)
-    two = fitted(run_of(tmp_path / "two", masks, margins)).weights()
-    torch.set_num_threads(1)
-    np.testing.assert_allclose(fitted(run_of(tmp_path / "one", masks, margins)).weights(), two, rtol=1e-5, atol=1e-6)

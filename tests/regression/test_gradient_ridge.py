@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,9 @@ from coar_dist.designs.independent import Bernoulli
 from coar_dist.designs.subsets import Balanced
 from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunMismatchError
 from coar_dist.regression.fit import fit
+from coar_dist.regression.gate_prior import GateSources, source_statistics
+from coar_dist.regression.observations import Observations
+from coar_dist.regression.statistics import DesignStatistics
 from coar_dist.store.gradients import GateGradients
 from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDesign, RunDirectory
@@ -94,8 +100,28 @@ def run_of(
     return run
 
 
-def reference(world: World, plain: int, loo: bool, penalty: float, with_mean: bool, with_variances: bool) -> Any:
-    """Weights, intercepts and posterior standard deviations, in float64, from the definitions."""
+@dataclass(frozen=True)
+class Posterior:
+    """What one prior makes of the margins.
+
+    Attributes:
+        error: of all examples together by generalised cross-validation, each relative to its margins' variance.
+        penalty: residual variance over prior variance.
+        weights: (n, d).
+        intercepts: (n,).
+        deviations: posterior standard deviations of the weights (n, d).
+    """
+
+    error: float
+    penalty: float
+    weights: Any
+    intercepts: Any
+    deviations: Any
+
+
+def posteriors(world: World, plain: int, loo: bool) -> list[Posterior]:
+    """In float64, from the definitions: with the mean and variances of the prior, and without either, at the best of
+    the penalties of the default grid."""
     gradient_masks = BALANCED.masks(0, 20)
     masks = np.concatenate([gradient_masks, BERNOULLI.masks(0, plain)])
     y = world.margins(masks).astype(float)
@@ -115,18 +141,23 @@ def reference(world: World, plain: int, loo: bool, penalty: float, with_mean: bo
     around = np.where(gradient_masks[:, None, :], g - ends[0], g - ends[1])
     per_pass = (around**2).sum(axis=(0, 1)) / (EXAMPLES * (len(gradient_masks) - 2))
     noise, size = b[0] ** 2 * per_pass / counts[0] + b[1] ** 2 * per_pass / counts[1], (mean**2).sum(axis=0)
-    d = noise / noise.mean() + size / size.mean() + 0.02
-    d = d / d.mean() if with_variances else np.ones(COMPONENTS)
-    mean = mean if with_mean else np.zeros_like(mean)
-    residual = yc - xc @ mean.T
-    precision = xc.T @ xc + penalty * np.diag(1 / d)
-    weights = mean.T + np.linalg.solve(precision, xc.T @ residual)
-    errors = yc - xc @ weights
-    df = 1 + np.trace(np.linalg.solve(precision, xc.T @ xc))
-    variance = (errors**2).sum(axis=0) / (len(x) - df)
-    posterior = np.sqrt(np.outer(np.diag(np.linalg.inv(precision)), variance))
-    gcv = (errors**2).mean(axis=0) / (1 - df / len(x)) ** 2
-    return weights.T, y.mean(axis=0) - x.mean(axis=0) @ weights, posterior.T, (gcv * scale**2).sum()
+    variances = noise / noise.mean() + size / size.mean() + 0.02
+    found = []
+    for d in (variances / variances.mean(), np.ones(COMPONENTS)):
+        for prior_mean in (mean, np.zeros_like(mean)):
+            tried = []
+            for penalty in np.geomspace(1e-3, 1e3, 25) * np.trace(np.diag(d) @ xc.T @ xc) / COMPONENTS:
+                precision = xc.T @ xc + penalty * np.diag(1 / d)
+                weights = prior_mean.T + np.linalg.solve(precision, xc.T @ (yc - xc @ prior_mean.T))
+                errors = yc - xc @ weights
+                df = 1 + np.trace(np.linalg.solve(precision, xc.T @ xc))
+                variance = (errors**2).sum(axis=0) / (len(x) - df)
+                deviations = np.sqrt(np.outer(np.diag(np.linalg.inv(precision)), variance))
+                gcv = (errors**2).mean(axis=0) / (1 - df / len(x)) ** 2
+                intercepts = y.mean(axis=0) - x.mean(axis=0) @ weights
+                tried.append(Posterior((gcv * scale**2).sum(), penalty, weights.T, intercepts, deviations.T))
+            found.append(min(tried, key=lambda posterior: posterior.error))
+    return found
 
 
 def fitted(run: RunDirectory, **options: Any) -> RunReader:
@@ -142,22 +173,44 @@ def test_the_fit_is_the_posterior_mean(plain: int, loo: bool, backend: str, tmp_
     """Primal (40 plain masks and 20) and dual (20, 25 masks of 30 components) alike."""
     world = World()
     run = fitted(run_of(tmp_path, world, plain, loo=loo), standard_errors=True, backend=backend)
-    penalty = run.quality(method="gradient_ridge")["regularisation"]
-    assert len(set(penalty)) == 1
-    candidates = [
-        reference(world, plain, loo, penalty[0], *choice)
-        for choice in [(True, True), (True, False), (False, True), (False, False)]
-    ]
-    weights = run.weights(method="gradient_ridge")
-    chosen = int(np.argmin([np.abs(candidate[0] - weights).max() for candidate in candidates]))
-    assert loo or chosen == 0
-    expected, intercepts, errors, _ = candidates[chosen]
-    np.testing.assert_allclose(weights, expected, rtol=2e-4, atol=2e-4)
-    np.testing.assert_allclose(run.intercepts(method="gradient_ridge"), intercepts, rtol=1e-4)
-    np.testing.assert_allclose(run.standard_errors(method="gradient_ridge"), errors, rtol=2e-3, atol=1e-4)
-    if plain:  # at one and the same penalty; the fit compares each at its own best
-        assert candidates[0][3] <= candidates[3][3]
+    candidates = posteriors(world, plain, loo)
+    expected = min(candidates, key=lambda posterior: posterior.error)
+    assert loo or expected is candidates[0]
+    np.testing.assert_allclose(run.quality(method="gradient_ridge")["regularisation"], expected.penalty, rtol=1e-5)
+    np.testing.assert_allclose(run.weights(method="gradient_ridge"), expected.weights, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(run.intercepts(method="gradient_ridge"), expected.intercepts, rtol=1e-6)
+    errors = run.standard_errors(method="gradient_ridge")
+    np.testing.assert_allclose(errors, expected.deviations, rtol=1e-4, atol=1e-5)
     assert ("coar" in {path.name.split(".")[0] for path in (tmp_path / "attributions").iterdir()}) == bool(plain)
+
+
+def test_a_gate_gradient_s_variance_is_that_within_either_state_of_its_gate(tmp_path: Path) -> None:
+    """One component is kept by every mask: it has one mean, and so a degree of freedom more."""
+    world = World()
+    masks = BALANCED.masks(0, 20)
+    masks[:, 3] = True
+    run, g = run_of(tmp_path, world, plain=0), world.gradients(masks)
+    for store in run.gradients("gradients"):
+        own, kept = g[:, slice(*store.block)], masks[:, None, :]
+        sums = [np.where(state, own, 0).sum(axis=0) for state in (kept, ~kept)]
+        squares = [np.where(state, own.astype(float) ** 2, 0).sum(axis=(0, 1)) for state in (kept, ~kept)]
+        margins = world.margins(masks)[:, slice(*store.block)]
+        for start, stop in ((0, 10), (10, 20)):
+            (tmp_path / store.file(start, stop)).unlink()
+        store.write(0, masks, GateGradients(margins, *sums, *squares, ALL_KNOWN), {})
+    sources = GateSources(tuple(run.gradients("gradients")), None)
+    observations = Observations(run.margins("train"), sources.gradients)
+    design = DesignStatistics(20, masks.sum(axis=0).astype(float))
+    blocks = run.margins("train").blocks
+    parts = [source_statistics(observations, sources, design, block, "cpu") for block in blocks]
+    found = functools.reduce(operator.add, parts)
+    expected = []
+    for component in range(COMPONENTS):
+        states = [g[masks[:, component] == state, :, component].astype(float) for state in (True, False)]
+        squares = sum(((of_state - of_state.mean(axis=0)) ** 2).sum() for of_state in states if len(of_state))
+        expected.append(squares / EXAMPLES / (20 - sum(len(of_state) > 0 for of_state in states)))
+    np.testing.assert_allclose(found.per_pass_variances, expected, rtol=1e-4)
+    assert found.mean_variance == pytest.approx(world.margins(masks).astype(float).var(axis=0).mean(), rel=1e-6)
 
 
 def test_it_is_nearer_to_the_truth_than_ridge_without_gradients(tmp_path: Path) -> None:

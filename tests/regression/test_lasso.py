@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -135,6 +137,38 @@ def test_the_path_finds_what_is_there(by: str) -> None:
             part, largest_alphas(part, 1.0) * ratio, 1.0, torch.zeros_like(part.cross), 1e-6
         ).weights.numpy()
         assert error < ((fresh @ (end - truth) + block.intercepts(design, end) + 70) ** 2).mean()
+
+
+@pytest.mark.parametrize("l1_ratio", [1.0, 0.6])
+def test_the_path_is_judged_by_bayes_criterion_and_its_ends_are_known(l1_ratio: float) -> None:
+    """Pure noise, which asks for the largest penalty; few effects; many effects without noise, for the smallest."""
+    random = np.random.default_rng(3)
+    masks, _ = problem(150, 20)
+    truth = random.normal(size=(20, 6))
+    truth[:, :2] = 0.0
+    truth[5:, 2:4] = 0.0
+    noise = np.array([1.0, 1.0, 2.0, 1.0, 1e-3, 1e-3])
+    margins = (masks @ truth + random.normal(size=(150, 6)) * noise + 20).astype(np.float32)
+    x, y = masks.astype(float), margins.astype(float)
+    centred = x - x.mean(axis=0), y - y.mean(axis=0)
+    largest = abs(centred[0].T @ centred[1]).max(axis=0) / 150 / l1_ratio
+    ratios = np.geomspace(1.0, 1e-2, 12)
+    bic, aic = np.empty((2, 12, 6))
+    for (point, ratio), column in itertools.product(enumerate(ratios), range(6)):
+        model = ElasticNet(alpha=largest[column] * ratio, l1_ratio=l1_ratio, tol=1e-10, max_iter=100_000)
+        model.fit(x, y[:, column])
+        error = ((model.predict(x) - y[:, column]) ** 2).mean()
+        num_weights = (abs(model.coef_) > 1e-9).sum()
+        bic[point, column] = 150 * np.log(error) + np.log(150) * num_weights
+        aic[point, column] = 150 * np.log(error) + 2 * num_weights
+    best = bic.argmin(axis=0)
+    assert (best != aic.argmin(axis=0)).any()
+    assert {0, 11} < set(best)
+    part, _ = lasso_problem(masks, margins)
+    choice = choose_on_path(part, ratios, l1_ratio, 150, None)
+    np.testing.assert_allclose(choice.alphas, largest * ratios[best], rtol=1e-6)
+    np.testing.assert_allclose(choice.scores, bic.min(axis=0), rtol=1e-3, atol=0.05)  # of points near the solution
+    assert choice.at_edge.tolist() == [at in (0, 11) for at in best]
 
 
 def test_fewer_masks_than_components_converge_too() -> None:

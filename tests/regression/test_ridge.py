@@ -10,6 +10,7 @@ from sklearn.linear_model import LinearRegression, Ridge, RidgeCV
 
 from coar_dist.errors import CoarWarning, ConfigError, TaskError
 from coar_dist.regression import factor as factor_module
+from coar_dist.regression import planning
 from coar_dist.regression.backends import (
     RIDGE_BACKENDS,
     check_backend,
@@ -17,7 +18,7 @@ from coar_dist.regression.backends import (
     identity_of_backend,
     ridge_weights,
 )
-from coar_dist.regression.factor import choose_solver, factorise, factorise_dual, warn_if_rank_deficient
+from coar_dist.regression.factor import choose_solver, factorise_dual, warn_if_rank_deficient
 from coar_dist.regression.iterative import CentredMasks, IterativeRidge, trace_quadrature
 from coar_dist.regression.ridge import (
     best_penalties,
@@ -29,8 +30,7 @@ from coar_dist.regression.ridge import (
     solve,
     standard_errors,
 )
-from coar_dist.regression.statistics import gram, margin_statistics
-from tests.regression.problems import batches, fitted, packed, problem, projected
+from tests.regression.problems import batches, packed, problem, projected
 
 HERE = ["torch", "sklearn", pytest.param("cuml", marks=pytest.mark.gpu)]
 
@@ -245,6 +245,24 @@ def test_conjugate_gradients_are_the_factorised_ridge(
     assert (achieved < 1.05 * exact.amin(dim=0)).all()  # near the best by the exact score; the trace is a sample
 
 
+@pytest.mark.parametrize("num_masks", [60, 200])
+def test_the_probes_of_a_trace_are_the_same_in_every_fit(num_masks: int) -> None:
+    masks, _ = problem(num_masks, 100)
+    products = CentredMasks(packed(masks), packed(masks).design, "cpu")
+    first = trace_quadrature(products, "cpu")
+    torch.rand(7)  # the user's own random numbers
+    again = trace_quadrature(products, "cpu")
+    assert torch.equal(first.nodes, again.nodes)
+    assert torch.equal(first.weights, again.weights)
+
+
+def test_of_penalties_that_are_equally_good_the_larger_is_chosen() -> None:
+    scores = torch.tensor([[3.0, 1.0, 2.0, torch.inf], [1.0, 1.0, 2.0, torch.inf], [1.0, 4.0, 2.0, 5.0]])
+    grid = np.array([0.1, 1.0, 10.0])
+    np.testing.assert_array_equal(best_penalties(scores, grid), [10.0, 1.0, 10.0, 10.0])
+    assert [planning._best(scores[:, column].numpy()) for column in range(4)] == [2, 1, 2, 2]
+
+
 def test_least_squares_by_conjugate_gradients_has_minimum_norm() -> None:
     masks, margins = problem(num_masks=20, num_components=40)
     design, factor, block, part = projected(masks, margins)
@@ -252,14 +270,6 @@ def test_least_squares_by_conjugate_gradients_has_minimum_norm() -> None:
     solver = IterativeRidge(operator, trace_quadrature(operator, "cpu"), 1e-10)
     weights = solver.solve(torch.from_numpy(block.centred_cross(design)), np.zeros(5))
     np.testing.assert_allclose(weights, solve(factor, part, np.zeros(5)), rtol=1e-5, atol=1e-7)
-
-
-def test_sums_have_the_same_bits_for_any_shards() -> None:
-    masks, margins = problem(num_masks=300)
-    _, _, block = fitted(masks, margins)
-    again = margin_statistics(batches(masks, 32, margins))
-    assert np.array_equal(block.cross, again.cross)
-    assert np.array_equal(factorise(gram(batches(masks, 7), "cpu"), "cpu").vectors, fitted(masks, margins)[1].vectors)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has a CUDA device")

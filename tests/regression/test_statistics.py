@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 
 from coar_dist.errors import MissingWorkError, NonFiniteMarginError
 from coar_dist.regression import statistics
@@ -36,6 +41,39 @@ def test_parts_add_up_exactly_whatever_their_order_and_size(monkeypatch: pytest.
     np.testing.assert_allclose((first + rest).cross, margin_statistics(batches(masks, 32, margins)).cross, rtol=1e-12)
 
 
+def test_counts_beyond_what_float32_holds_are_exact() -> None:
+    """2**24 + 3 masks, all of which keep both components; float32 has no such number."""
+    parts = itertools.chain(itertools.repeat(np.ones((2**20, 2), np.bool_), 16), [np.ones((3, 2), np.bool_)])
+    found = gram(parts, "cpu")
+    assert int(np.float32(2**24 + 3)) != 2**24 + 3 == found.num_masks
+    np.testing.assert_array_equal(found.products, np.full((2, 2), 2**24 + 3))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_counts_beyond_what_16_bits_hold_are_exact(device: str) -> None:
+    masks, _ = problem(num_masks=3001)
+    x = masks.astype(np.int64)
+    assert (x.T @ x).min() > 2**10  # bfloat16 skips every other number from 256 on, float16 from 2048
+    np.testing.assert_array_equal(gram(batches(masks, 1024), device).products, x.T @ x)
+
+
+def test_products_on_tensor_cores_are_asked_for_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the device: ones are exact in 16 bits, their sums are not."""
+
+    def mm(left: torch.Tensor, right: torch.Tensor, out_dtype: torch.dtype | None = None) -> torch.Tensor:
+        assert left.dtype == right.dtype == torch.bfloat16
+        return (left.double() @ right.double()).to(out_dtype or left.dtype)
+
+    monkeypatch.setattr(torch, "mm", mm)
+    masks, _ = problem(num_masks=3001)
+    bits = torch.from_numpy(masks.view(np.uint8))
+    on_device: Any = SimpleNamespace(device=SimpleNamespace(type="cuda"), to=bits.to)
+    x = masks.astype(np.int64)
+    total = statistics._add_product(None, on_device)
+    np.testing.assert_array_equal(total, x.T @ x)
+    np.testing.assert_array_equal(statistics._add_product(total, on_device), 2 * (x.T @ x))
+
+
 def test_centring_about_other_means() -> None:
     masks, _ = problem(num_masks=60)
     mean = np.linspace(0.1, 0.9, masks.shape[1])
@@ -58,6 +96,6 @@ def test_no_masks_and_nan_are_refused() -> None:
         gram([], "cpu")
     with pytest.raises(MissingWorkError, match="at least 2 masks"):
         margin_statistics([])
-    margins[40, 3] = np.nan
-    with pytest.raises(NonFiniteMarginError, match="mask 40 and example 3"):
+    margins[70, 3] = np.nan
+    with pytest.raises(NonFiniteMarginError, match="mask 70 and example 3"):
         margin_statistics(batches(masks, 32, margins))

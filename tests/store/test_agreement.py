@@ -23,12 +23,13 @@ def slow_metrics(predicted: Any, true: Any) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("offset", [0.0, -3e4])
+@pytest.mark.parametrize("offset", [0.0, -3e4, 1e5, 1e6])
 def test_metrics_are_their_definitions(offset: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agreement, "_EXAMPLES_AT_ONCE", 4)
     random = np.random.default_rng(0)
     true = (random.normal(size=(60, 9)) + offset).astype(np.float32)
-    predicted = (true - offset) * np.linspace(-1, 2, 9) + random.normal(size=(60, 9)) + offset + np.arange(9) / 3
+    predicted = (true.astype(np.float64) - offset) * np.linspace(-1, 2, 9) + random.normal(size=(60, 9))
+    predicted += offset + np.arange(9) / 3
     predicted[:, 3] = np.round(predicted[:, 3])  # ties
     metrics = metrics_of(predicted, true)
     assert tuple(metrics) == METRICS
