@@ -16,6 +16,9 @@ def test_resamples_are_means_over_drawn_examples(monkeypatch: pytest.MonkeyPatch
     for resample in (0, 7, 1999):
         drawn = np.random.Generator(np.random.Philox(key=[0, resample])).integers(0, 9, 9)
         np.testing.assert_allclose(whole[resample], np.nanmean(values[drawn], axis=0), rtol=1e-12)
+    assert len(whole) == 2000
+    spread = values[:, [0, 2]].std(axis=0) / 3  # of means of nine drawn values
+    np.testing.assert_allclose(whole[:, [0, 2]].std(axis=0), spread, rtol=0.05)  # 3 standard errors
     monkeypatch.setattr(bootstrap, "_COUNTS_AT_ONCE", 20)
     np.testing.assert_allclose(resampled_means(values), whole, rtol=1e-12)
 
