@@ -145,7 +145,7 @@ class CeilingTable:
         """What the file must belong to, with the method that it names where none was asked for."""
         method = self.method
         if method is None:
-            there = read_metadata(self._storage, self.file, "evaluate")
+            there = read_metadata(self._storage, self.file, "evaluate", self._run.belongs_to("evaluation"))
             method = None if there is None else there.get("settings", {}).get("method")
         if method is None:
             return {**self._run.belongs_to("evaluation"), "settings": None}  # which no file has

@@ -56,20 +56,27 @@ class Content:
     columns: pa.Table
 
 
-def read_metadata(storage: Storage, name: str, stage: str) -> dict[str, Any] | None:
-    """What the file says it belongs to, from its footer alone; None where there is no such file.
+def read_metadata(storage: Storage, name: str, stage: str, belongs_to: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the file says of itself, from its footer alone; None where there is no such file.
 
     Args:
         storage: where.
         name: the file.
         stage: that makes the file, for the message.
+        belongs_to: what its metadata must say.
 
     Raises:
-        DamagedFileError: the footer is not as it was written, or the file is not of this package.
+        DamagedFileError: the footer is not as it was written, or the file belongs to something else.
         StorageError: the file cannot be read.
     """
+
+    def read(file: StoredFile) -> dict[str, Any]:
+        _, metadata = read_footer(file, storage.worth_reading)
+        _check_belongs(metadata, belongs_to)
+        return metadata
+
     with _damage_named(storage, name, stage):
-        return _read(storage, name, None, lambda file: read_footer(file, storage.worth_reading)[1])
+        return _read(storage, name, None, read)
 
 
 def read_content(

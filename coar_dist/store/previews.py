@@ -28,8 +28,8 @@ class PreviewTable:
         """The name of the file of one example block."""
         return f"{PREVIEWS}/{block[0]:08d}-{block[1]:08d}.parquet"
 
-    def _belongs_to(self) -> dict[str, Any]:
-        return self._run.belongs_to(PREVIEWS)
+    def _belongs_to(self, block: tuple[int, int]) -> dict[str, Any]:
+        return {**self._run.belongs_to(PREVIEWS), "examples": list(block)}
 
     def missing(self) -> list[tuple[int, int]]:
         """The blocks without a file."""
@@ -38,8 +38,10 @@ class PreviewTable:
 
     def set_aside_wrong(self) -> None:
         """For the process that holds the run: set aside the files whose footer shows that they must not be used."""
-        for name, size in self._listed().items():
-            if why_wrong(self._storage, name, self._belongs_to(), read_everything=False, size=size) is not None:
+        names = self._listed()
+        for block in self._blocks:
+            name, belongs_to = self.file(block), self._belongs_to(block)
+            if name in names and why_wrong(self._storage, name, belongs_to, False, names[name]) is not None:
                 set_aside(self._storage, name)
 
     def write(self, block: tuple[int, int], images: Sequence[bytes], width: int, height: int) -> None:
@@ -57,7 +59,7 @@ class PreviewTable:
             "width": pa.array(np.full(len(images), width, np.int32)),
             "height": pa.array(np.full(len(images), height, np.int32)),
         }
-        write_table(self._storage, self.file(block), columns, self._belongs_to())
+        write_table(self._storage, self.file(block), columns, self._belongs_to(block))
 
     def read(self, example_ids: Sequence[int]) -> tuple[dict[int, bytes], list[str]]:
         """The pictures of those of the examples that have one; only their blocks are read.
@@ -79,7 +81,7 @@ class PreviewTable:
                 continue
             try:
                 # The ablate stage looks at footers alone, so it does not find every damage.
-                found = read_content(self._storage, name, "ablate", self._belongs_to(), ["image"], is_found=False)
+                found = read_content(self._storage, name, "ablate", self._belongs_to(block), ["image"], is_found=False)
             except DamagedFileError as error:
                 damaged.append(str(error))
                 continue

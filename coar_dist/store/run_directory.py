@@ -327,7 +327,6 @@ class RunDirectory:
         """What the metadata of this run's files of such content say."""
         return {"content": content, "run": self.fingerprint}
 
-    def set_aside_wrong(self, content: str, *names: str) -> None:
-        """For the process that holds the run: set aside the files that are damaged, of other content or another run."""
-        for name in names:
-            set_aside_wrong(self.storage, name, self.belongs_to(content))
+    def set_aside_wrong(self, content: str, name: str) -> None:
+        """For the process that holds the run: set a file aside if it is damaged, of other content or another run."""
+        set_aside_wrong(self.storage, name, self.belongs_to(content))

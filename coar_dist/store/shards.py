@@ -146,7 +146,7 @@ class ShardFolder:
         """The metadata of the first shard: how it was made; empty if there is none.
 
         Raises:
-            DamagedFileError: its footer is damaged.
+            DamagedFileError: its footer is damaged, or it belongs to something else.
         """
         for start, stop in self.ranges()[:1]:
             return self._read_metadata(start, stop)
@@ -221,7 +221,7 @@ class ShardFolder:
         return found
 
     def _read_metadata(self, start: int, stop: int) -> dict[str, Any]:
-        found = read_metadata(self.storage, self.file(start, stop), "ablate")
+        found = read_metadata(self.storage, self.file(start, stop), "ablate", self._belongs_to(start, stop))
         if found is None:
             raise self._gone(start, stop)
         return found

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from coar_dist.errors import MissingWorkError
 from coar_dist.store.agreement import METRICS
+from coar_dist.store.aside import set_aside_wrong
 from coar_dist.store.columns import matrix_column, matrix_of
 from coar_dist.store.methods import attribution_file, fitted_methods
 from coar_dist.store.parquet import Content, is_made_with, read_content, read_current, read_metadata, write_table
@@ -68,14 +69,18 @@ class AttributionTable:
 
     def is_complete(self, settings: Mapping[str, Any], blocks: list[tuple[int, int]]) -> bool:
         """Whether all example blocks are there, whole, made with ``settings``."""
-        return all(is_made_with(self._storage, self.file(block), self._belongs_to(settings)) for block in blocks)
+        wanted = {"settings": dict(settings)}
+        return all(
+            is_made_with(self._storage, self.file(block), {**self._belongs_to(block), **wanted}) for block in blocks
+        )
 
     def set_aside_wrong(self, blocks: list[tuple[int, int]]) -> None:
-        """For the process that holds the run: set aside the files that are damaged or of another run."""
-        self._run.set_aside_wrong(_CONTENT, *(self.file(block) for block in blocks))
+        """For the process that holds the run: set aside the files that are damaged or of something else."""
+        for block in blocks:
+            set_aside_wrong(self._storage, self.file(block), self._belongs_to(block))
 
-    def _belongs_to(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        return {**self._run.belongs_to(_CONTENT), "settings": dict(settings)}
+    def _belongs_to(self, block: tuple[int, int]) -> dict[str, Any]:
+        return {**self._run.belongs_to(_CONTENT), "method": self.method, "examples": list(block)}
 
     def write(self, block: tuple[int, int], settings: Mapping[str, Any], attributions: Attributions) -> None:
         """Write the attributions of one example block.
@@ -98,7 +103,8 @@ class AttributionTable:
         if attributions.standard_errors is not None:
             columns["standard_errors"] = matrix_column(attributions.standard_errors)
         is_sparse = int(np.count_nonzero(attributions.weights)) < attributions.weights.size / 2
-        write_table(self._storage, self.file(block), columns, self._belongs_to(settings), compress=is_sparse)
+        belongs_to = {**self._belongs_to(block), "settings": dict(settings)}
+        write_table(self._storage, self.file(block), columns, belongs_to, compress=is_sparse)
 
     def read(self, block: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Weights (block length, num_components) and intercepts (block length,) of one example block.
@@ -145,7 +151,7 @@ class AttributionTable:
 
     def _read(self, block: tuple[int, int], columns: list[str], optional: Sequence[str] = ()) -> Content:
         name = self.file(block)
-        found = read_content(self._storage, name, "fit", self._run.belongs_to(_CONTENT), columns, optional)
+        found = read_content(self._storage, name, "fit", self._belongs_to(block), columns, optional)
         if found is None:
             there = ", ".join(fitted_methods(self._run))
             others = f" There are attributions of {there}: name one of these as method, or" if there else ""
@@ -164,16 +170,20 @@ class AttributionTable:
         return dict(self._metadata([block])[0]["settings"])
 
     def settings_fingerprint(self, blocks: list[tuple[int, int]]) -> str:
-        """SHA-256 over the settings of all blocks: another one whenever the attributions are made in another way.
+        """SHA-256 over method and settings of all blocks: another one when the attributions are made in another way.
 
         Raises:
             MissingWorkError: a block is not there; the message names all that are not.
             DamagedFileError: one is damaged.
         """
-        return fingerprint_of({"settings": [metadata["settings"] for metadata in self._metadata(blocks)]})
+        settings = [metadata["settings"] for metadata in self._metadata(blocks)]
+        return fingerprint_of({"method": self.method, "settings": settings})
 
     def _metadata(self, blocks: list[tuple[int, int]]) -> list[dict[str, Any]]:
-        found = {file: read_metadata(self._storage, file, "fit") for file in map(self.file, blocks)}
+        found = {
+            self.file(block): read_metadata(self._storage, self.file(block), "fit", self._belongs_to(block))
+            for block in blocks
+        }
         missing = [file for file, metadata in found.items() if metadata is None]
         if missing:
             raise MissingWorkError(f"attributions of {self.method!r} lack {', '.join(missing)}: run the fit stage.")

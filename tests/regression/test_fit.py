@@ -231,7 +231,12 @@ def test_what_cannot_be_judged_is_refused_or_said(data: Any, tmp_path: Path) -> 
         fitted(run_of(tmp_path / "few", few, few_margins), method="lasso", selection="bic")
     with pytest.raises(ConfigError, match="penalties that float64 cannot hold"):
         fitted(run_of(tmp_path / "a", *data), penalty_range=[1e300, 1e307])
-    for options in ({"penalty_range": [100.0, 200.0]}, {"method": "lasso", "penalty_range": [0.7, 0.9]}):
+    for options in (
+        {"penalty_range": [100.0, 200.0]},  # the smaller end
+        {"penalty_range": [1e-5, 1e-4]},  # the larger end
+        {"method": "lasso", "penalty_range": [0.7, 0.9]},
+        {"method": "lasso", "penalty_range": [1e-5, 1e-4]},
+    ):
         with pytest.warns(CoarWarning, match=r"examples chose a penalty at an end of regression\.penalty_range"):
             fitted(run_of(tmp_path / "a", *data), **options)
     masks, margins = data[0].copy(), data[1]

@@ -31,7 +31,7 @@ def test_columns_come_back_whatever_the_length_of_the_footer(num_columns: int, t
     storage, columns = LocalStorage(str(tmp_path)), columns_of(num_columns)
     write_table(storage, "file", {name: matrix_column(values) for name, values in columns.items()}, BELONGS)
     assert (footer_length(storage.read("file")) > storage.worth_reading) == (num_columns > 1)
-    metadata = read_metadata(storage, "file", "fit")
+    metadata = read_metadata(storage, "file", "fit", BELONGS)
     assert metadata is not None
     assert BELONGS.items() <= metadata.items()
     for wanted in (None, list(columns)[:1], list(columns)[-1:]):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -44,6 +44,7 @@ from tests.store.test_store import COMPONENTS, NUM_EXAMPLES, margins_of, new_run
 HELD_OUT = "evaluation_0.2"
 NUM_COMPONENTS = COMPONENTS.num_components
 Read = Callable[[], Any]
+NOT_COMPLETE = "not complete"
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,17 @@ def readers_of(storage: Storage) -> dict[str, Read]:
 
 
 class ReadOnly(LocalStorage):
-    """A run directory of somebody else, who lets others read it."""
+    """A run directory of somebody else, who lets others read it; ``opened`` are the files that were read."""
+
+    opened: ClassVar[set[str]] = set()
+
+    def open(self, name: str, size: int | None = None) -> StoredFile | None:
+        self.opened.add(name)
+        return super().open(name, size)
+
+    def read(self, name: str) -> bytes:
+        self.opened.add(name)
+        return super().read(name)
 
     def write(self, name: str, content: bytes) -> None:
         raise StorageError(f"{self.where(name)} cannot be written: Permission denied.")
@@ -141,12 +152,20 @@ def contents(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def damages(content: bytes) -> Iterator[bytes]:
-    """A column, the footer, the end, everything."""
-    for at in (6, len(content) - 40):
-        yield content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :]
-    yield content[:-3]
-    yield b""
+def damages(content: bytes, other: bytes) -> dict[str, bytes]:
+    """Whatever may become of a file's content, by name; ``other`` is that of another file."""
+    middle = len(content) // 2
+    places = {"first byte": 0, "a column": 6, "the footer": len(content) - 40, "last byte": len(content) - 1}
+    return {
+        **{name: content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :] for name, at in places.items()},
+        "cut off": content[:-3],
+        "half of it": content[:middle],
+        "emptied": b"",
+        "zeros": content[:4] + bytes(60) + content[64:],
+        "bytes inserted": content[:4] + b"more" + content[4:],
+        "bytes appended": content + b"more",
+        "of another file": other,
+    }
 
 
 def kinds_of_files(root: Path) -> dict[str, str]:
@@ -159,11 +178,13 @@ def damage_that(read: Read) -> str | None:
     """What a reader says of a damaged file; None where it met none."""
     try:
         found = read()
-    except DamagedFileError as error:
+    except (DamagedFileError, MissingWorkError) as error:
         return str(error)
     match found:
         case dict(), [str(text)]:  # the previews that there are, and what is wrong with the others
             return text
+        case False:  # whether something is complete, as it was
+            return NOT_COMPLETE
     return None
 
 
@@ -177,22 +198,31 @@ def test_all_of_a_whole_run_is_read_without_a_right_to_write(whole: Path) -> Non
 def test_readers_of_a_damaged_run_name_the_damage_and_change_nothing(whole: Path, tmp_path: Path) -> None:
     root = tmp_path / "run"
     shutil.copytree(whole, root)
-    readers = readers_of(ReadOnly(str(root)))
-    for name in kinds_of_files(root).values():
+    storage = ReadOnly(str(root))
+    readers = readers_of(storage)
+    readers["components"] = lambda: RunDirectory.open(storage).components  # which an open run has read already
+    opened_by: dict[str, list[str]] = {}
+    for what, read in readers.items():
+        ReadOnly.opened.clear()
+        assert damage_that(read) is None, what
+        for name in ReadOnly.opened:
+            opened_by.setdefault(name, []).append(what)
+    names = list(kinds_of_files(root).values())
+    assert opened_by.keys() >= set(names)
+    wrong = r"is damaged.*[Rr]un the \w+ stage: it"
+    foreign = rf"({wrong}|belongs to something else.*[Rr]un the \w+ stage: it|is missing or of earlier .*: run the)"
+    for name, other in zip(names, names[1:] + names[:1], strict=True):
         content = (root / name).read_bytes()
-        named = 0
-        for damaged in damages(content):
+        for damage, damaged in damages(content, (root / other).read_bytes()).items():
             (root / name).write_bytes(damaged)
             before = contents(root)
-            run = RunDirectory.open(ReadOnly(str(root)))
-            vars(run).pop("components", None)
-            for what, read in {**readers, "components": lambda run=run: run.components}.items():
-                text = damage_that(read)
-                if text is not None:
-                    assert re.search(rf"{root}/{name} is damaged.*[Rr]un the \w+ stage: it", text), (what, text)
-                    named += 1
-            assert contents(root) == before, name
-        assert named >= 3, name  # not every reader of every file reads its first column
+            said = {what: damage_that(readers[what]) for what in opened_by[name]}
+            assert any(said.values()), (name, damage)  # who reads other columns may read them
+            for what, text in said.items():
+                expected = foreign if damage == "of another file" else wrong
+                is_right = text in (None, NOT_COMPLETE) or re.search(rf"{root}/{name} {expected}", text)
+                assert is_right, (name, damage, what, text)
+            assert contents(root) == before, (name, damage)
         (root / name).write_bytes(content)
 
 
@@ -201,7 +231,7 @@ def test_the_process_that_holds_the_run_sets_aside_what_it_meets(whole: Path, tm
     shutil.copytree(whole, root)
     name = "margins/train/0000000010-0000000020.parquet"
     content = (root / name).read_bytes()
-    damaged = next(damages(content))
+    damaged = damages(content, b"")["a column"]
     (root / name).write_bytes(damaged)
     storage = storage_at(root)
     expected = rf"{name} is damaged: .*It was set aside as {name}\.damaged\. Run the ablate stage: it makes"
@@ -299,5 +329,5 @@ def test_only_the_stages_and_the_writers_side_of_the_store_rename_files() -> Non
     assert renaming == {
         "interchange/importing.py",
         *(f"stages/{name}.py" for name in ("session", "train")),
-        *(f"store/{name}.py" for name in ("edits", "mask_file", "previews", "run_directory", "shards")),
+        *(f"store/{name}.py" for name in ("edits", "mask_file", "previews", "run_directory", "shards", "tables")),
     }
