@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -115,59 +116,93 @@ def _title(process: psutil.Process) -> str:
     return ""
 
 
-def damage(root: Path, other: Path, rng: random.Random) -> tuple[str, str]:
-    """Damage one file of a finished run in a random way.
+@dataclass(frozen=True)
+class Damaged:
+    """What a damage is made from.
+
+    Attributes:
+        content: the file's, as it was.
+        others: that of the file in another run of the same files.
+        neighbours: that of another file of the run.
+        rng: of places and sizes.
+    """
+
+    content: bytes
+    others: bytes
+    neighbours: bytes
+    rng: random.Random
+
+    @property
+    def middle(self) -> int:
+        return len(self.content) // 2
+
+
+DAMAGES: dict[str, Callable[[Damaged], bytes]] = {
+    "first byte changed": lambda file: bytes([file.content[0] ^ 1 << file.rng.randrange(8)]) + file.content[1:],
+    "truncated": lambda file: file.content[: file.rng.randrange(len(file.content))],
+    "emptied": lambda file: b"",
+    "bits flipped": lambda file: _flipped(bytearray(file.content), file.rng),
+    "zeros written": lambda file: _zeroed(bytearray(file.content), file.rng),
+    "bytes inserted": lambda file: file.content[: file.middle] + file.rng.randbytes(7) + file.content[file.middle :],
+    "bytes appended": lambda file: file.content + file.rng.randbytes(file.rng.randrange(1, 20)),
+    "swapped with another run's": lambda file: file.others,
+    "replaced by another file": lambda file: file.neighbours,
+}
+"""What may become of a file's content."""
+WITHOUT_A_FILE = ("deleted", "duplicated")
+"""What else may happen to a file; what is duplicated are shards."""
+
+
+def damage(root: Path, name: str, neighbour: str, other: Path, kind: str, rng: random.Random) -> None:
+    """Damage one file of a finished run.
 
     Args:
         root: the run directory.
+        name: the file.
+        neighbour: another file of the run.
         other: a finished run of another model with the same files.
-        rng: which file and which way.
-
-    Returns:
-        The file's name, and what was done to it.
+        kind: of ``DAMAGES`` or ``WITHOUT_A_FILE``.
+        rng: of places and sizes.
     """
-    names = sorted([*files_of(root), "run.json"])
-    name = rng.choice(names)
     path = root / name
-    content = bytearray(path.read_bytes())
-    middle = len(content) // 2
-    kinds: dict[str, Callable[[], bytes]] = {
-        "truncated": lambda: bytes(content[: rng.randrange(len(content))]),
-        "emptied": lambda: b"",
-        "bits flipped": lambda: _flipped(content, rng),
-        "zeros written": lambda: _zeroed(content, rng),
-        "bytes inserted": lambda: bytes(content[:middle]) + rng.randbytes(7) + bytes(content[middle:]),
-        "bytes appended": lambda: bytes(content) + rng.randbytes(rng.randrange(1, 20)),
-        "swapped with another run's": lambda: (other / name).read_bytes(),
-        "replaced by another file": lambda: (root / rng.choice([n for n in names if n != name])).read_bytes(),
-    }
-    if name.startswith(("margins/", "gradients/")):
-        kinds["duplicated"] = lambda: bytes(content)
-    kind = rng.choice([*kinds, "deleted"])
     if kind == "deleted":
         path.unlink()
     elif kind == "duplicated":
         start, stop = (int(part) for part in path.stem.split("-"))
-        path.with_name(f"{start + 1:010d}-{stop + 1:010d}.parquet").write_bytes(content)
+        path.with_name(f"{start + 1:010d}-{stop + 1:010d}.parquet").write_bytes(path.read_bytes())
     else:
-        path.write_bytes(kinds[kind]())
-    return name, kind
+        contents = (place.read_bytes() for place in (path, other / name, root / neighbour))
+        path.write_bytes(DAMAGES[kind](Damaged(*contents, rng)))
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file is one of margins or gradients."""
+    return name.startswith(("margins/", "gradients/"))
 
 
 def damage_and_repair(root: Path, whole: dict[str, bytes], other: Path, rng: random.Random) -> str:
-    """Damage a finished run, and run it again until it is done.
-
-    Every refusal on the way must name the damaged file, and the end must be the same bytes.
+    """Damage one file of a finished run in a random way, and run it again until it is done.
 
     Returns:
         What was done, and how many refusals there were.
     """
-    name, kind = damage(root, other, rng)
-    what = f"{name} {kind}"
-    if name.startswith(("margins/", "gradients/")):  # so that it is used again
+    names = sorted([*files_of(root), "run.json"])
+    name = rng.choice(names)
+    kind = rng.choice([*DAMAGES, *(WITHOUT_A_FILE if is_shard(name) else WITHOUT_A_FILE[:1])])
+    damage(root, name, rng.choice([other_name for other_name in names if other_name != name]), other, kind, rng)
+    if is_shard(name):  # so that it is used again
         shutil.rmtree(root / "attributions")
         shutil.rmtree(root / "evaluation")
-    for refusals in range(3):
+    return f"{kind}, {repair(root, whole, [name], kind)} refusals"
+
+
+def repair(root: Path, whole: dict[str, bytes], names: Sequence[str], kind: str) -> int:
+    """Run a damaged run again until it is done; how many refusals there were.
+
+    Every refusal on the way must name a damaged file, and the end must be the same bytes.
+    """
+    what = f"{names} {kind}"
+    for refusals in range(len(names) + 2):
         try:
             run_small(root)
         except (RunMismatchError, DamagedFileError) as error:
@@ -176,13 +211,13 @@ def damage_and_repair(root: Path, whole: dict[str, bytes], other: Path, rng: ran
             found = files_of(root)
             differing = [file for file in {**found, **whole} if found.get(file) != whole.get(file)]
             assert not differing, f"{what}: {differing} differ"
-            return f"{kind}, {refusals} refusals"
+            return refusals
         if isinstance(refused, DamagedFileError):
-            assert Path(name).name in str(refused), f"{what}: {refused}"
+            assert any(name in str(refused) for name in names), f"{what}: {refused}"
         else:  # a run.json of another run: which of the two is wrong, only the user knows
-            assert (name, kind) == ("run.json", "swapped with another run's"), f"{what}: {refused}"
+            assert (names, kind) == (["run.json"], "swapped with another run's"), f"{what}: {refused}"
             assert "model.weights" in str(refused)
-            (root / name).unlink()
+            (root / "run.json").unlink()
     raise AssertionError(f"{what}: refused again and again")
 
 

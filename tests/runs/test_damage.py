@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.chaos import damage_and_repair
+from coar_dist.errors import DamagedFileError, RunMismatchError, RunNotFoundError
+from coar_dist.store.locations import storage_at
+from coar_dist.store.run_directory import RunDirectory
+from tests.chaos import DAMAGES, WITHOUT_A_FILE, damage, is_shard, repair
 from tests.small_run import files_of, run_small, without_ray
-
-NUM_CASES = 16
 
 
 @pytest.fixture(scope="module")
@@ -25,22 +26,59 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]
         yield folder / "run", folder / "other"
 
 
-def test_a_damaged_file_is_named_and_made_anew(runs: tuple[Path, Path], tmp_path: Path) -> None:
+def kinds_of(names: Iterable[str]) -> dict[str, list[str]]:
+    """The files of each folder, and in a folder of several methods of each of them."""
+    kinds: dict[str, list[str]] = {}
+    for name in sorted(names):
+        folder, _, file = name.rpartition("/")
+        kinds.setdefault(f"{folder}/" if file[0].isdigit() else f"{folder}/{file.partition('.')[0]}", []).append(name)
+    return kinds
+
+
+@pytest.mark.parametrize("kind", [*DAMAGES, *WITHOUT_A_FILE])
+def test_damage_to_every_kind_of_file_is_named_and_made_anew(
+    runs: tuple[Path, Path], tmp_path: Path, kind: str
+) -> None:
+    """One file of each kind at once; which of them, and where it is damaged, depends on the damage alone."""
     run, other = runs
     whole = files_of(run)
     assert len(whole) == 65 + 6 + 3 + 2 + 1 + 2  # shards, attributions, correlations, curves, ceiling, the rest
     assert files_of(other).keys() == whole.keys()
-    for seed in range(NUM_CASES):
-        root = tmp_path / str(seed)
-        shutil.copytree(run, root)
-        damage_and_repair(root, whole, other, random.Random(seed))
-        shutil.rmtree(root)
+    root, rng = tmp_path / "run", random.Random(kind)
+    shutil.copytree(run, root)
+    kinds = kinds_of(whole)
+    assert len(kinds) >= 12
+    chosen = [rng.choice(names) for names in kinds.values()]
+    for name, names, following in zip(chosen, kinds.values(), chosen[1:] + chosen[:1], strict=True):
+        if kind != "duplicated" or is_shard(name):
+            neighbours = [neighbour for neighbour in names if neighbour != name]
+            damage(root, name, neighbours[0] if neighbours else following, other, kind, rng)
+    repair(root, whole, chosen, kind)
+
+
+@pytest.mark.parametrize("kind", [*DAMAGES, "deleted"])
+def test_a_damaged_run_json_is_made_anew(runs: tuple[Path, Path], tmp_path: Path, kind: str) -> None:
+    run, other = runs
+    root = tmp_path / "run"
+    shutil.copytree(run, root)
+    damage(root, "run.json", "examples.parquet", other, kind, random.Random(kind))
+    before = RunDirectory.open(storage_at(run))
+    identity = {key: value for key, value in before.identity.items() if key not in ("components", "num_examples")}
+    arguments = (storage_at(root), identity, before.components, before.num_examples)
+    if kind == "swapped with another run's":
+        with pytest.raises(RunMismatchError, match=r"model\.weights is"):
+            RunDirectory.create(*arguments)
+        return
+    with pytest.raises(RunNotFoundError if kind == "deleted" else DamagedFileError, match=r"run\.json"):
+        RunDirectory.open(storage_at(root))
+    made = RunDirectory.create(*arguments)
+    assert made.is_new
+    assert made.fingerprint == RunDirectory.open(storage_at(root)).fingerprint == before.fingerprint
+    assert (root / "run.json.damaged").exists() == (kind != "deleted")
 
 
 def test_a_lost_run_json_does_not_make_a_foreign_run_of_it(runs: tuple[Path, Path], tmp_path: Path) -> None:
     """Without run.json only the shards know what they are of."""
-    from coar_dist.errors import RunMismatchError
-
     root = tmp_path / "run"
     shutil.copytree(runs[0], root)
     (root / "run.json").unlink()

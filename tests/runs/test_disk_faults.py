@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import datetime
 import errno
 import itertools
 import os
@@ -120,11 +121,29 @@ def test_a_mount_that_vanishes_is_noticed_and_not_filled_underneath(tmpfs: Path)
     assert list(tmpfs.iterdir()) == []
 
 
+class Jumping(datetime.datetime):
+    """A wall clock that is set forwards and back at every look, as ``created`` and the log read it."""
+
+    jumps = itertools.cycle([0, 10**9, -3600, 5 * 10**8])
+    num_looks = 0
+
+    @classmethod
+    def now(cls, tz: datetime.tzinfo | None = None) -> Jumping:
+        cls.num_looks += 1
+        return cls.fromtimestamp(1.7e9 + next(cls.jumps), tz)
+
+
 def test_clocks_that_jump_do_not_matter(
     whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Wall clocks, and with them the times that the file system gives to files."""
     jumps = itertools.cycle([0.0, 1e9, -3600.0, 5e8])
-    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    monkeypatch.setattr("datetime.datetime", Jumping)
+    monkeypatch.setattr(time, "time", lambda: 1.7e9 + next(jumps))
     with without_ray():
+        run_small(tmp_path / "run")
+        assert Jumping.num_looks > 0
+        for path in (tmp_path / "run").rglob("*.parquet"):
+            os.utime(path, (next(jumps), next(jumps)))
         run_small(tmp_path / "run")
     assert files_of(tmp_path / "run") == whole
