@@ -25,7 +25,7 @@ def test_gradient_shards_hold_whole_rounds() -> None:
 
 
 def test_missing_masks_are_cut_by_the_examples_of_their_store_and_in_whole_rounds(tmp_path: Path) -> None:
-    identity = {"ablation.examples_per_block": 400, "ablation.margins_dtype": "float32"}
+    identity = {"ablation.examples_per_block": 370, "ablation.margins_dtype": "float32"}
     components = ComponentIndex((ComponentGroup("a.weight", 0, 30),))
     run = RunDirectory.create(local_storage(tmp_path), identity, components, 500)
     designs = {"train": RunDesign("train", Bernoulli(30, 150, 0.1, 0))}
@@ -35,8 +35,8 @@ def test_missing_masks_are_cut_by_the_examples_of_their_store_and_in_whole_round
     for work_range in work.ranges:
         limits.setdefault(work_range.store_name, []).append((work_range.start, work_range.stop))
     assert limits == {
-        "gradients of examples 0..399": [(0, 40), (40, 80), (80, 100)],  # 16,384 / 400 is 40.96
-        "gradients of examples 400..499": [(0, 100)],
+        "gradients of examples 0..369": [(0, 40), (40, 80), (80, 100)],  # 16,384 / 370 is 44.3
+        "gradients of examples 370..499": [(0, 100)],
         "train": [(0, 64), (64, 128), (128, 150)],
     }
     assert (work.plain_masks, work.gradient_masks) == (150, 100)
