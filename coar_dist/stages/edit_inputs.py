@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -145,7 +146,7 @@ def _task(session: Session, edit: EditConfig, run: RunDirectory) -> Task:
     task, held_out, config = session.task, session.held_out, session.config
     if task is None:
         key = "task.examples" if edit.examples is None else "edit.examples"
-        task = build_task(config.task, trained_weights(session), examples_of(session, key))
+        task = build_task(config.task, trained_weights(session), partial(examples_of, session, key))
     elif held_out is not None:
         task = replace(task, examples=held_out)
     elif edit.examples is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ def task_of(session: Session) -> Task:
     """
     if session.task is None:
         config = session.config.task
-        session.task = build_task(config, trained_weights(session), examples_of(session, "task.examples"))
+        session.task = build_task(config, trained_weights(session), partial(examples_of, session, "task.examples"))
         check_device_map(session.config.ablation.device_map, session.task.model)
     return session.task
 

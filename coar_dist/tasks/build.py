@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -58,13 +58,15 @@ def untrained_model(config: ModelConfig) -> nn.Module:
         return build_model(config).eval()
 
 
-def build_task(config: TaskConfig, trained: Mapping[str, Tensor] | None, examples: ExampleSet) -> Task:
+def build_task(
+    config: TaskConfig, trained: Mapping[str, Tensor] | None, load_examples: Callable[[], ExampleSet]
+) -> Task:
     """The whole task, its model in eval mode with the checkpoint's weights.
 
     Args:
         config: of the model and the output function.
         trained: weights from the train stage; used where ``config.model.checkpoint`` is None.
-        examples: whose outputs are explained.
+        load_examples: gives those whose outputs are explained; it is called last, since it may take long.
 
     Raises:
         ConfigError, TaskError: naming the key that is wrong.
@@ -80,4 +82,5 @@ def build_task(config: TaskConfig, trained: Mapping[str, Tensor] | None, example
         load_checkpoint(model, Path(config.model.checkpoint))
     elif trained is not None:
         model.load_state_dict(trained)
-    return Task(model, examples, output_function(config.output_function))
+    outputs = output_function(config.output_function)
+    return Task(model, load_examples(), outputs)

@@ -51,6 +51,7 @@ def test_unablated_outputs_that_are_missing_are_computed_with_the_plan_of_the_ru
     assert driven.store.missing() == []
 
 
+@pytest.mark.slow  # the same without Ray in test_simulated_driver.py
 def test_an_actor_that_dies_while_it_starts_hands_the_duty_on(tmp_path: Path) -> None:
     flag = tmp_path / "killed"
 
@@ -79,6 +80,7 @@ def test_actors_may_keep_dying_while_there_is_progress(tmp_path: Path, monkeypat
     assert len(list(deaths.iterdir())) == 3
 
 
+@pytest.mark.slow  # the same without Ray in test_simulated_driver.py
 def test_a_range_that_kills_every_actor_is_named_when_all_others_are_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +100,7 @@ def test_a_range_that_kills_every_actor_is_named_when_all_others_are_done(
     assert starts == set(range(0, 30, 4)) - {8}
 
 
+@pytest.mark.slow  # whole runs on such disks are in tests/runs/test_disk_faults.py
 def test_a_disk_that_fails_for_a_moment_costs_nothing_and_one_that_fails_for_good_ends_the_run(tmp_path: Path) -> None:
     for name in ("once", "always"):
         (tmp_path / name).mkdir()
@@ -228,6 +231,7 @@ def test_a_node_that_does_not_see_the_run_directory_is_an_error_before_any_work(
     assert not list((tmp_path / "run" / "margins").rglob("*.parquet"))
 
 
+@pytest.mark.slow  # test_schedule.py and test_pool.py have its parts
 def test_nodes_that_join_get_actors_and_a_node_that_is_killed_costs_nothing(tmp_path: Path, repository: Path) -> None:
     script = [sys.executable, "-m", "tests.cluster.elastic", str(tmp_path)]
     result = subprocess.run(script, cwd=repository, capture_output=True, text=True, timeout=170, check=False)

@@ -133,6 +133,7 @@ class Recorder(RunMetrics):
         self.found[name] = value
 
 
+@pytest.mark.slow  # the counters of masks are in the tests above
 def test_baselines_count_examples_and_gpus_their_memory(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,7 @@ def start(folder: Path, environment: dict[str, str], *arguments: str) -> subproc
     )
 
 
+@pytest.mark.slow  # what a store does is in tests/store/test_storage.py
 @pytest.mark.cluster
 def test_digits_in_an_object_store_killed_failing_and_again(
     object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

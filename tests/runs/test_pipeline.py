@@ -164,6 +164,7 @@ def test_more_masks_extend_a_run_and_equal_a_run_made_at_once(tmp_path: Path) ->
     assert attributions(tmp_path / "a") == attributions(tmp_path / "b")
 
 
+@pytest.mark.slow  # every kind of damage is in test_damage.py
 @pytest.mark.usefixtures("ray_cluster")
 def test_damage_found_in_the_fit_is_named_and_mended_by_the_next_run(tmp_path: Path) -> None:
     run = attribute_small(tmp_path / "run")
@@ -300,6 +301,7 @@ def test_another_model_in_the_same_run_directory_is_refused(small_run: RunReader
         coar_dist.attribute(other.model, other.examples.inputs, other.examples.targets, run_dir=root_of(small_run))
 
 
+@pytest.mark.slow  # the lines themselves are in tests/console/test_run_log.py
 def test_the_log_says_which_shard_failed_on_which_actor_and_node(ray_cluster: None, tmp_path: Path) -> None:
     flag = tmp_path / "failed"
 

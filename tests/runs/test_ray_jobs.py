@@ -132,6 +132,7 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(home, ignore_errors=True)
 
 
+@pytest.mark.slow  # tests/deploy and the others here have its parts
 @pytest.mark.cluster
 def test_job_is_stopped_and_another_goes_on(cluster: Cluster, repository: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"

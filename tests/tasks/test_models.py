@@ -160,8 +160,8 @@ def test_random_transformers_models_are_those_of_their_seed() -> None:
     assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
     examples = digits(num_examples=2)
     with pytest.raises(ConfigError, match=r"checkpoint must be set: 'transformers_config' alone has random weights"):
-        build_task(TaskConfig(ModelConfig("transformers_config", GPT2)), None, examples)
-    assert build_task(TaskConfig(ModelConfig("transformers_config", {**GPT2, "seed": 0})), None, examples)
+        build_task(TaskConfig(ModelConfig("transformers_config", GPT2)), None, lambda: examples)
+    assert build_task(TaskConfig(ModelConfig("transformers_config", {**GPT2, "seed": 0})), None, lambda: examples)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_torchvision_and_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert model.fc.weight.shape == (2, 512)
     assert all(torch.equal(t, published[name]) for name, t in model.state_dict().items() if not name.startswith("fc."))
     with pytest.raises(ConfigError, match="'torchvision' alone has random weights"):
-        build_task(TaskConfig(fine), None, digits(num_examples=2))
+        build_task(TaskConfig(fine), None, lambda: digits(num_examples=2))
 
 
 def test_a_missing_library_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

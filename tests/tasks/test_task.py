@@ -98,11 +98,11 @@ def test_a_users_model_examples_and_checkpoint(tmp_path: Path) -> None:
         examples=ExamplesConfig("digits", {"num_examples": 5}),
     )
     examples = build_examples(config.examples, "task.examples")
-    task = build_task(config, None, examples)
+    task = build_task(config, None, lambda: examples)
     assert torch.equal(task.model[1].weight, torch.full((10, 64), 0.5))
     assert len(task.examples) == 5
     config.model.checkpoint = None
-    assert torch.equal(build_task(config, None, examples).model[1].weight, torch.full((10, 64), 2.0))
+    assert torch.equal(build_task(config, None, lambda: examples).model[1].weight, torch.full((10, 64), 2.0))
 
 
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
