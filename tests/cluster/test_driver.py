@@ -80,7 +80,7 @@ def test_actors_may_keep_dying_while_there_is_progress(tmp_path: Path, monkeypat
     assert len(list(deaths.iterdir())) == 3
 
 
-@pytest.mark.slow  # the same without Ray in test_simulated_driver.py
+@pytest.mark.slow  # the same without Ray in test_schedule.py
 def test_a_range_that_kills_every_actor_is_named_when_all_others_are_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
