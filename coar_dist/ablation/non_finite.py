@@ -40,7 +40,7 @@ def refuse_not_finite(
     if model.precision == "float32":
         way_out = (
             "The model itself is not finite without these components. Leave them out (components.exclude), leave out "
-            "the example, or ablate fewer at a time (design.alpha)."
+            "the example, or ablate fewer at a time (design.ablation_fraction)."
         )
     else:
         way_out = "Use ablation.precision=float32, or leave out the example."

@@ -126,7 +126,13 @@ class PreparedModel:
         # Of thousands of differences, one may be off by more than ROUNDINGS of them allow: no group is lost by chance.
         allowed = _CHANCE * self.rounding
         return ungated_groups(
-            self.effects, self.value, self.module, self.device, False, ungated, self.autocast, rounding=allowed
+            self.effects,
+            self.value,
+            self.module,
+            self.device,
+            known=ungated,
+            autocast=self.autocast,
+            rounding=allowed,
         )
 
     def _rounding(self) -> float:

@@ -1,4 +1,4 @@
-"""The regression with gradients, held to a dense float64 posterior that is written down anew here."""
+"""The regression with gradients, held to a dense float64 posterior that is written out here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever happens to a file of a run directory: it is named, never used, and made anew."""
+"""Whatever happens to a file of a run directory: it is named, never used, and made again."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def test_a_finished_run_tells_the_columns(tmp_path: Path) -> None:
 
     before = files_of(tmp_path / "run")
     attribute(tmp_path / "run", GROUPS)
-    attribute(tmp_path / "run", None)  # columns that are not given anew stay
+    attribute(tmp_path / "run", None)  # columns that are not given again stay
     assert files_of(tmp_path / "run") == before
     changed = {"group": np.arange(7), "place": np.arange(7) > 3}
     run, said = attribute(tmp_path / "run", changed)
