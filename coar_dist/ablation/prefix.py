@@ -23,6 +23,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from coar_dist.ablation.liveness import read_and_overwritten
 from coar_dist.ablation.module_calls import Answer, Call, answered_by, kinds_of_leaves, placeholder, watched
 from coar_dist.ablation.prepared import PreparedModel
+from coar_dist.components.gates import owners_of
 from coar_dist.components.index import ComponentIndex
 from coar_dist.errors import in_one_line
 from coar_dist.tasks.task import ExampleSet
@@ -272,15 +273,11 @@ def _single(calls: list[Call]) -> dict[str, Call]:
 
 def _readers(model: nn.Module, components: ComponentIndex, starts: Mapping[str, int]) -> list[set[str]]:
     """Per group the modules that read its parameter: its owners, or what is called around them; "" is the model."""
-    owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
-        for parameter in module._parameters.values():
-            owners.setdefault(id(parameter), []).append(name)
-    readers = []
-    for group in components.groups:
-        names = owners[id(model.get_parameter(group.parameter))]
-        readers.append({_called(name, starts) for name in names})
-    return readers
+    owners = owners_of(model)
+    return [
+        {_called(name, starts) for name, _ in owners[id(model.get_parameter(group.parameter))]}
+        for group in components.groups
+    ]
 
 
 def _called(name: str, starts: Mapping[str, int]) -> str:

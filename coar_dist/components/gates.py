@@ -60,6 +60,15 @@ class Place:
     parameter: str = "weight"
 
 
+def owners_of(model: nn.Module) -> dict[int, list[tuple[str, str]]]:
+    """Every module that holds a parameter, and its name there, by the parameter's ``id``: a tied one has several."""
+    owners: dict[int, list[tuple[str, str]]] = {}
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            owners.setdefault(id(parameter), []).append((module_name, name))
+    return owners
+
+
 def places_of(model: nn.Module, components: ComponentIndex, read: Collection[str] = ()) -> list[list[Place]]:
     """Per group the places of its gates: one in every module that owns the parameter. [] is no gated form.
 
@@ -72,10 +81,7 @@ def places_of(model: nn.Module, components: ComponentIndex, read: Collection[str
         read: parameters that are gated where a function reads them, as from ``weights_read``.
     """
     modules = dict(model.named_modules())
-    owners: dict[int, list[tuple[str, str]]] = {}
-    for module_name, module in modules.items():
-        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            owners.setdefault(id(parameter), []).append((module_name, name))
+    owners = owners_of(model)
     found = []
     for group in components.groups:
         owning = owners[id(model.get_parameter(group.parameter))]
