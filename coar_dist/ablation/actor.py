@@ -11,8 +11,9 @@ from typing_extensions import override
 
 from coar_dist.ablation.calibration import choose_plan, gradient_cost
 from coar_dist.ablation.device_map import spread_over_devices
-from coar_dist.ablation.engine import AblationEngine, Unablated
+from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.plan import EnginePlan, PlanPins
+from coar_dist.ablation.unablated import Unablated
 from coar_dist.ablation.work import ExpectedMasks, Stores
 from coar_dist.cluster.ranges import WorkRange
 from coar_dist.cluster.worker import StartReport, Worker
@@ -128,7 +129,7 @@ class AblationActor(EngineActor):
         made_by = {"engine": self._engine.plan.to_json()}
         if isinstance(store, GradientStore):
             gradients = self._engine.gate_gradients(rows, store.block)
-            self._engine.check_finite(gradients.margins, rows, masks.start, store.block[0])
+            self._engine.check_finite_gradients(gradients, rows, masks.start, store.block[0])
             return lambda: store.write(masks.start, rows, gradients, made_by)
         margins = self._engine.margins(rows)
         self._engine.check_finite(margins, rows, masks.start)

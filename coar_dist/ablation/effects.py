@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,18 +22,19 @@ from torch import Tensor, nn
 
 from coar_dist.ablation.caches import forget_between_passes
 from coar_dist.ablation.placement import modules_called
+from coar_dist.ablation.unsuitable import refuse_mixed_rows, refuse_unrepeatable
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import WeightMasker
-from coar_dist.errors import TaskError, in_one_line
+from coar_dist.errors import in_one_line
 from coar_dist.tasks.outputs import OutputFunction
 from coar_dist.tasks.task import ExampleSet, call_model
 
 NUM_EXAMPLES = 4
 """Examples of the probe, spread over the example set, so that they are not all alike."""
 EXAMPLES_PER_MASK = 2
-RELATIVE_TOLERANCE = 1e-3
+_RELATIVE_TOLERANCE = 1e-3
 """Share of a group's effects, root mean square, that a form may be off by."""
-ROUNDINGS = 6.0
+_ROUNDINGS = 6.0
 """How many times the model's own rounding, root mean square, a single difference may be off by."""
 _LEAST_ROUNDING = 4.0
 """In units of the dtype's epsilon at the margin's size: sums in another order differ by so much in any net."""
@@ -43,6 +44,7 @@ _REPEATED_MASKS, _ROUNDING_MASKS = 9, 17
 _MOST_COPIED_BYTES = 8 * 2**30
 """A model larger than this is not copied in a higher precision to measure its rounding."""
 _log = logging.getLogger(__name__)
+_Size = TypeVar("_Size", float, NDArray[np.float64], Tensor)
 
 MarginsOf = Callable[[NDArray[np.bool_], ExampleSet], Tensor]
 """Margins (num_examples,) of a few examples under one mask (num_components,)."""
@@ -110,7 +112,7 @@ class Effects:
         self.rounding = _LEAST_ROUNDING * _epsilon_of(model) * _largest(self._expected)
         self._check_repeats(zeroed, type(model).__name__)
         self.rounding = self._measured_rounding(model)
-        self._check_rows(model)
+        refuse_mixed_rows(model, self.examples, self.margins, self.unablated, _ROUNDINGS * self.rounding)
 
     def take_from(self, examples: ExampleSet) -> None:
         """Take the probe's examples from these: all of them, whatever else a form gives the model and compares with."""
@@ -193,7 +195,7 @@ class Effects:
             margins: (num_pairs,) of a form, from ``run`` or ``run_rows``; NaN fails.
             rounding: of the form, where it runs in another precision; None is the model's own.
         """
-        allowed_rounding = ROUNDINGS * (self.rounding if rounding is None else rounding)
+        rounding = self.rounding if rounding is None else rounding
         num_examples = len(self.examples)
         rows = np.concatenate([chosen for _, chosen in self.passes()])[num_examples:]
         found = margins[num_examples:] - margins[:num_examples][rows]
@@ -202,9 +204,7 @@ class Effects:
         effects = np.sqrt((expected.reshape(shape) ** 2).mean(axis=1))
         wrong = np.abs(found - expected).reshape(shape).max(axis=1)
         offset = np.abs(margins[:num_examples] - self.unablated).max()
-        holds = (wrong <= RELATIVE_TOLERANCE * effects + allowed_rounding) & (
-            offset <= RELATIVE_TOLERANCE * np.median(effects) + allowed_rounding
-        )
+        holds = (wrong <= allowed_error(effects, rounding)) & (offset <= allowed_error(np.median(effects), rounding))
         return [Failure(int(number), float(wrong[number]), float(effects[number])) for number in np.flatnonzero(~holds)]
 
     def error(self, margins_of: MarginsOf) -> float:
@@ -230,32 +230,7 @@ class Effects:
     def _check_repeats(self, zeroed: MarginsOf, name: str) -> None:
         """Twice in a row: a model may be random, or keep a state."""
         again = self.run(zeroed, _REPEATED_MASKS)
-        first = self._expected[: len(again)]
-        if np.allclose(again, first, rtol=0.0, atol=ROUNDINGS * self.rounding, equal_nan=True):
-            return
-        worst = int(np.argmax(np.abs(again - first)))
-        raise TaskError(
-            f"{name} gives different margins in two equal forward passes ({first[worst]:.9g} and {again[worst]:.9g}): "
-            f"it is random in eval mode, or keeps a state. Take the randomness (dropout, noise) or the state out."
-        )
-
-    def _check_rows(self, model: nn.Module) -> None:
-        """Each example alone against all together: an example's margin must not depend on who shares its batch."""
-        try:
-            alone = [float(self.margins(model, self.examples.rows(row, row + 1))) for row in range(len(self.examples))]
-        except Exception as error:  # BatchNorm without statistics refuses a single value per channel
-            raise TaskError(
-                f"{type(model).__name__} fails on an example alone, and runs on {len(self.examples)} together: "
-                f"{in_one_line(error)}. Each example must be a batch of its own (track_running_stats=True)."
-            ) from error
-        if np.allclose(alone, self.unablated, rtol=0.0, atol=ROUNDINGS * self.rounding, equal_nan=True):
-            return
-        worst = int(np.argmax(np.abs(alone - self.unablated)))
-        raise TaskError(
-            f"the margin of an example depends on the other examples of its batch ({alone[worst]:.9g} alone, "
-            f"{self.unablated[worst]:.9g} with others): {mixing_layer(model, self.examples)} mixes rows of a batch. "
-            f"Give it statistics of its own (track_running_stats=True), or let the model take each example alone."
-        )
+        refuse_unrepeatable(self._expected[: len(again)], again, _ROUNDINGS * self.rounding, name)
 
     def _measured_rounding(self, model: nn.Module) -> float:
         """The margins' error by rounding: against a copy in a higher precision where it can be had."""
@@ -277,44 +252,18 @@ class Effects:
         return max(least / _LEAST_ROUNDING / 2, _size(self._expected[: len(truth)] - truth))
 
 
-def mixing_layer(model: nn.Module, examples: ExampleSet) -> str:
-    """The first module whose output for an example depends on the other examples of the batch, for a message."""
-    together, alone = (_row_outputs(model, batch) for batch in (examples, examples.rows(0, 1)))
-    for name, (inputs, output) in together.items():
-        if name not in alone:
-            continue
-        inputs_agree = all(_agree(x, y) for x, y in zip(inputs, alone[name][0], strict=False))
-        if inputs_agree and not _agree(output, alone[name][1]):
-            kind = type(model.get_submodule(name)).__name__
-            return f"{name or 'the model'} ({kind})"
-    return f"the forward method of {type(model).__name__}"
+def allowed_error(effect: _Size, rounding: float) -> _Size:
+    """What a form may be off by in the difference that a mask makes.
 
+    Args:
+        effect: root mean square of the differences themselves.
+        rounding: of a margin in the form's precision, root mean square.
 
-def _row_outputs(model: nn.Module, batch: ExampleSet) -> dict[str, tuple[list[Tensor], Tensor]]:
-    """Per module without children, in the order of the calls, its inputs and output for the first row."""
-    found: dict[str, tuple[list[Tensor], Tensor]] = {}
-
-    def note(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim and len(output) == len(batch):
-                found.setdefault(
-                    name, ([x[:1].clone() for x in inputs if isinstance(x, Tensor) and x.ndim], output[:1].clone())
-                )
-
-        return hook
-
-    handles = [m.register_forward_hook(note(name)) for name, m in model.named_modules() if not list(m.children())]
-    try:
-        with torch.no_grad():
-            call_model(model, batch.map(torch.clone).inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def _agree(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.allclose(one.float(), other.float(), rtol=1e-3, atol=1e-5)
+    Example:
+        >>> round(allowed_error(2.0, 1e-5), 6)
+        0.00206
+    """
+    return _RELATIVE_TOLERANCE * effect + _ROUNDINGS * rounding
 
 
 def _halves(number: int, num_components: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -22,23 +22,23 @@ import torch
 from numpy.typing import NDArray
 
 from coar_dist.ablation.cut_probe import hold_cuts
-from coar_dist.ablation.effects import RELATIVE_TOLERANCE, ROUNDINGS
+from coar_dist.ablation.effects import allowed_error
 from coar_dist.ablation.form import Form, trial_mask
 from coar_dist.ablation.gradients import WITHOUT_GRADIENTS, GradientPasses
 from coar_dist.ablation.memory import peak_bytes, rows_that_fit
-from coar_dist.ablation.non_finite import refuse_not_finite
+from coar_dist.ablation.non_finite import refuse_gradients_not_finite, refuse_not_finite
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.prefix import CutError, find_cuts
 from coar_dist.ablation.prepared import PreparedModel
 from coar_dist.ablation.rows_form import RowsForm
+from coar_dist.ablation.unablated import Unablated, run_unablated
 from coar_dist.ablation.value import ZeroWeights
 from coar_dist.ablation.weights_form import WeightsForm
 from coar_dist.components.gate_hooks import GateError
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masks import check_masks
-from coar_dist.errors import ConfigError, NonFiniteMarginError, counted
+from coar_dist.errors import ConfigError
 from coar_dist.store.gradients import GateGradients
-from coar_dist.tasks.outputs import predicted_classes
 from coar_dist.tasks.task import Task
 
 _log = logging.getLogger(__name__)
@@ -50,19 +50,6 @@ _MEASURED_ROWS = 4
 _NUM_HALVES = 6
 """Random halves of the components by which a compiled form is held to the eager one."""
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Unablated:
-    """The unablated model's outputs.
-
-    Attributes:
-        margins: (num_examples,) float32.
-        predictions: (num_examples,) int64 predicted classes; None where outputs are not (num_rows, num_classes) logits.
-    """
-
-    margins: NDArray[np.float32]
-    predictions: NDArray[np.int64] | None
 
 
 class AblationEngine:
@@ -194,7 +181,7 @@ class AblationEngine:
             return
         compiled = form.whole(masks, examples).double()
         effects, found = eager - eager[:1], compiled - compiled[:1]
-        allowed = RELATIVE_TOLERANCE * effects.square().mean().sqrt() + ROUNDINGS * self.model.rounding
+        allowed = allowed_error(effects.square().mean().sqrt(), self.model.rounding)
         if not bool(((found - effects).abs() <= allowed).all()):
             _log.warning("the compiled model has other effects than the eager one, which runs instead")
             form.forward.forget_compiled()
@@ -255,7 +242,7 @@ class AblationEngine:
     def check_finite(
         self, margins: NDArray[np.float32], masks: NDArray[np.bool_], first_mask: int, first_example: int = 0
     ) -> None:
-        """Refuse margins of ``margins`` or ``gate_gradients`` that are not finite.
+        """Refuse margins that are not finite.
 
         Args:
             margins: (num_masks, n) float32, of masks from ``first_mask`` and examples from ``first_example`` on.
@@ -269,6 +256,21 @@ class AblationEngine:
         if not np.isfinite(margins).all():
             self.close()
             refuse_not_finite(margins, masks, first_mask, first_example, self.model)
+
+    def check_finite_gradients(
+        self, gradients: GateGradients, masks: NDArray[np.bool_], first_mask: int, first_example: int
+    ) -> None:
+        """Refuse margins or gradients that are not finite, as ``check_finite``."""
+        self.check_finite(gradients.margins, masks, first_mask, first_example)
+        wrong = np.flatnonzero(~np.isfinite(gradients.kept + gradients.ablated).all(axis=1))
+        if wrong.size:
+            self.close()
+            example = first_example + int(wrong[0])
+            passes, own = self._gradients, self.model.examples.rows(example, example + 1)
+            eager = replace(self.plan, gradients_compiled=False, gradients_recorded=False)
+            refuse_gradients_not_finite(
+                lambda rows: passes.compute(rows, own, eager)[0], masks, first_mask, example, passes.model
+            )
 
     def gate_gradients(self, masks: NDArray[np.bool_], block: tuple[int, int]) -> GateGradients:
         """Margins and sums of gate gradients under every mask, of the examples ``block[0] .. block[1] - 1``.
@@ -327,22 +329,7 @@ class AblationEngine:
         """
         form = self._take_up(self.plan)
         assert isinstance(form, WeightsForm), "gates ask for a fixed number of rows"
-        margins, predictions = [], []
-        for _, batch in self.model.batches(self.model.examples, form.forward.num_rows):
-            outputs = self.model.outputs(self.model.module, batch.inputs)
-            margins.append(self.model.output_function(outputs, batch.targets).float())
-            predicted = predicted_classes(outputs, batch.targets)
-            if predicted is not None:
-                predictions.append(predicted)
-        values = torch.cat(margins).cpu().numpy()
-        wrong = np.flatnonzero(~np.isfinite(values))
-        if wrong.size:
-            raise NonFiniteMarginError(
-                f"the unablated model's margins of {counted(wrong.size, 'example')} are not finite: example {wrong[0]} "
-                f"has {values[wrong[0]]} (examples {wrong[:10].tolist()}). Correct the inputs or the checkpoint, or "
-                f"leave these examples out."
-            )
-        return Unablated(values, torch.cat(predictions).cpu().numpy() if predictions else None)
+        return run_unablated(self.model, form.forward.num_rows)
 
 
 def _smallest(measure: Callable[[], float]) -> float:

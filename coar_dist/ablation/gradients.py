@@ -8,7 +8,7 @@ and sums over masks stay on the device: memory follows the rows, never masks x e
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -47,6 +47,7 @@ class GradientPasses:
         model: gets gates, and keeps them. Groups that cannot be gated are ablated in its weights, a mask at a time.
 
     Attributes:
+        model: as given.
         ungated: these groups, by their place among the groups, with the reason.
 
     Raises:
@@ -54,42 +55,67 @@ class GradientPasses:
     """
 
     def __init__(self, model: PreparedModel) -> None:
-        self._model = model
+        self.model = model
         self._compiled: dict[tuple[int, int], _Pass] = {}
         self._recorded: dict[tuple[int, int, bool], _Pass] = {}
         self._can_compile, self._can_record = True, model.why_not_recorded is None
         self._secants: LocalSecants | None = LocalSecants()
-        with_secants = self._failing_groups()
-        if set(with_secants) - set(model.ungated):
-            reason = next(why for number, why in with_secants.items() if number not in model.ungated)
-            _log.warning("gate gradients are plain derivatives, which say less than local secants: %s", reason)
-            self._secants = None
-            with_secants = self._failing_groups()
-        if len(with_secants) == len(model.value.components.groups):
-            number, reason = next(iter(with_secants.items()))
+        self.ungated = self._failing_groups()
+        if set(self.ungated) - set(model.ungated):
+            self._without_secants_if_more_have_gradients()
+        if len(self.ungated) == len(model.value.components.groups):
+            number, reason = next(iter(self.ungated.items()))
             name = model.value.components.groups[number].parameter
             raise ConfigError(f"gate gradients cannot be had of {name}: {reason}. {WITHOUT_GRADIENTS}.")
-        self.ungated = with_secants
         self._in_weights = model.value.held_by(self.ungated)
         self._masker = model.value.masker(model.module) if self.ungated else None
         self._gated = self._new_gates(self.ungated)
 
+    def _without_secants_if_more_have_gradients(self) -> None:
+        with_secants, self._secants = self._secants, None
+        ungated = self._failing_groups()
+        if len(ungated) < len(self.ungated):
+            reason = next(why for number, why in self.ungated.items() if number not in ungated)
+            _log.warning("gate gradients are plain derivatives, which say less than local secants: %s", reason)
+            self.ungated = ungated
+        else:
+            self._secants = with_secants
+
     def _new_gates(self, without: Collection[int]) -> GatedModel:
         gate_output = plain_gate_output if self._secants is None else self._secants.gate_output
-        return self._model.value.gated(self._model.module, 1, self._model.device, gate_output, without)
+        return self.model.value.gated(self.model.module, 1, self.model.device, gate_output, without)
 
     def _failing_groups(self) -> dict[int, str]:
-        """The groups whose gates have not the effects of zeroed weights in a gradient pass, with the reason."""
-        model = self._model
+        """The groups without gate gradients, with the reason.
 
-        def gated_margins(without: Collection[int]) -> NDArray[np.float64]:
-            self._gated = self._new_gates(without)
-            try:
-                return model.effects.run_rows(self._probed, _PROBE_ROWS)
-            finally:
-                self._gated.remove()
+        Their gates have other effects than zeroed weights in a gradient pass, in float32 or in the precision that
+        passes run in, or their gradients are not finite, as behind a square root of zero.
+        """
+        model, groups = self.model, self.model.value.components.groups
+        finite = np.ones(model.value.components.num_components, np.bool_)
 
-        return failing_groups(model.effects, len(model.value.components.groups), gated_margins, model.ungated)
+        def failing(known: Mapping[int, str], in_float32: bool, rounding: float) -> dict[int, str]:
+            def probed(masks: NDArray[np.bool_], examples: ExampleSet) -> Tensor:
+                margins, sums = self._probed(masks, examples, in_float32)
+                finite[~sums.isfinite().all(dim=0).cpu().numpy()] = False
+                return margins
+
+            def gated_margins(without: Collection[int]) -> NDArray[np.float64]:
+                finite[:] = True
+                self._gated = self._new_gates(without)
+                try:
+                    return model.effects.run_rows(probed, _PROBE_ROWS)
+                finally:
+                    self._gated.remove()
+
+            reasons = failing_groups(model.effects, len(groups), gated_margins, known, rounding)
+            for number in range(len(groups)):
+                if number not in reasons and not finite[model.value.held_by([number])].all():
+                    reasons[number] = "its gradients are not finite on the examples of the probe"
+            return reasons
+
+        reasons = failing(model.ungated, True, model.effects.rounding)
+        return reasons if model.precision == "float32" else failing(reasons, False, model.gated_rounding)
 
     def compute(
         self, masks: NDArray[np.bool_], examples: ExampleSet, plan: EnginePlan
@@ -120,7 +146,7 @@ class GradientPasses:
             plan = replace(plan, gradient_rows=num_rows // 2)
 
     def _sums(self, masks: NDArray[np.bool_], examples: ExampleSet, num_rows: int, plan: EnginePlan) -> GateGradients:
-        device = self._model.device
+        device = self.model.device
         num_examples = even_size(len(examples), num_rows)
         alone = self._masker is not None and not masks[:, self._in_weights].all()
         num_masks = 1 if alone else even_size(len(masks), num_rows // num_examples)
@@ -130,9 +156,9 @@ class GradientPasses:
         squares = torch.zeros(2, masks.shape[1], device=device, dtype=torch.float64)
         pairs = torch.arange(num_masks * num_examples, device=device)
         of_mask, of_example = pairs // num_examples, pairs % num_examples
-        for start, own in self._model.batches(examples, num_examples):
+        for start, own in self.model.batches(examples, num_examples):
             # Fewer examples or masks than a pass holds are repeated and not counted: its shape stays the same.
-            batch = self._model.selected(own, of_example.clamp(max=len(own) - 1))
+            batch = self.model.selected(own, of_example.clamp(max=len(own) - 1))
             for first in range(0, len(masks), num_masks):
                 chosen = torch.arange(first, first + num_masks, device=device).clamp(max=len(masks) - 1)
                 counted = ((first + of_mask < len(masks)) & (of_example < len(own))).float()
@@ -154,7 +180,7 @@ class GradientPasses:
             run = self._compiled_pass(kept, counted, batch)
         if plan.gradients_recorded and self._can_record:
             run = self._recorded_pass(run, kept, counted, batch)
-        if self._model.effects.changes_inputs:
+        if self.model.effects.changes_inputs:
             batch = batch.map(torch.clone)
         with torch.no_grad(), modules_called():  # the backward half is within the pass
             return run(kept, counted, batch.inputs, batch.targets)
@@ -180,12 +206,12 @@ class GradientPasses:
         buffers = self._gated.buffers(leaves)
         with torch.enable_grad():
             with self._secants or nullcontext():
-                with nullcontext() if in_float32 else self._model.autocast():
-                    outputs = call_model(lambda *a, **k: functional_call(self._model.module, buffers, a, k), inputs)
-                margins = self._model.output_function(outputs, targets).float()
+                with nullcontext() if in_float32 else self.model.autocast():
+                    outputs = call_model(lambda *a, **k: functional_call(self.model.module, buffers, a, k), inputs)
+                margins = self.model.output_function(outputs, targets).float()
             if not margins.requires_grad:
                 raise ConfigError(
-                    f"task.output_function={self._model.output_function.name!r} gives margins without a gradient: "
+                    f"task.output_function={self.model.output_function.name!r} gives margins without a gradient: "
                     f"it, or the model, is not differentiable. {WITHOUT_GRADIENTS}."
                 )
             gradients = torch.autograd.grad(margins.sum(), leaves, materialize_grads=True)
@@ -196,11 +222,13 @@ class GradientPasses:
         squares = torch.stack([part.square().sum(dim=(0, 1)) for part in chosen])
         return margins.detach(), sums, squares
 
-    def _probed(self, masks: NDArray[np.bool_], examples: ExampleSet) -> Tensor:
-        gates = torch.from_numpy(masks).to(self._model.device, torch.float32)
+    def _probed(self, masks: NDArray[np.bool_], examples: ExampleSet, in_float32: bool) -> tuple[Tensor, Tensor]:
+        """Margins (num_rows,) of rows with a mask each, and the sums (2, num_components) of their gate gradients."""
+        gates = torch.from_numpy(masks).to(self.model.device, torch.float32)
         own = examples.map(torch.clone)
         with modules_called():
-            return self._pass(gates, torch.ones_like(gates[:, 0]), own.inputs, own.targets, in_float32=True)[0]
+            margins, sums, _ = self._pass(gates, torch.ones_like(gates[:, 0]), own.inputs, own.targets, in_float32)
+        return margins, sums[:, 0]
 
     def _compiled_pass(self, kept: Tensor, counted: Tensor, batch: ExampleSet) -> _Pass:
         """The pass for batches of this shape, traced with its backward half and compiled as one graph."""

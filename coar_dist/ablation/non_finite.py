@@ -1,4 +1,4 @@
-"""Where a margin that is not finite comes from: the mask, the example, and the layer that made the first such value."""
+"""Where a margin or a gradient that is not finite comes from: the mask, the example and the layer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from coar_dist.ablation.prepared import PreparedModel
 from coar_dist.errors import NonFiniteMarginError, counted
+from coar_dist.store.gradients import GateGradients
 
 _NAMED = 3
 """Ablated components that a message names, at most."""
@@ -48,6 +49,43 @@ def refuse_not_finite(
         f"the margin of example {example} under mask {first_mask + row} is {margins[row, column]} "
         f"({counted(len(wrong), 'such value')} in masks {first_mask}..{first_mask + len(masks) - 1}). The mask ablates "
         f"{_ablated(model, mask)}; {layer} gives the first value that is not finite. {way_out}"
+    )
+
+
+def refuse_gradients_not_finite(
+    gradients_of: Callable[[NDArray[np.bool_]], GateGradients],
+    masks: NDArray[np.bool_],
+    first_mask: int,
+    example: int,
+    model: PreparedModel,
+) -> NoReturn:
+    """Say where gradients that are not finite come from, while the margins are.
+
+    Args:
+        gradients_of: from masks (num_masks, num_components) to the gate gradients of ``example`` alone.
+        masks: (num_masks, num_components) bool, True = kept; under one of them such gradients were found.
+        first_mask: mask id of the first.
+        example: an example id.
+        model: that the gradient passes run.
+
+    Raises:
+        NonFiniteMarginError: always; the message names the mask, the example and the layer.
+    """
+    components = model.value.components
+    alone = (gradients_of(mask[None]) for mask in masks)
+    wrong_of = (np.flatnonzero(~np.isfinite(one.kept[0] + one.ablated[0])) for one in alone)
+    row, wrong = next(((row, wrong) for row, wrong in enumerate(wrong_of) if wrong.size), (None, None))
+    if row is None or wrong is None:
+        raise NonFiniteMarginError(
+            f"the gradients of example {example} under masks {first_mask}..{first_mask + len(masks) - 1} were not "
+            f"finite, and are when they are computed again: the device or its driver may be at fault."
+        )
+    nearest = components.name_of(int(wrong[-1]))  # to the cause: the last in the model
+    raise NonFiniteMarginError(
+        f"the gradients of {counted(wrong.size, 'component')} for example {example} under mask {first_mask + row} are "
+        f"not finite, though the margin is. The mask ablates {_ablated(model, masks[row])}; the cause is behind "
+        f"{nearest}, such as a square root or a norm of zero. Use estimator=coar, which needs no gradients, or leave "
+        f"out the example."
     )
 
 

@@ -123,8 +123,6 @@ class PreparedModel:
         ungated = ungated_groups(self.effects, self.value, self.module, self.device)
         if self.precision == "float32":
             return ungated
-        # Of thousands of differences, one may be off by more than ROUNDINGS of them allow: no group is lost by chance.
-        allowed = _CHANCE * self.rounding
         return ungated_groups(
             self.effects,
             self.value,
@@ -132,8 +130,13 @@ class PreparedModel:
             self.device,
             known=ungated,
             autocast=self.autocast,
-            rounding=allowed,
+            rounding=self.gated_rounding,
         )
+
+    @property
+    def gated_rounding(self) -> float:
+        """What a 16-bit pass with gates is granted: some difference among thousands is larger than usual."""
+        return _CHANCE * self.rounding
 
     def _rounding(self) -> float:
         if self.precision == "float32":

@@ -19,7 +19,7 @@ from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.components.discovery import discover
 from coar_dist.components.index import ComponentGroup, ComponentIndex
-from coar_dist.errors import ConfigError
+from coar_dist.errors import ConfigError, NonFiniteMarginError
 from coar_dist.store.gradients import GateGradients
 from coar_dist.tasks.outputs import margin, output_function
 from coar_dist.tasks.task import ExampleSet, Task
@@ -273,6 +273,56 @@ def test_what_has_no_gradient_is_refused() -> None:
     locked._twin = None
     with pytest.raises(ConfigError, match="the model cannot be copied"):
         locked.gate_gradients(MASKS, BLOCK)
+
+
+class Roots(nn.Module):
+    """A square root of what is zero without the rows of ``fc`` that it reads: of all examples, or of some alone."""
+
+    def __init__(self, of_all: bool) -> None:
+        super().__init__()
+        self.fc, self.more, self.head = nn.Linear(5, 6, bias=False), nn.Linear(6, 4), nn.Linear(4, 3)
+        self.of_all = of_all
+
+    def forward(self, x: Tensor) -> Tensor:
+        above = torch.zeros_like(x[:, :1]) if self.of_all else (x[:, :1] < 3).to(x.dtype)
+        roots = torch.sqrt(self.fc(x).square().sum(dim=1, keepdim=True) + above)
+        logits: Tensor = self.head(torch.tanh(self.more(self.fc(x) + roots)))
+        return logits
+
+
+def roots_engine(of_all: bool) -> AblationEngine:
+    points = torch.randn(12, 5, generator=torch.Generator().manual_seed(3)).clamp(max=2.9)
+    points[5, 0] = 4.0  # no example of the probe
+    task = Task(randomise(Roots(of_all)), ExampleSet(points, torch.arange(12) % 3), output_function("margin"))
+    components = ComponentIndex((ComponentGroup("fc.weight", 0, 1, 6), ComponentGroup("more.weight", 0, 4)))
+    return engine_for(task, components)
+
+
+def test_a_group_whose_gradients_are_not_finite_costs_only_itself() -> None:
+    engine = roots_engine(of_all=True)
+    masks = random_masks(8, 5, 0.4)
+    assert not masks[:, 0].all()
+    gradients = engine.gate_gradients(masks, (0, 12))
+    assert gradients.known.tolist() == [False] + [True] * 4
+    assert all(np.isfinite(getattr(gradients, name)).all() for name in FIELDS)
+    assert np.abs(gradients.kept[:, 1:]).max() > 0.1
+    np.testing.assert_allclose(gradients.margins, engine.margins(masks), rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_that_are_not_finite_are_traced_to_their_mask_and_layer() -> None:
+    engine = roots_engine(of_all=False)
+    masks = np.ones((4, 5), np.bool_)
+    masks[2, [0, 3]] = False
+    gradients = engine.gate_gradients(masks, (0, 12))
+    assert gradients.known.all()
+    assert np.isfinite(gradients.margins).all()
+    with pytest.raises(NonFiniteMarginError) as refused:
+        engine.check_finite_gradients(gradients, masks, 60, 0)
+    text = str(refused.value)
+    assert "the gradients of 1 component for example 5 under mask 62 are not finite, though the margin is" in text
+    assert "ablates 2 components (fc.weight[0], more.weight[2]); the cause is behind fc.weight[0]" in text
+    engine.check_finite_gradients(engine.gate_gradients(masks[:2], (0, 12)), masks[:2], 60, 0)
+    engine.check_finite_gradients(engine.gate_gradients(masks, (6, 12)), masks, 60, 6)
 
 
 def test_the_plan_has_gradient_passes_where_there_are_any() -> None:
