@@ -26,7 +26,7 @@ from rich.console import Console
 import coar_dist
 from coar_dist.api import open_run
 from coar_dist.app import checked_config, main
-from coar_dist.config.checks import validate
+from coar_dist.config.combinations import validate
 from coar_dist.config.schema import Config
 from coar_dist.console.saying import Terminal
 from coar_dist.errors import CoarDistError

@@ -9,8 +9,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from coar_dist.config.checking import checked
-from coar_dist.config.edit_checks import code_of
+from coar_dist.config.edit_combinations import code_of
+from coar_dist.config.fields import checked
 from coar_dist.config.keys import leaves
 from coar_dist.config.schema import Config
 from coar_dist.errors import ConfigError

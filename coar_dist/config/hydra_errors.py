@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from coar_dist.config.checking import checked
+from coar_dist.config.fields import checked
 from coar_dist.config.keys import all_keys, either, near, unknown_key
 from coar_dist.errors import ConfigError
 

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, Protocol
 
 from typing_extensions import override
 
+from coar_dist.config.functions import look_up
 from coar_dist.config.keys import leaves
-from coar_dist.config.registry import look_up
 from coar_dist.config.secrets import without_secrets
 from coar_dist.errors import ConfigError
 from coar_dist.store.local_storage import LocalStorage

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from coar_dist.config.registry import name_of, resolve
+from coar_dist.config.functions import name_of, resolve
 from coar_dist.designs.design import MaskDesign
 from coar_dist.errors import ConfigError, TaskError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from coar_dist.config.registry import resolve
+from coar_dist.config.functions import resolve
 from coar_dist.designs.design import MaskDesign
 from coar_dist.designs.given import Imported, LeaveOneOut, Listed, PackedMasks
 from coar_dist.designs.independent import Bernoulli, Correlated

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coar_dist.config.registry import resolve
+from coar_dist.config.functions import resolve
 from coar_dist.config.schema import ExampleGroup
 from coar_dist.errors import ConfigError, TaskError, counted
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from coar_dist.ablation.device_map import check_device_map
 from coar_dist.baselines.gradient_baselines import check_gradient_baselines
 from coar_dist.cluster.connection import check_cluster
+from coar_dist.config.functions import look_up
 from coar_dist.config.methods import GRADIENT_BASELINES, METHODS, method_of
-from coar_dist.config.registry import look_up
 from coar_dist.config.schema import GREEDY, MAGNITUDE, RANDOM, EditConfig
 from coar_dist.editing.criterion import METRICS
 from coar_dist.editing.groups import check_group

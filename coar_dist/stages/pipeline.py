@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from coar_dist.config.checks import validate
+from coar_dist.config.combinations import validate
 from coar_dist.config.schema import Config
 from coar_dist.console.saying import Terminal
 from coar_dist.console.tracking import check_tracking

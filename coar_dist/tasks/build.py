@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from coar_dist.config.registry import call, resolve
+from coar_dist.config.functions import call, resolve
 from coar_dist.config.schema import ExamplesConfig, ModelConfig, TaskConfig
 from coar_dist.errors import CoarDistError, ConfigError, TaskError
 from coar_dist.tasks.checkpoints import load_checkpoint

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from coar_dist.config.registry import identity_of, name_of, resolve
+from coar_dist.config.functions import identity_of, name_of, resolve
 from coar_dist.errors import TaskError, counted
 
 Check = Callable[[Any, Tensor], None]

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from coar_dist.config.registry import look_up
+from coar_dist.config.functions import look_up
 from coar_dist.config.schema import TrainConfig
 from coar_dist.errors import ConfigError, DamagedFileError, TaskError, TrainingError
 from coar_dist.store.storage import Storage

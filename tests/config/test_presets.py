@@ -15,9 +15,9 @@ from hydra.core.global_hydra import GlobalHydra
 
 from coar_dist.app import checked_config, typed_config
 from coar_dist.components.discovery import discover
-from coar_dist.config.checks import validate
+from coar_dist.config.combinations import validate
 from coar_dist.config.composition import CODE_KEYS
-from coar_dist.config.edit_checks import code_of
+from coar_dist.config.edit_combinations import code_of
 from coar_dist.config.keys import all_keys
 from coar_dist.config.schema import (
     Config,

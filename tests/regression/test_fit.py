@@ -12,7 +12,7 @@ from sklearn.linear_model import Lasso, Ridge
 
 from coar_dist.cluster.ray_tasks import on_cluster
 from coar_dist.components.index import ComponentGroup, ComponentIndex
-from coar_dist.config.checks import validate
+from coar_dist.config.combinations import validate
 from coar_dist.config.schema import ClusterConfig, Config, RegressionConfig, RunConfig
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.errors import CoarWarning, ConfigError, DamagedFileError, MissingWorkError

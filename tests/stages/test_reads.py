@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 from rich.console import Console
 
-from coar_dist.config.checks import validate
+from coar_dist.config.combinations import validate
 from coar_dist.config.schema import (
     PLAN,
     STAGES,

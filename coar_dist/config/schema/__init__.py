@@ -1,12 +1,17 @@
 """Every option, its type, range and Python's default; ``conf/`` sets what differs on the command line.
 
 Plain dataclasses: the Python face builds them directly, Hydra merges the YAML groups of ``conf/`` into them.
-``coar_dist.config.checks`` checks both before any work. Import from here: the modules divide the options by subject.
+``coar_dist.config.fields`` checks each option and ``coar_dist.config.combinations`` all together, before any work.
+Import from here: the modules divide the options by subject, and have the names of the configuration's parts.
 """
 
 from __future__ import annotations
 
-from coar_dist.config.schema.ablation import AblationConfig, ClusterConfig
+from coar_dist.config.schema.ablation import AblationConfig
+from coar_dist.config.schema.baselines import BaselineConfig
+from coar_dist.config.schema.cluster import ClusterConfig
+from coar_dist.config.schema.components import ComponentRule, ComponentsConfig
+from coar_dist.config.schema.design import PILOT_GRADIENT_MASKS, PILOT_MASKS, DesignConfig, GradientsConfig
 from coar_dist.config.schema.edit import (
     ALL,
     GREEDY,
@@ -18,26 +23,11 @@ from coar_dist.config.schema.edit import (
     ExampleGroup,
     kept_groups,
 )
-from coar_dist.config.schema.masks import (
-    MIN_CEILING_MASKS,
-    PILOT_GRADIENT_MASKS,
-    PILOT_MASKS,
-    BaselineConfig,
-    ComponentRule,
-    ComponentsConfig,
-    DesignConfig,
-    EvaluationConfig,
-    GradientsConfig,
-)
+from coar_dist.config.schema.evaluation import MIN_CEILING_MASKS, EvaluationConfig
 from coar_dist.config.schema.regression import SELECTIONS, RegressionConfig, penalty_range
-from coar_dist.config.schema.run import (
-    PLAN,
-    STAGES,
-    Config,
-    RunConfig,
-    held_out_fractions,
-)
-from coar_dist.config.schema.task import ExamplesConfig, ModelConfig, SubsetConfig, TaskConfig, TrainConfig
+from coar_dist.config.schema.run import PLAN, STAGES, Config, RunConfig, held_out_fractions
+from coar_dist.config.schema.task import ExamplesConfig, ModelConfig, SubsetConfig, TaskConfig
+from coar_dist.config.schema.train import TrainConfig
 
 __all__ = [
     "ALL",

@@ -6,17 +6,16 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from coar_dist.config.methods import BASELINES
-from coar_dist.config.schema.ablation import AblationConfig, ClusterConfig
+from coar_dist.config.schema.ablation import AblationConfig
+from coar_dist.config.schema.baselines import BaselineConfig
+from coar_dist.config.schema.cluster import ClusterConfig
+from coar_dist.config.schema.components import ComponentsConfig
+from coar_dist.config.schema.design import DesignConfig, GradientsConfig
 from coar_dist.config.schema.edit import EditConfig
-from coar_dist.config.schema.masks import (
-    BaselineConfig,
-    ComponentsConfig,
-    DesignConfig,
-    EvaluationConfig,
-    GradientsConfig,
-)
+from coar_dist.config.schema.evaluation import EvaluationConfig
 from coar_dist.config.schema.regression import RegressionConfig
-from coar_dist.config.schema.task import TaskConfig, TrainConfig
+from coar_dist.config.schema.task import TaskConfig
+from coar_dist.config.schema.train import TrainConfig
 from coar_dist.config.schema.values import Distinct, Part, Positive, Rule, one_of
 
 STAGES = ("train", "ablate", "fit", "evaluate", "edit", "report")

@@ -3,7 +3,7 @@
     learning_rate: Positive = 0.01
     placement: Annotated[str, one_of("pack", "spread")] | None = None
 
-Whoever composes YAML sees the type alone; ``coar_dist.config.checking`` checks everything.
+Whoever composes YAML sees the type alone; ``coar_dist.config.fields`` checks everything.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coar_dist.config.registry import call
+from coar_dist.config.functions import call
 from coar_dist.errors import ConfigError, TaskError
 from coar_dist.tasks.examples.source import IndexedSource, Source
 from coar_dist.tasks.examples.sources import SOURCES

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coar_dist.config.checks import check_subset
+from coar_dist.config.combinations import check_subset
 from coar_dist.config.schema import SubsetConfig
 from coar_dist.errors import ConfigError, TaskError
 from coar_dist.tasks.examples.source import IndexedSource, StreamedSource, load_subset

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from coar_dist.config.edit_checks import check_edit, code_of
+from coar_dist.config.edit_combinations import check_edit, code_of
 from coar_dist.config.schema import EditConfig, ExampleGroup, ExamplesConfig
 from coar_dist.errors import ConfigError
 

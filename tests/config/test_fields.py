@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from coar_dist.config.checking import checked
+from coar_dist.config.fields import checked
 from coar_dist.config.schema import (
     AblationConfig,
     ClusterConfig,

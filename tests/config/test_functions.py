@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from coar_dist.config.registry import call, identity_of, name_of, resolve
+from coar_dist.config.functions import call, identity_of, name_of, resolve
 from coar_dist.errors import ConfigError, TaskError
 
 
@@ -17,7 +17,7 @@ def own(width: int, depth: int = 1, names: list[str] | None = None) -> tuple[int
 def test_names_are_registered_ones_or_modules_functions() -> None:
     assert resolve("key", "own", {"own": own}) is own
     assert resolve("key", "math:sqrt", {}) is math.sqrt
-    assert name_of(own) == "tests.config.test_registry:own"
+    assert name_of(own) == "tests.config.test_functions:own"
     assert resolve("key", name_of(own), {}) is own
 
 

@@ -1,4 +1,4 @@
-"""Types, unknown keys and the rules of single fields, checked in one way for every part of the configuration."""
+"""Each option alone: its type, its rules and its name, checked in one way for every part of the configuration."""
 
 from __future__ import annotations
 

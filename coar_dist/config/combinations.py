@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from coar_dist.config.checking import checked
-from coar_dist.config.edit_checks import check_edit
+from coar_dist.config.edit_combinations import check_edit
+from coar_dist.config.fields import checked
 from coar_dist.config.methods import GRADIENT_BASELINES, PATH_BASELINES
 from coar_dist.config.schema import (
     PLAN,

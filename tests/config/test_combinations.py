@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from coar_dist.config.checks import check_subset, validate
+from coar_dist.config.combinations import check_subset, validate
 from coar_dist.config.schema import (
     AblationConfig,
     BaselineConfig,
