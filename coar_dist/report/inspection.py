@@ -84,7 +84,7 @@ def inspect_run(storage: Storage, read_everything: bool, terminal: Terminal) -> 
         else:
             wrong += filter(None, [why_wrong(storage, file, run.belongs_to(content), everything, size)])
     if storage.size("model.safetensors") is not None:
-        from coar_dist.tasks.training import why_checkpoint_wrong  # torch takes seconds to load
+        from coar_dist.tasks.trained_checkpoint import why_checkpoint_wrong  # torch takes seconds to load
 
         wrong += filter(None, [why_checkpoint_wrong(storage)])
     for folder, files in folders.items():

@@ -17,7 +17,7 @@ from coar_dist.stages.session import Session
 from coar_dist.tasks.build import build_examples, build_task, untrained_model
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import ExampleSet, Task
-from coar_dist.tasks.training import CHECKPOINT, read_checkpoint
+from coar_dist.tasks.trained_checkpoint import CHECKPOINT, read_checkpoint
 
 
 def examples_of(session: Session, key: str) -> ExampleSet:

@@ -81,7 +81,7 @@ def _run(session: Session) -> None:
 
 def _is_untrained(session: Session) -> bool:
     """Whether the run is still to train its model; random weights are as fast."""
-    from coar_dist.tasks.training import CHECKPOINT
+    from coar_dist.tasks.trained_checkpoint import CHECKPOINT
 
     files = (CHECKPOINT, RUN_FILE)
     return session.config.train is not None and all(session.storage.size(name) is None for name in files)

@@ -22,7 +22,8 @@ def _run(session: Session) -> None:
     """Train the model of ``config.task`` where the run directory has no checkpoint of it yet."""
     from coar_dist.stages.inputs import examples_of
     from coar_dist.tasks.build import build_model
-    from coar_dist.tasks.training import CHECKPOINT, loss_for, train_model, write_checkpoint
+    from coar_dist.tasks.trained_checkpoint import CHECKPOINT, write_checkpoint
+    from coar_dist.tasks.training import loss_for, train_model
 
     train, task = session.config.train, session.config.task
     if train is None:
@@ -64,7 +65,7 @@ def _is_trained(session: Session, settings: dict[str, Any]) -> bool:
     Raises:
         RunMismatchError: it is of other settings.
     """
-    from coar_dist.tasks.training import CHECKPOINT, read_checkpoint
+    from coar_dist.tasks.trained_checkpoint import CHECKPOINT, read_checkpoint
 
     try:
         found = read_checkpoint(session.storage)

@@ -12,7 +12,7 @@ from coar_dist.console.saying import Terminal
 from coar_dist.errors import DamagedFileError
 from coar_dist.stages.session import Session
 from coar_dist.stages.train import _is_trained
-from coar_dist.tasks.training import CHECKPOINT, read_checkpoint, write_checkpoint
+from coar_dist.tasks.trained_checkpoint import CHECKPOINT, read_checkpoint, write_checkpoint
 from tests.models import local_storage
 
 

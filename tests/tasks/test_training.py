@@ -15,14 +15,13 @@ from coar_dist.errors import ConfigError, TaskError, TrainingError
 from coar_dist.tasks.build import build_model
 from coar_dist.tasks.outputs import OUTPUT_FUNCTIONS
 from coar_dist.tasks.task import ExampleSet
+from coar_dist.tasks.trained_checkpoint import read_checkpoint, write_checkpoint
 from coar_dist.tasks.training import (
     LOSSES,
     _augmented,
     accuracy,
     loss_for,
-    read_checkpoint,
     train_model,
-    write_checkpoint,
 )
 from tests.hub_models import MODELS
 from tests.models import local_storage
