@@ -6,6 +6,8 @@ paragraph and exits with 1; a traceback is printed when ``HYDRA_FULL_ERROR=1`` i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class CoarDistError(Exception):
     """Base class of all errors that this package raises on purpose."""
@@ -128,3 +130,24 @@ def counted(num: float, noun: str, plural: str = "") -> str:
         ('1 mask', '1,200 masks', '0 entries')
     """
     return f"{num:,.0f} {noun if num == 1 else plural or noun + 's'}"
+
+
+def listed(things: Sequence[object], most: int = 10) -> str:
+    """The first ``most`` of some names or numbers, and how many more there are.
+
+    Example:
+        >>> listed(["conv1.weight", "conv2.weight", "linear.weight"], most=2)
+        'conv1.weight, conv2.weight and 1 more'
+    """
+    more = f" and {len(things) - most:,} more" if len(things) > most else ""
+    return ", ".join(str(thing) for thing in things[:most]) + more
+
+
+def listed_ranges(ranges: Sequence[tuple[int, int]], most: int = 10) -> str:
+    """The same of ranges of ids, each its first id and the one after its last.
+
+    Example:
+        >>> listed_ranges([(3, 4), (17, 21)])
+        '3, 17..20'
+    """
+    return listed([f"{start}" if stop == start + 1 else f"{start}..{stop - 1}" for start, stop in ranges], most)

@@ -8,18 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from coar_dist.errors import ConfigError
+from coar_dist.errors import ConfigError, listed_ranges
 
-_MAX_LISTED = 10
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 def in_ranges(ids: NDArray[np.int64]) -> str:
     """Ascending ids as ``3, 17..20``, the first ten ranges of them."""
     starts = np.flatnonzero(np.diff(ids, prepend=ids[:1] - 2) != 1)
-    ranges = [(part[0], part[-1]) for part in np.split(ids, starts[1:])]
-    listed = [f"{first}" if first == last else f"{first}..{last}" for first, last in ranges[:_MAX_LISTED]]
-    return ", ".join(listed) + (", ..." if len(ranges) > _MAX_LISTED else "")
+    return listed_ranges([(part[0], part[-1] + 1) for part in np.split(ids, starts[1:])])
 
 
 def parse_ids(key: str, text: str) -> list[int]:

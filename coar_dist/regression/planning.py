@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from coar_dist.cluster.execution import Execute
 from coar_dist.config.schema import RegressionConfig, penalty_range
-from coar_dist.errors import CoarWarning, ConfigError, MissingWorkError
+from coar_dist.errors import CoarWarning, ConfigError, MissingWorkError, listed
 from coar_dist.regression.backends import Backend
 from coar_dist.regression.factor import Factor, factorise, factorise_dual, warn_if_rank_deficient
 from coar_dist.regression.gate_prior import (
@@ -288,9 +288,8 @@ def _check_design(design: DesignStatistics) -> None:
     if never.size:
         warn(
             f"nothing can be said about components that none or all of the {design.num_masks} masks ablate: "
-            f"{never.size} of {len(design.kept)}, component ids {', '.join(str(i) for i in never[:10])}"
-            f"{', ...' if never.size > 10 else ''}. Their weights are 0, but for what gradients tell. Raise "
-            f"design.num_masks."
+            f"{never.size} of {len(design.kept)}, component ids {listed(never.tolist())}. Their weights are 0, "
+            f"but for what gradients tell. Raise design.num_masks."
         )
 
 

@@ -17,6 +17,7 @@ from coar_dist.console.tables import new_table
 from coar_dist.editing.edit import Edit
 from coar_dist.errors import counted
 from coar_dist.report.figures import COLOURS, MARKERS, STYLE
+from coar_dist.report.numbers import number
 from coar_dist.store.edits import MEASURE, CurvePoint
 
 _GROUPS_SHOWN = 8
@@ -33,7 +34,7 @@ def in_words(edit: Edit) -> str:
     else:
         how = f"No components are ablated: none give {edit.criterion}. The unedited model:"
     if edit.paired_correlation is not None:
-        before, after = (_number(value) for value in edit.paired_correlation)
+        before, after = (number(value) for value in edit.paired_correlation)
         text += f" Correlation of the margins of both forms of an example: {before} -> {after}."
     return f"{text} {how}"
 
@@ -87,7 +88,7 @@ def _measured(edit: Edit) -> Table:
     metrics = list(next(iter(edit.measured.values())).before)
     table = new_table("group", "examples", *(f"mean {name}" if name == "output" else name for name in metrics))
     for name, found in edit.measured.items():
-        cells = [f"{_number(found.before[metric])} -> {_number(found.after[metric])}" for metric in metrics]
+        cells = [f"{number(found.before[metric])} -> {number(found.after[metric])}" for metric in metrics]
         table.add_row(name, f"{found.num_examples:,}", *cells)
     return table
 
@@ -122,8 +123,4 @@ def _table(columns: list[str], rows: list[list[str]]) -> Table:
 
 
 def _cells(values: Mapping[str, float], names: Sequence[str]) -> list[str]:
-    return [_number(values[name]) for name in names]
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if np.isfinite(value) else "undefined"
+    return [number(values[name]) for name in names]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from coar_dist.console.saying import Terminal
 from coar_dist.console.tables import new_table
-from coar_dist.errors import RunNotFoundError, counted
+from coar_dist.errors import RunNotFoundError, counted, listed_ranges
 from coar_dist.store.lock import holder_of
 from coar_dist.store.parquet import why_wrong
 from coar_dist.store.run_directory import FOLDERS, PREVIEWS, RunDirectory
@@ -56,19 +56,19 @@ def inspect_run(storage: Storage, read_everything: bool, terminal: Terminal) -> 
     for name, entry in run.designs.items():
         stores = run.shards(name)
         num_wrong = num_shards = num_missing = 0
-        missing: list[str] = []
+        missing: list[tuple[int, int]] = []
         for store in stores:
             bad = store.wrong_shards("everything" if everything else "footers")
             wrong += bad.values()
             num_wrong += len(bad)
             gaps = store.missing(without=bad)
             num_missing += sum(stop - start for start, stop in gaps)
-            missing += [f"{start}..{stop - 1}" for start, stop in gaps]
+            missing += gaps
             num_shards += sum(file.endswith(".parquet") for file in shards[store.folder])
-        listed = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         num_masks = entry.design.num_masks
         done = f"{1 - num_missing / max(num_masks * len(stores), 1):.1%}"
-        table.add_row(name, entry.role, f"{num_masks:,}", done, f"{num_shards:,}", f"{num_wrong:,}", listed)
+        counts = (f"{num_masks:,}", done, f"{num_shards:,}", f"{num_wrong:,}")
+        table.add_row(name, entry.role, *counts, listed_ranges(missing, most=3))
     terminal.print_table(table)
     for baseline in baselines:
         bad = baseline.wrong_shards("everything" if everything else "footers")

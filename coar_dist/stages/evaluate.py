@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rich.table import Table
 
 from coar_dist.config.methods import is_fitted
@@ -9,6 +11,7 @@ from coar_dist.console.tables import new_table
 from coar_dist.errors import counted
 from coar_dist.evaluation.correlation import evaluate
 from coar_dist.evaluation.held_out import measure_ceilings
+from coar_dist.report.numbers import number
 from coar_dist.report.summary import mean_correlations
 from coar_dist.stages.session import Session
 from coar_dist.stages.stage import Stage
@@ -41,8 +44,8 @@ def _means(run: RunDirectory, methods: list[str], means: dict[str, float]) -> Ta
     fractions = [f"{design.ablation_fraction:g}" for design in run.held_out.values()]
     table = new_table("mean correlation", *(f"at {fraction}" for fraction in fractions))
     for method in methods:
-        known = (means.get(f"correlation/{method}/{fraction}") for fraction in fractions)
-        table.add_row(method, *("undefined" if mean is None else f"{mean:.3f}" for mean in known))
+        known = (means.get(f"correlation/{method}/{fraction}", math.nan) for fraction in fractions)
+        table.add_row(method, *map(number, known))
     return table
 
 

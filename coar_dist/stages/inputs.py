@@ -48,11 +48,13 @@ def task_of(session: Session) -> Task:
 
 
 def untrained_task(session: Session) -> Task:
-    """What will be explained once the model is trained, with the weights that its constructor gives."""
-    config = session.config.task
-    return Task(
-        untrained_model(config.model), examples_of(session, "task.examples"), output_function(config.output_function)
-    )
+    """What will be explained once the model is trained, with the weights that its constructor gives; built at the first
+    call."""
+    if session.untrained is None:
+        config = session.config.task
+        model, examples = untrained_model(config.model), examples_of(session, "task.examples")
+        session.untrained = Task(model, examples, output_function(config.output_function))
+    return session.untrained
 
 
 def is_to_be_trained(session: Session) -> bool:

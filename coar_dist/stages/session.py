@@ -43,6 +43,7 @@ class Session:
         storage: the run directory.
         tracking: where figures go; nowhere before ``take``.
         examples: what has been loaded, by its config key.
+        untrained: what the checks look at before the model is trained.
 
     Raises:
         ConfigError: ``config.run.dir`` is no place that can be used.
@@ -58,6 +59,7 @@ class Session:
     ) -> None:
         self.config, self.terminal = config, terminal
         self.task, self.components, self.held_out = task, components, held_out
+        self.untrained: Task | None = None
         self.examples: dict[str, ExampleSet] = {}
         self.storage = storage_at(config.run.dir)
         self.tracking = Tracking(config.tracking)

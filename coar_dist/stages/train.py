@@ -29,6 +29,7 @@ def _run(session: Session) -> None:
     if train is None:
         return
     session.take()
+    session.untrained = None  # the trained one takes its place
     say, where = session.terminal.say, session.storage.where(CHECKPOINT)
     settings = _settings(train, task.model)
     if _is_trained(session, settings):

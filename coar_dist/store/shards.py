@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, TypeVar
 
-from coar_dist.errors import DamagedFileError, MissingWorkError, RunMismatchError, counted
+from coar_dist.errors import DamagedFileError, MissingWorkError, RunMismatchError, counted, listed_ranges
 from coar_dist.store.aside import set_aside
 from coar_dist.store.parquet import FOREIGN, Content, read_content, read_metadata, why_wrong
 from coar_dist.store.storage import Storage
@@ -181,11 +181,10 @@ class ShardFolder:
         ranges = self.ranges()
         gaps = self._missing_of(ranges)
         if gaps:
-            listed = ", ".join(f"{start}..{stop - 1}" for start, stop in gaps[:10])
             raise MissingWorkError(
                 f"{self.storage.where(self.folder)} lacks {sum(stop - start for start, stop in gaps)} of "
-                f"{self.num_masks} {self.unit}: {listed}{', ...' if len(gaps) > 10 else ''}. Run the ablate "
-                f"stage again; it computes what is missing."
+                f"{self.num_masks} {self.unit}: {listed_ranges(gaps)}. Run the ablate stage again; it computes what is "
+                f"missing."
             )
         return ranges
 

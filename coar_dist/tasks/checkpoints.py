@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from coar_dist.errors import TaskError
+from coar_dist.errors import TaskError, listed
 
 _NESTED = ("state_dict", "model_state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -47,11 +47,10 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
         chosen = {name: held[id(tensor)] for name, tensor in own.items() if id(tensor) in held}
         missing = [name for name in own if name not in chosen]
         unexpected = [name for name in state if name not in own]
-        if missing or unexpected:
-            raise TaskError(
-                f"{where} does not fit {type(model).__name__}: {_listed('it lacks', missing)}"
-                f"{'; ' if missing and unexpected else ''}{_listed('the model has no', unexpected)}."
-            )
+        wrong = [f"it lacks {listed(missing, _NAMES_SHOWN)}"] if missing else []
+        wrong += [f"the model has no {listed(unexpected, _NAMES_SHOWN)}"] if unexpected else []
+        if wrong:
+            raise TaskError(f"{where} does not fit {type(model).__name__}: {'; '.join(wrong)}.")
         model.load_state_dict(chosen)
     except TaskError:
         raise
@@ -111,18 +110,11 @@ def _unwrapped(content: Any, where: str) -> dict[str, Tensor]:
     others = [str(key) for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     if others:
         raise TaskError(
-            f"{where} is not a state dict: {_listed('there is no tensor under', others)}. A state dict may stand under "
-            f"{', '.join(_NESTED)}."
+            f"{where} is not a state dict: there is no tensor under {listed(others, _NAMES_SHOWN)}. A state dict may "
+            f"stand under {', '.join(_NESTED)}."
         )
     state = dict(content)
     for prefix in _WRAPPERS:
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
     return state
-
-
-def _listed(what: str, names: list[str]) -> str:
-    if not names:
-        return ""
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    return f"{what} {shown}{f' and {len(names) - _NAMES_SHOWN} more' if len(names) > _NAMES_SHOWN else ''}"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from coar_dist.errors import ConfigError, TaskError
+from coar_dist.errors import ConfigError, TaskError, listed
 
 _log = logging.getLogger(__name__)
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -122,7 +122,7 @@ def transformers_model(
     random = sorted({*loaded["missing_keys"], *mismatched})
     if random and not new_layers:
         raise TaskError(
-            f"{name} has no weights for {', '.join(random[:5])}{', ...' if len(random) > 5 else ''} of "
+            f"{name} has no weights for {listed(random, most=5)} of "
             f"{type(model).__name__}, so they would be random. Use another kind than {kind!r}, or new_layers=true and "
             f"train the model."
         )

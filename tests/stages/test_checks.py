@@ -29,8 +29,12 @@ from coar_dist.config.schema import (
     TaskConfig,
     TrainConfig,
 )
+from coar_dist.console.saying import Terminal
 from coar_dist.errors import ClusterError, CoarDistError, ConfigError, NoComponentsError
+from coar_dist.stages.checks import check_ablate_stage, check_train_stage
 from coar_dist.stages.pipeline import run_stages
+from coar_dist.stages.session import Session
+from coar_dist.tasks.build import untrained_model
 
 
 def task(**changes: Any) -> TaskConfig:
@@ -135,6 +139,17 @@ def test_examples_are_loaded_once(tmp_path: Path) -> None:
         run_stages(config, Console(file=io.StringIO()))
     assert len(loaded) == 2
     assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_the_untrained_model_is_built_once(tmp_path: Path) -> None:
+    config = config_of(tmp_path / "run", baselines=["gradient_x_parameter"])
+    with (
+        Session(config, Terminal(Console(file=io.StringIO()))) as session,
+        mock.patch("coar_dist.stages.inputs.untrained_model", side_effect=untrained_model) as build,
+    ):
+        check_train_stage(session)
+        check_ablate_stage(session)
+    build.assert_called_once_with(config.task.model)
 
 
 def test_an_edit_of_a_run_that_is_there_is_checked_by_its_columns(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from coar_dist.config.methods import is_fitted
-from coar_dist.errors import counted
+from coar_dist.errors import counted, listed
 from coar_dist.report import numbers
 from coar_dist.report.figures import (
     draw_budgets,
@@ -178,9 +178,9 @@ def _findings(run: RunDirectory, summary: Summary, history: History, damaged: li
         if is_fitted(method.method):
             constant = np.flatnonzero(np.isnan(RunReader(run).quality(method=method.method)["r2"]))
             if constant.size:
+                those = f"{counted(constant.size, 'example')} ({listed(constant.tolist(), _MAX_LISTED)})"
                 texts.append(
-                    f"{method.label}: the margins of {_listed(constant)} never change under the training masks; their "
-                    f"weights are 0."
+                    f"{method.label}: the margins of {those} never change under the training masks; weights are 0."
                 )
             else:
                 texts.append(f"{method.label}: every example's margin changes under the training masks.")
@@ -188,21 +188,12 @@ def _findings(run: RunDirectory, summary: Summary, history: History, damaged: li
     texts += [f"{label}: {count:,} correlations are undefined." for label, count in undefined.items() if count]
     aside = files_set_aside(run)
     if aside:
-        texts.append(f"{len(aside):,} damaged or foreign files were set aside and made again: {_names(aside)}.")
+        names = listed(aside, _MAX_LISTED)
+        texts.append(f"{len(aside):,} damaged or foreign files were set aside and made again: {names}.")
     texts += damaged if aside or damaged else ["No file was damaged."]
     if history.num_unreadable:
         texts.append(f"unreadable: {counted(history.num_unreadable, 'line')} of the logs.")
     return texts
-
-
-def _listed(ids: Any) -> str:
-    more = f" and {len(ids) - _MAX_LISTED:,} more" if len(ids) > _MAX_LISTED else ""
-    return f"{counted(len(ids), 'example')} ({', '.join(str(i) for i in ids[:_MAX_LISTED])}{more})"
-
-
-def _names(names: list[str]) -> str:
-    more = f", and {len(names) - _MAX_LISTED:,} more" if len(names) > _MAX_LISTED else ""
-    return ", ".join(names[:_MAX_LISTED]) + more
 
 
 def _facts(run: RunDirectory, history: History) -> list[tuple[str, str]]:
