@@ -1,44 +1,33 @@
-"""The Hydra entry: YAML groups and overrides into the typed config, then the pipeline; errors into exit codes."""
+"""The commands: Hydra's, from YAML groups and overrides to the pipeline, and those that need no configuration."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import signal
-import socket
 import sys
-import threading
-import time
 import traceback
-import warnings
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.text import Text
 
 from coar_dist.config.composition import check_code, typed_config
 from coar_dist.config.hydra_errors import explained
 from coar_dist.config.schema import Config
-from coar_dist.config.secrets import check_no_secrets, without_secrets
+from coar_dist.config.secrets import check_no_secrets
 from coar_dist.config.sweeps import run_dir_of_job, swept_by
-from coar_dist.errors import CoarDistError, CoarWarning, ConfigError, counted
+from coar_dist.errors import CoarDistError, counted
+from coar_dist.process import INTERRUPTED, end_interrupted, end_when_nobody_reads, prepare_process, show_error
 from coar_dist.version import VERSION
 
-_INTERRUPTED = 130
 _TRACEBACKS = "HYDRA_FULL_ERROR"
 """The environment variable with which a user asks for tracebacks."""
-_INTERRUPTED_TEXT = "Interrupted. What is finished is kept; the same command continues."
-_STOP_WITHIN_S = 2.0
 _PRINTING = {"--version", "--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
 """Options that print something and run nothing."""
-_has_said_so = threading.Event()
 _failed_jobs: list[str] = []
 """Names of a sweep's jobs."""
 
@@ -46,7 +35,7 @@ _failed_jobs: list[str] = []
 def main() -> None:
     """The command ``coar-dist``."""
     if _PRINTING & {argument.partition("=")[0] for argument in sys.argv[1:]}:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader that goes away, as head does, ends the process
+        end_when_nobody_reads()
     try:
         if "--version" in sys.argv[1:]:
             print(f"coar-dist {VERSION}")
@@ -59,12 +48,12 @@ def main() -> None:
             key, _, value = argument.lstrip("+").partition("=")
             parent, dot, name = key.rpartition(".")
             check_no_secrets({name: value}, parent + dot)
-    except ConfigError as error:
-        sys.exit(_show_error(error))
+    except CoarDistError as error:
+        sys.exit(show_error(error))
     except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
     ConfigStore.instance().store(name="schema", node=Config)
-    _prepare_process()
+    prepare_process()
     wants_traceback = os.environ.get(_TRACEBACKS) == "1"
     os.environ[_TRACEBACKS] = "1"  # Hydra then raises its errors and prints none
     is_composing = True
@@ -78,13 +67,11 @@ def main() -> None:
     try:
         hydra.main(version_base="1.3", config_path=_config_path(), config_name="config")(run)()
     except KeyboardInterrupt:  # while the configuration is composed
-        Console(stderr=True).print(_INTERRUPTED_TEXT)
-        _has_said_so.set()
-        sys.exit(_INTERRUPTED)
+        end_interrupted()
     except Exception as error:
         if wants_traceback or not is_composing:
             raise
-        sys.exit(_show_error(explained(error, sys.argv[1:])))
+        sys.exit(show_error(explained(error, sys.argv[1:])))
     if _failed_jobs:
         print(f"{counted(len(_failed_jobs), 'job')} failed: {'; '.join(_failed_jobs)}", file=sys.stderr)
         sys.exit(1)
@@ -95,13 +82,6 @@ def _config_path() -> str:
     if importlib.util.find_spec("coar_dist.conf") is not None:
         return "pkg://coar_dist.conf"
     return str(Path(__file__).resolve().parent.parent / "conf")
-
-
-def _prepare_process() -> None:
-    signal.signal(signal.SIGTERM, _interrupt)  # what `ray job stop` sends
-    _stop_in_time()
-    warnings.showwarning = _show_warning
-    sys.path.insert(0, os.getcwd())  # a user's own module:function
 
 
 def _run(composed: DictConfig, wants_traceback: bool) -> None:
@@ -115,12 +95,10 @@ def _run(composed: DictConfig, wants_traceback: bool) -> None:
 
         run_stages(config)
     except KeyboardInterrupt:
-        Console(stderr=True).print(_INTERRUPTED_TEXT)
-        _has_said_so.set()
-        sys.exit(_INTERRUPTED)
+        end_interrupted()
     except Exception as error:
         if isinstance(error, CoarDistError) and not wants_traceback:
-            _show_error(error)
+            show_error(error)
         elif is_job:
             traceback.print_exc()
         else:
@@ -152,11 +130,7 @@ def _inspect(arguments: list[str]) -> int:
     if set(values) != {"run.dir"} or verify not in ("true", "false"):
         print(usage, file=sys.stderr)
         return 2
-    try:
-        is_sound = inspect_run(storage_at(values["run.dir"]), verify == "true", Terminal())
-    except CoarDistError as error:
-        return _show_error(error)
-    return 0 if is_sound else 1
+    return 0 if inspect_run(storage_at(values["run.dir"]), verify == "true", Terminal()) else 1
 
 
 def _interchange(command: str, arguments: list[str]) -> int:
@@ -164,16 +138,7 @@ def _interchange(command: str, arguments: list[str]) -> int:
     from coar_dist.console.saying import Terminal
     from coar_dist.interchange.command import run_command
 
-    try:
-        return run_command(command, arguments, Terminal())
-    except CoarDistError as error:
-        return _show_error(error)
-
-
-def _show_error(error: CoarDistError) -> int:
-    text = Text.assemble((type(error).__name__, "bold red"), f": {without_secrets(str(error))}")
-    Console(stderr=True).print(text, soft_wrap=True)
-    return 1
+    return run_command(command, arguments, Terminal())
 
 
 def checked_config(hydra_config: DictConfig, overrides: list[str]) -> Config:
@@ -192,41 +157,3 @@ def checked_config(hydra_config: DictConfig, overrides: list[str]) -> Config:
     check_code(config, overrides)
     check_overrides(config, overrides)
     return config
-
-
-def _stop_in_time() -> None:
-    """End the process some seconds after SIGINT or SIGTERM, even where it is deep in a long computation.
-
-    Every file appears whole or not at all, so there is nothing that an orderly end would save. The operating system
-    wakes a thread through a socket, because Python's own handlers wait for the main thread.
-    """
-    sockets = socket.socketpair()
-    sockets[1].setblocking(False)
-    signal.set_wakeup_fd(sockets[1].fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=_watch_signals, args=sockets, name="stop in time", daemon=True).start()
-
-
-def _watch_signals(numbers: socket.socket, _kept_open: socket.socket) -> None:
-    while numbers.recv(1) not in (bytes([signal.SIGINT]), bytes([signal.SIGTERM])):
-        pass
-    time.sleep(_STOP_WITHIN_S)
-    if not _has_said_so.is_set():
-        print(_INTERRUPTED_TEXT, file=sys.stderr, flush=True)
-    os._exit(_INTERRUPTED)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: Any = None,
-    line: str | None = None,
-) -> None:
-    del filename, lineno, file, line  # the standard library's signature
-    if issubclass(category, CoarWarning):
-        Console(stderr=True).print(Text.assemble(("Warning:", "yellow"), f" {message}"), soft_wrap=True)

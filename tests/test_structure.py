@@ -29,7 +29,7 @@ FLOORS = [
     "evaluation | baselines | interchange",
     "report",
     "stages",
-    "api",
+    "api | process",
     "__init__",
     "app",
     "__main__",

@@ -25,8 +25,8 @@ from coar_dist.ablation.passes import recorded, unless_it_fails
 from coar_dist.ablation.placement import modules_called, on_host
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.prepared import PreparedModel, even_size
+from coar_dist.ablation.secants import LocalSecants
 from coar_dist.components.gates import GatedModel, plain_gate_output
-from coar_dist.components.secants import LocalSecants
 from coar_dist.errors import ConfigError
 from coar_dist.store.gradients import GateGradients
 from coar_dist.tasks.task import ExampleSet, Inputs, call_model

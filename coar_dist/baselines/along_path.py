@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from coar_dist.baselines.gradient_x_parameter import without_gradient
 from coar_dist.baselines.input_path import InputPath
+from coar_dist.baselines.taps import Taps
 from coar_dist.components.index import ComponentIndex
-from coar_dist.components.taps import Taps
 from coar_dist.errors import ConfigError
 from coar_dist.tasks.outputs import OutputFunction
 from coar_dist.tasks.task import ExampleSet

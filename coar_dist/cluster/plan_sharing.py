@@ -1,4 +1,4 @@
-"""Which actor chooses the plan, and which ones wait for it: without Ray, so that it can be tested alone."""
+"""Which actor chooses the engine plan, and which ones wait for it: without Ray, so that it can be tested alone."""
 
 from __future__ import annotations
 

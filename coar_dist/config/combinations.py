@@ -248,3 +248,8 @@ def _check_cluster(config: Config) -> None:
             f"cluster.max_actors={cluster.max_actors} is below cluster.min_actors={cluster.min_actors}. Raise one, or "
             f"lower the other."
         )
+    if cluster.price_per_hour is not None and PLAN not in config.stages:
+        raise ConfigError(
+            f"cluster.price_per_hour={cluster.price_per_hour} has no effect with stages={config.stages}: only "
+            f"stages=[{PLAN}] estimates a price. Leave it out."
+        )

@@ -22,6 +22,7 @@ from coar_dist.config.methods import GRADIENT_RIDGE, LEAVE_ONE_OUT
 from coar_dist.config.schema import RegressionConfig
 from coar_dist.errors import CoarWarning
 from coar_dist.evaluation.correlation import predictions_and_truth
+from coar_dist.evaluation.sample import Sample, SampledAttributions, SampledGradients, SampledMargins, draw_sample
 from coar_dist.regression.backends import choose_backend
 from coar_dist.regression.factor import choose_solver
 from coar_dist.regression.fit import make_plan
@@ -32,7 +33,6 @@ from coar_dist.store.agreement import correlation_of
 from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
-from coar_dist.store.sample import Sample, SampledAttributions, SampledGradients, SampledMargins, draw_sample
 from coar_dist.store.tables import AttributionTable, EvaluationTable
 
 _log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""What is decided and factorised once for all examples, from the masks and the configuration."""
+"""The making of plans: what is decided and factorised once for all examples, from the masks and the configuration."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What is prepared once for all examples, and how one block of examples is fitted with it.
 
-A plan is made in one process and used in many: its parts travel as arrays.
+A plan is made in one process, by ``coar_dist.regression.planning``, and used in many: its parts travel as arrays.
 """
 
 from __future__ import annotations

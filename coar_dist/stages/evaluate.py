@@ -10,7 +10,7 @@ from coar_dist.config.methods import is_fitted
 from coar_dist.console.tables import new_table
 from coar_dist.errors import counted
 from coar_dist.evaluation.correlation import evaluate
-from coar_dist.evaluation.held_out import measure_ceilings
+from coar_dist.evaluation.measure_ceilings import measure_ceilings
 from coar_dist.report.numbers import number
 from coar_dist.report.summary import mean_correlations
 from coar_dist.stages.session import Session

@@ -13,11 +13,11 @@ import numpy as np
 import safetensors.torch
 
 from coar_dist.config.schema import ALL, kept_groups
+from coar_dist.editing.choose_sizes import choose_sizes
 from coar_dist.editing.criterion import describe, sizes
 from coar_dist.editing.edit import Edit, Measured, weights_fingerprint
 from coar_dist.editing.edit_each import fix_each, sweep_name
 from coar_dist.editing.held_out import HeldOut
-from coar_dist.editing.one_edit import choose_sizes
 from coar_dist.editing.plain import plain_outputs
 from coar_dist.editing.sweep import Sweep
 from coar_dist.report.edits import draw_edit_curves

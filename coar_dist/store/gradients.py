@@ -28,7 +28,7 @@ class GateGradients:
     """What passes with gradients under some masks give for the n examples of a block.
 
     A gate gradient of an example, a mask and a component estimates how much the margin is higher with the component
-    kept than with it ablated, all others as in the mask (``coar_dist.components.secants``).
+    kept than with it ablated, all others as in the mask (``coar_dist.ablation.secants``).
 
     Attributes:
         margins: (num_masks, n) float32.

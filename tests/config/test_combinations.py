@@ -87,6 +87,7 @@ def of_model(**options: Any) -> dict[str, Any]:
         ({**of_model(checkpoint="x.pt"), "train": TrainConfig()}, "task.model.checkpoint='x.pt' and train are both se"),
         ({"ablation": AblationConfig(device_map="auto", compile=True)}, "ablation.compile=true has no effect on a mod"),
         ({"cluster": ClusterConfig(min_actors=3, max_actors=2)}, "cluster.max_actors=2 is below cluster.min_actors=3"),
+        ({"cluster": ClusterConfig(price_per_hour=2.5)}, "cluster.price_per_hour=2.5 has no effect with stages="),
         ({"task": TaskConfig(ModelConfig("x", {"hf_token": "abc"}))}, "task.model.arguments.hf_token looks like a cre"),
     ],
 )  # fmt: skip

@@ -12,11 +12,11 @@ from coar_dist.config.schema import EvaluationConfig, RegressionConfig
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.evaluation.budget_curve import evaluate_budgets, why_no_curve
 from coar_dist.evaluation.correlation import evaluate
+from coar_dist.evaluation.sample import SampledGradients, draw_sample
 from coar_dist.regression.fit import fit
 from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable
 from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDesign, RunDirectory
-from coar_dist.store.sample import SampledGradients, draw_sample
 from tests.regression.test_fit import run_of
 from tests.runs.test_gradient_run import attribute_small
 

@@ -15,7 +15,7 @@ from PIL import Image
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.evaluation.correlation import evaluate
-from coar_dist.evaluation.held_out import measure_ceilings
+from coar_dist.evaluation.measure_ceilings import measure_ceilings
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.previews import PreviewTable
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDesign, RunDirectory

@@ -53,7 +53,7 @@ def config_of(folder: Path, stages: tuple[str, ...] = ("plan",), **changes: obje
         "ablation": AblationConfig(
             masks_per_shard=8, mode="weights", rows_per_forward=7, compile=False, examples_per_block=4
         ),
-        "cluster": ClusterConfig(max_actors=3, price_per_hour=2.0),
+        "cluster": ClusterConfig(max_actors=3, price_per_hour=2.0 if stages == ("plan",) else None),
     }
     return Config(**{**settings, **changes})  # type: ignore[arg-type]
 

@@ -40,4 +40,4 @@ class ClusterConfig(Part):
     max_attempts: Count = 3
     """How often one range may fail, each time on another actor where there is one, before the run stops."""
     price_per_hour: NonNegative | None = None
-    """What an actor costs, in USD per hour; ``stages=[plan]`` then also estimates the run's price."""
+    """What an actor costs, in USD per hour, for the estimate of ``stages=[plan]`` alone."""

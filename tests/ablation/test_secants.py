@@ -14,10 +14,10 @@ from torch.func import functional_call
 from torch.nn import functional
 from transformers.activations import NewGELUActivation, QuickGELUActivation
 
+from coar_dist.ablation.secants import LocalSecants
 from coar_dist.components.discovery import discover
 from coar_dist.components.gates import gated
 from coar_dist.components.index import ComponentGroup, ComponentIndex
-from coar_dist.components.secants import LocalSecants
 from tests.ablation.test_engine_kinds import gpt2_task, transformer_task
 from tests.models import random_masks, randomise
 
