@@ -40,9 +40,9 @@ _LEAST_ROUNDING = 4.0
 """In units of the dtype's epsilon at the margin's size: sums in another order differ by so much in any net."""
 _FEWER_ROWS = 3
 _REPEATED_MASKS, _ROUNDING_MASKS = 9, 17
-"""Masks, the one that keeps all among them, that are run a second time, and in a higher precision."""
+"""Masks, the one that keeps all among them, that are run a second time, and with other last bits."""
 _MOST_COPIED_BYTES = 8 * 2**30
-"""A model larger than this is not copied in a higher precision to measure its rounding."""
+"""A model larger than this is not copied to measure its rounding."""
 _log = logging.getLogger(__name__)
 _Size = TypeVar("_Size", float, NDArray[np.float64], Tensor)
 
@@ -119,13 +119,10 @@ class Effects:
         chosen = np.unique(np.linspace(0, len(examples) - 1, NUM_EXAMPLES).astype(np.int64))
         self.examples = examples.without_columns().select(chosen).map(lambda tensor: tensor.to(self._device))
 
-    def _zeroed(self, model: nn.Module, dtype: torch.dtype | None = None) -> MarginsOf:
-        """Zeroed weights of ``model``, with floating-point inputs in ``dtype``."""
+    def _zeroed(self, model: nn.Module) -> MarginsOf:
         masker = WeightMasker(model, self._components)
 
         def zeroed(mask: NDArray[np.bool_], batch: ExampleSet) -> Tensor:
-            if dtype is not None:
-                batch = batch.map(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
             with masker.ablated(mask):
                 return self.margins(model, batch)
 
@@ -233,23 +230,32 @@ class Effects:
         refuse_unrepeatable(self._expected[: len(again)], again, _ROUNDINGS * self.rounding, name)
 
     def _measured_rounding(self, model: nn.Module) -> float:
-        """The margins' error by rounding: against a copy in a higher precision where it can be had."""
-        least, epsilon = self.rounding, _epsilon_of(model)
-        higher = torch.float64 if epsilon == _epsilon(torch.float32) else torch.float32
-        num_bytes = sum(p.numel() for p in model.parameters()) * higher.itemsize
-        if epsilon < _epsilon(torch.float32) or num_bytes > _MOST_COPIED_BYTES:
+        """The margins' error by rounding: what other last bits of all weights change, which is about as large.
+
+        A copy in a higher precision would not do: where it is another model, by noise of a fixed seed or a branch on
+        the dtype, the difference lets in whatever form there is.
+        """
+        least = self.rounding
+        if sum(parameter.nbytes for parameter in model.parameters()) > _MOST_COPIED_BYTES:
             return least
-        before = torch.get_default_dtype()
         try:
-            exact = copy.deepcopy(model).to(higher)
-            torch.set_default_dtype(higher)  # for what the forward pass makes itself
-            truth = self.run(self._zeroed(exact, higher), _ROUNDING_MASKS)
-        except Exception as error:  # a model may insist on its dtype, or not be copied
+            other = _with_other_last_bits(model)
+        except Exception as error:  # a model may not be copied
             _log.info("the model's rounding is not measured: %s", in_one_line(error))
             return least
-        finally:
-            torch.set_default_dtype(before)
-        return max(least / _LEAST_ROUNDING / 2, _size(self._expected[: len(truth)] - truth))
+        changed = self.run(self._zeroed(other), _ROUNDING_MASKS)
+        return max(least / _LEAST_ROUNDING / 2, _size(changed - self._expected[: len(changed)]))
+
+
+def _with_other_last_bits(model: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(5)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            if parameter.is_floating_point():
+                change = (2 * torch.rand(parameter.shape, generator=generator) - 1) * torch.finfo(parameter.dtype).eps
+                parameter.copy_(parameter.double() * (1 + change.to(parameter.device)))
+    return other
 
 
 def allowed_error(effect: _Size, rounding: float) -> _Size:

@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from tests.zoo import hub, timm_models
 from tests.zoo.exactness import FORMS, Animal, Verdict, verdicts
 from tests.zoo.habits import HABITS
+from tests.zoo.weight_habits import WEIGHT_HABITS
 
 _COLUMN = 48
 
 
 def _sets() -> Iterator[tuple[str, list[Animal]]]:
-    yield "nets of one habit", HABITS
+    yield "nets of one habit", [*HABITS, *WEIGHT_HABITS]
     yield "transformers", hub.animals()
     yield "timm", timm_models.animals()
 
