@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from coar_dist.ablation.tracing import OF_MODULES
 from coar_dist.components.index import ComponentIndex
+from coar_dist.components.kept import kept_attributes, tensors_in
 from coar_dist.components.masking import WeightMasker
 
 
@@ -37,9 +37,8 @@ def forget_between_passes(model: nn.Module, components: ComponentIndex, margins:
     kept = margins()  # fills what was empty
     found: dict[tuple[type[nn.Module], str], list[nn.Module]] = {}
     for module in model.modules():
-        for attribute in vars(module).keys() - OF_MODULES:
-            if _tensors(vars(module)[attribute]):
-                found.setdefault((type(module), attribute), []).append(module)
+        for attribute in kept_attributes(module):
+            found.setdefault((type(module), attribute), []).append(module)
     forgotten = []
     for (kind, attribute), modules in found.items():
         if _holds_weights(model, components, margins, kept, attribute, modules):
@@ -63,13 +62,13 @@ def _holds_weights(
             _empty(attribute, module)
         if not torch.allclose(margins(), kept, rtol=1e-5, atol=1e-6, equal_nan=True):
             return False
-        filled = [_tensors(getattr(module, attribute)) for module in modules]
+        filled = [tensors_in(getattr(module, attribute)) for module in modules]
         for module in modules:
             _empty(attribute, module)
         none: NDArray[np.bool_] = np.zeros(components.num_components, np.bool_)
         with WeightMasker(model, components).ablated(none):
             margins()
-        zeroed = [_tensors(getattr(module, attribute)) for module in modules]
+        zeroed = [tensors_in(getattr(module, attribute)) for module in modules]
         return any(not _equal(one, other) for one, other in zip(filled, zeroed, strict=True))
     except torch.OutOfMemoryError:
         raise
@@ -82,14 +81,6 @@ def _holds_weights(
 
 def _empty(attribute: str, module: nn.Module, *_: Any) -> None:
     setattr(module, attribute, {} if isinstance(getattr(module, attribute), dict) else None)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    """The tensors that an attribute holds: itself, or those in its tuple, list or dictionary."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    values = value if isinstance(value, tuple | list) else [value]
-    return [each for each in values if isinstance(each, Tensor) and not isinstance(each, nn.Parameter)]
 
 
 def _equal(one: list[Tensor], other: list[Tensor]) -> bool:

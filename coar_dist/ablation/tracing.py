@@ -6,8 +6,7 @@ import copy
 
 from torch import fx, nn
 
-OF_MODULES = frozenset(vars(nn.Module()))
-"""Attributes that every module has: not the user's own."""
+from coar_dist.components.kept import OF_MODULES
 
 
 def traced(tracer: fx.Tracer, model: nn.Module) -> fx.Graph:

@@ -16,6 +16,7 @@ from torch import nn
 
 from coar_dist.components.discovery import check_components
 from coar_dist.components.index import ComponentIndex
+from coar_dist.components.kept import forget_as_in_training
 from coar_dist.components.masking import WeightMasker
 from coar_dist.components.plain_model import is_plain, plain_model
 from coar_dist.errors import ComponentMismatchError, ConfigError
@@ -136,8 +137,12 @@ class Edit:
     def _applied(self, model: nn.Module, example_id: int | None) -> Iterator[None]:
         mask = self._mask_of(example_id)
         self._check(model)
-        with WeightMasker(model, self.components).ablated(mask):
-            yield
+        try:
+            with WeightMasker(model, self.components).ablated(mask):
+                forget_as_in_training(model)
+                yield
+        finally:
+            forget_as_in_training(model)
 
     def edited(self, model: nn.Module, example_id: int | None = None) -> nn.Module:
         """A copy of ``model`` with the components zeroed for good; ``model`` itself stays as it is.

@@ -177,6 +177,40 @@ def test_the_curve_is_the_truth_at_every_size(
             assert row["value"] == pytest.approx(truth[row["num_components"], ids].mean(), abs=1e-4)
 
 
+class Keeping(nn.Conv2d):
+    """Reads its weight at its first pass in eval mode alone, as LeViT does its attention biases."""
+
+    kept: Tensor | None = None
+
+    def train(self, mode: bool = True) -> Keeping:
+        if mode:
+            self.kept = None
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = self.weight.detach().clone()
+        return self._conv_forward(x, self.kept, self.bias)
+
+
+def test_what_a_module_keeps_of_its_weights_is_edited_too(task: Task, lowered: tuple[coar_dist.Edit, str]) -> None:
+    model = copy.deepcopy(task.model)
+    plain = margins_of(model, task)
+    with lowered[0].applied(model):
+        edited = margins_of(model, task)
+    assert not np.array_equal(edited, plain)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.__class__ = Keeping
+    np.testing.assert_array_equal(margins_of(model, task), plain)  # from now on all weights are kept
+    with lowered[0].applied(model):
+        np.testing.assert_array_equal(margins_of(model, task), edited)
+    np.testing.assert_array_equal(margins_of(model, task), plain)
+    np.testing.assert_array_equal(margins_of(lowered[0].edited(model), task), edited)
+    np.testing.assert_array_equal(margins_of(model, task), plain)
+    assert not any(module.training for module in model.modules())
+
+
 def test_an_edit_is_applied_and_undone(task: Task, lowered: tuple[coar_dist.Edit, str]) -> None:
     made = coar_dist.load_edit(lowered[0].storage)
     model = copy.deepcopy(task.model)
