@@ -14,10 +14,12 @@ from coar_dist.errors import CoarDistError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_OWN_INDEX = "components=ComponentIndex(...)"
 OF_ATTRIBUTE = {
     "run.dir": "run_dir",
     "run.previews": "previews",
     "components.selector": "components",
+    "components.exclude": _OWN_INDEX,
     "design.kind": "design",
     "design.num_masks": "num_masks",
     "design.ablation_fraction": "ablation_fraction",
@@ -28,6 +30,14 @@ OF_ATTRIBUTE = {
     "estimator=budget": "num_gradient_masks=None",
 }
 """What the command line calls an argument of ``attribute``, and its name there."""
+OF_ABLATED_OUTPUTS = {
+    "components.selector": "components",
+    "components.exclude": _OWN_INDEX,
+    "task.output_function": "output",
+    "ablation.mode=weights": "plan=None",
+    "ablation.precision": "precision",
+}
+"""The same for ``ablated_outputs``."""
 OF_EDIT = {f"edit.{entry.name}": entry.name for entry in fields(EditConfig)}
 """The same for ``Run.edit``."""
 _EVERYWHERE = {"null": "None", "cluster=local": "cluster=None"}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from coar_dist.config.wording import OF_ATTRIBUTE, OF_EDIT, in_python_words
+from coar_dist.config.wording import OF_ABLATED_OUTPUTS, OF_ATTRIBUTE, OF_EDIT, in_python_words
 from coar_dist.errors import ConfigError, RunNotFoundError
 
 
@@ -15,6 +15,9 @@ from coar_dist.errors import ConfigError, RunNotFoundError
         (OF_ATTRIBUTE, "evaluation.seed=0 is design.seed too", "evaluation.seed=0 is seed too"),
         (OF_ATTRIBUTE, "of run.directory, design.seeds, x.run.dir", "of run.directory, design.seeds, x.run.dir"),
         (OF_ATTRIBUTE, "Use regression.method=ridge, or estimator=coar.", "Use regression.method=ridge, or num_grad"),
+        (OF_ATTRIBUTE, "leave it out (components.exclude)", "leave it out (components=ComponentIndex(...))"),
+        (OF_ABLATED_OUTPUTS, "Use ablation.mode=weights, or", "Use plan=None, or"),
+        (OF_ABLATED_OUTPUTS, "task.output_function='x'", "output='x'"),
         (OF_EDIT, "edit.target.classes=[7] leaves none", "target.classes=[7] leaves none"),
         (OF_EDIT, "runs/a/edits/edit.json and 'edit.name.parquet'", "runs/a/edits/edit.json and 'edit.name.parquet'"),
     ],
