@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import coar_dist
 from coar_dist.ablation.plan import EnginePlan
-from coar_dist.cluster.work import DriverCallbacks, Work
+from coar_dist.cluster.work import Counts, DriverCallbacks, Work
 from coar_dist.config.schema import AblationConfig, ClusterConfig, EvaluationConfig
 from coar_dist.store.reader import RunReader
 from tests.models import small_task
@@ -81,8 +81,11 @@ def without_ray() -> Iterator[None]:
             callbacks.on_start(actor.start(work.plan.request, 1, work.plan.value))
         elif work.plan is not None:
             actor.use(work.plan.value)
-        for work_range in work.ranges:
+        num_units = 0
+        for num_shards, work_range in enumerate(work.ranges, start=1):
             actor.run(work_range)
+            num_units += work_range.num_units
+            callbacks.on_progress(Counts(num_units, num_shards, num_failed=0, num_retried=0, num_lost=0, num_actors=1))
 
     with mock.patch("coar_dist.cluster.driver.run_ranges", run_here):
         yield

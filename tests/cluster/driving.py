@@ -22,7 +22,6 @@ from coar_dist.designs.independent import Bernoulli
 from coar_dist.store.locations import storage_at
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import RunDesign, RunDirectory
-from coar_dist.store.storage import Storage
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import Task
 from tests.models import small_task
@@ -40,14 +39,6 @@ class TroubledDesign(Bernoulli):
     def masks(self, start: int, stop: int) -> NDArray[np.bool_]:
         self.act(start)
         return super().masks(start, stop)
-
-
-@dataclass(frozen=True)
-class UnseenStore(MarginStore):
-    """What a node writes that shares no file system with the driver."""
-
-    def has(self, start: int, stop: int) -> bool:
-        return False
 
 
 @dataclass
@@ -68,9 +59,6 @@ def drive(
     output: Callable[..., Tensor] | str = "margin",
     num_masks: int = 30,
     needs_unablated: bool = False,
-    is_shared: bool = True,
-    unseen: Storage | None = None,
-    on_wait: Callable[[], None] = lambda: None,
     on_progress: Callable[[int, int], None] = lambda done, actors: None,
     **cluster: object,
 ) -> Driven:
@@ -83,10 +71,6 @@ def drive(
     run = RunDirectory.create(storage_at(folder / "run"), identity, components, len(task.examples))
     run.set_designs({"train": RunDesign("train", untroubled)})
     store = run.margins("train")
-    if not is_shared:
-        store = UnseenStore(**vars(store))
-    if unseen is not None:
-        store = replace(store, storage=unseen)
     pins = PlanPins(mode="weights", compiled=False)
     work = Work(
         run=run.storage.label,
@@ -105,7 +89,7 @@ def drive(
         on_progress(counts.num_units, counts.num_actors)
 
     callbacks = DriverCallbacks(
-        note_progress, driven.starts.append, lambda lines, origin: None, on_wait, lambda cluster: None
+        note_progress, driven.starts.append, lambda lines, origin: None, lambda: None, lambda cluster: None
     )
     run_ranges(ClusterConfig(**{"max_actors": 2, **cluster}), work, callbacks)  # type: ignore[arg-type]
     return driven

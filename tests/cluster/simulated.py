@@ -29,19 +29,25 @@ def task_error(cause: Exception) -> RayTaskError:
     return RayTaskError("method", f"Traceback\n{type(cause).__name__}: {cause}", cause)
 
 
+@dataclass(frozen=True)
 class _Store:
+    is_shared: bool
+    storage = SimpleNamespace(where=lambda name: f"/here/{name}")
+
     def has(self, start: int, stop: int) -> bool:
-        return True
+        return self.is_shared
 
     def file(self, start: int, stop: int) -> str:
         return f"margins/train/{start}-{stop}"
 
 
+@dataclass(frozen=True)
 class _Job:
+    is_shared: bool
     storage = None
 
     def store(self, name: str) -> Any:
-        return _Store()
+        return _Store(self.is_shared)
 
     def num_margins(self, work_range: WorkRange) -> int:
         return 7 * work_range.num_units
@@ -138,9 +144,25 @@ class Simulated:
 
 
 def simulate(
-    script: Script, num_ranges: int = 4, plan: SharedPlan | None = None, nodes: int = 2, **config: Any
+    script: Script,
+    num_ranges: int = 4,
+    plan: SharedPlan | None = None,
+    nodes: int = 2,
+    on_wait: Callable[[], None] = lambda: None,
+    is_shared: bool = True,
+    **config: Any,
 ) -> Simulated:
-    """Run the driver on ``num_ranges`` ranges of ten masks, with room for ``nodes`` actors of three CPUs."""
+    """Run the driver on ``num_ranges`` ranges of ten masks, with room for ``nodes`` actors of three CPUs.
+
+    Args:
+        script: how actors answer.
+        num_ranges: how many there are.
+        plan: of the work.
+        nodes: how many there are.
+        on_wait: what the driver calls while it waits.
+        is_shared: whether the driver sees what actors write.
+        config: of the cluster.
+    """
     ray = Ray(script)
     told = Simulated(ray.calls)
     room: Mapping[str, Mapping[str, float]] = {f"node-{i}": {"CPU": 3.0} for i in range(nodes)}
@@ -151,9 +173,9 @@ def simulate(
     def on_progress(counts: Counts) -> None:
         told.counts = counts
 
-    callbacks = DriverCallbacks(on_progress, told.starts.append, on_log, lambda: None, lambda cluster: None)
+    callbacks = DriverCallbacks(on_progress, told.starts.append, on_log, on_wait, lambda cluster: None)
     ranges = RangesToDo({"train": [(0, 10 * num_ranges)]}, {"train": 10}, "masks")
-    work = Work("run", Worker, "task", _Job(), ranges, plan, "model.rows")
+    work = Work("run", Worker, "task", _Job(is_shared), ranges, plan, "model.rows")
     cluster = Cluster(ClusterConfig(**{"cpus_per_actor": 3, **config}), 0.0, True, Interruption())
     with (
         mock.patch("coar_dist.cluster.driver.ray", ray),

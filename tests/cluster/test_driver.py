@@ -16,11 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from coar_dist.cluster import driver, visibility
+from coar_dist.cluster import driver
 from coar_dist.cluster.schedule import Schedule
 from coar_dist.components.discovery import discover
 from coar_dist.errors import ClusterError, NonFiniteMarginError, RangeFailedError, StorageError, TaskError
-from coar_dist.store.locations import storage_at
 from tests.cluster.driving import PLAN, drive, only_once
 from tests.models import slow_margins
 
@@ -32,7 +31,7 @@ def die() -> None:
 
 
 def test_all_ranges_are_computed_and_the_plan_is_chosen_once(tmp_path: Path) -> None:
-    driven = drive(tmp_path, plan=None, max_actors=3)
+    driven = drive(tmp_path, plan=None, max_actors=2)
     assert len(driven.starts) == 1
     assert driven.starts[0].plan.mode == "weights"
     assert driven.starts[0].unablated.margins.shape == (7,)
@@ -45,6 +44,7 @@ def test_all_ranges_are_computed_and_the_plan_is_chosen_once(tmp_path: Path) -> 
     np.testing.assert_allclose(margins, slow_margins(driven.task, components, masks), rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.slow  # the duty is in test_plan_sharing.py, such a run in tests/runs/test_pipeline.py
 def test_unablated_outputs_that_are_missing_are_computed_with_the_plan_of_the_run(tmp_path: Path) -> None:
     driven = drive(tmp_path, needs_unablated=True, max_actors=1)
     assert [start.plan for start in driven.starts] == [PLAN]
@@ -118,6 +118,7 @@ def test_a_disk_that_fails_for_a_moment_costs_nothing_and_one_that_fails_for_goo
         drive(tmp_path / "always", full, max_attempts=2)
 
 
+@pytest.mark.slow  # which range, and on which actor, is in test_schedule.py
 def test_a_slow_range_is_computed_elsewhere(tmp_path: Path) -> None:
     flag = tmp_path / "slow"
 
@@ -125,12 +126,11 @@ def test_a_slow_range_is_computed_elsewhere(tmp_path: Path) -> None:
         if only_once(flag):
             time.sleep(600)
 
-    begin = time.monotonic()
     assert drive(tmp_path, hang_once).store.missing() == []
     assert flag.exists()
-    assert time.monotonic() - begin < 60
 
 
+@pytest.mark.slow  # another such fault is in test_metrics.py, and this without Ray in test_simulated_driver.py
 def test_a_passing_fault_is_tried_again(tmp_path: Path) -> None:
     flag = tmp_path / "failed"
 
@@ -141,18 +141,18 @@ def test_a_passing_fault_is_tried_again(tmp_path: Path) -> None:
     assert drive(tmp_path, fail_once, max_actors=1).store.missing() == []
 
 
-def test_a_lasting_fault_names_the_range_the_nodes_and_keeps_the_traceback(tmp_path: Path) -> None:
+def test_a_lasting_fault_names_the_range_the_node_and_keeps_the_traceback(tmp_path: Path) -> None:
     def fail(start: int) -> None:
         raise RuntimeError("CUDA error: broken for good")
 
     where = rf"actor-\d+ \({re.escape(socket.gethostname())}\)"
     with pytest.raises(
-        RangeFailedError,
-        match=rf"(?s)masks .* failed 2 times, on {where}, {where}.*line \d+, in fail.*broken for good",
+        RangeFailedError, match=rf"(?s)masks .* failed 1 time, on {where}.*line \d+, in fail.*broken for good"
     ):
-        drive(tmp_path, fail, max_attempts=2)
+        drive(tmp_path, fail, max_actors=1, max_attempts=1)
 
 
+@pytest.mark.slow  # the same without Ray in test_simulated_driver.py
 def test_actors_that_cannot_be_set_up_stop_the_run(tmp_path: Path) -> None:
     test = os.getpid()
 
@@ -165,6 +165,7 @@ def test_actors_that_cannot_be_set_up_stop_the_run(tmp_path: Path) -> None:
         drive(tmp_path, output=fail_in_actors, max_attempts=2)
 
 
+@pytest.mark.slow  # the same without Ray in test_simulated_driver.py
 def test_the_users_own_errors_fail_fast(tmp_path: Path) -> None:
     def fail(start: int) -> None:
         raise ValueError("this model needs 3 channels")
@@ -179,56 +180,14 @@ def test_nan_margins_stop_the_run_by_name(tmp_path: Path) -> None:
 
     with pytest.raises(NonFiniteMarginError, match=r"margin of example \d+ under mask \d+ is nan"):
         drive(tmp_path, output=nan_at_one_class, max_actors=1)
-    with pytest.raises(NonFiniteMarginError, match=r"unablated model's margins of \d+ examples?"):
-        drive(tmp_path, output=nan_at_one_class, plan=None, max_actors=1)
-
-
-def test_a_node_that_writes_elsewhere_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(visibility, "_NUM_LOOKS", 1)
-    with pytest.raises(
-        StorageError, match=rf"node {re.escape(socket.gethostname())} computed masks.*{tmp_path}.*s3://"
-    ):
-        drive(tmp_path, is_shared=False, max_actors=1)
-
-
-def test_what_on_wait_raises_ends_the_run(tmp_path: Path) -> None:
-    calls = []
-
-    def stop() -> None:
-        calls.append(time.monotonic())
-        if len(calls) == 4:
-            raise LookupError("somebody else writes to this run")
-
-    with pytest.raises(LookupError, match="somebody else"):
-        drive(tmp_path, lambda start: time.sleep(30), on_wait=stop, max_actors=1)
-    assert max(np.diff(calls)) <= 1.0
 
 
 def test_resources_that_the_cluster_does_not_have_are_an_error_in_time(tmp_path: Path) -> None:
     with pytest.raises(
         ClusterError,
-        match=r"no actor started within .*=1 s, .*min_actors=1 .asked for: 1 actor with 64 CPU each.*has 4 CPU and 0",
+        match=r"no actor started within .*=0.1 s, .*min_actors=1 .asked for: 1 actor with 64 CPU each.*has 4 CPU and 0",
     ):
-        drive(tmp_path, max_actors=1, cpus_per_actor=64, start_timeout_s=1.0)
-
-
-def test_fewer_than_min_actors_are_an_error_in_time(tmp_path: Path) -> None:
-    with pytest.raises(
-        ClusterError, match=r"only 1 actor started within .*min_actors=2 .asked for: 2 actors with 3 CPU each"
-    ):
-        drive(tmp_path, lambda start: time.sleep(30), min_actors=2, cpus_per_actor=3, start_timeout_s=12.0)
-
-
-def test_a_node_that_does_not_see_the_run_directory_is_an_error_before_any_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(visibility, "_BETWEEN_LOOKS_S", 0.01)
-    elsewhere = storage_at(tmp_path / "elsewhere")
-    with pytest.raises(ClusterError, match=rf"node {re.escape(socket.gethostname())} does not see {tmp_path}/else"):
-        visibility.require_run_directory(elsewhere)
-    with pytest.raises(ClusterError, match=r"does not see .*/elsewhere/run\.json, .*s3://"):
-        drive(tmp_path, unseen=elsewhere, max_actors=1)
-    assert not list((tmp_path / "run" / "margins").rglob("*.parquet"))
+        drive(tmp_path, max_actors=1, cpus_per_actor=64, start_timeout_s=0.1)
 
 
 @pytest.mark.slow  # test_schedule.py and test_pool.py have its parts

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
+from coar_dist.cluster import driver, visibility
 from coar_dist.cluster.work import Counts, SharedPlan
-from coar_dist.errors import RangeFailedError
+from coar_dist.errors import RangeFailedError, StorageError, TaskError
 from tests.cluster.simulated import simulate, task_error
 
 NO_PLAN = SharedPlan(None, request="40 masks")
@@ -47,6 +48,45 @@ def test_every_actor_gets_its_calls_in_order_and_every_range_is_told_of_once() -
     assert Counter(text for text, _ in told.log) == Counter(["chosen", *texts])
     shards = {text: origin.shard for text, origin in told.log}
     assert shards[texts[2]] == "margins/train/20-30"
+
+
+def test_what_on_wait_raises_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "_WAIT_S", 0.0)
+    calls = 0
+
+    def stop() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise LookupError("somebody else writes to this run")
+
+    with pytest.raises(LookupError, match="somebody else"):
+        simulate(raising({}), num_ranges=40, on_wait=stop)
+    assert calls == 4
+
+
+def test_a_node_that_writes_elsewhere_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(visibility, "_BETWEEN_LOOKS_S", 0.0)
+    with pytest.raises(StorageError, match=r"node host computed masks 0\.\.9.*/here/margins/train/0-10 .*s3://"):
+        simulate(raising({}), is_shared=False)
+
+
+def test_errors_of_the_user_s_code_fail_fast() -> None:
+    error = task_error(ValueError("this model needs 3 channels"))
+    with pytest.raises(TaskError, match=r"masks 0\.\.9.*ValueError: this model needs 3 channels"):
+        simulate(raising({("actor-0", "run"): error}))
+
+
+def test_a_lasting_fault_names_the_range_and_the_actors() -> None:
+    def script(name: str, method: str, arguments: tuple[Any, ...]) -> None:
+        if method == "run" and arguments[0].start == 10:
+            raise task_error(RuntimeError("CUDA error: broken for good"))
+
+    where = r"actor-\d+ \(host\)"
+    with pytest.raises(
+        RangeFailedError, match=rf"(?s)masks 10\.\.19 of 'train' failed 2 times, on {where}, {where}.*broken for good"
+    ):
+        simulate(script, max_attempts=2)
 
 
 def test_set_ups_that_fail_in_a_row_stop_the_run_and_others_do_not() -> None:

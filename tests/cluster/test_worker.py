@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import logging
+import re
+import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from coar_dist.cluster import ray_tasks
+from coar_dist.cluster import ray_tasks, visibility
 from coar_dist.cluster.ranges import WorkRange
 from coar_dist.cluster.worker import Worker
+from coar_dist.errors import ClusterError
+from tests.models import local_storage
 
 _log = logging.getLogger("coar_dist.some.module")
 
@@ -36,6 +42,16 @@ def _package_log() -> Iterator[None]:
     yield
     logger.handlers[:] = handlers
     logger.setLevel(level)
+
+
+def test_a_node_that_does_not_see_the_run_directory_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(visibility, "_BETWEEN_LOOKS_S", 0.0)
+    host = socket.gethostname()
+    job: Any = SimpleNamespace(storage=local_storage(tmp_path))
+    with pytest.raises(ClusterError, match=rf"node {re.escape(host)} does not see {tmp_path}/run\.json, .*s3://"):
+        Worker().address(job)
+    (tmp_path / "run.json").touch()
+    assert Worker().address(job).host == host
 
 
 def test_an_actor_computes_on_the_threads_that_it_is_given() -> None:

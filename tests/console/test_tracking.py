@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 import coar_dist
-from coar_dist.config.schema import AblationConfig, ClusterConfig, Config, EvaluationConfig, RunConfig
+from coar_dist.config.schema import AblationConfig, Config, EvaluationConfig, RunConfig
 from coar_dist.console import tracking
 from coar_dist.console.tracking import TRACKERS, TrackerKind, Tracking, check_tracking
 from coar_dist.errors import ConfigError
@@ -22,6 +22,7 @@ from coar_dist.stages.pipeline import run_stages
 from coar_dist.store.locations import storage_at
 from coar_dist.store.reader import RunReader
 from tests.models import local_storage, small_task
+from tests.small_run import without_ray
 
 NUM_MASKS, NUM_HELD_OUT = 60, 40
 TOTAL = NUM_MASKS + NUM_HELD_OUT
@@ -30,20 +31,20 @@ ABLATE = {"masks_per_s", "shards_done", "shards_failed", "shards_retried", "acto
 
 def tracked_run(run_dir: Path, tracker: str, num_masks: int = NUM_MASKS) -> RunReader:
     task = small_task()
-    return coar_dist.attribute(
-        task.model,
-        task.examples.inputs,
-        task.examples.targets,
-        run_dir=run_dir,
-        num_masks=num_masks,
-        ablation_fraction=0.2,
-        stages=("ablate", "fit", "evaluate"),
-        evaluation=EvaluationConfig(num_masks=NUM_HELD_OUT, ablation_fractions=[0.2], seed=7, curve_shares=[]),
-        ablation=AblationConfig(masks_per_shard=20, mode="weights", rows_per_forward=7, compile=False),
-        tracking=[tracker],
-        cluster=ClusterConfig(max_actors=1),
-        console=Console(file=io.StringIO()),
-    )
+    with without_ray():
+        return coar_dist.attribute(
+            task.model,
+            task.examples.inputs,
+            task.examples.targets,
+            run_dir=run_dir,
+            num_masks=num_masks,
+            ablation_fraction=0.2,
+            stages=("ablate", "fit", "evaluate"),
+            evaluation=EvaluationConfig(num_masks=NUM_HELD_OUT, ablation_fractions=[0.2], seed=7, curve_shares=[]),
+            ablation=AblationConfig(masks_per_shard=20, mode="weights", rows_per_forward=7, compile=False),
+            tracking=[tracker],
+            console=Console(file=io.StringIO()),
+        )
 
 
 def check_figures(found: Mapping[str, list[tuple[int, float]]], run: RunReader) -> None:
@@ -58,7 +59,7 @@ def check_figures(found: Mapping[str, list[tuple[int, float]]], run: RunReader) 
     assert correlation == pytest.approx(float(np.nanmean(run.evaluation("coar")["correlation"])), abs=1e-6)
 
 
-def test_tensorboard_reads_the_figures_and_a_longer_run_continues_them(ray_cluster: None, tmp_path: Path) -> None:
+def test_tensorboard_reads_the_figures_and_a_longer_run_continues_them(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -94,7 +95,7 @@ def wandb_records(path: Path) -> Iterator[bytes]:
             record = b""
 
 
-def test_wandb_keeps_the_figures_offline(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_keeps_the_figures_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     from wandb.proto.wandb_internal_pb2 import Record
 
@@ -116,9 +117,7 @@ def test_wandb_keeps_the_figures_offline(ray_cluster: None, tmp_path: Path, monk
     assert ended.exit_code == 0
 
 
-def test_mlflow_stores_the_figures_and_how_the_run_ended(
-    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mlflow_stores_the_figures_and_how_the_run_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")
     from mlflow import MlflowClient

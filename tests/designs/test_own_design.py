@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from ray import cloudpickle
 from rich.console import Console
 
 import coar_dist
@@ -118,16 +119,18 @@ def test_held_out_masks_must_be_others(tmp_path: Path, quiet: Console) -> None:
         attribute(tmp_path, quiet, design=without_seed, evaluation=held_out, stages=["ablate"])
 
 
-def test_it_travels_to_the_actors_or_says_that_it_cannot(ray_cluster: None, tmp_path: Path, quiet: Console) -> None:
+def test_a_closure_travels() -> None:
     salt = 3
-    run = attribute(tmp_path / "closure", quiet, design=lambda design, mask_id: drawn(design, mask_id, salt))
-    design = run.directory.design("train")
-    np.testing.assert_array_equal(run.margins()[0], [drawn(design, i, 3) for i in range(60)])
+    design = cloudpickle.loads(cloudpickle.dumps(own(lambda design, mask_id: drawn(design, mask_id, salt))))
+    np.testing.assert_array_equal(design.masks(0, 5), [drawn(design, i, 3) for i in range(5)])
+
+
+def test_what_cannot_travel_is_an_error_of_the_node(ray_cluster: None, tmp_path: Path, quiet: Console) -> None:
     module = ModuleType("only_here")
     module.rule = drawn  # type: ignore[attr-defined]
     sys.modules["only_here"] = module
     try:
         with pytest.raises(ConfigError, match=r"on \S+, kind='only_here:rule' cannot be imported: No module named"):
-            attribute(tmp_path / "by_name", quiet, design="only_here:rule")
+            attribute(tmp_path, quiet, design="only_here:rule")
     finally:
         del sys.modules["only_here"]

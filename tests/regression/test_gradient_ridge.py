@@ -254,7 +254,7 @@ def test_the_same_bits_in_any_order_and_on_a_cluster(tmp_path: Path, ray_cluster
     world = World()
     first, second = (run_of(tmp_path / name, world) for name in ("a", "b"))
     fit(first, RegressionConfig(), lambda _: None)
-    with on_cluster(ClusterConfig(max_actors=2, cpus_per_actor=2), way_out="") as execute:
+    with on_cluster(ClusterConfig(max_actors=1, cpus_per_actor=2), way_out="") as execute:
         fit(second, RegressionConfig(), lambda _: None, execute)
     a, b = (RunReader(run).weights(method="gradient_ridge") for run in (first, second))
     np.testing.assert_array_equal(a, b)

@@ -29,6 +29,7 @@ from tests.models import local_storage, small_task
 from tests.small_run import files_of, without_ray
 
 NUM_STEPS = 6
+TO_THE_REPORT = ("ablate", "fit", "evaluate", "report")
 SHARDS = "baselines/neuron_conductance_num_steps_6"
 
 
@@ -43,12 +44,12 @@ def attribute_small(root: Path, **options: Any) -> tuple[coar_dist.Run, str]:
     arguments: dict[str, Any] = {
         "num_masks": 30,
         "ablation_fraction": 0.2,
-        "stages": ("ablate", "fit", "evaluate", "report"),
+        "stages": ("ablate", "fit", "evaluate"),
         "baselines": list(BASELINES),
         "baseline_settings": BaselineConfig(num_steps=NUM_STEPS),
         "evaluation": EvaluationConfig(num_masks=40, ablation_fractions=[0.2], seed=9),
         "ablation": AblationConfig(mode="weights", rows_per_forward=7, compile=False, examples_per_block=4),
-        "cluster": ClusterConfig(max_actors=2),
+        "cluster": ClusterConfig(max_actors=1),
         "console": Console(file=printed, width=200),
     }
     run = coar_dist.attribute(
@@ -63,8 +64,20 @@ def baseline_files(root: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_actors_write_the_same_bytes(tmp_path: Path) -> None:
+    with without_ray():
+        attribute_small(tmp_path / "here", stages=("ablate",))
+        attribute_small(tmp_path / "on_actors", stages=("ablate",), baselines=["leave_one_out"])
+    attribute_small(tmp_path / "on_actors", stages=("ablate",))
+    on_actors, here = (baseline_files(tmp_path / name) for name in ("on_actors", "here"))
+    assert len(here) == 4 + 4 + 1
+    assert on_actors == here
+
+
 def test_all_baselines_from_the_model_to_the_report(tmp_path: Path) -> None:
-    run, printed = attribute_small(tmp_path / "on_actors")
+    with without_ray():
+        run, printed = attribute_small(tmp_path, stages=TO_THE_REPORT)
+    assert len(baseline_files(tmp_path)) == 4 + 4 + 1 + 3 * 2
     for text in ("Leave-one-out ", "Gradient x parameter ", "Neuron conductance ", "Internal influence ", "6 steps"):
         assert text in printed
     task = small_task()
@@ -76,15 +89,10 @@ def test_all_baselines_from_the_model_to_the_report(tmp_path: Path) -> None:
         weights = run.weights(method=method)
         np.testing.assert_allclose(weights, slow.weights(method, task.examples), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(run.predict(kept, method=method)[0], unablated, atol=1e-4)
-        assert (tmp_path / "on_actors" / "evaluation" / f"{method}.evaluation_0.2.parquet").exists()
+        assert (tmp_path / "evaluation" / f"{method}.evaluation_0.2.parquet").exists()
     # Kept components raise the margin: the sign is leave-one-out's.
     alike = np.corrcoef(run.weights(method="gradient_x_parameter").ravel(), run.weights(method="leave_one_out").ravel())
     assert alike[0, 1] > 0.5
-    with without_ray():
-        attribute_small(tmp_path / "here")
-    on_actors, here = (baseline_files(tmp_path / name) for name in ("on_actors", "here"))
-    assert len(here) == 4 + 4 + 1 + 3 * 2
-    assert on_actors == here
 
 
 def test_a_broken_run_continues_and_ends_in_the_same_bytes(tmp_path: Path) -> None:
@@ -111,11 +119,11 @@ def test_other_settings_are_computed_beside_those_that_are_there(tmp_path: Path)
     with without_ray():
         first = attribute_small(tmp_path)[0].weights(method="internal_influence")
         gradients = next((tmp_path / "baselines" / "gradient_x_parameter").iterdir()).stat().st_mtime_ns
-        other, printed = attribute_small(tmp_path, baseline_settings=BaselineConfig(num_steps=3))
+        other, printed = attribute_small(tmp_path, baseline_settings=BaselineConfig(num_steps=3), stages=TO_THE_REPORT)
         assert "3 steps" in printed
         assert not np.array_equal(other.weights(method="internal_influence"), first)
         assert next((tmp_path / "baselines" / "gradient_x_parameter").iterdir()).stat().st_mtime_ns == gradients
-        again, printed = attribute_small(tmp_path, baselines=["internal_influence"])
+        again, printed = attribute_small(tmp_path, baselines=["internal_influence"], stages=TO_THE_REPORT)
         assert "internal_influence of 7 examples: all there already" in printed
         assert "Neuron conductance" not in printed
         np.testing.assert_array_equal(again.weights(method="internal_influence"), first)

@@ -18,7 +18,6 @@ from coar_dist.config.schema import (
     PILOT_GRADIENT_MASKS,
     PILOT_MASKS,
     AblationConfig,
-    ClusterConfig,
     Config,
     DesignConfig,
     EvaluationConfig,
@@ -123,22 +122,22 @@ def test_a_budget_is_spent_and_resumed(tmp_path: Path) -> None:
         assert with_gradients * cost + without <= max(120, 10 * cost + 20) + 1
 
 
-def test_attribute_spends_a_budget(ray_cluster: None, tmp_path: Path, quiet: Console, repository: Path) -> None:
+def test_attribute_spends_a_budget(tmp_path: Path, quiet: Console, repository: Path) -> None:
     pilot = OmegaConf.load(repository / "conf" / "estimator" / "budget.yaml")
     assert (pilot.design.num_masks, pilot.gradients.num_masks) == (PILOT_MASKS, PILOT_GRADIENT_MASKS)
     task = small_task()
-    run = coar_dist.attribute(
-        task.model,
-        task.examples.inputs,
-        task.examples.targets,
-        run_dir=tmp_path,
-        budget=90.0,
-        num_masks=20,
-        num_gradient_masks=10,
-        ablation_fraction=0.2,
-        cluster=ClusterConfig(max_actors=1),
-        console=quiet,
-    )
+    with without_ray():
+        run = coar_dist.attribute(
+            task.model,
+            task.examples.inputs,
+            task.examples.targets,
+            run_dir=tmp_path,
+            budget=90.0,
+            num_masks=20,
+            num_gradient_masks=10,
+            ablation_fraction=0.2,
+            console=quiet,
+        )
     assert run.directory.design("gradients").num_masks >= 10
     assert run.directory.design("train").num_masks >= 20
     assert run.weights().shape == (len(task.examples), run.components.num_components)

@@ -32,6 +32,7 @@ from coar_dist.store.reader import RunReader
 from coar_dist.tasks.outputs import output_function
 from tests.cluster.driving import only_once
 from tests.models import slow_margins, small_task
+from tests.small_run import without_ray
 
 
 def attribute_small(run_dir: Path, **changes: object) -> RunReader:
@@ -138,17 +139,18 @@ def test_weights_of_chosen_examples(small_run: RunReader) -> None:
     assert "7 examples, 12 components" in repr(coar_dist.open_run(root_of(small_run)))
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_an_interrupted_run_continues_and_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    whole = root_of(attribute_small(tmp_path / "whole", cluster=ClusterConfig(max_actors=2)))
     broken = tmp_path / "broken"
-    attribute_small(broken, stages=("ablate",), cluster=ClusterConfig(max_actors=1))
+    with without_ray():
+        whole = root_of(attribute_small(tmp_path / "whole"))
+        attribute_small(broken, stages=("ablate",))
     shards = sorted((broken / "margins" / "train").iterdir())
     kept = shards[0].stat().st_mtime_ns
     shards[1].unlink()
     shards[3].write_bytes(shards[3].read_bytes()[:-10])
     (broken / "examples.parquet").unlink()
-    attribute_small(broken, cluster=ClusterConfig(max_actors=3))
+    with without_ray():
+        attribute_small(broken)
     assert shards[0].stat().st_mtime_ns == kept
     assert (broken / "margins" / "train" / f"{shards[3].name}.damaged").exists()
     for shard in shards:
@@ -156,11 +158,11 @@ def test_an_interrupted_run_continues_and_ends_in_the_same_bytes(tmp_path: Path)
     assert attributions(broken) == attributions(whole)
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_more_masks_extend_a_run_and_equal_a_run_made_at_once(tmp_path: Path) -> None:
-    attribute_small(tmp_path / "a", num_masks=20)
-    attribute_small(tmp_path / "a", num_masks=40)
-    attribute_small(tmp_path / "b", num_masks=40)
+    with without_ray():
+        attribute_small(tmp_path / "a", num_masks=20)
+        attribute_small(tmp_path / "a", num_masks=40)
+        attribute_small(tmp_path / "b", num_masks=40)
     assert attributions(tmp_path / "a") == attributions(tmp_path / "b")
 
 

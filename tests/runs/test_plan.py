@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from coar_dist.ablation import trial
 from coar_dist.ablation.actor import AblationJob
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.ablation.work import ExpectedMasks
+from coar_dist.cluster.interruption import Interruption
+from coar_dist.cluster.resources import Cluster
 from coar_dist.components.discovery import discover
 from coar_dist.config.schema import (
     AblationConfig,
@@ -63,6 +67,20 @@ def files_in(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
 
 
+@pytest.fixture
+def _planned_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cluster with room for four actors that nobody starts: the trial runs in this process."""
+
+    @contextlib.contextmanager
+    def connected(config: ClusterConfig) -> Iterator[Cluster]:
+        yield Cluster(config, 0.0, False, Interruption())
+
+    monkeypatch.setattr("coar_dist.cluster.connection.connect", connected)
+    monkeypatch.setattr("coar_dist.cluster.resources.alive_nodes", lambda: {"node": {"CPU": 4.0}})
+    with without_ray():
+        yield
+
+
 def planned(config: Config, monkeypatch: pytest.MonkeyPatch, task: Task | None = None) -> tuple[Estimate, str]:
     found: list[Estimate] = []
     shown = print_estimate.print_estimate
@@ -101,12 +119,17 @@ def test_what_is_missing_is_counted_and_timed(
     assert f"{estimate.price:,.2f} USD at 2 an hour" in text
     assert "3 actors with 1 CPU each" in text
     assert re.search(r"without gradients +40 +40 masks +280 ", text)
+
+
+@pytest.mark.usefixtures("_planned_here")
+def test_what_has_no_price_is_told_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unpriced, text = planned(config_of(tmp_path / "run", cluster=ClusterConfig(max_actors=1)), monkeypatch)
     assert unpriced.num_actors == 1
     assert "USD" not in text
 
 
-def test_the_speed_is_the_model_s(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_planned_here")
+def test_the_speed_is_the_model_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A forward pass that takes 0.05 s, and one of them per mask."""
     task = small_task()
     task = replace(task, model=Slow(task.model, 0.05))
@@ -118,12 +141,12 @@ def test_the_speed_is_the_model_s(ray_cluster: None, tmp_path: Path, monkeypatch
     assert estimate.start_s > 4 * 0.05
 
 
-def test_the_bytes_are_those_of_the_shards(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_planned_here")
+def test_the_bytes_are_those_of_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     larger = AblationConfig(masks_per_shard=300, mode="weights", rows_per_forward=7, compile=False)
     changes: dict[str, object] = {"ablation": larger, "design": DesignConfig(num_masks=1200, ablation_fraction=0.2)}
     estimate, _ = planned(config_of(tmp_path / "run", **changes), monkeypatch)
-    with without_ray():
-        run_stages(config_of(tmp_path / "run", ("ablate",), **changes), Console(file=io.StringIO()), small_task())
+    run_stages(config_of(tmp_path / "run", ("ablate",), **changes), Console(file=io.StringIO()), small_task())
     shards = list((tmp_path / "run").glob("*/**/0*.parquet"))
     written = {
         folder: sum(path.stat().st_size for path in shards if folder in str(path))
@@ -138,13 +161,11 @@ def test_the_bytes_are_those_of_the_shards(ray_cluster: None, tmp_path: Path, mo
         assert expected[name] == pytest.approx(written[folder], rel=0.15), name
 
 
-def test_only_what_is_missing_counts_and_nothing_is_touched(
-    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("_planned_here")
+def test_only_what_is_missing_counts_and_nothing_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quiet = Console(file=io.StringIO())
     folder = tmp_path / "run"
-    with without_ray():
-        run_stages(config_of(folder, ("ablate",)), quiet, small_task())
+    run_stages(config_of(folder, ("ablate",)), quiet, small_task())
     output = io.StringIO()
     run_stages(config_of(folder), Console(file=output, width=200), small_task())
     assert f"nothing is missing in {folder}" in output.getvalue()
@@ -168,7 +189,8 @@ def test_only_what_is_missing_counts_and_nothing_is_touched(
     assert files_in(folder) == before
 
 
-def test_a_budget_counts_beyond_its_pilot(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_planned_here")
+def test_a_budget_counts_beyond_its_pilot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     estimate, text = planned(config_of(tmp_path / "run", budget=1000.0), monkeypatch)
     cost = estimate.gradient_cost
     assert cost is not None
@@ -176,11 +198,11 @@ def test_a_budget_counts_beyond_its_pilot(ray_cluster: None, tmp_path: Path, mon
     assert "by the budget, after the pilot" in text
 
 
-def test_a_budget_that_is_spent_leaves_nothing(ray_cluster: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("_planned_here")
+def test_a_budget_that_is_spent_leaves_nothing(tmp_path: Path) -> None:
     changes: dict[str, object] = {"budget": 150.0, "baselines": []}
     quiet, output = Console(file=io.StringIO()), io.StringIO()
-    with without_ray():
-        run_stages(config_of(tmp_path / "run", ("ablate",), **changes), quiet, small_task())
+    run_stages(config_of(tmp_path / "run", ("ablate",), **changes), quiet, small_task())
     run_stages(config_of(tmp_path / "run", **changes), Console(file=output, width=200), small_task())
     assert "nothing is missing" in output.getvalue()
 

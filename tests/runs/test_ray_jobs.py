@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -52,7 +53,7 @@ def free_ports(count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Two nodes of one CPU.
+    """A Ray cluster with a token.
 
     Attributes:
         address: of its control service.
@@ -80,8 +81,8 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """On ports of its own, with processes that end with it."""
+def head() -> Iterator[Cluster]:
+    """A node on ports of its own, with processes that end with it."""
     home = Path(tempfile.mkdtemp(dir="/tmp", prefix="cj"))  # Ray's sockets need a short path
     token = home / "token"
     token.write_text(secrets.token_hex(32))
@@ -97,39 +98,49 @@ def cluster() -> Iterator[Cluster]:
         "RAY_worker_niceness": "0",
         "COLUMNS": "120",
     }
-    port, dashboard, *others = free_ports(5)
-    common = ["--block", "--num-cpus=1", f"--temp-dir={home}", "--disable-usage-stats", f"--node-ip-address={HOST}"]
-    head = ["--head", f"--port={port}", f"--dashboard-host={HOST}", f"--dashboard-port={dashboard}"]
-    nodes = []
-
-    def start(*arguments: str) -> None:
-        log = (home / f"node{len(nodes)}.log").open("w")
-        command = ["ray", "start", *arguments, *common]
-        nodes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
-
-    def wait_for(port: int) -> None:
-        deadline = time.monotonic() + 60
-        while socket.socket().connect_ex((HOST, port)):
-            assert nodes[0].poll() is None, (home / "node0.log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-
-    try:
-        start(*head, f"--dashboard-agent-listen-port={others[0]}", f"--ray-client-server-port={others[1]}")
-        wait_for(port)
-        start(f"--address={HOST}:{port}", f"--dashboard-agent-listen-port={others[2]}")
-        wait_for(dashboard)
+    port, dashboard, agent, client = free_ports(4)
+    with started(
+        home,
+        environment,
+        *("--head", f"--port={port}", f"--dashboard-host={HOST}", f"--dashboard-port={dashboard}"),
+        *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"),
+    ) as node:
+        wait_for(port, node)
         yield Cluster(f"{HOST}:{port}", f"http://{HOST}:{dashboard}", environment)
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def cluster(head: Cluster) -> Iterator[Cluster]:
+    """The same with a second node, and ready for jobs."""
+    (agent,) = free_ports(1)
+    home = Path(head.environment["HOME"])
+    port = f"--dashboard-agent-listen-port={agent}"
+    with started(home, head.environment, f"--address={head.address}", port) as node:
+        wait_for(int(head.dashboard.rpartition(":")[2]), node)
+        yield head
+
+
+@contextlib.contextmanager
+def started(home: Path, environment: dict[str, str], *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A node of one CPU."""
+    common = ["--block", "--num-cpus=1", f"--temp-dir={home}", "--disable-usage-stats", f"--node-ip-address={HOST}"]
+    with (home / "nodes.log").open("a") as log:
+        command = ["ray", "start", *arguments, *common]
+        node = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield node
     finally:
-        for node in nodes:
-            node.terminate()
-        for node in reversed(nodes):
-            try:
-                node.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                os.killpg(node.pid, signal.SIGKILL)
-                node.wait()
-        shutil.rmtree(home, ignore_errors=True)
+        os.killpg(node.pid, signal.SIGKILL)  # Ray's own way to end takes 20 s
+        node.wait()
+
+
+def wait_for(port: int, node: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while socket.socket().connect_ex((HOST, port)):
+        assert node.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.slow  # tests/deploy and the others here have its parts
@@ -181,33 +192,37 @@ except ClusterError as error:
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("given", ["no mode", "no token", "wrong"])
-def test_without_its_token_nobody_joins(cluster: Cluster, repository: Path, tmp_path: Path, given: str) -> None:
-    environment = {
-        **{name: text for name, text in cluster.environment.items() if not name.startswith("RAY_")},
+def test_without_its_token_nobody_joins(head: Cluster, repository: Path, tmp_path: Path) -> None:
+    nobody = {
+        **{name: text for name, text in head.environment.items() if not name.startswith("RAY_")},
         "HOME": str(tmp_path),
         "PYTHONPATH": str(repository),
-        "RAY_ADDRESS": cluster.address,
+        "RAY_ADDRESS": head.address,
         "RAY_NUM_REDIS_GET_RETRIES": "2",  # 20 by default, one each second
     }
-    if given != "no mode":
-        environment["RAY_AUTH_MODE"] = "token"
-    if given == "wrong":
-        environment["RAY_AUTH_TOKEN"] = "0" * 64
-    printed = subprocess.run(
-        [sys.executable, "-c", JOIN], env=environment, stdout=subprocess.PIPE, text=True, timeout=100, check=True
-    ).stdout
-    assert printed.startswith(f"cluster.address='{cluster.address}' cannot be ")
-    assert (
-        "export RAY_AUTH_MODE=token and the token of its head, in RAY_AUTH_TOKEN or, as a file, in RAY_AUTH" in printed
-    )
-    came = {
-        "no mode": "without RAY_AUTH_MODE.",
-        "no token": "in ~/.ray/auth_token, if any.",
-        "wrong": "in RAY_AUTH_TOKEN.",
+    mode = {"RAY_AUTH_MODE": "token"}
+    tries = {
+        "without RAY_AUTH_MODE.": {},
+        "in ~/.ray/auth_token, if any.": mode,
+        "in RAY_AUTH_TOKEN.": mode | {"RAY_AUTH_TOKEN": "0" * 64},
     }
-    assert printed.endswith(f"{came[given]}\n")
-    assert "0" * 64 not in printed
+    processes = {
+        given: subprocess.Popen(
+            [sys.executable, "-c", JOIN], env=nobody | environment, stdout=subprocess.PIPE, text=True
+        )
+        for given, environment in tries.items()
+    }
+    for given, process in processes.items():
+        printed, _ = process.communicate(timeout=100)
+        assert process.returncode == 0
+        assert printed.startswith(f"cluster.address='{head.address}' cannot be ")
+        for text in (
+            "export RAY_AUTH_MODE=token and the token of its head",
+            "in RAY_AUTH_TOKEN or, as a file, in RAY_AUTH_TOKEN_PATH",
+        ):
+            assert text in printed
+        assert printed.endswith(f"{given}\n")
+        assert "0" * 64 not in printed
 
 
 def test_what_is_uploaded(repository: Path, tmp_path: Path) -> None:

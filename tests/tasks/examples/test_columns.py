@@ -12,12 +12,12 @@ import torch
 from rich.console import Console
 
 import coar_dist
-from coar_dist.config.schema import AblationConfig, ClusterConfig, ExamplesConfig, SubsetConfig
+from coar_dist.config.schema import AblationConfig, ExamplesConfig, SubsetConfig
 from coar_dist.errors import MissingWorkError, TaskError
 from coar_dist.tasks.build import build_examples
 from coar_dist.tasks.task import ExampleSet
 from tests.models import small_task
-from tests.small_run import files_of
+from tests.small_run import files_of, without_ray
 
 GROUPS = {"group": np.array([0, 1, 1, 0, 2, 2, 1]), "name": list("äbcdefg"), "share": np.linspace(0, 1, 7)}
 
@@ -74,23 +74,22 @@ def test_a_users_own_examples_get_ids_and_subsets() -> None:
 
 def attribute(run_dir: Path, columns: dict[str, Any] | None, **changes: Any) -> tuple[coar_dist.Run, str]:
     task, output = small_task(), io.StringIO()
-    run = coar_dist.attribute(
-        task.model,
-        task.examples.inputs,
-        task.examples.targets,
-        columns=columns,
-        run_dir=run_dir,
-        num_masks=16,
-        ablation_fraction=0.2,
-        ablation=AblationConfig(mode="weights", rows_per_forward=7, compile=False),
-        cluster=ClusterConfig(max_actors=1),
-        console=Console(file=output, width=200),
-        **changes,
-    )
+    with without_ray():
+        run = coar_dist.attribute(
+            task.model,
+            task.examples.inputs,
+            task.examples.targets,
+            columns=columns,
+            run_dir=run_dir,
+            num_masks=16,
+            ablation_fraction=0.2,
+            ablation=AblationConfig(mode="weights", rows_per_forward=7, compile=False),
+            console=Console(file=output, width=200),
+            **changes,
+        )
     return run, output.getvalue()
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_a_finished_run_tells_the_columns(tmp_path: Path) -> None:
     run, _ = attribute(tmp_path / "run", GROUPS)
     examples = run.examples()
