@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     label = storage_at(folder / "run").label
-    driven = drive(folder, act, num_masks=30)
+    driven = drive(folder, act, num_masks=30, max_actors=1)
     counts = driven.counts[-1]
     series, types = scraped_until(
         lambda found: (
