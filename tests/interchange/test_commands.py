@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from coar_dist.console.saying import Terminal
 from coar_dist.errors import ConfigError, MissingWorkError
 from coar_dist.interchange.command import run_command
 from coar_dist.interchange.ids import in_ranges, parse_ids
+from tests.commands import run_forked
 from tests.interchange.research import predict, regress, save, write_store
 from tests.models import random_masks
 
@@ -55,13 +54,7 @@ def test_from_a_store_to_a_report_and_back(tmp_path: Path, monkeypatch: pytest.M
         assert command(
             "import-research", "attributions=theirs.pt", "run.dir=run", f"standardised_by={units}", name
         ) == (0, f"   import  research_{units} of 5 examples.\n")
-    fitted = subprocess.run(
-        [sys.executable, "-m", "coar_dist", "stages=[fit,evaluate,report]", "run.dir=run"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=170,
-    )
+    fitted = run_forked(tmp_path, "stages=[fit,evaluate,report]", "run.dir=run")
     assert fitted.returncode == 0, fitted.stderr
     for words in ("COAR", "research_store", "research_train", "imported", "8 components in 2 parameters"):
         assert words in fitted.stdout
@@ -155,8 +148,7 @@ def test_other_arguments_show_the_usage(arguments: list[str], capsys: pytest.Cap
 
 
 def test_the_command_line_shows_an_error_in_one_message(tmp_path: Path) -> None:
-    arguments = [sys.executable, "-m", "coar_dist", "import-research", "margins=nothing", "run.dir=run"]
-    result = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    result = run_forked(tmp_path, "import-research", "margins=nothing", "run.dir=run")
     assert result.returncode == 1
     assert "ForeignFileError: nothing is no margin store of the research code" in result.stderr
     assert "Traceback" not in result.stderr
