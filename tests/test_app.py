@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 
 import coar_dist
 from coar_dist.store.reader import RunReader
@@ -39,8 +40,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), cwd=folder, capture_output=True, text=True, timeout=170, check=False)
 
 
-@pytest.mark.cluster
-def test_from_nothing_to_a_report_killed_half_way_and_again(tmp_path: Path) -> None:
+def test_from_nothing_to_a_report_killed_half_way_and_again(ray_cluster: None, tmp_path: Path) -> None:
     """Ctrl-C in the middle keeps what is finished; the same command goes on; the third finds all done."""
     slow = [*TINY, "design.num_masks=600"]
     process = subprocess.Popen(
@@ -58,7 +58,7 @@ def test_from_nothing_to_a_report_killed_half_way_and_again(tmp_path: Path) -> N
     done = {path.name: path.stat().st_mtime_ns for path in shards.glob("0*.parquet")}
     assert 4 <= len(done) < 75
 
-    second = run(tmp_path, *slow)
+    second = run_forked(tmp_path, *slow)
     assert second.returncode == 0, second.stderr
     for text in ("is there already", "masks there already", "COAR", "Leave-one-out", "runs/digits"):
         assert text in second.stdout, second.stdout
@@ -86,10 +86,12 @@ def test_from_nothing_to_a_report_killed_half_way_and_again(tmp_path: Path) -> N
     assert "COAR, lasso" in lasso.stdout
     few = ["edit.target.sample=1", "edit.reference.sample=4", "edit.improve=[all]", "+edit.keep.all=1.0"]
     same = ["task.examples.arguments.num_examples=20", *TINY[3:5]]
-    edited = run_forked(tmp_path, "stages=[edit]", *same, "edit=forget_class", *few, "cluster.max_actors=1")
+    cluster = ["cluster.max_actors=1", f"cluster.address={ray.get_runtime_context().gcs_address}"]
+    edited = run_forked(tmp_path, "stages=[edit]", *same, "edit=forget_class", *few, *cluster)
     assert edited.returncode == 0, edited.stderr
     for text in ("Edit 'forget_class': lower the outputs of 1 target", "selected by", "greedy", "edits/forget_class"):
         assert text in edited.stdout
+    assert "on the Ray cluster at " in edited.stdout
     inspected = run_forked(tmp_path, "inspect", "run.dir=runs/digits/edits/forget_class")
     assert inspected.returncode == 0, inspected.stdout + inspected.stderr
     no_effect = run_forked(tmp_path, "stages=[fit,evaluate]", "design.num_masks=10")
