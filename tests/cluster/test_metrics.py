@@ -159,6 +159,7 @@ def test_baselines_count_examples_and_gpus_their_memory(
     assert found["coar_gpu_memory_peak_bytes of actor-0"] == 5000
 
 
+@pytest.mark.slow  # a time, which means something only where nothing else runs
 def test_a_range_s_metrics_take_no_time(ray_cluster: None) -> None:
     metrics = RunMetrics("timed")
     started = time.perf_counter()
