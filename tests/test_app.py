@@ -41,7 +41,10 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_from_nothing_to_a_report_killed_half_way_and_again(ray_cluster: None, tmp_path: Path) -> None:
-    """Ctrl-C in the middle keeps what is finished; the same command goes on; the third finds all done."""
+    """Ctrl-C in the middle keeps what is finished; the same command goes on; the third finds all done.
+
+    The first starts a cluster of its own, the others join one.
+    """
     slow = [*TINY, "design.num_masks=600"]
     process = subprocess.Popen(
         command(*slow), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -58,9 +61,18 @@ def test_from_nothing_to_a_report_killed_half_way_and_again(ray_cluster: None, t
     done = {path.name: path.stat().st_mtime_ns for path in shards.glob("0*.parquet")}
     assert 4 <= len(done) < 75
 
-    second = run_forked(tmp_path, *slow)
+    address = ray.get_runtime_context().gcs_address
+    joined = [f"cluster.address={address}", f"run.dir={tmp_path}/runs/digits"]  # its nodes have folders of their own
+    second = run_forked(tmp_path, *slow, *joined)
     assert second.returncode == 0, second.stderr
-    for text in ("is there already", "masks there already", "COAR", "Leave-one-out", "runs/digits"):
+    for text in (
+        "is there already",
+        "on the Ray cluster at ",
+        "masks there already",
+        "COAR",
+        "Leave-one-out",
+        "runs/digits",
+    ):
         assert text in second.stdout, second.stdout
     assert all((shards / name).stat().st_mtime_ns == changed for name, changed in done.items())
     assert len(list(shards.glob("0*.parquet"))) == 75
@@ -86,12 +98,10 @@ def test_from_nothing_to_a_report_killed_half_way_and_again(ray_cluster: None, t
     assert "COAR, lasso" in lasso.stdout
     few = ["edit.target.sample=1", "edit.reference.sample=4", "edit.improve=[all]", "+edit.keep.all=1.0"]
     same = ["task.examples.arguments.num_examples=20", *TINY[3:5]]
-    cluster = ["cluster.max_actors=1", f"cluster.address={ray.get_runtime_context().gcs_address}"]
-    edited = run_forked(tmp_path, "stages=[edit]", *same, "edit=forget_class", *few, *cluster)
+    edited = run_forked(tmp_path, "stages=[edit]", *same, "edit=forget_class", *few, "cluster.max_actors=1", *joined)
     assert edited.returncode == 0, edited.stderr
     for text in ("Edit 'forget_class': lower the outputs of 1 target", "selected by", "greedy", "edits/forget_class"):
         assert text in edited.stdout
-    assert "on the Ray cluster at " in edited.stdout
     inspected = run_forked(tmp_path, "inspect", "run.dir=runs/digits/edits/forget_class")
     assert inspected.returncode == 0, inspected.stdout + inspected.stderr
     no_effect = run_forked(tmp_path, "stages=[fit,evaluate]", "design.num_masks=10")
