@@ -16,7 +16,7 @@ from tests.benchmarks.gpu.results import Results
 
 def test_ablation_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["ablation", "--examples", "3", "--rounds", "1", "--precision", "float32"]
-    monkeypatch.setattr("sys.argv", [*arguments, "--exact", "6", "3", "--sections", "exact"])
+    monkeypatch.setattr("sys.argv", [*arguments, "--exact", "3", "2", "--sections", "exact"])
     ablation.main()
     assert "Exactness: margins of standard deviation" in capsys.readouterr().out
 
