@@ -41,7 +41,7 @@ _LEAST_ROUNDING = 4.0
 _FEWER_ROWS = 3
 _REPEATED_MASKS, _ROUNDING_MASKS = 9, 17
 """Masks, the one that keeps all among them, that are run a second time, and with other last bits."""
-_MOST_COPIED_BYTES = 8 * 2**30
+_MOST_COPIED_BYTES = 4 * 2**30
 """A model larger than this is not copied to measure its rounding."""
 _log = logging.getLogger(__name__)
 _Size = TypeVar("_Size", float, NDArray[np.float64], Tensor)
