@@ -22,6 +22,8 @@ Call = tuple[str, str, tuple[Any, ...]]
 """Actor, method and arguments of a call; what stands for Ray's reference of the answer."""
 Script = Callable[[str, str, tuple[Any, ...]], None]
 """Told of a call when its answer is fetched, in order; what it raises is the answer."""
+Next = Callable[[Sequence[Call]], int | None]
+"""Which of the calls under way is answered next; None: none, for now."""
 
 
 def task_error(cause: Exception) -> RayTaskError:
@@ -58,6 +60,7 @@ class Ray:
     """What the driver and the pool use of the package ``ray``."""
 
     script: Script
+    next_of: Next
     calls: list[Call] = field(default_factory=list)
     num_actors: int = 0
     num_waits: int = 0
@@ -88,7 +91,9 @@ class Ray:
         assert references, "the driver waits for nothing"
         self.num_waits += 1
         assert self.num_waits < 10_000, "the driver does not end"
-        return list(references[:1]), list(references[1:])  # one answer at a time, whatever is asked
+        chosen = self.next_of(references)
+        done = [] if chosen is None else [references[chosen]]  # one answer at a time, whatever is asked
+        return done, [call for call in references if call not in done]
 
     def get(self, call: Call) -> Any:
         self.script(*call)
@@ -150,6 +155,7 @@ def simulate(
     nodes: int = 2,
     on_wait: Callable[[], None] = lambda: None,
     is_shared: bool = True,
+    next_of: Next = lambda calls: 0,
     **config: Any,
 ) -> Simulated:
     """Run the driver on ``num_ranges`` ranges of ten masks, with room for ``nodes`` actors of three CPUs.
@@ -161,9 +167,10 @@ def simulate(
         nodes: how many there are.
         on_wait: what the driver calls while it waits.
         is_shared: whether the driver sees what actors write.
+        next_of: the order of the answers, the oldest first; a second goes by with each.
         config: of the cluster.
     """
-    ray = Ray(script)
+    ray = Ray(script, next_of)
     told = Simulated(ray.calls)
     room: Mapping[str, Mapping[str, float]] = {f"node-{i}": {"CPU": 3.0} for i in range(nodes)}
 
@@ -179,6 +186,7 @@ def simulate(
     cluster = Cluster(ClusterConfig(**{"cpus_per_actor": 3, **config}), 0.0, True, Interruption())
     with (
         mock.patch("coar_dist.cluster.driver.ray", ray),
+        mock.patch("coar_dist.cluster.driver.time", SimpleNamespace(monotonic=lambda: float(ray.num_waits))),
         mock.patch("coar_dist.cluster.pool.ray", ray),
         mock.patch("coar_dist.cluster.pool.alive_nodes", return_value=room),
         mock.patch("coar_dist.cluster.resources.alive_nodes", return_value=room),

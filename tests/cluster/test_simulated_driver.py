@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -48,6 +48,34 @@ def test_every_actor_gets_its_calls_in_order_and_every_range_is_told_of_once() -
     assert Counter(text for text, _ in told.log) == Counter(["chosen", *texts])
     shards = {text: origin.shard for text, origin in told.log}
     assert shards[texts[2]] == "margins/train/20-30"
+
+
+def test_a_late_copy_of_a_slow_range_counts_in_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "_WAIT_S", 0.0)
+    answered: list[tuple[str, int]] = []
+
+    def script(name: str, method: str, arguments: tuple[Any, ...]) -> None:
+        if method == "run":
+            answered.append((name, arguments[0].start))
+
+    def next_of(calls: Sequence[tuple[str, str, tuple[Any, ...]]]) -> int | None:
+        """The first range of actor-0 comes behind its copy, and before the last range."""
+        for place, (name, method, arguments) in enumerate(calls):
+            start = arguments[0].start if method == "run" else None
+            is_first = (name, start) == ("actor-0", 0)
+            if is_first and not any(done == 0 for _, done in answered):
+                continue
+            if start == 190 and ("actor-0", 0) not in answered:
+                continue
+            return place
+        return None
+
+    told = simulate(script, 20, nodes=3, next_of=next_of)
+    of_the_first = [name for name, start in answered if start == 0]
+    assert len(of_the_first) == 2
+    assert of_the_first[1] == "actor-0"
+    assert told.metrics["margins"] == 200 * 7
+    assert told.counts == Counts(num_units=200, num_shards=20, num_failed=0, num_retried=0, num_lost=0, num_actors=3)
 
 
 def test_what_on_wait_raises_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
