@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coar_dist.config.python_words import OF_ATTRIBUTE, OF_EDIT, in_python_words
 from coar_dist.config.schema import (
     PILOT_GRADIENT_MASKS,
     PILOT_MASKS,
@@ -27,7 +28,6 @@ from coar_dist.config.schema import (
     RegressionConfig,
     RunConfig,
 )
-from coar_dist.config.wording import OF_ATTRIBUTE, OF_EDIT, in_python_words
 from coar_dist.errors import ConfigError
 from coar_dist.store.locations import storage_at
 from coar_dist.store.reader import RunReader

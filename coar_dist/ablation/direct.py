@@ -16,7 +16,7 @@ from coar_dist.ablation.plan import EnginePlan
 from coar_dist.components.discovery import discover
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.plain_model import plain_model
-from coar_dist.config.wording import OF_ABLATED_OUTPUTS, in_python_words
+from coar_dist.config.python_words import OF_ABLATED_OUTPUTS, in_python_words
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import ExampleSet, Inputs, Task, by_keyword
 

@@ -14,7 +14,7 @@ from coar_dist.interchange.attribution_files import open_attributions, read_attr
 from coar_dist.interchange.exporting import export_attributions, export_margins
 from coar_dist.interchange.ids import parse_ids
 from coar_dist.interchange.importing import import_attributions, import_margins, read_components
-from coar_dist.interchange.stores import open_masks, open_store
+from coar_dist.interchange.margin_stores import open_masks, open_store
 from coar_dist.interchange.units import MaskUnits
 from coar_dist.store.locations import storage_at
 from coar_dist.store.methods import best_method

@@ -26,7 +26,7 @@ from coar_dist.errors import (
     counted,
 )
 from coar_dist.interchange.attribution_files import ResearchAttributions
-from coar_dist.interchange.stores import BLOCK_BYTES, MarginContent, ResearchStore
+from coar_dist.interchange.margin_stores import BLOCK_BYTES, MarginContent, ResearchStore
 from coar_dist.store.aside import damaged_set_aside
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.identity import IMPORTED_FROM

@@ -152,6 +152,11 @@ RIDGE_BACKENDS: dict[str, RidgeBackend] = {"torch": ridge.solve, "sklearn": skle
 LASSO_BACKENDS: dict[str, LassoBackend] = {"torch": torch_lasso, "sklearn": sklearn_lasso, "cuml": cuml_lasso}
 
 
+def device() -> str:
+    """Where this process computes: ``cuda`` or ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def name_of_backend(backend: Backend) -> str:
     """A registered name, or ``module:function``."""
     return backend if isinstance(backend, str) else name_of(backend)
@@ -184,9 +189,8 @@ def ridge_weights(
     if isinstance(backend, str) and backend in RIDGE_BACKENDS:
         return RIDGE_BACKENDS[backend](factor, projected, penalties)
     weights = _own_weights(backend, RIDGE_BACKENDS, (factor, projected, penalties), projected)
-    device = factor.values.device
-    values, penalty = factor.values.unsqueeze(1), torch.from_numpy(penalties).to(device)
-    own = torch.from_numpy(weights).to(device)
+    values = factor.values.unsqueeze(1)
+    penalty, own = (torch.from_numpy(array).to(values.device) for array in (penalties, weights))
     along = factor.vectors.T @ own
     reached = (values * along**2 - 2 * along * projected.cross).sum(dim=0) + penalty * (own**2).sum(dim=0)
     least = -(projected.cross**2 / (values + penalty)).sum(dim=0)

@@ -10,13 +10,12 @@ from functools import reduce
 from operator import add
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from coar_dist.cluster.execution import Execute
 from coar_dist.config.schema import RegressionConfig, penalty_range
 from coar_dist.errors import CoarWarning, ConfigError, MissingWorkError, listed
-from coar_dist.regression.backends import Backend
+from coar_dist.regression.backends import Backend, device
 from coar_dist.regression.factor import Factor, factorise, factorise_dual, warn_if_rank_deficient
 from coar_dist.regression.gate_prior import (
     GatePrior,
@@ -36,11 +35,6 @@ from coar_dist.store.margins import MarginStore
 
 _MASKS_PER_GRAM_PART = 8192
 _log = logging.getLogger(__name__)
-
-
-def device() -> str:
-    """Where this process computes."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _gram_part(store: MarginStore, masks: tuple[int, int]) -> Gram:

@@ -30,7 +30,7 @@ from coar_dist.errors import (
 )
 from coar_dist.interchange.exporting import export_margins
 from coar_dist.interchange.importing import import_margins, read_components
-from coar_dist.interchange.stores import open_store
+from coar_dist.interchange.margin_stores import open_store
 from coar_dist.stages.pipeline import run_stages
 from coar_dist.store.agreement import METRICS
 from coar_dist.store.examples import ExampleTable

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from coar_dist.tasks.examples.arrays import digits, npz_images, numpy_arrays, parquet_table
 from coar_dist.tasks.examples.folders import celeba, image_folder, waterbirds
 from coar_dist.tasks.examples.huggingface import huggingface_images
-from coar_dist.tasks.examples.language import huggingface_answers, huggingface_text, text_file
+from coar_dist.tasks.examples.prompts import huggingface_answers
 from coar_dist.tasks.examples.source import Source
+from coar_dist.tasks.examples.texts import huggingface_text, text_file
 from coar_dist.tasks.examples.torchvision_sets import torchvision_dataset
 
 SOURCES: dict[str, Callable[..., Source]] = {

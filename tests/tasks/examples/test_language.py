@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from coar_dist.errors import ConfigError, TaskError
-from coar_dist.tasks.examples.language import huggingface_answers
+from coar_dist.tasks.examples.prompts import huggingface_answers
 from coar_dist.tasks.outputs import next_token_margin
 from tests.tasks.examples.making import built
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from coar_dist.config.wording import OF_ABLATED_OUTPUTS, OF_ATTRIBUTE, OF_EDIT, in_python_words
+from coar_dist.config.python_words import OF_ABLATED_OUTPUTS, OF_ATTRIBUTE, OF_EDIT, in_python_words
 from coar_dist.errors import ConfigError, RunNotFoundError
 
 
