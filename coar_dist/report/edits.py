@@ -16,7 +16,7 @@ from coar_dist.console.saying import Terminal
 from coar_dist.console.tables import new_table
 from coar_dist.editing.edit import Edit
 from coar_dist.errors import counted
-from coar_dist.report.figures import COLOURS, MARKERS, STYLE
+from coar_dist.report.drawing import COLOURS, MARKERS, STYLE
 from coar_dist.report.numbers import number
 from coar_dist.store.edits import MEASURE, CurvePoint
 

@@ -1,10 +1,8 @@
-"""The run's figures, drawn from its tables alone, and how they become ``.png``, ``.svg`` and parts of the page."""
+"""The run's figures, drawn from its tables alone."""
 
 from __future__ import annotations
 
-import html
 import io
-import re
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,86 +14,17 @@ from matplotlib.image import imread
 from matplotlib.ticker import NullLocator
 
 from coar_dist.evaluation.bootstrap import Means
+from coar_dist.report.drawing import COLOURS, FAINT, MARKERS, STYLE, ShownFigure
 from coar_dist.report.numbers import Z95
 from coar_dist.report.summary import CurveSummary, MethodSummary, Summary
 from coar_dist.store.ceilings import CEILING_LABEL
-from coar_dist.store.storage import Storage
 
 if TYPE_CHECKING:
     from coar_dist.report.page.examples import ShownExample
     from coar_dist.report.page.layers import LayerShares
 
-_INK, _FAINT = "#202124", "#808080"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", _FAINT, _INK)
-"""Okabe and Ito's, told apart by the colour-blind."""
-MARKERS = "osD^vPX*"
-STYLE: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.3,
-    "grid.color": _FAINT,
-    "legend.frameon": False,
-    "text.parse_math": False,  # names and texts are shown as they are
-    "axes.facecolor": "none",
-    "svg.fonttype": "none",
-    "svg.hashsalt": "coar_dist",  # the same run gives the same bytes
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
-}
 _MAX_LAYERS_NAMED = 60
 _EXCERPT = 90
-
-
-def save_figure(storage: Storage, name: str, figure: Figure) -> str:
-    """Write a figure as ``<name>.png`` and ``<name>.svg``.
-
-    Returns:
-        What the second one holds.
-
-    Raises:
-        StorageError: they cannot be written.
-    """
-    svg, png = svg_of(figure), io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.set_layout_engine("none")  # what the first drawing has laid out stays where it is
-        figure.savefig(png, format="png", dpi=200)
-    storage.write(f"{name}.png", png.getvalue())
-    storage.write(f"{name}.svg", svg.encode())
-    return svg
-
-
-def svg_of(figure: Figure) -> str:
-    """A figure as an SVG file, its text as text."""
-    content = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(content, format="svg", metadata={"Date": None})
-    return content.getvalue()
-
-
-def inline_svg(svg: str, title: str) -> str:
-    """An SVG file of ``svg_of`` as an element of a page: no background, in the page's ink, ``--blue`` and ``--red``.
-
-    Args:
-        svg: the file.
-        title: what a screen reader says of it.
-    """
-    svg = svg[svg.index("<svg") :]
-    own = {"#ffffff": "none", _INK: "currentColor", COLOURS[0]: "var(--blue)", COLOURS[1]: "var(--red)"}
-    for colour, of_page in own.items():
-        svg = svg.replace(colour, of_page)
-    shown = f'role="img" aria-label="{html.escape(title)}"'
-    return re.sub(r'width="([\d.]+)pt" height="[\d.]+pt"', rf'{shown} style="width:\1pt"', svg, count=1)
-
-
-class ShownFigure(Figure):
-    """A figure that a notebook shows where it is a cell's value, whether or not pyplot is in use."""
-
-    def _repr_png_(self) -> bytes:
-        content = io.BytesIO()
-        self.savefig(content, format="png")
-        return content.getvalue()
 
 
 def draw_correlations(summary: Summary) -> Figure:
@@ -114,11 +43,9 @@ def draw_correlations(summary: Summary) -> Figure:
         ]
         if known:
             at, means, halves = np.array(known).T
-            axes.errorbar(
-                at, means, np.nan_to_num(halves), color=_FAINT, linestyle="--", capsize=2, label=CEILING_LABEL
-            )
+            axes.errorbar(at, means, np.nan_to_num(halves), color=FAINT, linestyle="--", capsize=2, label=CEILING_LABEL)
         if summary.trained_at in fractions:
-            axes.axvline(summary.trained_at, color=_FAINT, linewidth=0.8, linestyle=":", zorder=0)
+            axes.axvline(summary.trained_at, color=FAINT, linewidth=0.8, linestyle=":", zorder=0)
             axes.annotate(
                 "trained",
                 (summary.trained_at, 1.0),
@@ -126,7 +53,7 @@ def draw_correlations(summary: Summary) -> Figure:
                 textcoords="offset points",
                 xytext=(3, -2),
                 va="top",
-                color=_FAINT,
+                color=FAINT,
                 fontsize=8,
             )
         axes.set_xticks(fractions, [f"{fraction:g}" for fraction in fractions])
@@ -153,7 +80,7 @@ def draw_distributions(summary: Summary) -> Figure:
                 widths=0.55,
                 showfliers=False,
                 medianprops={"color": COLOURS[0], "linewidth": 1.6},
-                **{name: {"color": _FAINT} for name in ("boxprops", "whiskerprops", "capprops")},
+                **{name: {"color": FAINT} for name in ("boxprops", "whiskerprops", "capprops")},
             )
             for i, method in enumerate(methods):
                 means = method.correlation
@@ -200,7 +127,7 @@ def draw_budgets(curves: Sequence[CurveSummary]) -> Figure:
                     zorder=1,
                 )
         axes.plot(
-            [], [], color=_FAINT, marker="o", markerfacecolor="white", linestyle="--", linewidth=1.0, label="forecast"
+            [], [], color=FAINT, marker="o", markerfacecolor="white", linestyle="--", linewidth=1.0, label="forecast"
         )
         axes.set_xscale("log")
         axes.set_xticks(sorted(numbers), [f"{number:,}" for number in sorted(numbers)])
@@ -226,7 +153,7 @@ def draw_predictions(shown: Sequence[ShownExample], method: str) -> Figure:
         for axes, example in zip(panels, shown, strict=False):
             axes.plot(example.predicted, example.true, ".", color=COLOURS[0], markersize=3.5, alpha=0.6)
             ends = np.array([*example.predicted, *example.true])
-            axes.axline((ends.min(), ends.min()), slope=1.0, color=_FAINT, linewidth=0.8)
+            axes.axline((ends.min(), ends.min()), slope=1.0, color=FAINT, linewidth=0.8)
             label = "" if example.label is None else f", label {example.label}"
             axes.set_title(f"example {example.example_id}{label}: r = {example.correlation:.2f}", fontsize=9)
             if example.image is not None:

@@ -20,8 +20,8 @@ from coar_dist.editing.edit_each import fix_each, sweep_name
 from coar_dist.editing.held_out import HeldOut
 from coar_dist.editing.plain import plain_outputs
 from coar_dist.editing.sweep import Sweep
+from coar_dist.report.drawing import save_figure
 from coar_dist.report.edits import draw_edit_curves
-from coar_dist.report.figures import save_figure
 from coar_dist.stages.edit_inputs import EditInputs
 from coar_dist.stages.sweep_run import SweepRun
 from coar_dist.store.edits import MEASURE

@@ -17,15 +17,8 @@ from matplotlib.figure import Figure
 from coar_dist.config.methods import is_fitted
 from coar_dist.errors import counted, listed
 from coar_dist.report import numbers
-from coar_dist.report.figures import (
-    draw_budgets,
-    draw_correlations,
-    draw_distributions,
-    draw_layers,
-    draw_predictions,
-    inline_svg,
-    save_figure,
-)
+from coar_dist.report.drawing import inline_svg, save_figure
+from coar_dist.report.figures import draw_budgets, draw_correlations, draw_distributions, draw_layers, draw_predictions
 from coar_dist.report.inspection import files_set_aside
 from coar_dist.report.page.examples import ShownExample, ShownExamples, few_of, gather_examples
 from coar_dist.report.page.history import History, history_of

@@ -1,0 +1,83 @@
+"""The look that all figures share, and how they become ``.png``, ``.svg`` and parts of the page."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from coar_dist.store.storage import Storage
+
+_INK, FAINT = "#202124", "#808080"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", FAINT, _INK)
+"""Okabe and Ito's, told apart by the colour-blind."""
+MARKERS = "osD^vPX*"
+STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.3,
+    "grid.color": FAINT,
+    "legend.frameon": False,
+    "text.parse_math": False,  # names and texts are shown as they are
+    "axes.facecolor": "none",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "coar_dist",  # the same run gives the same bytes
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
+}
+
+
+def save_figure(storage: Storage, name: str, figure: Figure) -> str:
+    """Write a figure as ``<name>.png`` and ``<name>.svg``.
+
+    Returns:
+        What the second one holds.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
+    svg, png = svg_of(figure), io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.set_layout_engine("none")  # what the first drawing has laid out stays where it is
+        figure.savefig(png, format="png", dpi=200)
+    storage.write(f"{name}.png", png.getvalue())
+    storage.write(f"{name}.svg", svg.encode())
+    return svg
+
+
+def svg_of(figure: Figure) -> str:
+    """A figure as an SVG file, its text as text."""
+    content = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    return content.getvalue()
+
+
+def inline_svg(svg: str, title: str) -> str:
+    """An SVG file of ``svg_of`` as an element of a page: no background, in the page's ink, ``--blue`` and ``--red``.
+
+    Args:
+        svg: the file.
+        title: what a screen reader says of it.
+    """
+    svg = svg[svg.index("<svg") :]
+    own = {"#ffffff": "none", _INK: "currentColor", COLOURS[0]: "var(--blue)", COLOURS[1]: "var(--red)"}
+    for colour, of_page in own.items():
+        svg = svg.replace(colour, of_page)
+    shown = f'role="img" aria-label="{html.escape(title)}"'
+    return re.sub(r'width="([\d.]+)pt" height="[\d.]+pt"', rf'{shown} style="width:\1pt"', svg, count=1)
+
+
+class ShownFigure(Figure):
+    """A figure that a notebook shows where it is a cell's value, whether or not pyplot is in use."""
+
+    def _repr_png_(self) -> bytes:
+        content = io.BytesIO()
+        self.savefig(content, format="png")
+        return content.getvalue()
