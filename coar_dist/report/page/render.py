@@ -173,7 +173,8 @@ def _findings(run: RunDirectory, summary: Summary, history: History, damaged: li
             if constant.size:
                 those = f"{counted(constant.size, 'example')} ({listed(constant.tolist(), _MAX_LISTED)})"
                 texts.append(
-                    f"{method.label}: the margins of {those} never change under the training masks; weights are 0."
+                    f"{method.label}: the margins of {those} never change under the training masks; their "
+                    f"weights are 0."
                 )
             else:
                 texts.append(f"{method.label}: every example's margin changes under the training masks.")
