@@ -26,6 +26,8 @@ import yaml
 from botocore.validate import ParamValidator
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from tests.commands import run_forked
+
 KUBERNETES = "1.30"
 RUN = re.compile(r"python -m coar_dist (.*)")
 
@@ -212,15 +214,7 @@ def test_entrypoint_is_a_run_in_an_object_store(repository: Path, tmp_path: Path
     """The command line composes its configuration."""
     entrypoint = load(repository, "rayjob.yaml")["spec"]["entrypoint"]
     overrides = shlex.split(RUN.fullmatch(entrypoint)[1])  # type: ignore[index]
-    printed = subprocess.run(
-        [sys.executable, "-m", "coar_dist", *overrides, "--cfg", "job"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(repository)},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    config = yaml.safe_load(printed)
+    config = yaml.safe_load(run_forked(tmp_path, *overrides, "--cfg", "job").stdout)
     assert config["run"]["dir"].startswith("s3://")
     workers = load(repository, "rayjob.yaml")["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert config["cluster"]["max_actors"] == workers[0]["maxReplicas"]
