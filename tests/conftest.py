@@ -50,6 +50,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("cluster")
         if item.get_closest_marker("cluster"):
             item.add_marker(pytest.mark.xdist_group("cluster"))  # xdist adds @cluster to the test's id
+            if "PYTEST_XDIST_WORKER" in os.environ and hasattr(item, "_id"):
+                # xdist 3.8 does so in an attribute that pytest 9.2 does not read.
+                item._id = type(item._id).parse(f"{item.nodeid}@cluster")
         if item.get_closest_marker("gpu") and not has_cuda():
             item.add_marker(pytest.mark.skip(reason="no CUDA device answers"))
 
