@@ -24,6 +24,10 @@ class LocalStorage(Storage):
     parallel_reads = 1
     worth_reading = 4096
 
+    def __reduce__(self) -> tuple[type[LocalStorage], tuple[str]]:
+        """Another process may have another working directory: what is sent to it has the whole path."""
+        return LocalStorage, (os.path.abspath(self.location),)
+
     def path(self, name: str = "") -> Path:
         """The file as the operating system knows it."""
         return Path(self.location) / name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -108,6 +109,20 @@ def test_writers_of_one_name_do_not_meet(tmp_path: Path, monkeypatch: pytest.Mon
     storage.write("a/file", b"the one's")
     assert storage.read("a/file") == b"the one's"
     assert storage.files("a") == {"file": 9}
+
+
+def test_another_process_finds_the_folder_from_its_own_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    storage = storage_at("runs/mine")
+    storage.create()
+    storage.write("a.json", b"{}")
+    sent = pickle.dumps(storage)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert pickle.loads(sent).read("a.json") == b"{}"
+    assert storage.location == "runs/mine"  # as the user wrote it
 
 
 def test_a_run_directory_that_has_gone_is_not_made_again(tmp_path: Path) -> None:
