@@ -60,7 +60,7 @@ class Ray:
     """What the driver and the pool use of the package ``ray``."""
 
     script: Script
-    next_of: Next
+    next_of: Next = lambda calls: 0
     calls: list[Call] = field(default_factory=list)
     num_actors: int = 0
     num_waits: int = 0
