@@ -312,7 +312,7 @@ def attribute(
         if isinstance(names, str):
             raise ConfigError(f"{key}={names!r}: must be a list, e.g. [{names!r}].")
     if PLAN in stages:
-        raise ConfigError(f"stages={list(stages)}: {PLAN} is of the command line, coar-dist 'stages=[{PLAN}]'.")
+        raise ConfigError(f"stages={list(stages)}: {PLAN} works on the command line only: coar-dist 'stages=[{PLAN}]'.")
     if evaluation is None:
         evaluation = EvaluationConfig(ablation_fractions=None if "evaluate" in stages else [], seed=index(seed) + 1)
     masks, gradients = DesignConfig(design, ablation_fraction=ablation_fraction, seed=seed), GradientsConfig()

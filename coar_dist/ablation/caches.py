@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coar_dist.components.index import ComponentIndex
-from coar_dist.components.kept import kept_attributes, tensors_in
 from coar_dist.components.masking import WeightMasker
+from coar_dist.components.stale_values import kept_attributes, tensors_in
 
 
 def forget_between_passes(model: nn.Module, components: ComponentIndex, margins: Callable[[], Tensor]) -> list[str]:

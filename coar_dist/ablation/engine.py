@@ -234,7 +234,7 @@ class AblationEngine:
             if self.plan.mode != "rows":
                 raise
             reason = str(error)
-        _log.warning("mode rows is left, since gates do not fit all examples, for mode weights: %s", reason)
+        _log.warning("gates do not fit all examples, falling back to mode weights: %s", reason)
         self.model.ungated = dict.fromkeys(range(len(self.components.groups)), reason)
         self.use(EnginePlan("weights", min(self.plan.rows_per_forward, self.num_examples), compiled=False))
         return self.margins(masks)

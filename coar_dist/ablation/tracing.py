@@ -6,7 +6,7 @@ import copy
 
 from torch import fx, nn
 
-from coar_dist.components.kept import OF_MODULES
+from coar_dist.components.stale_values import OF_MODULES
 
 
 def traced(tracer: fx.Tracer, model: nn.Module) -> fx.Graph:

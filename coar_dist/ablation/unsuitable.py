@@ -22,7 +22,7 @@ def refuse_unrepeatable(
     """Refuse a model whose margins of two equal rounds of passes differ; NaN is equal to NaN.
 
     Args:
-        first: margins of any shape.
+        first: (num_passes,) margins.
         again: margins of the same passes, run a second time.
         tolerance: in units of the margin.
         model_name: for the message.
@@ -32,7 +32,7 @@ def refuse_unrepeatable(
     """
     if np.allclose(again, first, rtol=0.0, atol=tolerance, equal_nan=True):
         return
-    worst = int(np.argmax(np.abs(again - first)))
+    worst = _worst(first, again)
     raise TaskError(
         f"{model_name} gives different margins in two equal forward passes ({first[worst]:.9g} and "
         f"{again[worst]:.9g}): it is random in eval mode, or keeps a state. Take the randomness (dropout, noise) or "
@@ -64,12 +64,18 @@ def refuse_mixed_rows(
         ) from error
     if np.allclose(alone, together, rtol=0.0, atol=tolerance, equal_nan=True):
         return
-    worst = int(np.argmax(np.abs(alone - together)))
+    worst = _worst(np.asarray(alone), together)
     raise TaskError(
         f"the margin of an example depends on the other examples of its batch ({alone[worst]:.9g} alone, "
         f"{together[worst]:.9g} with others): {_mixing_layer(model, examples)} mixes rows of a batch. "
         f"Give it statistics of its own (track_running_stats=True), or let the model take each example alone."
     )
+
+
+def _worst(one: NDArray[np.float64], other: NDArray[np.float64]) -> int:
+    """Where two rows of margins differ most; NaN against a number is more than any difference."""
+    gaps = np.where(np.isnan(one) & np.isnan(other), 0.0, np.abs(one - other))
+    return int(np.argmax(np.nan_to_num(gaps, nan=np.inf)))
 
 
 def _mixing_layer(model: nn.Module, examples: ExampleSet) -> str:

@@ -66,8 +66,8 @@ def _check_stages(config: Config) -> None:
         raise ConfigError(f"stages={stages}, but there is no edit to make: choose one, e.g. edit=forget_class.")
     if config.tracking and not {"ablate", "evaluate", PLAN} & set(stages):
         raise ConfigError(
-            f"tracking={config.tracking} has no effect with stages={stages}: it is of the figures of ablate and "
-            f"evaluate. Leave it out."
+            f"tracking={config.tracking} has no effect with stages={stages}: ablate and evaluate alone have "
+            f"figures. Leave it out."
         )
 
 
@@ -77,7 +77,7 @@ def _check_baselines(config: Config) -> None:
         value = getattr(settings, name)
         if value != getattr(BaselineConfig(), name) and not set(users) & set(config.baselines):
             raise ConfigError(
-                f"baseline_settings.{name}={value!r} has no effect with baselines={config.baselines}: it is of "
+                f"baseline_settings.{name}={value!r} has no effect with baselines={config.baselines}: it applies to "
                 f"{', '.join(users)}. Leave it out, or add one."
             )
 
@@ -114,7 +114,7 @@ def _check_evaluation(config: Config) -> None:
         )
     if pairs > evaluation.num_masks:
         raise ConfigError(
-            f"evaluation.ceiling_pairs={pairs} is above evaluation.num_masks={evaluation.num_masks}: each pair is of a "
+            f"evaluation.ceiling_pairs={pairs} is above evaluation.num_masks={evaluation.num_masks}: each pair takes a "
             f"held-out mask. Lower one, or raise the other."
         )
     if pairs and evaluation.kind != "bernoulli":
@@ -124,7 +124,7 @@ def _check_evaluation(config: Config) -> None:
         )
     if pairs and _ablates(config) and trained not in fractions:
         raise ConfigError(
-            f"evaluation.ceiling_pairs={pairs} are of held-out masks at design.ablation_fraction={trained}, which is "
+            f"evaluation.ceiling_pairs={pairs} take held-out masks at design.ablation_fraction={trained}, which is "
             f"not in evaluation.ablation_fractions={fractions}. Add it, or leave out the pairs."
         )
 

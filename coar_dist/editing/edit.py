@@ -16,9 +16,9 @@ from torch import nn
 
 from coar_dist.components.discovery import check_components
 from coar_dist.components.index import ComponentIndex
-from coar_dist.components.kept import forget_as_in_training
 from coar_dist.components.masking import WeightMasker
 from coar_dist.components.plain_model import is_plain, plain_model
+from coar_dist.components.stale_values import forget_as_in_training
 from coar_dist.errors import ComponentMismatchError, ConfigError
 from coar_dist.store.edits import EditStore
 from coar_dist.store.locations import storage_at

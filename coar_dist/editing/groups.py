@@ -216,7 +216,7 @@ def _meets(column: NDArray[Any], value: Any, key: str) -> NDArray[np.bool_]:
         raise ConfigError(f"{key}={dict(value)}: a range is {{min: ..., max: ...}}, of which one may be left out.")
     if column.dtype.kind not in "iuf":
         raise ConfigError(
-            f"{key}={dict(value)}: a range is of numbers, and the column has {_NAMES[column.dtype.kind]}."
+            f"{key}={dict(value)}: a range takes numbers, and the column has {_NAMES[column.dtype.kind]}."
         )
     low, high = (_comparable(value[end], column, f"{key}.{end}") if end in value else None for end in _RANGE)
     if low is not None and high is not None and low > high:

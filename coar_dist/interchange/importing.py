@@ -212,8 +212,8 @@ def import_attributions(
     own_components = file.own.get("components", run.components.fingerprint)
     if own_components != run.components.fingerprint:
         raise ComponentMismatchError(
-            f"{file.path} is of components {own_components}, but {storage} has {run.components.fingerprint}: as many, "
-            f"but other ones, or in another order."
+            f"{file.path} belongs to components {own_components}, but {storage} has {run.components.fingerprint}: "
+            f"as many, but other ones, or in another order."
         )
     settings = {
         "imported": file.fingerprint,

@@ -283,7 +283,7 @@ def _check_design(design: DesignStatistics) -> None:
         warn(
             f"nothing can be said about components that none or all of the {design.num_masks} masks ablate: "
             f"{never.size} of {len(design.kept)}, component ids {listed(never.tolist())}. Their weights are 0, "
-            f"but for what gradients tell. Raise design.num_masks."
+            f"or what gradients alone say. Raise design.num_masks."
         )
 
 

@@ -156,8 +156,8 @@ def _task(session: Session, edit: EditConfig, run: RunDirectory) -> Task:
     for key in ("model.weights", "model.architecture", *own_examples):
         if identity[key] != run.identity.get(key):
             raise RunMismatchError(
-                f"{key} is {identity[key]!r}, but {run.storage} explains {run.identity.get(key)!r}. An edit is of the "
-                f"model that its attributions are of: undo the change, or use another run.dir."
+                f"{key} is {identity[key]!r}, but {run.storage} explains {run.identity.get(key)!r}. An edit is made "
+                f"for the model that its attributions explain: undo the change, or use another run.dir."
             )
     return task
 

@@ -184,6 +184,16 @@ def test_randomness_and_state_are_refused_at_any_size(kind: type[Net], scale: fl
         effects_of(kind(scale))
 
 
+def test_a_random_model_with_nan_margins_is_told_by_numbers() -> None:
+    class NoisyLog(Noisy):
+        def forward(self, x: Tensor) -> Tensor:
+            found = super().forward(x)
+            return torch.where(x[:, 0] == EXAMPLES.inputs[0, 0], torch.nan, found)  # type: ignore[index]
+
+    with pytest.raises(TaskError, match=r"NoisyLog gives different margins .* \(-?[0-9.e-]+ and -?[0-9.e-]+\)"):
+        effects_of(NoisyLog(1.0))
+
+
 class Mixing(nn.Module):
     """Normalises over the batch."""
 

@@ -67,7 +67,7 @@ def of_model(**options: Any) -> dict[str, Any]:
         ({"evaluation": changed(PAIRS, kind="fixed_size")}, "evaluation.ceiling_pairs=50 needs components that are ab"),
         ({"evaluation": changed(PAIRS, ablation_fractions=[0.1])}, "design.ablation_fraction=0.05, which is not in"),
         ({"baseline_settings": BaselineConfig(num_steps=20)}, "baseline_settings.num_steps=20 has no effect with base"),
-        ({"baseline_settings": BaselineConfig(rows_per_pass=9)}, "it is of gradient_x_parameter, neuron_conductance"),
+        ({"baseline_settings": BaselineConfig(rows_per_pass=9)}, "it applies to gradient_x_parameter, neuron_cond"),
         (of_regression(selection="bic"), "regression.selection='bic': must be one of gcv, leave_one_out for regressio"),
         (of_regression(method="lasso", selection="gcv"), "regression.selection='gcv': must be one of held_out, bic fo"),
         (of_regression(method="lasso", regularisation=0.0), "regression.regularisation=0.0: must be above 0 with"),

@@ -211,7 +211,7 @@ def test_mistakes_are_told_before_the_start(tmp_path: Path, monkeypatch: pytest.
         start("neptune")
     with pytest.raises(ConfigError, match="must be a list without repetitions"):
         start("wandb", "wandb")
-    with pytest.raises(ConfigError, match=r"has no effect with stages=.'fit'.: it is of the figures of ablate"):
+    with pytest.raises(ConfigError, match=r"has no effect with stages=.'fit'.: ablate and evaluate alone have figures"):
         start("wandb", stages=("fit",))
     find = importlib.import_module
 

@@ -433,7 +433,7 @@ def test_outputs_without_logits_have_no_predictions(task: Task) -> None:
 def test_another_model_is_refused(run: coar_dist.Run, task: Task) -> None:
     inputs, targets = task.examples.inputs, task.examples.targets
     other = randomise(SmallResNet(), seed=9)
-    with pytest.raises(RunMismatchError, match=r"model\.weights is .* explains .*An edit is of the model"):
+    with pytest.raises(RunMismatchError, match=r"model\.weights is .* explains .*An edit is made for the model"):
         edit(run, [1], improve=["all"], model=other, inputs=inputs, targets=targets)
     with pytest.raises(RunMismatchError, match="examples is "):
         edit(run, [1], improve=["all"], model=task.model, inputs=inputs + 1, targets=targets)

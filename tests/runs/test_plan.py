@@ -233,7 +233,7 @@ def test_an_untrained_preset_is_planned_and_leaves_no_files(tmp_path: Path) -> N
 
 def test_attribute_does_not_plan(tmp_path: Path) -> None:
     task = small_task()
-    with pytest.raises(ConfigError, match="plan is of the command line"):
+    with pytest.raises(ConfigError, match="plan works on the command line only"):
         coar_dist.attribute(
             task.model, task.examples.inputs, task.examples.targets, run_dir=tmp_path / "run", stages=["plan"]
         )

@@ -72,7 +72,9 @@ def with_trigger(
     if pairs and not relabel:
         raise ConfigError("relabel=false has no effect with pairs=true, whose labels are the true ones. Leave it out.")
     if include_target_class and not pairs:
-        raise ConfigError("include_target_class=true is of pairs=true: training takes all classes. Leave it out.")
+        raise ConfigError(
+            "include_target_class=true applies to pairs=true alone: training takes all classes. Leave it out."
+        )
     _check_choice("corner", corner, CORNERS)
     _check_at_least_one("size", size)
     images = Images.of(source, arguments or {}, start, stop)
