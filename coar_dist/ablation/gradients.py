@@ -109,8 +109,9 @@ class GradientPasses:
                     self._gated.remove()
 
             reasons = failing_groups(model.effects, len(groups), gated_margins, known, rounding)
+            offsets = model.value.components.offsets
             for number in range(len(groups)):
-                if number not in reasons and not finite[model.value.held_by([number])].all():
+                if number not in reasons and not finite[offsets[number] : offsets[number + 1]].all():
                     reasons[number] = "its gradients are not finite on the examples of the probe"
             return reasons
 

@@ -62,7 +62,7 @@ def measure_damage(console: Console, folder: Path, num_cases: int, seed: int) ->
             counts[damage_and_repair(root, whole, folder / "other", random.Random(case))] += 1
             shutil.rmtree(root)
     table = Table(title=f"{num_cases} damaged files, seeds from {seed}: all ended in the same bytes")
-    table.add_column("damage, refusals until it was mended")
+    table.add_column("damage, refusals until it was repaired")
     table.add_column("cases", justify="right")
     for what, count in sorted(counts.items()):
         table.add_row(what, str(count))
