@@ -20,7 +20,7 @@ DOCKER = REPOSITORY / "docker"
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 SCRIPTS = sorted([*DOCKER.glob("*.sh"), REPOSITORY / ".ci" / "image"])
 CPU_EXTRAS = ("s3", "gcs", "baselines", "vision", "hf", "tensorboard")
-LEFT_OUT = {"test", "wandb", "mlflow"}
+LEFT_OUT = {"mutation", "test", "wandb", "mlflow"}
 """For developers, and trackers with a service behind them: `FROM coar-dist` and pip add them."""
 EXTRAS = {"cpu": CPU_EXTRAS, "cuda": (*CPU_EXTRAS, "gpu")}
 UNHASHED = {"cpu": {"torch", "torchvision"}, "cuda": set(), "build": set()}
