@@ -18,12 +18,15 @@ from coar_dist.store.ceilings import Ceiling, CeilingTable
 from coar_dist.store.edits import CurvePoint, EditStore
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.gradients import GateGradients
+from coar_dist.store.parquet import read_metadata
 from coar_dist.store.previews import PreviewTable
 from coar_dist.store.reader import RunReader
+from coar_dist.store.rehearsal import Rehearsal
 from coar_dist.store.run_directory import GRADIENT_DESIGN, RunDesign, RunDirectory
+from coar_dist.store.storage import Storage
 from coar_dist.store.tables import QUALITY, Attributions, AttributionTable, EvaluationTable
 from tests.models import random_masks
-from tests.store.test_store import COMPONENTS, NUM_EXAMPLES, margins_of, new_run, set_train
+from tests.store.test_store import NUM_EXAMPLES, margins_of, new_run, set_train
 
 BLOCKS = [(0, 3), (3, 6), (6, 8)]
 HELD_OUT = "evaluation_0.2"
@@ -124,12 +127,25 @@ CONTRACT: dict[str, tuple[list[int], dict[str, str]]] = {
 }
 
 
+CONTENT = {
+    "attributions": "attributions",
+    "evaluation": "evaluation",
+    "evaluation/budget_curve": "budget_curve",
+    "baselines/neuron_conductance_num_steps_2": "baseline",
+    "": "examples",
+    "gradients/gradients/00000003-00000006": "gradients",
+    "previews": "previews",
+}
+"""What the metadata of the files in each folder say."""
+
+
 @pytest.mark.parametrize("file", CONTRACT)
 def test_the_columns_of_every_file_are_a_contract(run: RunDirectory, file: str) -> None:
     ids, columns = CONTRACT[file]
     table = pq.read_table(f"{run.storage}/{file}")
     assert {field.name: str(field.type) for field in table.schema} == columns
     assert table["example_id"].to_pylist() == ids
+    assert (read_metadata(run.storage, file, "", {}) or {})["content"] == CONTENT[file.rpartition("/")[0]]
     if "ablation_fraction" in columns:
         assert set(table["ablation_fraction"].to_pylist()) == {0.2}
         assert set(table["design"].to_pylist()) == {HELD_OUT}
@@ -138,8 +154,11 @@ def test_the_columns_of_every_file_are_a_contract(run: RunDirectory, file: str) 
 
 
 @pytest.mark.parametrize("ids", [None, [7, 0, 4, 4], [5], []], ids=str)
-def test_a_reader_has_the_values_of_the_examples_that_are_asked_for(run: RunDirectory, ids: list[int] | None) -> None:
-    reader = RunReader(RunDirectory.open(run.storage))
+@pytest.mark.parametrize("through", [lambda storage: storage, Rehearsal], ids=["itself", "rehearsal"])
+def test_a_reader_has_the_values_of_the_examples_that_are_asked_for(
+    run: RunDirectory, ids: list[int] | None, through: Callable[[Storage], Storage]
+) -> None:
+    reader = RunReader(RunDirectory.open(through(run.storage)))
     rows = slice(None) if ids is None else np.array(ids, np.int64)
     np.testing.assert_array_equal(reader.weights(ids), WEIGHTS[rows])
     np.testing.assert_array_equal(reader.weights(ids, "leave_one_out"), -WEIGHTS[rows])

@@ -209,9 +209,11 @@ def test_readers_of_a_damaged_run_name_the_damage_and_change_nothing(whole: Path
             opened_by.setdefault(name, []).append(what)
     names = list(kinds_of_files(root).values())
     assert opened_by.keys() >= set(names)
-    wrong = r"is damaged.*[Rr]un the \w+ stage: it"
-    foreign = rf"({wrong}|belongs to something else.*[Rr]un the \w+ stage: it|is missing or of earlier .*: run the)"
+    stages = {"attributions": "fit", "evaluation": "evaluate", "curve": "edit", "each": "edit", "edit": "edit"}
     for name, other in zip(names, names[1:] + names[:1], strict=True):
+        stage = stages.get(re.split(r"[/.]", name)[0], "ablate")
+        wrong = rf"is damaged.*[Rr]un the {stage} stage: it"
+        foreign = rf"({wrong}|belongs to something else.*[Rr]un the {stage} stage: it|is missing or of earlier .*: run)"
         content = (root / name).read_bytes()
         for damage, damaged in damages(content, (root / other).read_bytes()).items():
             (root / name).write_bytes(damaged)

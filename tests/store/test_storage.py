@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -70,6 +71,61 @@ def test_files_are_written_whole_listed_read_in_parts_and_renamed(storage: Stora
     assert storage.files("margins/train") == {"a.damaged": 3, "b": 0}
     with pytest.raises(StorageError, match=r"margins/train/a cannot be read"):
         storage.read("margins/train/a")
+
+
+@pytest.mark.parametrize(
+    ("name", "done", "operation"),
+    [
+        ("file/folder", "listed", lambda storage: storage.files("file/folder")),
+        ("file/folder", "listed", lambda storage: storage.folders("file/folder")),
+        ("folder", "read", lambda storage: storage.read("folder")),
+        ("folder", "read", lambda storage: storage.open("folder")),
+        ("x" * 300, "read", lambda storage: storage.size("x" * 300)),
+        ("folder", "written", lambda storage: storage.write("folder", b"")),
+        ("nothing", "renamed", lambda storage: storage.move("nothing", "something")),
+        ("folder/.a.tmp", "removed", lambda storage: storage.sweep("folder")),
+    ],
+    ids=lambda value: str(value)[:14],
+)
+def test_an_error_of_the_disk_names_the_file_and_what_was_to_be_done(
+    name: str, done: str, operation: Callable[[Storage], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = local_storage(tmp_path / "run")
+    storage.write("file", b"")
+    storage.write("folder/.a.tmp", b"")
+
+    def fail(path: Path, missing_ok: bool) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("pathlib.Path.unlink", fail)
+    with pytest.raises(StorageError) as raised:
+        operation(storage)
+    assert str(raised.value).startswith(f"{tmp_path / 'run' / name} cannot be {done}: ")
+    assert "what is finished is kept" in str(raised.value)
+
+
+def test_a_run_directory_and_its_files_have_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = [tmp_path / "a" / "run", tmp_path / "b" / "run", "s3://bucket/a/run", "s3://bucket/b/run"]
+    labels = [storage_at(place).label for place in places]
+    assert len(set(labels)) == len(labels)
+    assert all(re.fullmatch(r"run-[0-9a-f]{6}", label) for label in labels)
+    assert storage_at("a/run").label == storage_at("a/run/").label == labels[0]
+    assert storage_at("s3://bucket/a/run/").label == labels[2]
+    for place in ("runs/X", "runs/X/"):
+        assert storage_at(place).where("a/b") == "runs/X/a/b"
+
+
+def test_an_error_of_an_object_store_names_the_object_and_what_was_to_be_done(in_bucket: ObjectStorage) -> None:
+    """Its bucket is not there."""
+    storage = ObjectStorage("s3://no-such-bucket-of-ours/run")
+    for name, done, operation in (
+        ("a", "written", lambda: storage.write("a", b"")),
+        ("a", "written", lambda: storage.write_new("a", b"")),
+        ("a", "read", lambda: storage.read("a")),
+    ):
+        with pytest.raises(StorageError, match=rf"^s3://no-such-bucket-of-ours/run/{name} cannot be {done}: "):
+            operation()
 
 
 def test_a_failing_object_store_is_asked_again(in_bucket: ObjectStorage, object_store: ObjectStore) -> None:

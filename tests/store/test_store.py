@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Iterator
@@ -223,6 +224,34 @@ def test_another_identity_is_refused_with_both_values(tmp_path: Path) -> None:
     run = RunDirectory.open(storage_at(tmp_path))
     with pytest.raises(RunMismatchError, match=r"design\.seed is 6.*collected with 5.*design\.seed=5"):
         set_train(run, 20, seed=6)
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "is_same"),
+    [
+        ([1.0, -2.0], [1.0, -2.0], True),
+        ([1.0, float("nan")], [1.0, float("nan")], True),
+        ([1.0, float("nan")], [1.0, 2.0], False),
+        ([10.0, 0.0], [10.1, 0.009], True),  # 1% and 0.01 are other hardware
+        ([10.0, 0.0], [10.25, 0.0], False),
+        ([10.0, 0.0], [10.0, 0.011], False),
+    ],
+)
+def test_the_first_margins_must_be_those_that_the_run_began_with(
+    tmp_path: Path, stored: list[float], asked: list[float], is_same: bool
+) -> None:
+    RunDirectory.create(local_storage(tmp_path), IDENTITY, COMPONENTS, NUM_EXAMPLES, stored)
+    expected = contextlib.nullcontext() if is_same else pytest.raises(RunMismatchError, match="unablated margins")
+    with expected:
+        RunDirectory.create(local_storage(tmp_path), IDENTITY, COMPONENTS, NUM_EXAMPLES, asked)
+
+
+def test_a_damaged_run_json_is_set_aside_by_the_writer(tmp_path: Path) -> None:
+    new_run(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    assert new_run(tmp_path).is_new
+    assert RunDirectory.open(storage_at(tmp_path)).num_masks == 20
+    assert (tmp_path / "run.json.damaged").read_text() == "{}"
 
 
 def test_run_json_and_components_are_checked(tmp_path: Path) -> None:
