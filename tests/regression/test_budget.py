@@ -75,3 +75,5 @@ def test_the_best_of_all_splits_is_found() -> None:
 def test_where_gradients_say_nothing_the_rest_goes_without() -> None:
     passes = spend(pilot(0.0, informative=False), PILOT, ALPHA, 20, COST, budget=1000.0)
     assert (passes.with_gradients, passes.without) == (40, 900)
+    a = ALPHA * (1 - ALPHA)
+    assert passes.error == pytest.approx(0.3 + a * COMPONENTS / (1 / 0.01 + a * 940 / 0.3), rel=1e-6)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from coar_dist.cluster.execution import in_this_process
 from coar_dist.cluster.ray_tasks import on_cluster
 from coar_dist.components.index import ComponentGroup, ComponentIndex
 from coar_dist.config.schema import ClusterConfig, RegressionConfig
@@ -20,7 +21,7 @@ from coar_dist.designs.given import LeaveOneOut
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.designs.subsets import Balanced
 from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunMismatchError
-from coar_dist.regression.fit import fit
+from coar_dist.regression.fit import fit, plan_passes
 from coar_dist.regression.gate_prior import GateSources, source_statistics
 from coar_dist.regression.observations import Observations
 from coar_dist.regression.statistics import DesignStatistics
@@ -182,6 +183,18 @@ def test_the_fit_is_the_posterior_mean(plain: int, loo: bool, backend: str, tmp_
     errors = run.standard_errors(method="gradient_ridge")
     np.testing.assert_allclose(errors, expected.deviations, rtol=1e-4, atol=1e-5)
     assert ("coar" in {path.name.split(".")[0] for path in (tmp_path / "attributions").iterdir()}) == bool(plain)
+
+
+def test_a_budget_is_spent_by_what_the_pilot_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    asked: list[Any] = []
+    monkeypatch.setattr("coar_dist.regression.fit.spend", lambda *arguments: asked.extend(arguments))
+    plan_passes(run_of(tmp_path, world), RegressionConfig(), 2.5, 300.0, in_this_process)
+    pilot, *others = asked
+    assert others == [(20, 40), 0.2, 5, 2.5, 300.0]
+    expected = posteriors(world, 40, False)[0]
+    assert pilot.error == pytest.approx(expected.error * 60 / EXAMPLES, rel=1e-5)
+    assert pilot.penalty == pytest.approx(expected.penalty, rel=1e-5)
 
 
 def test_a_gate_gradient_s_variance_is_that_within_either_state_of_its_gate(tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ def test_a_solver_of_ones_own_is_held_to_the_objective() -> None:
     np.testing.assert_array_equal(ridge_weights(says(exact), factor, part, penalties), exact)
     np.testing.assert_array_equal(ridge_weights("tests.regression.test_ridge:by_torch", factor, part, penalties), exact)
     ridge_weights(says(exact * (1 + 1e-6)), factor, part, penalties)
+    constant = projected(masks, np.full((90, 1), 7.0, np.float32))[3]
+    np.testing.assert_array_equal(ridge_weights(says(exact[:, :1] * 0), factor, constant, penalties[:1]), 0)
     with pytest.raises(TaskError, match=r"does not solve ridge: its sum of squares and penalty lies \S+ of the"):
         ridge_weights(says(exact * np.array([1.0, 1.0, 1.0, 1.0, 1.5])), factor, part, penalties)
     with pytest.raises(TaskError, match=r"of shape \(5, \d+\): must be finite weights \(\d+, 5\), components x"):
