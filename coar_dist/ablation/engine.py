@@ -87,7 +87,7 @@ class AblationEngine:
         self.components = components
         self.model = model = PreparedModel(task, ZeroWeights(components), torch.device(device), precision)
         self._cuts = find_cuts(model)
-        self.reuse_activations = self._cuts is not None and hold_cuts(self._cuts, model)
+        self.reuse_activations = self._cuts is not None
         self._say_ungated()
         self._twin = model.twin()  # before the model has gates
         self._form: Form | None = None
@@ -223,9 +223,8 @@ class AblationEngine:
             (num_masks, num_examples) float32; ``check_finite`` refuses NaN.
         """
         check_masks(masks, self.components.num_components)
-        cuts = self._cuts if self.reuse_activations else None
         try:
-            return self._with_rows_that_fit(self.plan, lambda form: form.margins(masks, self.model.examples, cuts))
+            return self._with_rows_that_fit(self.plan, lambda form: self._margins(form, masks))
         except CutError as error:
             _log.warning("activations are not reused from now on: %s", error)
             self.reuse_activations = False
@@ -238,6 +237,19 @@ class AblationEngine:
         self.model.ungated = dict.fromkeys(range(len(self.components.groups)), reason)
         self.use(EnginePlan("weights", min(self.plan.rows_per_forward, self.num_examples), compiled=False))
         return self.margins(masks)
+
+    def _margins(self, form: Form, masks: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Margins in a form, behind cuts where that is cheaper; a cut is held to the truth when it is first needed."""
+        cuts = self._cuts if self.reuse_activations else None
+        parts = form.split(masks, self.num_examples, cuts)
+        while cuts is not None and (new := [cut for cut, _ in parts[1] if not cut.held]):
+            plan = self.plan
+            self.close()  # gates come off the model
+            # Compiled again for every mask, it would cost more than all cuts.
+            hold_cuts(cuts, self.model, [cut for cut in cuts.all if not cut.held] if plan.compiled else new)
+            form = self._take_up(plan)
+            parts = form.split(masks, self.num_examples, cuts)
+        return form.margins(masks, self.model.examples, parts)
 
     def check_finite(
         self, margins: NDArray[np.float32], masks: NDArray[np.bool_], first_mask: int, first_example: int = 0

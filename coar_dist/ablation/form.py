@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from coar_dist.tasks.task import ExampleSet
 
 _EAGER_COST = 1.5
 """What an eager forward pass costs in compiled ones, about: the parts of a model cut in two are not compiled."""
+Split: TypeAlias = tuple[list[int], list[tuple[Cut, list[int]]]]
+"""Rows of masks that run the whole model, and the others per cut that they run behind."""
 
 
 class Form(ABC):
@@ -72,27 +75,25 @@ class Form(ABC):
     def close(self) -> None:
         """Leave the model as it was; the form is of no use after it."""
 
-    def margins(self, masks: NDArray[np.bool_], examples: ExampleSet, cuts: PrefixCuts | None) -> NDArray[np.float32]:
-        """Margins by the whole model, or behind a cut where that is cheaper.
+    def margins(self, masks: NDArray[np.bool_], examples: ExampleSet, parts: Split) -> NDArray[np.float32]:
+        """Margins by the whole model, or behind a cut.
 
         Args:
             masks: (num_masks, num_components) bool, True = kept.
             examples: of the prepared model, or laid out as they are.
-            cuts: None reuses no activations.
+            parts: of the masks, as from ``split``.
 
         Returns:
             (num_masks, num_examples) float32.
         """
-        alone, by_cut = self.split(masks, len(examples), cuts)
-        parts = [self.whole(masks[alone], examples)] if alone or not by_cut else []
-        parts += [self.behind(cut, masks[rows], examples) for cut, rows in by_cut]
+        alone, by_cut = parts
+        computed = [self.whole(masks[alone], examples)] if alone or not by_cut else []
+        computed += [self.behind(cut, masks[rows], examples) for cut, rows in by_cut]
         margins = np.empty((len(masks), len(examples)), dtype=np.float32)
-        margins[alone + [row for _, rows in by_cut for row in rows]] = on_host(torch.cat(parts))
+        margins[alone + [row for _, rows in by_cut for row in rows]] = on_host(torch.cat(computed))
         return margins
 
-    def split(
-        self, masks: NDArray[np.bool_], num_examples: int, cuts: PrefixCuts | None
-    ) -> tuple[list[int], list[tuple[Cut, list[int]]]]:
+    def split(self, masks: NDArray[np.bool_], num_examples: int, cuts: PrefixCuts | None) -> Split:
         """Rows of ``masks`` that run the whole model, and per cut those that are cheaper behind it."""
         if cuts is None:
             return list(range(len(masks))), []

@@ -50,10 +50,14 @@ class Cut:
         reused: modules that are done there, with the kinds of the leaves of their outputs.
         readers: modules whose first call is the end of the first part.
         saved: share of the layers with parameters in the first part: about what a mask behind it saves.
+
+    Attributes:
+        saved: as given.
+        held: whether margins behind it have been held to the truth; no other cut is used.
     """
 
     def __init__(self, model: nn.Module, reused: Mapping[str, list[str]], readers: Iterable[str], saved: float) -> None:
-        self.saved = saved
+        self.saved, self.held = saved, False
         self._model, self._reused, self._readers = model, reused, readers
         self._unread: set[str] = set()
         self._overwritten: set[str] = set()
@@ -153,18 +157,22 @@ def _stop(_forward: Answer, *_args: Any, **_kwargs: Any) -> NoReturn:
 
 
 def find_cuts(model: PreparedModel) -> PrefixCuts | None:
-    """The cuts of a model, before it has gates; None where none can be found, and the log says why."""
+    """The cuts of a model, before it has gates; None where there are none, and the log says why.
+
+    It takes two passes, of two and of three rows.
+    """
     try:
         few, more = (
             watched(model.module, partial(model.outputs, model.module, model.filled(model.examples, rows).inputs))
             for rows in (_FEW, _MORE)
         )
-        return PrefixCuts(model, few, more)
+        cuts = PrefixCuts(model, few, more)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a module may be of a kind that does not let itself be watched
         _log.info("activations are not reused: %s", in_one_line(error))
         return None
+    return cuts if cuts.all else None
 
 
 class PrefixCuts:
@@ -191,13 +199,23 @@ class PrefixCuts:
         layers = [starts[name] for name in starts if model.module.get_submodule(name)._parameters]
         self._layers = np.sort(np.array(layers, dtype=np.int64))
         firsts = [min((starts.get(name, 0) for name in names), default=0) for names in readers]
-        self._parts = {first: self._part(first) for first in set(firsts)}
-        self._cut_of_group = [None if self._parts[first] is None else first for first in firsts]
+        self._cuts = {first: self._cut(first) for first in set(firsts)}
+        self._cut_of_group = [None if self._cuts[first] is None else first for first in firsts]
+
+    @property
+    def all(self) -> list[Cut]:
+        """Those that any group uses, first to last."""
+        positions = sorted({position for position in self._cut_of_group if position is not None})
+        return [cut for position in positions if (cut := self._cuts[position]) is not None]
 
     def of_group(self, number: int) -> Cut | None:
         """The cut before a group's parameter, by the group's place among the groups; None where there is none."""
         position = self._cut_of_group[number]
-        return None if position is None else self._parts[position]
+        return None if position is None else self._cuts[position]
+
+    def groups_of(self, cut: Cut) -> list[int]:
+        """The groups that use a cut, by their place among the groups."""
+        return [number for number in range(len(self._cut_of_group)) if self.of_group(number) is cut]
 
     def forget(self, number: int) -> None:
         """Reuse nothing before a group's parameter."""
@@ -217,7 +235,7 @@ class PrefixCuts:
                 alone.append(row)
             else:
                 by_cut.setdefault(position, []).append(row)
-        return alone, [(part, rows) for position, rows in by_cut.items() if (part := self._parts[position]) is not None]
+        return alone, [(part, rows) for position, rows in by_cut.items() if (part := self._cuts[position]) is not None]
 
     def of_mask(self, mask: NDArray[np.bool_]) -> int | None:
         """Where the cut before every component that ``mask`` ablates is, in a pass; None where there is none.
@@ -231,23 +249,13 @@ class PrefixCuts:
             return min(usable) if len(usable) == len(cuts) else None
         return max(usable, default=None)
 
-    def _part(self, position: int) -> Cut | None:
-        """The cut at a position; None where it saves nothing, or where a part of the model cannot be left out."""
+    def _cut(self, position: int) -> Cut | None:
+        """The cut at a position; None where it saves nothing."""
         reused = self._reused(position)
         saved = self._saved(reused)
-        if saved == 0:
-            return None
         readers = [name for name, start in self._readers.items() if start >= position]
-        cut = Cut(self._model.module, {name: self._kinds[name] for name in reused}, readers, saved)
-        try:
-            cut.find_what_is_read(self._model, self._model.filled(self._model.examples, _FEW))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # a later module may need what an earlier one leaves behind, in a cache say
-            names = " or ".join(readers[:2])
-            _log.info("activations before %s are not reused: %s", names, in_one_line(error))
-            return None
-        return cut
+        kinds = {name: self._kinds[name] for name in reused}
+        return Cut(self._model.module, kinds, readers, saved) if saved > 0 else None
 
     def _reused(self, position: int) -> list[str]:
         """The outermost modules that are done at a position of a pass, in their order."""

@@ -234,6 +234,10 @@ def test_activations_are_reused_only_where_masks_are_enough_to_gain_by_it() -> N
         assert engine._form.split(one, 5, engine._cuts) == ([0], [])
         assert engine._form.split(np.repeat(one, 12, axis=0), 5, engine._cuts)[0] == []
         np.testing.assert_allclose(engine.margins(one), slow_margins(task, components, one), rtol=1e-4, atol=2e-5)
+        engine.margins(random_masks(9, components.num_components, 0.9))
+        assert not [cut for cut in engine._cuts.all if cut.held]  # none of these masks spares the first layer
+        engine.margins(np.repeat(one, 12, axis=0))
+        assert [cut.held for cut in engine._cuts.all] == [False, True]
 
 
 def test_a_model_spread_by_accelerate() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from coar_dist.ablation.cut_probe import hold_cuts
 from coar_dist.ablation.form import Form
 from coar_dist.ablation.prefix import find_cuts
 from coar_dist.ablation.prepared import PreparedModel, even_size
@@ -34,6 +35,7 @@ def test_any_masks_and_examples_behind_every_cut(kind: type[Form], rows: int) ->
     model = prepared()
     cuts = find_cuts(model)
     assert cuts is not None
+    hold_cuts(cuts, model, cuts.all)
     singles = ~np.eye(FILTERS.num_components, dtype=bool)
     alone, behind = cuts.split(singles)
     assert len(alone) == 4  # conv1
@@ -47,7 +49,7 @@ def test_any_masks_and_examples_behind_every_cut(kind: type[Form], rows: int) ->
     for cut, members in behind:
         margins = form.behind(cut, singles[members], chosen).numpy()
         np.testing.assert_allclose(margins, slow_margins(truth_of, FILTERS, singles[members]), rtol=1e-4, atol=2e-5)
-    assert form.margins(singles[:0], chosen, cuts).shape == (0, 5)
+    assert form.margins(singles[:0], chosen, ([], [])).shape == (0, 5)
     form.close()
 
 
@@ -57,6 +59,7 @@ def test_a_form_that_failed_halfway_is_right_the_next_time(kind: type[Form]) -> 
     model = prepared()
     cuts = find_cuts(model)
     assert cuts is not None
+    hold_cuts(cuts, model, cuts.all)
     singles = ~np.eye(FILTERS.num_components, dtype=bool)
     form = kind(model, 4)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import BertConfig, BertForSequenceClassification, T5Config, T5ForConditionalGeneration
 
+from coar_dist.ablation.cut_probe import hold_cuts
 from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.liveness import read_and_overwritten
 from coar_dist.ablation.plan import EnginePlan
@@ -44,7 +45,8 @@ def reusing(task: Task, components: ComponentIndex) -> set[str]:
         engine.use(EnginePlan(mode, rows, compiled=False))
         np.testing.assert_allclose(engine.margins(many), expected, rtol=1e-4, atol=1e-4 * effects)
     groups = enumerate(components.groups) if engine.reuse_activations else ()
-    return {group.parameter.removesuffix(".weight") for number, group in groups if engine._cuts.of_group(number)}
+    cuts = {group.parameter.removesuffix(".weight"): engine._cuts.of_group(number) for number, group in groups}
+    return {name for name, cut in cuts.items() if cut is not None and cut.held}
 
 
 class Blocks(nn.Module):
@@ -233,6 +235,7 @@ def test_what_is_behind_the_cut_reads_no_more_than_is_kept() -> None:
     """Of four blocks before the cut the last one's output alone."""
     engine = AblationEngine(blocks_task(), discover(Blocks(), "linear_rows"), "cpu", "float32")
     cut = engine._cuts.of_group(4)
+    hold_cuts(engine._cuts, engine.model, [cut])
     kept = cut.before(**engine.model.examples.inputs)
     assert set(kept) == {"scale", "doubled", "blocks.1:0"}
     assert cut.saved == pytest.approx(4 / 7)
