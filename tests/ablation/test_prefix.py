@@ -159,6 +159,17 @@ class ShortcutInPlace(Skips):
         return logits
 
 
+class OverwritesData(Skips):
+    """Works in place on an activation, and no version counter says so."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.one(x)
+        second = torch.tanh(self.two(first))
+        first.data.mul_(1.5)
+        logits: Tensor = self.head(self.three(second) + first)
+        return logits
+
+
 def task_of(model: nn.Module, inputs: Any = POINTS) -> Task:
     return Task(randomise(model), ExampleSet.of(inputs, LABELS), output_function("margin"))
 
@@ -223,6 +234,7 @@ def test_activations_are_reused_whatever_the_model_takes(name: str) -> None:
         (Remembers, {"one", "head"}),
         (Shares, {"one", "two", "three"}),
         (ShortcutInPlace, {"one"}),
+        (OverwritesData, {"two", "three", "head"}),
     ],
 )
 def test_what_cannot_be_left_out_is_run(kind: type[nn.Module], refused: set[str]) -> None:
