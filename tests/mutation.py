@@ -5,7 +5,7 @@
     python -m tests.mutation store parquet lock --sample 40     forty changes, spread evenly over two modules
 
 mutmut makes the changes. The tests run here, since `mutmut run` leaves out decorated functions, draws no samples, and
-calls every function through a detour. Each change has a process, forked from one that has imported all libraries. It
+calls every function through a detour. Each change has a process, forked from one that has imported the libraries. It
 runs the tests that reach the changed statement, the quickest first. Tests that are slow or start a Ray cluster are left
 out.
 
@@ -23,8 +23,8 @@ import ast
 import contextlib
 import difflib
 import hashlib
+import importlib
 import importlib.util
-import io
 import json
 import os
 import random
@@ -47,7 +47,11 @@ from mutmut.mutation.file_mutation import MutationVisitor
 from mutmut.mutation.mutators import mutation_operators
 from mutmut.mutation.pragma_handling import IgnoredCode
 
-ROOMS = ("components", "ablation", "cluster", "regression", "store", "evaluation", "editing")
+TESTS = {
+    **{room: [f"tests/{room}"] for room in ("ablation", "cluster", "regression", "store", "evaluation", "editing")},
+    "components": ["tests/components", "tests/ablation"],  # the engine's show what gates do
+}
+"""The tests of each room."""
 RESULTS = Path(tempfile.gettempdir()) / "coar_dist_mutants"
 COPIED = ("coar_dist", "conf", "deploy", "docker", "tests", "pyproject.toml", "README.md")
 CAUGHT = ("caught", "timed out")
@@ -157,7 +161,9 @@ class Reached:
             }
             for path in data.measured_files()
         }
-        Path("reached.json").write_text(json.dumps({"seconds": self.seconds, "lines": lines}))
+        libraries = [name for name in sys.modules if name.partition(".")[0] not in ("__main__", "coar_dist", "tests")]
+        found = {"seconds": self.seconds, "lines": lines, "libraries": libraries}
+        Path("reached.json").write_text(json.dumps(found))
 
 
 def outcome(tests: list[str], limit: float, plugins: list[object] = ()) -> str:
@@ -193,7 +199,7 @@ def tried(change: Change, room: str, reached: dict[str, dict]) -> str:
     if not tests:
         return "no test"
     if "" in tests:  # it runs while modules are imported
-        return outcome([f"tests/{room}"], 60 + 3 * sum(seconds.values()))
+        return outcome(TESTS[room], 60 + 3 * sum(seconds.values()))
     files = Counter()
     for test in tests:
         files[test.partition("::")[0]] += seconds[test]
@@ -202,7 +208,7 @@ def tried(change: Change, room: str, reached: dict[str, dict]) -> str:
 
 
 def copied(room: str) -> None:
-    """Goes to a copy of the repository, and imports all that its tests import except the repository's own modules."""
+    """Goes to a copy of the repository, whose modules are imported from now on."""
     repository, copy = Path(__file__).resolve().parent.parent, RESULTS / room
     shutil.rmtree(copy, ignore_errors=True)
     for name in COPIED:
@@ -214,16 +220,11 @@ def copied(room: str) -> None:
     os.environ |= {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     sys.path[0] = str(copy)
     del sys.modules["tests"]
-    with contextlib.redirect_stdout(io.StringIO()):
-        pytest.main([*OPTIONS, "--collect-only", f"tests/{room}"])
-    for name in list(sys.modules):
-        if name.partition(".")[0] in ("coar_dist", "tests"):
-            del sys.modules[name]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("room", choices=ROOMS)
+    parser.add_argument("room", choices=TESTS)
     parser.add_argument("modules", nargs="*", help="of the room, all where none is named")
     parser.add_argument("--sample", type=int, metavar="N", help="how many changes, evenly by module")
     parser.add_argument("--seed", type=int, default=0)
@@ -233,16 +234,20 @@ def main() -> None:
     paths = [path for path in paths if path.stem in (given.modules or [path.stem])]
     drawn = zip_longest(*(changes(path, random.Random(f"{given.seed} {path}")) for path in paths))
     sample = (change for change in chain.from_iterable(drawn) if change)
-    tests = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path("tests", given.room).glob("*.py")))).hexdigest()
+    files = sorted(path for folder in TESTS[given.room] for path in Path(folder).glob("*.py"))
+    tests = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
     results = RESULTS / f"{given.room}.jsonl"
     earlier = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     known = {(r["path"], r["diff"]): r["outcome"] for r in earlier if r["outcome"] in CAUGHT or r["tests"] == tests}
 
-    if outcome([f"tests/{given.room}"], 3600, [Reached(given.room)]) != "survived":
+    if outcome(TESTS[given.room], 3600, [Reached(given.room)]) != "survived":
         sys.exit(f"The tests fail before any change: see {Path('output.txt').resolve()}.")
     sys.dont_write_bytecode = True  # a changed file of the same second and length would be read from it
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     reached = json.loads(Path("reached.json").read_text())
+    for name in reached["libraries"]:
+        with contextlib.suppress(Exception):  # what cannot be imported on its own
+            importlib.import_module(name)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for change, _ in zip(sample, range(given.sample or sys.maxsize), strict=False):
         path = Path(change.path)

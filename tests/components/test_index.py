@@ -13,6 +13,8 @@ def test_ids_run_through_the_groups() -> None:
     assert INDEX.num_components == len(INDEX) == 6
     assert INDEX.offsets.tolist() == [0, 3, 5, 6]
     assert list(INDEX.ids("b")) == [5]
+    names = ["a.weight[0]", "a.weight[1]", "a.weight[2]", "a.weight[0]", "a.weight[1]", "b[0]"]
+    assert [INDEX.name_of(i) for i in range(6)] == names
     with pytest.raises(KeyError, match=r"'c' has no components.*a\.weight"):
         INDEX.ids("c")
 

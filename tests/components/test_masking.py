@@ -27,6 +27,7 @@ def test_masks_zero_their_slices_and_give_the_exact_bits_back(writes_whole: bool
     mask[[1, 12, 15]] = False  # filter 1 of conv1, input features 0..1 and output feature 1 of linear
     before = bits(model)
     masker = WeightMasker(model, components)
+    assert not masker.writes_whole
     masker.writes_whole = writes_whole
     with masker.ablated(mask):
         assert not model.conv1.weight[1].any()
@@ -94,7 +95,19 @@ def test_a_tied_parameter_is_gated_wherever_it_is_read() -> None:
             torch.testing.assert_close(found[row], tied(inputs)[row])
 
 
-@pytest.mark.parametrize("masks", [np.ones((2, 3)), np.ones(4, dtype=bool), np.ones((2, 5), dtype=bool), [[True] * 4]])
-def test_masks_of_another_shape_or_dtype_are_refused(masks: object) -> None:
-    with pytest.raises(ComponentMismatchError, match=r"must be a \(num_masks, 4\) bool array"):
+@pytest.mark.parametrize(
+    ("masks", "found"),
+    [
+        (np.ones((2, 4)), r"shape \(2, 4\) and dtype float64"),
+        (np.ones(4, dtype=bool), r"shape \(4,\) and dtype bool"),
+        (np.ones((2, 5), dtype=bool), r"shape \(2, 5\) and dtype bool"),
+        (np.ones((2, 4, 4), dtype=bool), r"shape \(2, 4, 4\) and dtype bool"),
+        (np.ones((4, 1, 4), dtype=bool), r"shape \(4, 1, 4\) and dtype bool"),
+        ([[True] * 4], "list"),
+    ],
+)
+def test_masks_of_another_shape_or_dtype_are_refused(masks: object, found: str) -> None:
+    with pytest.raises(ComponentMismatchError, match=rf"masks are {found}, but must be a \(num_masks, 4\) bool array"):
         check_masks(masks, 4)  # type: ignore[arg-type]
+    check_masks(np.ones((0, 4), dtype=bool), 4)
+    check_masks(np.ones((3, 4), dtype=bool), 4)
