@@ -55,6 +55,20 @@ def wrapped(wrap: Callable[[nn.Module], object]) -> Callable[[SmallResNet], nn.M
     return wrap_all
 
 
+class PeftModel(nn.Module):
+    """PEFT's wrapper of a whole model."""
+
+    def __init__(self, base_model: nn.Module) -> None:
+        super().__init__()
+        self.base_model = base_model
+
+    def get_base_model(self) -> nn.Module:
+        return self.base_model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base_model(x)
+
+
 COMPUTED: dict[str, Callable[[SmallResNet], nn.Module]] = {
     "weight_norm": wrapped(parametrizations.weight_norm),
     "spectral_norm": wrapped(parametrizations.spectral_norm),
@@ -65,6 +79,7 @@ COMPUTED: dict[str, Callable[[SmallResNet], nn.Module]] = {
         lambda layer: prune.random_structured(prune.l1_unstructured(layer, "weight", 0.2), "weight", 1, dim=0)
     ),
     "lora": with_lora,
+    "lora in PEFT's wrapper": lambda model: PeftModel(with_lora(model)),
 }
 
 

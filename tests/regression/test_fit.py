@@ -152,6 +152,13 @@ def test_estimated_r2_is_that_of_new_masks(selection: str, tmp_path: Path) -> No
     assert len(np.unique(quality["regularisation"])) > 3
 
 
+def test_progress_counts_the_examples_of_every_block(data: Any, tmp_path: Path) -> None:
+    progress: list[int] = []
+    run = run_of(tmp_path, *data)
+    fit(run, RegressionConfig(), progress.append)
+    assert progress == [*range(4, EXAMPLES, 4), EXAMPLES]
+
+
 def test_lasso_stands_beside_ridge(data: Any, tmp_path: Path) -> None:
     masks, margins = data
     run = run_of(tmp_path, masks, margins)

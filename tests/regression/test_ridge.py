@@ -189,6 +189,14 @@ def test_chosen_penalties_predict_as_well_as_leave_one_out_cross_validation() ->
     assert (error**2).mean() < 1.05 * (reference_error**2).mean()
 
 
+def test_rounding_of_large_eigenvalues_is_no_rank() -> None:
+    """Every mask twice."""
+    masks, _ = problem(num_masks=40, num_components=2000)
+    dual = factorise_dual(packed(np.concatenate([masks, masks])), "cpu")
+    assert dual.rank == 39
+    np.testing.assert_allclose(dual.vectors.T @ dual.vectors, np.eye(39), atol=1e-9)
+
+
 def test_designs_of_single_ablations_and_partitions_have_a_solution() -> None:
     random = np.random.default_rng(0)
     for masks in (~np.eye(9, dtype=bool), np.arange(9) // 3 != np.arange(3)[:, None]):
