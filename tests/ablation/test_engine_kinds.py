@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -158,6 +159,35 @@ def test_modules_called_twice_or_not_at_all(factor: float | None, ungated: list[
     assert_exact(task, components, random_masks(6, components.num_components, 0.3))
     found = AblationEngine(task, components, "cpu", "float32").ungated
     assert [components.groups[number].parameter for number in found] == ungated
+    assert all(
+        re.match(r"its gates have other effects than zeroed weights: .* by \S+, and .* size \S+$", why)
+        for why in found.values()
+    )
+
+
+class Sometimes(nn.Module):
+    """A layer that only large inputs come to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always, self.seldom = nn.Linear(6, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.always(x)
+        large = x.amax(dim=1) > 100
+        return torch.where(large[:, None], self.seldom(outputs), outputs) if large.any() else outputs
+
+
+def test_a_layer_that_no_example_of_the_probe_comes_to_gets_no_gates() -> None:
+    inputs = torch.randn(60, 6, generator=torch.Generator().manual_seed(2))
+    inputs[37] = 200.0
+    task = Task(randomise(Sometimes()), ExampleSet(inputs, torch.arange(60) % 3), output_function("margin"))
+    components = discover(task.model, "linear_rows")
+    masks = random_masks(4, 6, 0.3)
+    truth = slow_margins(task, components, masks)
+    engine = AblationEngine(task, components, "cpu", "float32", EnginePlan("rows", 7, compiled=False))
+    assert engine.ungated == {1: "its module is not called on the examples of the probe"}
+    np.testing.assert_allclose(engine.margins(masks), truth, rtol=1e-4, atol=1e-4)
 
 
 @st.composite
