@@ -259,6 +259,27 @@ def test_ablated_outputs_leaves_the_model_alone() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+class Sum(nn.Module):
+    """Of two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(TASK.model)
+
+    def forward(self, images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        return self.net(images + 2 * others)
+
+
+def test_ablated_outputs_takes_inputs_as_the_model_does() -> None:
+    images, model = TASK.examples.inputs, Sum()
+    assert isinstance(images, torch.Tensor)
+    others = torch.rand(images.shape, generator=torch.Generator().manual_seed(1))
+    parts = (images - 2 * others, others)
+    for inputs in (parts, dict(zip(("images", "others"), parts, strict=True))):
+        margins = ablated_outputs(model, "conv_filters", MASKS, inputs, TASK.examples.targets)
+        np.testing.assert_allclose(margins, TRUTH, rtol=1e-4, atol=5e-5)
+
+
 class _Trap(nn.Module):
     """Models whose layers are not what they seem."""
 

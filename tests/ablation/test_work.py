@@ -17,7 +17,9 @@ from tests.models import local_storage
 
 
 def test_shards_hold_about_as_many_margins_for_few_examples_as_for_many() -> None:
-    assert [default_masks_per_shard(count) for count in (1, 8, 16, 128, 50_000)] == [1024, 1024, 512, 64, 64]
+    sizes = [default_masks_per_shard(count) for count in (1, 8, 16, 30, 127, 129, 50_000)]
+    assert sizes == [1024, 1024, 512, 273, 64, 64, 64]
+    assert all(isinstance(size, int) for size in sizes)
 
 
 def test_gradient_shards_hold_whole_rounds() -> None:
