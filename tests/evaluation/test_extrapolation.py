@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.optimize import lsq_linear
 
 from coar_dist.evaluation.extrapolation import extrapolate
 
@@ -31,6 +32,46 @@ def test_a_curve_of_the_law_is_followed_to_its_limit(limit: float, amount: float
     assert found.four_times.value == pytest.approx(curve(limit, amount, exponent, 16000), abs=2e-4)
     assert found.limit.value == pytest.approx(limit, abs=1e-3)
     assert 0.002 <= found.twice.half_width <= found.limit.half_width
+
+
+def fitted_law(masks: Any, means: Any) -> Any:
+    """Least squares of r**-2 = floor + amount m**-exponent, floor at least 1 and amount at least 0, by SciPy."""
+    best = (np.inf, None)
+    for exponent in np.linspace(0.1, 2.5, 97):
+        weights = masks / masks[-1] * means**3 / 2
+        features = np.stack([np.ones(len(masks)), masks**-exponent], axis=1)
+        found = lsq_linear(features * weights[:, None], means**-2 * weights, ([1, 0], [np.inf, np.inf]), tol=1e-14)
+        if found.cost < best[0]:
+            best = found.cost, (*found.x, exponent)
+    floor, amount, exponent = best[1]
+    return lambda times: (floor + amount * times**-exponent) ** -0.5
+
+
+@pytest.mark.parametrize(
+    "means",
+    [
+        [0.30, 0.45, 0.55, 0.63, 0.66],  # missed by what came before
+        [0.80, 0.81, 0.8149, 0.8172, 0.8184],  # nearly flat
+        [0.62, 0.61, 0.70, 0.72, 0.76],  # not monotonous
+        [0.97, 0.985, 0.992, 0.996, 0.998],  # near 1
+    ],
+)
+def test_forecasts_are_least_squares_and_their_widths_the_largest_of_what_is_said(means: list[float]) -> None:
+    law = fitted_law(MASKS / 4000, np.array(means))
+    before = fitted_law(MASKS[:-1] / 4000, np.array(means[:-1]))
+    found = extrapolate(MASKS, around(np.array(means), spread=1e-7), num_components=100)
+    miss = abs(before(1.0) - means[-1])
+    clear = found.why_not == ""
+    gain = abs(law(2.0) - means[-1])
+    assert found.twice is not None
+    assert found.twice.value == pytest.approx(law(2.0), abs=1e-6)
+    assert found.twice.half_width == pytest.approx(max(miss, (0.25 if clear else 0.5) * gain, 0.002), abs=1e-6)
+    if clear:
+        for forecast, times in ((found.four_times, 4.0), (found.limit, np.inf)):
+            assert forecast is not None
+            assert forecast.value == pytest.approx(law(times), abs=1e-6)
+            width = max(2 * miss, abs(law(times) - means[-1]) / 2, 0.002)
+            assert forecast.half_width == pytest.approx(width, abs=1e-6)
 
 
 def ridge_curve(seed: int, noise: float, masks: list[int]) -> Any:
