@@ -52,7 +52,9 @@ def test_a_trial_takes_over_a_plan_and_an_actor_writes_what_is_true(tmp_path: Pa
     for kind in (TrialActor, AblationActor):
         actor = kind()
         actor.setup(copy.deepcopy(task), job, num_threads=1)
-        assert actor.start(ExpectedMasks(6, 0), 2, None).plan == EnginePlan("weights", 3, compiled=False)
+        chosen = actor.start(ExpectedMasks(6, 0), 2, None)
+        assert chosen.plan == EnginePlan("weights", 3, compiled=False)
+        assert any(text.startswith("trial mode=weights, 3 rows per forward, eager: ") for _, text in chosen.log)
         assert actor.start(ExpectedMasks(6, 0), 2, plan).plan == plan
         logging.getLogger("coar_dist").removeHandler(actor.log)
     actor.use(plan)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.plan import EnginePlan
+from coar_dist.ablation.unread import with_logits_read_alone
 from coar_dist.components.discovery import discover
 from coar_dist.tasks.outputs import OUTPUT_FUNCTIONS, output_function
 from coar_dist.tasks.task import ExampleSet, Task
@@ -159,3 +160,22 @@ def test_rows_that_do_not_fit_are_not_run(monkeypatch: pytest.MonkeyPatch, caplo
         assert 2 <= engine.plan.rows_per_forward <= 12
         assert f"{40 if mode == 'weights' else 64} rows take" in caplog.text
     assert engine.most_gradient_rows() < engine.most_rows()
+
+
+class Overwriting(Language):
+    """Writes to its inputs."""
+
+    def forward(self, input_ids: Tensor, logits_to_keep: int | Tensor = 0) -> Tensor:
+        logits = super().forward(input_ids, logits_to_keep)
+        input_ids.zero_()
+        return logits
+
+
+def test_looking_at_logits_leaves_the_examples_as_they_are() -> None:
+    name, targets, _ = CASES["the last"]
+    examples = ExampleSet(TOKENS.clone(), targets)
+    found = with_logits_read_alone(Overwriting(), examples, output_function(name), torch.device("cpu"))
+    assert found is not None
+    assert found.inputs["logits_to_keep"] == 1
+    assert torch.equal(found.inputs["input_ids"], TOKENS)
+    assert torch.equal(examples.inputs, TOKENS)
