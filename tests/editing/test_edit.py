@@ -1,0 +1,230 @@
+"""A finished edit: the components that it zeroes, its record, and the orders that its selections give."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.config.schema import EditConfig
+from coar_dist.designs.independent import Bernoulli
+from coar_dist.editing.edit import Edit, Measured, Selected, load_edit, weights_fingerprint
+from coar_dist.editing.selections import Selector, root_mean_squares
+from coar_dist.errors import ComponentMismatchError, ConfigError
+from coar_dist.store.edits import EditStore
+from coar_dist.store.reader import RunReader
+from coar_dist.store.run_directory import RunDesign, RunDirectory
+from coar_dist.store.tables import Attributions, AttributionTable
+from tests.editing.test_scores import literal_t_scores
+from tests.models import local_storage, randomise
+
+COMPONENTS = ComponentIndex((ComponentGroup("0.weight", 0, 6), ComponentGroup("2.weight", 1, 3, 2)))
+X = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
+
+
+def model() -> nn.Sequential:
+    return randomise(nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)))  # type: ignore[return-value]
+
+
+def edit_of(storage: str = "nowhere", **changes: Any) -> Edit:
+    edit = Edit(
+        name="mine",
+        run="sha256:run",
+        model_weights=weights_fingerprint(model()),
+        selection="coar",
+        direction="raise",
+        targets=(1, 4),
+        references=(0, 2, 3),
+        component_ids=(7, 2),
+        scores=(-3.5, -1.25),
+        max_components=4,
+        metric="accuracy",
+        criterion="in words",
+        unablated={"all": 0.5},
+        selected={"coar": Selected(2, {"all": 0.75})},
+        measured={"all": Measured(8, {"output": -1.0}, {"output": 2.0})},
+        paired_correlation=(0.5, float("nan")),
+        each=None,
+        components=COMPONENTS,
+        storage=storage,
+    )
+    return replace(edit, **changes)
+
+
+def zeroed(component_ids: list[int]) -> nn.Sequential:
+    edited = model()
+    with torch.no_grad():
+        for component in component_ids:
+            if component < 6:
+                edited[0].weight[component] = 0.0
+            else:
+                edited[2].weight[:, 2 * (component - 6) : 2 * (component - 5)] = 0.0
+    return edited
+
+
+def test_an_edit_zeroes_its_components_for_a_while_or_in_a_copy() -> None:
+    net, edit = model(), edit_of()
+    before, outputs = copy.deepcopy(net.state_dict()), zeroed([7, 2])(X)
+    assert np.flatnonzero(~edit.mask).tolist() == [2, 7]
+    with edit.applied(net) as same:
+        assert same is net
+        assert torch.equal(net(X), outputs)
+    with pytest.raises(RuntimeError, match="boom"), edit.applied(net):
+        raise RuntimeError("boom")
+    copied = edit.edited(nn.DataParallel(net))
+    assert isinstance(copied, nn.Sequential)
+    assert torch.equal(copied(X), outputs)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(not torch.equal(copied[i].weight, net[i].weight) for i in (0, 2))
+
+
+def test_models_that_the_edit_is_not_of_are_refused() -> None:
+    other = model()
+    other[0].bias.data += 1e-3
+    for use in (edit_of().edited, lambda net: edit_of().applied(net).__enter__()):
+        with pytest.raises(ComponentMismatchError, match=r"'mine' in nowhere was made for a model with weights"):
+            use(other)
+        with pytest.raises(ComponentMismatchError, match=r"no parameter '2\.weight'"):
+            use(nn.Sequential(nn.Linear(5, 6)))
+    computed = model()
+    parametrizations.weight_norm(computed[0])
+    with pytest.raises(ConfigError, match=r"computes weights from others.*Use edit\.edited\(model\)"):
+        edit_of().applied(computed).__enter__()
+
+
+def test_an_edit_of_each_target_is_applied_by_its_target(tmp_path: Path) -> None:
+    run = RunDirectory.create(local_storage(tmp_path), {"a": 1}, COMPONENTS, 9)
+    EditStore(run).write_each({"example_id": np.array([1, 4])}, [[0], [5, 8]])
+    edit = edit_of(str(tmp_path), component_ids=(), scores=(), each={"fixed": 0.5, "median_cost": float("nan")})
+    for example_id, components in ((1, [0]), (4, [5, 8])):
+        assert torch.equal(edit.edited(model(), example_id)(X), zeroed(components)(X))
+    with pytest.raises(ConfigError, match=r"example_id=2: the targets of 'mine' are \[1, 4\]"):
+        edit.edited(model(), 2)
+    with pytest.raises(ConfigError, match=r"example_id=None: the edit 'mine' has one edit per target"):
+        edit.edited(model())
+    with pytest.raises(ConfigError, match=r"example_id=1: the edit 'mine' is one for all its targets\. Leave it out"):
+        edit_of().edited(model(), 1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"scores": None}, {"paired_correlation": None}, {"each": {"fixed": 0.5, "worst_cost": float("nan")}}],
+    ids=["whole", "no scores", "no pairs", "each"],
+)
+def test_the_record_of_an_edit_is_json_and_comes_back(changes: dict[str, Any], tmp_path: Path) -> None:
+    run = RunDirectory.create(local_storage(tmp_path), {"a": 1}, COMPONENTS, 9)
+    edit = edit_of(str(tmp_path), **changes)
+    EditStore(run).write(json.loads(json.dumps(edit.record(), allow_nan=False)), "settings")
+    found = load_edit(tmp_path)
+    np.testing.assert_equal(vars(found), vars(edit))
+    spelt = edit.record()["components"]
+    assert spelt[0] == {
+        "component_id": 7,
+        "parameter": "2.weight",
+        "axis": 1,
+        "index": 1,
+        "start": 2,
+        "size": 2,
+        "score": None if "scores" in changes else -3.5,
+    }
+    assert [entry["component_id"] for entry in spelt] == [7, 2]
+
+
+def test_the_size_of_a_component_is_the_root_mean_square_of_its_parameters() -> None:
+    net = model()
+    first, second = net[0].weight.detach().double().numpy(), net[2].weight.detach().double().numpy()
+    expected = [np.sqrt((first[i] ** 2).mean()) for i in range(6)]
+    expected += [np.sqrt((second[:, 2 * i : 2 * i + 2] ** 2).mean()) for i in range(3)]
+    np.testing.assert_allclose(root_mean_squares(net, COMPONENTS), expected, rtol=1e-12)
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> RunReader:
+    """Attributions of two methods."""
+    identity = {"ablation.examples_per_block": 4, "ablation.margins_dtype": "float32"}
+    run = RunDirectory.create(local_storage(tmp_path), identity, COMPONENTS, 9)
+    run.set_designs({"train": RunDesign("train", Bernoulli(9, 20, 0.2, 0))})
+    run.set_baselines({"neuron_conductance": {}})
+    fit(run, "coar", 0)
+    fit(run, "neuron_conductance", 1)
+    return RunReader(run)
+
+
+def fit(run: RunDirectory, method: str, seed: int) -> None:
+    weights = np.random.default_rng(seed).normal(1.0, 2.0, (9, 9)).astype(np.float32)
+    for first, end in run.margins("train").blocks:
+        block = Attributions.of_weights(weights[first:end], np.arange(float(first), end))
+        AttributionTable(run, method).write((first, end), {"seed": seed}, block)
+
+
+TARGETS, REFERENCES = np.array([1, 4, 8]), np.array([0, 2, 3, 7])
+
+
+@pytest.mark.parametrize("direction", ["raise", "lower"])
+def test_every_selection_has_its_order(reader: RunReader, direction: str) -> None:
+    compare = ["neuron_conductance", "greedy", "magnitude", "random"]
+    selector = Selector.of(reader, EditConfig(compare=[*compare, "coar"], direction=direction, seed=3))
+    assert (selector.main, selector.names) == ("coar", ["coar", *compare])
+    net = model()
+    for references in (REFERENCES, REFERENCES[:3], REFERENCES):  # what is kept of one is not of another
+        orders = selector.orders(net, TARGETS, references, 9)
+        assert list(orders) == selector.names
+        for method in ("coar", "neuron_conductance"):
+            weights = reader.weights(None, method)
+            scores = literal_t_scores(weights[TARGETS], weights[references])
+            found = orders[method].scores
+            assert found is not None
+            np.testing.assert_allclose(found, scores, rtol=1e-9)
+            sign = 1 if direction == "raise" else -1
+            assert orders[method].order.tolist() == np.argsort(sign * np.array(scores)).tolist()
+        assert orders["magnitude"].order.tolist() == np.argsort(root_mean_squares(net, COMPONENTS)).tolist()
+        by_parameter = (orders[name].order < 6 for name in ("random", "coar"))
+        np.testing.assert_array_equal(*by_parameter)
+        assert sorted(orders["random"].order.tolist()) == list(range(9))
+        greedy = orders["greedy"].order.tolist()
+        assert greedy[0] == best_first(reader, references, direction)
+        assert all(orders[name].scores is None for name in ("greedy", "magnitude", "random"))
+
+
+def best_first(reader: RunReader, references: Any, direction: str) -> int:
+    """The component whose ablation alone makes the least mean loss of targets and of what references lose."""
+    weights, intercepts = reader.weights().astype(float), reader.intercepts()
+    margins = intercepts + weights.sum(axis=1)
+    sign = 1 if direction == "raise" else -1
+
+    def loss(component: int) -> float:
+        moved = margins - weights[:, component]
+        kept = np.logaddexp(0, -moved[references]) - np.logaddexp(0, -margins[references])
+        return float(np.logaddexp(0, -sign * moved[TARGETS]).mean() + np.maximum(kept, 0).mean())
+
+    return min(range(9), key=loss)
+
+
+def test_a_selection_depends_on_the_attributions_that_it_reads(reader: RunReader) -> None:
+    def fingerprint(**options: Any) -> dict[str, str]:
+        return Selector.of(reader, EditConfig(**options)).fingerprint
+
+    before = fingerprint(method="magnitude", compare=["random", "neuron_conductance"])
+    assert list(before) == ["coar", "neuron_conductance"]
+    assert fingerprint(method="magnitude") == {}
+    assert list(fingerprint(method="greedy")) == ["coar"]
+    fit(reader.directory, "neuron_conductance", 5)
+    after = fingerprint(method="magnitude", compare=["random", "neuron_conductance"])
+    assert after["coar"] == before["coar"]
+    assert after["neuron_conductance"] != before["neuron_conductance"]
+
+
+@pytest.mark.parametrize(("options", "key"), [({"method": "lasso"}, "method"), ({"compare": ["lasso"]}, "compare")])
+def test_a_selection_without_attributions_is_refused(reader: RunReader, options: dict[str, Any], key: str) -> None:
+    message = rf"edit\.{key}='lasso': the run has attributions of coar, neuron_conductance\. Use one of these, greedy"
+    with pytest.raises(ConfigError, match=message):
+        Selector.of(reader, EditConfig(**options))
