@@ -35,9 +35,15 @@ def test_intervals_are_scipy_s_and_of_about_1_96_standard_errors() -> None:
 
 
 def test_undefined_examples_are_counted_and_lone_ones_have_no_interval() -> None:
-    values = np.array([[0.5, np.nan, np.nan], [0.7, 0.25, np.nan], [0.9, np.nan, np.nan]])
+    nan = np.nan
+    values = np.array([[0.5, nan, nan, 0.2], [0.7, 0.25, nan, nan], [0.9, nan, nan, 0.6]])
     means = means_of(values)
-    np.testing.assert_array_equal(means.num_defined, [3, 1, 0])
-    np.testing.assert_allclose(means.mean, [0.7, 0.25, np.nan])
-    assert np.isfinite(means.low).tolist() == [True, False, False]
+    np.testing.assert_array_equal(means.num_defined, [3, 1, 0, 2])
+    np.testing.assert_allclose(means.mean, [0.7, 0.25, nan, 0.4])
+    assert np.isfinite(means.low).tolist() == np.isfinite(means.high).tolist() == [True, False, False, True]
     assert 0.5 <= means.low[0] < 0.7 < means.high[0] <= 0.9
+    assert (means.low[3], means.high[3]) == (0.2, 0.6)
+    first, second = means.split(2)
+    for part, rows in ((first, slice(2)), (second, slice(2, 4))):
+        for name, column in vars(means).items():
+            np.testing.assert_array_equal(getattr(part, name), column[rows])
