@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 from collections.abc import Iterator
 
 import pytest
 import ray
+from ray.exceptions import AuthenticationError
 
 from coar_dist.cluster.connection import check_cluster, connect
+from coar_dist.cluster.execution import in_this_process
 from coar_dist.cluster.resources import own_resources
 from coar_dist.config.schema import ClusterConfig
 from coar_dist.errors import ClusterError
@@ -90,6 +93,68 @@ def test_a_cluster_that_does_not_start_leaves_nothing_behind(
         pass
     assert len(tries) == 2
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+@pytest.mark.parametrize("is_connected", [False, True])
+def test_a_connection_is_closed_by_who_opened_it(
+    small_machine: None, is_connected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[object] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: is_connected)
+    monkeypatch.setattr(ray, "init", lambda **options: calls.append(options))
+    monkeypatch.setattr(ray, "shutdown", lambda: calls.append("closed"))
+    monkeypatch.setattr("coar_dist.cluster.connection.total_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    config = ClusterConfig(cpus_per_actor=2)
+    with connect(config) as cluster:
+        assert (cluster.config, cluster.num_gpus, cluster.is_fixed) == (config, 1.0, not is_connected)
+        assert [signal.getsignal(number) for number in numbers] == [cluster.interruption._handle] * 2
+        cluster.raise_if_interrupted()
+        cluster.interruption._handle(signal.SIGINT, None)
+        with pytest.raises(KeyboardInterrupt):
+            cluster.raise_if_interrupted()
+    assert [signal.getsignal(number) for number in numbers] == before
+    options = {"address": "local", "include_dashboard": False, "logging_level": logging.ERROR, "log_to_driver": False}
+    assert calls == ([] if is_connected else [options, "closed"])
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (SystemExit(), KeyboardInterrupt, None),
+        (
+            AuthenticationError("no"),
+            ClusterError,
+            r"cluster\.address='head' cannot be joined without its token\. If the",
+        ),
+        (ValueError("nobody"), ClusterError, r"cluster\.address='head' cannot be reached: nobody\. Start it with 'ray"),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined_is_tried_once(
+    small_machine: None,
+    error: BaseException,
+    kind: type[BaseException],
+    message: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tries: list[dict[str, object]] = []
+
+    def fail(**options: object) -> None:
+        tries.append(options)
+        raise error
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(kind, match=message), connect(ClusterConfig(address="head")):
+        pass
+    assert [(options["address"], options["include_dashboard"]) for options in tries] == [("head", None)]
+
+
+def test_items_are_run_here_in_order() -> None:
+    assert list(in_this_process(lambda shared, item: (shared, item), "shared", [3, 1])) == [
+        ("shared", 3),
+        ("shared", 1),
+    ]
 
 
 @pytest.mark.cluster

@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError
 from coar_dist.cluster import driver, visibility
 from coar_dist.cluster.work import Counts, SharedPlan
 from coar_dist.errors import RangeFailedError, StorageError, TaskError
-from tests.cluster.simulated import simulate, task_error
+from tests.cluster.simulated import _Job, simulate, task_error
 
 NO_PLAN = SharedPlan(None, request="40 masks")
 
@@ -31,7 +31,7 @@ def raising(answers: Mapping[tuple[str, str], Exception]) -> Any:
 
 def test_every_actor_gets_its_calls_in_order_and_every_range_is_told_of_once() -> None:
     told = simulate(raising({}), plan=NO_PLAN)
-    assert told.of("address") == [(f"actor-{i}", (told.calls[0][2][0],)) for i in (0, 1)]
+    assert told.of("address") == [(f"actor-{i}", (_Job(True),)) for i in (0, 1)]
     assert [(name, arguments[0], arguments[2]) for name, arguments in told.of("setup")] == [
         ("actor-0", "task", 3),  # threads
         ("actor-1", "task", 3),
@@ -46,6 +46,7 @@ def test_every_actor_gets_its_calls_in_order_and_every_range_is_told_of_once() -
     assert (told.metrics["coar_masks_left"], told.metrics["coar_actors_alive"]) == (0, 0)
     texts = [f"log of masks {start}..{start + 9} of 'train'" for start in (0, 10, 20, 30)]
     assert Counter(text for text, _ in told.log) == Counter(["chosen", *texts])
+    assert {(origin.actor, origin.node) for _, origin in told.log} == {("actor-0", "host"), ("actor-1", "host")}
     shards = {text: origin.shard for text, origin in told.log}
     assert shards[texts[2]] == "margins/train/20-30"
 

@@ -188,3 +188,8 @@ def test_pairs_have_both_forms() -> None:
         paired_correlation(margins, np.array([0, 0, 1, 1]), np.array([False, True, False, False]))
     with pytest.raises(ConfigError, match=r"pairs have two forms, and there are 3: \[0, 1, 2\]"):
         paired_correlation(margins, np.array([0, 0, 1, 1]), np.array([0, 1, 2, 0]))
+
+
+def test_rounding_of_large_metrics_breaks_no_limit() -> None:
+    curve = {"improved": np.array([0.0, 1.0, 2.0, 3.0]), "kept": np.array([1e9, 0.0, 1e9 - 1.5, 1e9 - 2.5])}
+    assert choose(curve, (0, 1, 2, 3), ["improved"], {"kept": 1.0}, "raise").index == 2

@@ -10,13 +10,14 @@ from rich.console import Console
 
 from coar_dist.config.schema import EvaluationConfig, RegressionConfig
 from coar_dist.designs.independent import Bernoulli
-from coar_dist.evaluation.budget_curve import evaluate_budgets, why_no_curve
+from coar_dist.evaluation.budget_curve import _numbers_of_masks, evaluate_budgets, why_no_curve
 from coar_dist.evaluation.correlation import evaluate
 from coar_dist.evaluation.sample import SampledGradients, draw_sample
 from coar_dist.regression.fit import fit
 from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable
 from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDesign, RunDirectory
+from tests.models import random_masks
 from tests.regression.test_fit import run_of
 from tests.runs.test_gradient_run import attribute_small
 
@@ -79,6 +80,31 @@ def test_points_are_what_runs_with_fewer_masks_give(method: str, options: dict[s
     predicted = RunReader(run).predict(held_masks, method=method)
     literal = [np.corrcoef(predicted[:, i], held_margins[:, i])[0, 1] for i in range(NUM_EXAMPLES - 1)]
     np.testing.assert_allclose(curve.correlations[:-1, -1], literal, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [16, 40, 41, 100]),
+        ({"selection": "bic"}, [41, 100]),  # a mask more than components
+        ({"selection": "bic", "regularisation": 1.0}, [16, 40, 41, 100]),
+        ({"method": "lasso", "held_out_fraction": 0.1}, [40, 41, 100]),  # four masks held out
+        ({"method": "lasso", "held_out_fraction": 0.95}, [100]),  # four masks left
+        ({"method": "lasso", "regularisation": 1.0}, [16, 40, 41, 100]),
+    ],
+)
+def test_no_fewer_masks_are_fitted_than_can_be(options: dict[str, Any], expected: list[int], tmp_path: Path) -> None:
+    masks = random_masks(200, 40)
+    train = run_of(tmp_path, masks, masks[:, :2].astype(np.float32)).margins("train")
+    shares = [number / 200 for number in (15, 16, 40, 41, 100, 200)]
+    assert _numbers_of_masks(train, shares, RegressionConfig(**options)) == expected
+
+
+def test_masks_that_are_all_equal_are_too_few(tmp_path: Path) -> None:
+    masks = random_masks(200, 40)
+    masks[:32] = masks[0]
+    train = run_of(tmp_path, masks, masks[:, :2].astype(np.float32)).margins("train")
+    assert _numbers_of_masks(train, [0.1, 0.16, 0.32, 0.5], RegressionConfig()) == [64, 100]
 
 
 @pytest.mark.filterwarnings("ignore::coar_dist.errors.CoarWarning")

@@ -15,6 +15,7 @@ from coar_dist.designs.independent import Bernoulli
 from coar_dist.errors import DamagedFileError, MissingWorkError, RunMismatchError
 from coar_dist.store import run_directory
 from coar_dist.store.locations import storage_at
+from coar_dist.store.parquet import read_metadata
 from coar_dist.store.record import read_record, write_record
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 from tests.models import local_storage, random_masks
@@ -47,6 +48,8 @@ def test_the_masks_come_back_from_their_file(tmp_path: Path) -> None:
     assert read.ablation_fraction == (~masks).sum() / masks.size
     schema = pq.read_schema(tmp_path / "designs" / f"{SWEEP}.parquet")
     assert {field.name: str(field.type) for field in schema} == {"mask_id": "int64", "mask": "fixed_size_binary[4]"}
+    run = {"content": "masks", "run": RunDirectory.open(storage_at(tmp_path)).fingerprint}
+    assert read_metadata(storage_at(tmp_path), f"designs/{SWEEP}.parquet", "edit", run) is not None
 
 
 def test_run_json_is_small_whatever_the_masks(tmp_path: Path) -> None:
