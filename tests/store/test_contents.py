@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from coar_dist.store.ceilings import Ceiling, CeilingTable
 from coar_dist.store.edits import CurvePoint, EditStore
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.gradients import GateGradients
+from coar_dist.store.local_storage import LocalStorage
 from coar_dist.store.parquet import read_metadata
 from coar_dist.store.previews import PreviewTable
 from coar_dist.store.reader import RunReader
@@ -238,6 +240,30 @@ def test_gate_gradients_come_back(run: RunDirectory) -> None:
         np.testing.assert_array_equal(store.masks(), GRADIENT_MASKS)
         for name, value in vars(gate_gradients(*store.block)).items():
             np.testing.assert_array_equal(getattr(found, name), value, name)
+
+
+def test_wrong_files_alone_are_set_aside(run: RunDirectory, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(str(run.storage), root)
+    copied = RunDirectory.open(LocalStorage(str(root)))
+    tables = {
+        "attributions/coar.00000003-00000006.parquet": lambda: AttributionTable(copied, "coar").set_aside_wrong(BLOCKS),
+        f"evaluation/coar.{HELD_OUT}.parquet": EvaluationTable(copied, "coar", HELD_OUT).set_aside_wrong,
+        f"evaluation/ceiling.{HELD_OUT}.parquet": CeilingTable(copied, HELD_OUT).set_aside_wrong,
+        "evaluation/budget_curve/coar.parquet": BudgetCurveTable(copied, "coar", HELD_OUT).set_aside_wrong,
+        "examples.parquet": ExampleTable(copied).set_aside_wrong,
+        "previews/00000003-00000006.parquet": PreviewTable(copied).set_aside_wrong,
+        "margins/train/0000000000-0000000020.parquet": lambda: copied.margins("train").set_aside_wrong(False),
+    }
+    for set_aside_wrong in tables.values():
+        set_aside_wrong()
+    assert list(root.rglob("*.damaged")) == []
+    for file, set_aside_wrong in tables.items():
+        content = (root / file).read_bytes()
+        (root / file).write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])  # the end of the footer
+        set_aside_wrong()
+        assert not (root / file).exists(), file
+        assert (root / f"{file}.damaged").exists(), file
 
 
 def test_examples_take_further_columns(tmp_path: Path) -> None:
