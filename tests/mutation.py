@@ -9,11 +9,11 @@ calls every function through a detour. Each change has a process, forked from on
 runs the tests that reach the changed statement, the quickest first. Tests that are slow or start a Ray cluster are left
 out.
 
-Left alone are annotations, decorators, docstrings, asserts and texts: errors, warnings, log lines,
-strings with a space.
+Left alone are annotations, decorators, docstrings, asserts, and texts: errors, warnings, log lines, strings with a
+space.
 
-What came out is appended to RESULTS: the same command goes on where it was stopped. It tries survivors once more when
-the room's tests have changed.
+What came out is appended to coar_dist_mutants/ROOM.jsonl in the system's temporary folder: the same command goes on
+where it was stopped, and tries survivors once more when the room's tests have changed.
 """
 
 from __future__ import annotations
