@@ -13,15 +13,17 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from coar_dist.errors import ConfigError, RunInUseError, StorageError
 from coar_dist.store import lock
 from coar_dist.store.locations import storage_at
 from coar_dist.store.lock import holder_of, only_writer
+from coar_dist.store.margins import MarginStore
 from coar_dist.store.object_storage import ObjectStorage
 from coar_dist.store.storage import Storage
-from tests.models import local_storage
+from tests.models import local_storage, random_masks
 from tests.object_store import BUCKET, ObjectStore
 
 
@@ -140,6 +142,16 @@ def test_a_failing_object_store_is_asked_again(in_bucket: ObjectStorage, object_
     finally:
         object_store.fail_every = 0
     assert object_store.num_failures > before + 5
+
+
+def test_shards_of_an_object_store_are_read_at_once(in_bucket: ObjectStorage) -> None:
+    store = MarginStore(in_bucket, "margins/train", "x", 9, 6, 2, 2, "float32")
+    masks = random_masks(6, 9)
+    for start in (0, 2, 4):
+        store.write(start, masks[start : start + 2], masks[start : start + 2, :2].astype(np.float32), {})
+    ((found, margins),) = store.read((0, 2), 6)
+    np.testing.assert_array_equal(found, masks)
+    np.testing.assert_array_equal(margins, masks[:, :2])
 
 
 def test_half_written_files_of_killed_writers_are_swept_away(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 from collections.abc import Iterator
 from itertools import pairwise
@@ -26,9 +27,11 @@ from coar_dist.errors import (
 )
 from coar_dist.store.agreement import METRICS
 from coar_dist.store.aside import damaged_set_aside, set_aside
+from coar_dist.store.local_storage import LocalStorage
 from coar_dist.store.locations import storage_at
 from coar_dist.store.lock import only_writer
 from coar_dist.store.margins import MarginStore
+from coar_dist.store.record import fingerprint_of
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 from coar_dist.store.tables import Attributions, AttributionTable, EvaluationTable
 from tests.models import local_storage, random_masks
@@ -89,6 +92,29 @@ def test_margins_come_back_however_shards_are_cut(tmp_path: Path) -> None:
         stored_masks, stored_margins = read_all(store, size)
         np.testing.assert_array_equal(stored_masks, masks)
         np.testing.assert_array_equal(stored_margins, margins)
+
+
+class FarAway(LocalStorage):
+    """Reads some files at a time."""
+
+    parallel_reads = 3
+
+
+def test_margins_come_back_in_order_where_shards_are_read_at_once(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    masks, margins = fill(run.margins("train"), list(range(0, 21, 2)))
+    far = RunDirectory.open(FarAway(str(tmp_path))).margins("train")
+    np.testing.assert_array_equal(read_all(far)[0], masks)
+    np.testing.assert_array_equal(read_all(far)[1], margins)
+    (tmp_path / far.file(8, 10)).write_bytes(b"damaged")
+    with pytest.raises(DamagedFileError, match=far.file(8, 10)):
+        read_all(far)
+
+
+def test_a_fingerprint_is_of_the_values_whatever_their_order() -> None:
+    text = b'{"a": 1, "b": {"c": [2, 3], "d": null}}'
+    assert fingerprint_of({"b": {"d": None, "c": [2, 3]}, "a": 1}) == f"sha256:{hashlib.sha256(text).hexdigest()}"
+    assert fingerprint_of({"b": {"d": None, "c": [3, 2]}, "a": 1}) != fingerprint_of(json.loads(text))
 
 
 def test_the_schema_is_a_contract(tmp_path: Path) -> None:
