@@ -35,10 +35,9 @@ from coar_dist.errors import ConfigError, RunMismatchError
 from coar_dist.stages import print_estimate
 from coar_dist.stages.estimate import Estimate
 from coar_dist.stages.pipeline import run_stages
-from coar_dist.store.rehearsal import Rehearsal
 from coar_dist.tasks.task import Task
 from tests.commands import run_forked
-from tests.models import local_storage, small_task
+from tests.models import small_task
 from tests.small_run import Slow, without_ray
 from tests.test_app import TINY
 
@@ -244,19 +243,3 @@ def test_a_price_is_no_negative_number(tmp_path: Path) -> None:
         run_stages(
             config_of(tmp_path, cluster=ClusterConfig(price_per_hour=-1.0)), Console(file=io.StringIO()), small_task()
         )
-
-
-def test_a_rehearsal_keeps_what_is_written_to_itself(tmp_path: Path) -> None:
-    storage = local_storage(tmp_path / "run")
-    storage.write("a/one", b"1")
-    storage.write("a/two", b"22")
-    rehearsal = Rehearsal(storage)
-    rehearsal.write("a/three", b"333")
-    rehearsal.write("a/b/four", b"4444")
-    rehearsal.move("a/two", "a/gone")
-    rehearsal.sweep("a")
-    assert rehearsal.files("a") == {"one": 1, "three": 3, "gone": 2}
-    assert rehearsal.files("a/b") == {"four": 4}
-    assert (rehearsal.size("a/two"), rehearsal.size("a/gone"), rehearsal.read("a/gone")) == (None, 2, b"22")
-    assert rehearsal.read("a/three") == b"333"
-    assert storage.files("a") == {"one": 1, "two": 2}

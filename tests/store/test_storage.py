@@ -22,6 +22,7 @@ from coar_dist.store.locations import storage_at
 from coar_dist.store.lock import holder_of, only_writer
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.object_storage import ObjectStorage
+from coar_dist.store.rehearsal import Rehearsal
 from coar_dist.store.storage import Storage
 from tests.models import local_storage, random_masks
 from tests.object_store import BUCKET, ObjectStore
@@ -68,6 +69,10 @@ def test_files_are_written_whole_listed_read_in_parts_and_renamed(storage: Stora
         assert not file.was_replaced()
         storage.write("margins/train/a", b"new")
         assert file.was_replaced()
+    listed = storage.open("margins/train/a", 3)  # as long as a listing has said
+    assert listed is not None
+    with listed:
+        assert (listed.size, listed.read(1, 3)) == (3, b"ew")
     storage.move("margins/train/a", "margins/train/a.damaged")
     storage.sweep("margins/train")
     assert storage.files("margins/train") == {"a.damaged": 3, "b": 0}
@@ -367,3 +372,26 @@ def test_a_listing_does_not_mind_files_that_vanish_meanwhile(tmp_path: Path) -> 
     finally:
         stop.set()
         writer.join()
+
+
+def test_a_rehearsal_keeps_what_is_written_to_itself(tmp_path: Path) -> None:
+    storage = local_storage(tmp_path / "run")
+    storage.write("a/one", b"1")
+    storage.write("a/two", b"22")
+    rehearsal = Rehearsal(storage)
+    rehearsal.write("a/three", b"333")
+    rehearsal.write("a/b/four", b"4444")
+    rehearsal.move("a/two", "a/gone")
+    rehearsal.sweep("a")
+    assert rehearsal.files("a") == {"one": 1, "three": 3, "gone": 2}
+    assert rehearsal.files("a/b") == {"four": 4}
+    storage.write("a/c/five", b"5")
+    assert (rehearsal.folders("a"), rehearsal.folders(), rehearsal.folders("a/b")) == (["b", "c"], ["a"], [])
+    for name, content in (("a/one", b"1"), ("a/three", b"333")):
+        file = rehearsal.open(name, len(content))
+        assert file is not None
+        assert (file.size, file.read(0, 9), file.was_replaced()) == (len(content), content, False)
+    assert rehearsal.open("a/two") is None
+    assert (rehearsal.size("a/two"), rehearsal.size("a/gone"), rehearsal.read("a/gone")) == (None, 2, b"22")
+    assert rehearsal.read("a/three") == b"333"
+    assert storage.files("a") == {"one": 1, "two": 2}
