@@ -197,12 +197,17 @@ class Effects:
         rows = np.concatenate([chosen for _, chosen in self.passes()])[num_examples:]
         found = margins[num_examples:] - margins[:num_examples][rows]
         expected = self._expected[num_examples:] - self.unablated[rows]
-        shape = (len(self._components.groups), 2 * EXAMPLES_PER_MASK)
-        effects = np.sqrt((expected.reshape(shape) ** 2).mean(axis=1))
-        wrong = np.abs(found - expected).reshape(shape).max(axis=1)
+        effects = self.sizes()
+        wrong = np.abs(found - expected).reshape(len(effects), -1).max(axis=1)
         offset = np.abs(margins[:num_examples] - self.unablated).max()
         holds = (wrong <= allowed_error(effects, rounding)) & (offset <= allowed_error(np.median(effects), rounding))
         return [Failure(int(number), float(wrong[number]), float(effects[number])) for number in np.flatnonzero(~holds)]
+
+    def sizes(self) -> NDArray[np.float64]:
+        """(num_groups,) root mean square of each group's effects."""
+        num_examples = len(self.examples)
+        effects = self._expected[num_examples:] - self.unablated[self.pair_rows()[num_examples:]]
+        return np.asarray(np.sqrt((effects.reshape(-1, 2 * EXAMPLES_PER_MASK) ** 2).mean(axis=1)))
 
     def error(self, margins_of: MarginsOf) -> float:
         """Root mean square of the errors of a form's margins, over the first masks."""

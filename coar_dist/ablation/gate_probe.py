@@ -104,7 +104,10 @@ def failing_groups(
             continue
         alone = {}
         for number in candidates:
-            found_alone = _failures(effects, gated_margins, set(range(num_groups)) - {number}, rounding)
+            try:
+                found_alone = _failures(effects, gated_margins, set(range(num_groups)) - {number}, rounding)
+            except ConfigError as error:  # not of all together: no gradient comes to these gates
+                found_alone = in_one_line(error)
             if isinstance(found_alone, str) or any(failure.group == number for failure in found_alone):
                 alone[number] = _reason(found_alone, number)
         reasons |= alone or {number: _reason(found, number) for number in failed}

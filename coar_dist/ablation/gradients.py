@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from coar_dist.ablation.effects import allowed_error
 from coar_dist.ablation.gate_probe import failing_groups
 from coar_dist.ablation.passes import recorded, unless_it_fails
 from coar_dist.ablation.placement import modules_called, on_host
@@ -89,19 +90,22 @@ class GradientPasses:
         """The groups without gate gradients, with the reason.
 
         Their gates have other effects than zeroed weights in a gradient pass, in float32 or in the precision that
-        passes run in, or their gradients are not finite, as behind a square root of zero.
+        passes run in, or their gradients are not finite, as behind a square root of zero, or they are all zero although
+        the effects are not, as in a part that the model runs without gradients.
         """
         model, groups = self.model, self.model.value.components.groups
         finite = np.ones(model.value.components.num_components, np.bool_)
+        seen = np.zeros_like(finite)
 
         def failing(known: Mapping[int, str], in_float32: bool, rounding: float) -> dict[int, str]:
             def probed(masks: NDArray[np.bool_], examples: ExampleSet) -> Tensor:
                 margins, sums = self._probed(masks, examples, in_float32)
                 finite[~sums.isfinite().all(dim=0).cpu().numpy()] = False
+                seen[(sums != 0).any(dim=0).cpu().numpy()] = True
                 return margins
 
             def gated_margins(without: Collection[int]) -> NDArray[np.float64]:
-                finite[:] = True
+                finite[:], seen[:] = True, False
                 self._gated = self._new_gates(without)
                 try:
                     return model.effects.run_rows(probed, _PROBE_ROWS)
@@ -109,10 +113,13 @@ class GradientPasses:
                     self._gated.remove()
 
             reasons = failing_groups(model.effects, len(groups), gated_margins, known, rounding)
-            offsets = model.value.components.offsets
-            for number in range(len(groups)):
-                if number not in reasons and not finite[offsets[number] : offsets[number + 1]].all():
+            has_effects = model.effects.sizes() > allowed_error(0.0, rounding)
+            for number in sorted(set(range(len(groups))) - set(reasons)):
+                held = model.value.held_by([number])
+                if not finite[held].all():
                     reasons[number] = "its gradients are not finite on the examples of the probe"
+                elif has_effects[number] and not seen[held].any():
+                    reasons[number] = "its gradients are zero on the examples of the probe, and its effects are not"
             return reasons
 
         reasons = failing(model.ungated, True, model.effects.rounding)

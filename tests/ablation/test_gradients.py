@@ -309,6 +309,37 @@ def test_a_group_whose_gradients_are_not_finite_costs_only_itself() -> None:
     np.testing.assert_allclose(gradients.margins, engine.margins(masks), rtol=1e-4, atol=1e-5)
 
 
+class PartlyFrozen(nn.Module):
+    """Runs its first layer without gradients; ``rounds`` has none either, though it asks for them."""
+
+    def __init__(self, rounds: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+        self.rounds = rounds
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(self.rounds and torch.is_grad_enabled()):
+            x = torch.relu(self.first(x))
+            x = torch.round(8 * x) if self.rounds else x
+        logits: Tensor = self.head(torch.tanh(self.second(x)))
+        return logits
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+def test_a_layer_that_no_gradient_comes_to_has_effects_but_no_gate_gradients(rounds: bool) -> None:
+    points = torch.randn(12, 5, generator=torch.Generator().manual_seed(3))
+    task = Task(randomise(PartlyFrozen(rounds)), ExampleSet(points, torch.arange(12) % 3), output_function("margin"))
+    components = discover(task.model, "linear_rows", exclude=["head*"])
+    engine, masks = engine_for(task, components), random_masks(8, 14, 0.3)
+    gradients = engine.gate_gradients(masks, (0, 12))
+    assert gradients.known.tolist() == [False] * 8 + [True] * 6
+    reasons = {0: "its gradients are zero on the examples of the probe, and its effects are not"}
+    assert engine._gradients.ungated == reasons
+    np.testing.assert_allclose(gradients.margins, slow_margins(task, components, masks), rtol=1e-4, atol=1e-4)
+    assert not gradients.kept[:, :8].any()
+    assert np.abs(gradients.kept[:, 8:]).max() > 0.1
+
+
 def test_gradients_that_are_not_finite_are_traced_to_their_mask_and_layer() -> None:
     engine = roots_engine(of_all=False)
     masks = np.ones((4, 5), np.bool_)

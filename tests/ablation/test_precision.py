@@ -28,9 +28,11 @@ class FastUnderAutocast(nn.Module):
         super().__init__()
         self.fc, self.more, self.head = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
 
+    def is_fast(self) -> bool:
+        return torch.is_autocast_enabled("cpu")
+
     def forward(self, x: Tensor) -> Tensor:
-        is_fast = torch.is_autocast_enabled("cpu")
-        x = functional.linear(x, self.fc.weight, self.fc.bias) if is_fast else self.fc(x)
+        x = functional.linear(x, self.fc.weight, self.fc.bias) if self.is_fast() else self.fc(x)
         logits: Tensor = self.head(functional.relu(self.more(functional.relu(x))))
         return logits
 
@@ -47,6 +49,26 @@ def test_gates_are_held_in_the_precision_that_passes_run_in(precision: str) -> N
     assert spread > 0.2
     allowed = 1e-5 if precision == "float32" else 0.1
     assert np.abs(engine.margins(masks) - truth).max() < allowed * spread
+
+
+class FastWithGradients(FastUnderAutocast):
+    """Does so where gradients are asked for alone."""
+
+    def is_fast(self) -> bool:
+        return super().is_fast() and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_gates_of_gradient_passes_are_held_in_their_own_precision(precision: str) -> None:
+    task = Task(randomise(FastWithGradients()), ExampleSet(POINTS, torch.arange(6) % 3), output_function("margin"))
+    components = discover(task.model, "linear_rows", exclude=["head*"])
+    engine = AblationEngine(task, components, "cpu", precision, EnginePlan("rows", 6, compiled=False))
+    assert engine.ungated == {}
+    known = engine.gate_gradients(random_masks(4, components.num_components, 0.3), (0, 6)).known
+    first = components.groups[0].num_components
+    assert known[first:].all()
+    assert known[:first].all() == (precision == "float32")
+    assert known[:first].any() == (precision == "float32")
 
 
 class Log(nn.Module):
