@@ -13,7 +13,8 @@ from coar_dist.version import VERSION
 if TYPE_CHECKING:
     from coar_dist.ablation.direct import ablated_outputs
     from coar_dist.api import Run, attribute, open_run
-    from coar_dist.components.index import ComponentGroup, ComponentIndex
+    from coar_dist.components.groups import ComponentGroup
+    from coar_dist.components.index import ComponentIndex
     from coar_dist.config.schema import ExampleGroup
     from coar_dist.editing.edit import Edit, load_edit
 
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "ComponentGroup": "coar_dist.components.index",
+    "ComponentGroup": "coar_dist.components.groups",
     "ComponentIndex": "coar_dist.components.index",
     "Edit": "coar_dist.editing.edit",
     "ExampleGroup": "coar_dist.config.schema",

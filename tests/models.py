@@ -64,13 +64,9 @@ def slow_margins(task: Task, components: ComponentIndex, masks: NDArray[np.bool_
         model = copy.deepcopy(task.model).eval()
         parameters = dict(model.named_parameters())
         with torch.no_grad():
-            component_id = 0
-            for group in components.groups:
-                for index in range(group.num_components):
-                    if not mask[component_id]:
-                        start = index * group.block_size
-                        parameters[group.parameter].narrow(group.axis, start, group.block_size).zero_()
-                    component_id += 1
+            for component in components[~mask] if not mask.all() else ():
+                for parameter, axis, start, size in component.slices:
+                    parameters[parameter].narrow(axis, start, size).zero_()
             outputs = call_model(model, task.examples.inputs)
             rows.append(task.output_function(outputs, task.examples.targets))
     return torch.stack(rows).numpy()

@@ -179,7 +179,7 @@ def test_design_of_ones_own_takes_part_as_a_function(ran: Ran) -> None:
 def test_selector_finds_what_it_says(ran: Ran) -> None:
     selector = ran.names["coar_dist/components/README.md"]["pointwise_filters"]
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 1), torch.nn.Conv2d(5, 7, 3), torch.nn.Linear(7, 2))
-    assert selector(model) == [coar_dist.ComponentGroup("0.weight", 0, 5)]
+    assert selector(model) == [coar_dist.ComponentGroup.of("0.weight", 0, 5)]
 
 
 @pytest.fixture

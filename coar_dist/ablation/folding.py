@@ -46,7 +46,7 @@ def fold_batch_norms(model: nn.Module, components: ComponentIndex) -> int:
     uses = Counter(id(parameter) for module in modules.values() for parameter in module.parameters(recurse=False))
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
-    with_components = {group.parameter for group in components.groups}
+    with_components = set(components.parameters)
     folded = 0
     for node in graph.nodes:
         norm = modules.get(str(node.target)) if node.op == "call_module" else None

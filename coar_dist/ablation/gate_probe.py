@@ -64,7 +64,7 @@ def ungated_groups(
         return effects.run_rows(margins_of, _ROWS)
 
     reasons = {
-        number: f"axis {group.axis} of a {type(model.get_submodule(group.module)).__name__} has no gated form"
+        number: f"axis {group.slices[0].axis} of a {type(model.get_submodule(group.module)).__name__} has no gated form"
         for number, (group, places) in enumerate(
             zip(components.groups, places_of(model, components, value.read), strict=True)
         )

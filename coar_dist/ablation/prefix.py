@@ -280,10 +280,14 @@ def _single(calls: list[Call]) -> dict[str, Call]:
 
 
 def _readers(model: nn.Module, components: ComponentIndex, starts: Mapping[str, int]) -> list[set[str]]:
-    """Per group the modules that read its parameter: its owners, or what is called around them; "" is the model."""
+    """Per group the modules that read its parameters: their owners, or what is called around them; "" is the model."""
     owners = owners_of(model)
     return [
-        {_called(name, starts) for name, _ in owners[id(model.get_parameter(group.parameter))]}
+        {
+            _called(name, starts)
+            for parameter in group.parameters
+            for name, _ in owners[id(model.get_parameter(parameter))]
+        }
         for group in components.groups
     ]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from coar_dist.components.gates import gated
+from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
 from coar_dist.errors import ConfigError
 from coar_dist.tasks.outputs import OutputFunction
@@ -51,9 +52,7 @@ def by_parameters(
 
     Args, Returns, Raises: as ``by_gates``.
     """
-    parameters = {
-        group.parameter: model.get_parameter(group.parameter).detach().requires_grad_() for group in components.groups
-    }
+    parameters = {name: model.get_parameter(name).detach().requires_grad_() for name in components.parameters}
     rows = []
     for i in range(len(examples)):
         example = examples.rows(i, i + 1)
@@ -65,13 +64,17 @@ def by_parameters(
             name: parameter.detach() * gradient
             for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True)
         }
-        rows.append(torch.cat([_summed(products[g.parameter], g.axis, g.num_components) for g in components.groups]))
+        rows.append(torch.cat([_summed(products, group) for group in components.groups]))
     return torch.stack(rows)
 
 
-def _summed(products: Tensor, axis: int, num_components: int) -> Tensor:
-    """(num_components,) float32 sums over consecutive slices along ``axis``."""
-    return products.movedim(axis, 0).reshape(num_components, -1).float().sum(dim=1)
+def _summed(products: dict[str, Tensor], group: ComponentGroup) -> Tensor:
+    """(group.num_components,) float32 sums over the slices of every component."""
+    sums = []
+    for part in group.slices:
+        of_index = products[part.parameter].movedim(part.axis, 0).flatten(1).float().sum(dim=1)
+        sums.append(of_index[torch.from_numpy(part.indices()).to(of_index.device)].reshape(-1, part.size).sum(dim=1))
+    return torch.stack(sums).sum(dim=0)
 
 
 def _gradients(

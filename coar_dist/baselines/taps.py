@@ -17,19 +17,24 @@ import torch
 from torch import Tensor, nn
 
 from coar_dist.components.attention import PLACEMENTS, AttentionGates, gated_attention
-from coar_dist.components.gates import places_of
+from coar_dist.components.gates import Place, places_of
 from coar_dist.components.index import ComponentIndex
 from coar_dist.errors import ConfigError, TaskError
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where components with the ids ``first .. first + num_components - 1`` are tapped."""
+    """Where the components of a group are tapped.
+
+    Attributes:
+        where: for messages.
+        ids: (num_channels,) int64, the component of every channel, or of every token; -1 is none.
+        channel_axis: of the activations.
+        reads_tokens: whether components are tokens, whose embeddings are tapped.
+    """
 
     where: str
-    first: int
-    num_components: int
-    block_size: int
+    ids: Tensor
     channel_axis: int
     reads_tokens: bool
 
@@ -94,13 +99,13 @@ class Taps(nn.Module):
             if place.reads_tokens:
                 # On the CPU: there the order of the sum is always the same.
                 per_position = attribution.float().sum(dim=-1).reshape(num_rows, -1).cpu()
-                ids = (self._tokens[key][:num_rows] // place.block_size).long().reshape(num_rows, -1).cpu()
-                part = torch.zeros(num_rows, place.num_components).scatter_add_(1, ids, per_position)
+                ids = place.ids[self._tokens[key][:num_rows].long().reshape(num_rows, -1).cpu()]
+                weights.scatter_add_(1, ids.clamp(min=0), torch.where(ids < 0, 0.0, per_position))
             else:
                 channels = attribution.float().movedim(place.channel_axis, -1)
-                by_channel = channels.reshape(num_rows, -1, channels.shape[-1]).sum(dim=1)
-                part = by_channel.reshape(num_rows, -1, place.block_size).sum(dim=2).cpu()
-            weights[:, place.first : place.first + place.num_components] = part
+                by_channel = channels.reshape(num_rows, -1, channels.shape[-1]).sum(dim=1).cpu()
+                is_one = place.ids >= 0
+                weights.index_add_(1, place.ids[is_one], by_channel[:, is_one])
         return weights
 
     @contextmanager
@@ -115,27 +120,30 @@ class Taps(nn.Module):
         with ExitStack() as stack:
             stack.callback(self.start)  # frees the last pass
             for group, start, places in zip(groups, starts, places_of_groups, strict=True):
-                if len(places) != 1:
+                if len({place.slices.parameter for place in places}) < len(places):
                     raise ConfigError(f"{group.parameter} is tied, so that its components have no one activation.")
-                (place,) = places
-                module = modules[place.module]
-                num_parts = 3 if place.kind == "projections" else 1
-                num, axis = group.num_components // num_parts, place.channel_axis
-                first, is_rows = int(start), place.kind == "rows"
-                keys = [len(self._places) + part for part in range(num_parts)]
-                for part in range(num_parts):
-                    where = f"{group.module} ({group.parameter}, axis {group.axis})"
-                    self._places.append(_Place(where, first + part * num, num, group.block_size, axis, is_rows))
-                if place.kind in PLACEMENTS:
-                    if place.module not in attention:
-                        attention[place.module] = AttentionGates()
-                        stack.enter_context(_replaced_attention(module, attention[place.module]))
-                    attention[place.module].put(place.kind, [partial(self._pass, key) for key in keys])
-                elif place.kind == "input":
-                    stack.callback(module.register_forward_pre_hook(self._input_hook(keys[0])).remove)
-                else:
-                    stack.callback(module.register_forward_hook(self._output_hook(keys[0])).remove)
+                for place in places:
+                    module, keys = modules[place.module], self._new_places(place, int(start))
+                    if place.kind in PLACEMENTS:
+                        if place.module not in attention:
+                            attention[place.module] = AttentionGates()
+                            stack.enter_context(_replaced_attention(module, attention[place.module]))
+                        attention[place.module].put(place.kind, [partial(self._pass, key) for key in keys])
+                    elif place.kind == "input":
+                        stack.callback(module.register_forward_pre_hook(self._input_hook(keys[0])).remove)
+                    else:
+                        stack.callback(module.register_forward_hook(self._output_hook(keys[0])).remove)
             yield
+
+    def _new_places(self, place: Place, first: int) -> list[int]:
+        """The keys of taps for a gate's place, whose components' ids begin at ``first``."""
+        part, num_parts = place.slices, 3 if place.kind == "projections" else 1
+        ids = torch.full((place.length,), -1)
+        ids[torch.from_numpy(part.indices())] = first + torch.arange(len(part.starts)).repeat_interleave(part.size)
+        where = f"{place.module} ({part.parameter}, axis {part.axis})"
+        keys = [len(self._places) + number for number in range(num_parts)]
+        self._places += [_Place(where, own, place.channel_axis, place.kind == "rows") for own in ids.chunk(num_parts)]
+        return keys
 
     def _pass(self, key: int, value: Tensor) -> Tensor:
         """Record ``value``, and give what the model goes on with: a copy, because what follows may work in place."""

@@ -4,7 +4,7 @@ To add a selector, write a function from a model to its component groups and put
 
     def norm_scales(model):
         return [
-            ComponentGroup(f"{name}.weight", 0, module.num_features)
+            ComponentGroup.of(f"{name}.weight", 0, module.num_features)
             for name, module in model.named_modules()
             if isinstance(module, nn.BatchNorm2d)
         ]
@@ -13,12 +13,13 @@ To add a selector, write a function from a model to its component groups and put
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.components.plain_model import plain_model
 from coar_dist.config.schema import ComponentRule
 from coar_dist.errors import ComponentMismatchError, ConfigError, NoComponentsError, counted
@@ -131,7 +132,7 @@ def _group(module: str, parameter: str, shape: Sequence[int], axis: int, block_s
         raise ComponentMismatchError(
             f"{name} of shape {tuple(shape)} cannot be cut along axis {axis} into blocks of {block_size}."
         )
-    return ComponentGroup(name, axis, shape[axis] // block_size, block_size)
+    return ComponentGroup.of(name, axis, shape[axis] // block_size, block_size)
 
 
 def discover(
@@ -181,7 +182,7 @@ def discover(
 
 
 def check_components(model: nn.Module, components: ComponentIndex) -> None:
-    """Check that every component is a slice of a parameter of ``model`` and that slices do not share memory.
+    """Check that components are slices of parameters of ``model`` and that no two of them share memory.
 
     Raises:
         ComponentMismatchError: naming the parameter, its shape, and what the index says of it.
@@ -190,27 +191,46 @@ def check_components(model: nn.Module, components: ComponentIndex) -> None:
         raise NoComponentsError("the component index is empty: there is nothing to ablate.")
     parameters = dict(model.named_parameters(remove_duplicate=False))
     owners: dict[int, str] = {}
-    for group in components.groups:
-        parameter = parameters.get(group.parameter)
+    for part in (part for group in components.groups for part in group.slices):
+        name, parameter = part.parameter, parameters.get(part.parameter)
         if parameter is None:
             raise ComponentMismatchError(
-                f"the model has no parameter {group.parameter!r} (component group {group}). "
+                f"the model has no parameter {name!r}, of which components are slices. "
                 f"Names are those of model.named_parameters()."
             )
         if not parameter.is_floating_point() or type(parameter.data) is not Tensor:
             raise ComponentMismatchError(
-                f"{group.parameter} is packed or quantised ({type(parameter).__name__}, {parameter.dtype}): zeros in "
+                f"{name} is packed or quantised ({type(parameter).__name__}, {parameter.dtype}): zeros in "
                 f"it are not zeros in the weight. Load the model unquantised, or leave it out (components.exclude)."
             )
-        size = group.num_components * group.block_size
-        if group.axis >= parameter.ndim or parameter.shape[group.axis] != size:
+        end = max(part.starts[0], part.starts[-1]) + part.size
+        if part.axis >= parameter.ndim or parameter.shape[part.axis] < end:
             raise ComponentMismatchError(
-                f"{group.parameter} has shape {tuple(parameter.shape)}, but its components need "
-                f"{size} indices along axis {group.axis} ({group})."
+                f"{name} has shape {tuple(parameter.shape)}, but its components need {end} indices along axis "
+                f"{part.axis}."
             )
-        other = owners.setdefault(id(parameter), group.parameter)
-        if other != group.parameter:
+        other = owners.setdefault(id(parameter), name)
+        if other != name:
             raise ComponentMismatchError(
-                f"{group.parameter} and {other} are one tied parameter: ablating one would ablate the other. "
+                f"{name} and {other} are one tied parameter: ablating one would ablate the other. "
                 f"Exclude one of the two (components.exclude)."
+            )
+    _refuse_whole_beside_slices(components, {name: parameters[name].shape for name in components.parameters})
+
+
+def _refuse_whole_beside_slices(components: ComponentIndex, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Rows and columns of one weight may cross; a component that is all of it contains the others."""
+    axes: dict[str, set[int]] = {}
+    whole: dict[str, tuple[str, int]] = {}
+    for group in components.groups:
+        for part in group.slices:
+            axes.setdefault(part.parameter, set()).add(part.axis)
+            if part.size == shapes[part.parameter][part.axis] and len(shapes[part.parameter]) > 1:
+                whole[part.parameter] = group.name.format(group.numbers[0]), part.axis
+    for parameter, (name, _) in whole.items():
+        if len(axes[parameter]) > 1:
+            others = [g.name.format(g.numbers[0]) for g in components.groups if parameter in g.parameters]
+            other = next(each for each in others if each != name)
+            raise ComponentMismatchError(
+                f"components overlap: {name} is all of {parameter}, and {other} a part of it. Leave one of the two out."
             )

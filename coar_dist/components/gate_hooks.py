@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from coar_dist.components.attention import Gate
+from coar_dist.components.axis_gates import AxisGates
 from coar_dist.components.read_weights import WeightGate
 
 GateOutput = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -16,14 +17,16 @@ Note = Callable[[], None] | None
 """Called when a gate is passed; None keeps the forward pass free of it."""
 
 
-def spread(gate: Tensor, block_size: int, like: Tensor, channel_axis: int, module: nn.Module) -> Tensor:
-    """The gate (num_rows, num_components) shaped to multiply ``like`` (num_rows * k, ..., channels, ...).
+class GateError(RuntimeError):
+    """A gate met a tensor that its rows do not fit; the text names the kind of layer."""
+
+
+def spread(gate: Tensor, like: Tensor, channel_axis: int, module: nn.Module) -> Tensor:
+    """The gate (num_rows, num_channels) shaped to multiply ``like`` (num_rows * k, ..., channels, ...).
 
     Windows, heads or positions that a model folds into the first axis lie within their row, k to a row. Embedded
     positions may be one row for all, which becomes a row each.
     """
-    if block_size > 1:
-        gate = gate.repeat_interleave(block_size, dim=1)
     num_rows = len(gate)
     repeats, rest = like.shape[0] // num_rows, like.shape[0] % num_rows  # divmod is not compiled
     if like.shape[0] == 1 and isinstance(module, nn.Embedding):
@@ -40,30 +43,24 @@ def spread(gate: Tensor, block_size: int, like: Tensor, channel_axis: int, modul
     return gate.to(like.device).reshape(shape)
 
 
-class GateError(RuntimeError):
-    """A gate met a tensor that its rows do not fit; the text names the kind of layer."""
-
-
-def feature_gate(module: Any, key: str, block_size: int, note: Note) -> Gate:
-    """Multiplies the last axis; ``module`` holds the gate's values under ``key``, here and in the others."""
+def feature_gate(module: Any, gates: AxisGates, part: slice, note: Note) -> Gate:
+    """Multiplies the last axis by the gates of a part of the channels."""
 
     def gate(features: Tensor) -> Tensor:
         if note is not None:
             note()
-        return features * spread(getattr(module, key), block_size, features, -1, module).to(features.dtype)
+        return features * spread(gates.of_channels(module)[:, part], features, -1, module).to(features.dtype)
 
     return gate
 
 
-def output_hook(
-    key: str, block_size: int, channel_axis: int, gate_output: GateOutput, subtracts: bool, note: Note
-) -> Any:
+def output_hook(gates: AxisGates, channel_axis: int, gate_output: GateOutput, subtracts: bool, note: Note) -> Any:
     """On a module's output; ``subtracts`` where the module adds its bias itself."""
 
     def hook(module: Any, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if note is not None:
             note()
-        gate = spread(getattr(module, key), block_size, output, channel_axis, module)
+        gate = spread(gates.of_channels(module), output, channel_axis, module)
         shape = [1] * output.ndim
         shape[channel_axis] = -1
         bias = None if module.component_bias is None else module.component_bias.to(output.dtype).reshape(shape)
@@ -72,41 +69,53 @@ def output_hook(
     return hook
 
 
-def input_hook(key: str, block_size: int, channel_axis: int, note: Note) -> Any:
+def whole_output_hook(gates: AxisGates, channel_axis: int, gate_output: GateOutput, note: Note) -> Any:
+    """On a module's output, its bias included."""
+
+    def hook(module: Any, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if note is not None:
+            note()
+        return gate_output(output, spread(gates.of_channels(module), output, channel_axis, module), None)
+
+    return hook
+
+
+def input_hook(gates: AxisGates, channel_axis: int, note: Note) -> Any:
     """On what a module reads."""
 
     def hook(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if note is not None:
             note()
         features = inputs[0]
-        gate = spread(getattr(module, key), block_size, features, channel_axis, module)
+        gate = spread(gates.of_channels(module), features, channel_axis, module)
         return (features * gate.to(features.dtype), *inputs[1:])
 
     return hook
 
 
-def embedding_hook(key: str, block_size: int, note: Note) -> Any:
+def embedding_hook(gates: AxisGates, note: Note) -> Any:
     """On what an embedding gives for its tokens, which are the components."""
 
     def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if note is not None:
             note()
-        return _gated_rows(getattr(module, key), block_size, inputs[0], output, module)
+        return _gated_rows(gates, inputs[0], output, module)
 
     return hook
 
 
-def _gated_rows(gate: Tensor, block_size: int, tokens: Tensor, output: Tensor, module: nn.Module) -> Tensor:
-    if tokens.ndim < 2 or tokens.shape[0] not in (1, gate.shape[0]):
+def _gated_rows(gates: AxisGates, tokens: Tensor, output: Tensor, module: Any) -> Tensor:
+    num_rows = gates.num_rows(module)
+    if tokens.ndim < 2 or tokens.shape[0] not in (1, num_rows):
         raise GateError(
-            f"{type(module).__name__} saw tokens of shape {tuple(tokens.shape)} in a pass of {gate.shape[0]} rows"
+            f"{type(module).__name__} saw tokens of shape {tuple(tokens.shape)} in a pass of {num_rows} rows"
         )
-    tokens = tokens.expand(gate.shape[0], *tokens.shape[1:])  # positions may be one row for all
-    of_tokens = gate.gather(1, (tokens // block_size).reshape(len(tokens), -1)).reshape(tokens.shape)
+    tokens = tokens.expand(num_rows, *tokens.shape[1:])  # positions may be one row for all
+    of_tokens = gates.of_indices(module, tokens.reshape(num_rows, -1)).reshape(tokens.shape)
     return output * of_tokens.unsqueeze(-1).to(output.dtype)
 
 
-def routing_hook(key: str, block_size: int, note: Note) -> Any:
+def routing_hook(gates: AxisGates, note: Note) -> Any:
     """Multiplies the weights with which the outputs of a token's experts are added up.
 
     The module is given tokens (num_rows * k, ...), the experts (num_tokens, num_chosen) of each, and their weights.
@@ -115,7 +124,7 @@ def routing_hook(key: str, block_size: int, note: Note) -> Any:
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if note is not None:
             note()
-        gate = getattr(module, key)
+        num_rows = gates.num_rows(module)
         given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         tables = {name: value for name, value in given.items() if isinstance(value, Tensor) and value.ndim == 2}
         chosen = [value for value in tables.values() if not value.is_floating_point()]
@@ -124,23 +133,23 @@ def routing_hook(key: str, block_size: int, note: Note) -> Any:
             for name, value in tables.items()
             if chosen and value.is_floating_point() and value.shape == chosen[0].shape
         ]
-        if len(chosen) != 1 or len(weights) != 1 or len(chosen[0]) % len(gate):
+        if len(chosen) != 1 or len(weights) != 1 or len(chosen[0]) % num_rows:
             raise GateError(f"{type(module).__name__} is not given its tokens' experts and their weights, row by row")
-        of_tokens = gate.repeat_interleave(len(chosen[0]) // len(gate), dim=0)
-        of_tokens = of_tokens.gather(1, chosen[0].long() // block_size)
+        experts = chosen[0].long()
+        of_tokens = gates.of_indices(module, experts.reshape(num_rows, -1)).reshape(experts.shape)
         given[weights[0]] = given[weights[0]] * of_tokens.to(given[weights[0]].dtype)
         return tuple(given[place] for place in range(len(args))), {name: given[name] for name in kwargs}
 
     return hook
 
 
-def weight_gate(module: Any, key: str, block_size: int, gate_output: GateOutput, note: Note) -> WeightGate:
-    """The gates of a weight that a function reads; ``module`` holds their values under ``key``."""
+def weight_gate(module: Any, gates: AxisGates, gate_output: GateOutput, note: Note) -> WeightGate:
+    """The gates of a weight that a function reads."""
 
     def spread_over(features: Tensor, channel_axis: int) -> Tensor:
         if note is not None:
             note()
-        return spread(getattr(module, key), block_size, features, channel_axis, module)
+        return spread(gates.of_channels(module), features, channel_axis, module)
 
     def on_output(output: Tensor, bias: Tensor | None, channel_axis: int) -> Tensor:
         shape = [1] * output.ndim
@@ -154,6 +163,6 @@ def weight_gate(module: Any, key: str, block_size: int, gate_output: GateOutput,
     def on_rows(tokens: Tensor, output: Tensor) -> Tensor:
         if note is not None:
             note()
-        return _gated_rows(getattr(module, key), block_size, tokens, output, module)
+        return _gated_rows(gates, tokens, output, module)
 
     return WeightGate(on_output, on_input, on_rows)

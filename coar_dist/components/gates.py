@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,17 +18,21 @@ import torch
 from torch import Tensor, nn
 
 from coar_dist.components.attention import PLACEMENTS, AttentionGates, Gate, can_be_gated, gated_attention
+from coar_dist.components.axis_gates import AxisGates
 from coar_dist.components.discovery import is_transposed_linear
 from coar_dist.components.gate_hooks import (
     GateOutput,
+    Note,
     embedding_hook,
     feature_gate,
     input_hook,
     output_hook,
     routing_hook,
     weight_gate,
+    whole_output_hook,
 )
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup, Slices
+from coar_dist.components.index import ComponentIndex
 from coar_dist.components.read_weights import read_directly, stand_in
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -51,13 +55,19 @@ class Place:
         kind: ``output``, ``input``, embedding ``rows``, ``routing`` weights of experts, one of ``PLACEMENTS`` within an
             attention module, or ``read``: wherever a function reads the parameter.
         channel_axis: of the module's input or output, along which the components lie.
-        parameter: its name in the module.
+        parameter: its name in the module that owns it.
+        slices: what is gated.
+        length: of the axis that is cut.
+        with_bias: whether an output is gated with its bias, which is a part of the components too.
     """
 
     module: str
     kind: str
     channel_axis: int
-    parameter: str = "weight"
+    parameter: str
+    slices: Slices
+    length: int
+    with_bias: bool = False
 
 
 def owners_of(model: nn.Module) -> dict[int, list[tuple[str, str]]]:
@@ -82,15 +92,57 @@ def places_of(model: nn.Module, components: ComponentIndex, read: Collection[str
     """
     modules = dict(model.named_modules())
     owners = owners_of(model)
-    found = []
-    for group in components.groups:
-        owning = owners[id(model.get_parameter(group.parameter))]
-        if group.parameter in read:
-            found.append([Place(module, "read", -1, name) for module, name in owning])
-            continue
-        places = [_place(modules, module, name, group) for module, name in owning]
-        found.append([] if None in places else [place for place in places if place is not None])
-    return found
+    return [_places_of_group(model, modules, owners, group, read) for group in components.groups]
+
+
+def _places_of_group(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    owners: Mapping[int, list[tuple[str, str]]],
+    group: ComponentGroup,
+    read: Collection[str],
+) -> list[Place]:
+    """A group's places for all of its slices: the components' gates stand at each; [] where one has none."""
+    places: list[Place] = []
+    biases: list[tuple[str, Slices]] = []
+    for part in group.slices:
+        parameter = model.get_parameter(part.parameter)
+        for module, name in owners[id(parameter)]:
+            if _is_bias(modules[module], name):
+                biases.append((module, part))
+                continue
+            length = parameter.shape[part.axis]
+            if part.parameter in read:
+                place: Place | None = Place(module, "read", -1, name, part, length)
+            else:
+                place = _place(modules, module, name, part, length)
+            if place is None:
+                return []
+            if place.kind != "routing" or not any(_same(place, other) for other in places):
+                places.append(place)
+    for module, part in biases:
+        number = next((number for number, place in enumerate(places) if _adds_bias(place, module, part)), None)
+        if number is None:
+            return []
+        if places[number].kind == "output":
+            places[number] = replace(places[number], with_bias=True)
+    return places
+
+
+def _is_bias(module: nn.Module, name: str) -> bool:
+    parameter = module._parameters[name]
+    assert parameter is not None
+    return name == "bias" or (parameter.ndim == 2 and name.endswith("_bias"))
+
+
+def _same(place: Place, other: Place) -> bool:
+    return (place.module, place.kind) == (other.module, other.kind)
+
+
+def _adds_bias(place: Place, module: str, bias: Slices) -> bool:
+    """Whether the gates at ``place`` are those of a bias that ``module`` adds there."""
+    cut = place.slices.starts, place.slices.size
+    return (place.module, cut) == (module, (bias.starts, bias.size)) and place.kind in ("output", "routing")
 
 
 def weights_read(model: nn.Module, components: ComponentIndex, run: Callable[[], object]) -> frozenset[str]:
@@ -101,45 +153,51 @@ def weights_read(model: nn.Module, components: ComponentIndex, run: Callable[[],
         components: the component index.
         run: a forward pass of ``model``.
     """
-    kinds = {
-        group.parameter: {place.kind for place in places}
-        for group, places in zip(components.groups, places_of(model, components), strict=True)
-    }
+    modules, owners, kinds = dict(model.named_modules()), owners_of(model), dict[str, set[str]]()
+    for part in (part for group in components.groups for part in group.slices):
+        parameter = model.get_parameter(part.parameter)
+        for module, name in owners[id(parameter)]:
+            if not _is_bias(modules[module], name):
+                place = _place(modules, module, name, part, parameter.shape[part.axis])
+                kinds.setdefault(part.parameter, set()).update([place.kind] if place is not None else [])
     hooked = {name: bool(found - {"routing"}) for name, found in kinds.items() if not found & {*PLACEMENTS}}
     return read_directly(model, hooked, run)
 
 
-def _place(modules: Mapping[str, nn.Module], module_name: str, name: str, group: ComponentGroup) -> Place | None:
-    module = modules[module_name]
+def _place(modules: Mapping[str, nn.Module], module_name: str, name: str, part: Slices, length: int) -> Place | None:
+    module, axis = modules[module_name], part.axis
+
+    def at(kind: str, channel_axis: int, where: str = module_name) -> Place:
+        return Place(where, kind, channel_axis, name, part, length)
+
     parent_name = module_name.rpartition(".")[0]
     parent = modules.get(parent_name) if module_name else None
     if isinstance(module, nn.MultiheadAttention):
-        fits = name == "in_proj_weight" and group.axis == 0 and module.embed_dim % group.block_size == 0
         # An instance's own forward is somebody's wrapper (accelerate's, say) that must not be replaced.
-        fits = fits and can_be_gated(module) and "forward" not in vars(module)
-        return Place(module_name, "projections", -1) if fits else None
+        fits = name == "in_proj_weight" and axis == 0 and can_be_gated(module) and "forward" not in vars(module)
+        return at("projections", -1) if fits else None
     if isinstance(parent, nn.MultiheadAttention):  # it reads its child's weight without calling the child
         fits = name == "weight" and can_be_gated(parent) and "forward" not in vars(parent)
-        return Place(parent_name, ("attention_output", "attention_input")[group.axis], -1) if fits else None
+        return at(("attention_output", "attention_input")[axis], -1, parent_name) if fits else None
     weight = module._parameters[name]
     if (
         weight is not None
         and weight.ndim == 3
-        and group.axis == 0
+        and axis == 0
         and not isinstance(module, (*CONVOLUTIONS, *_TRANSPOSED_CONVOLUTIONS))
     ):
-        return Place(module_name, "routing", 0, name)  # experts: their outputs are weighed and added up
+        return at("routing", 0)  # experts: their outputs are weighed and added up
     if name != "weight" or weight is None or weight.ndim < 2:
         return None
     if isinstance(module, nn.Embedding):
-        return Place(module_name, ("rows", "output")[group.axis], -1) if module.max_norm is None else None
+        return at(("rows", "output")[axis], -1) if module.max_norm is None else None
     is_grouped = getattr(module, "groups", 1) != 1
     transposed = is_transposed_linear(module) or isinstance(module, _TRANSPOSED_CONVOLUTIONS)
     output_axis, input_axis = (1, 0) if transposed else (0, 1)
     channel_axis = 1 if weight.ndim > 2 else -1
-    if group.axis == output_axis and not (transposed and is_grouped):
-        return Place(module_name, "output", channel_axis)
-    return Place(module_name, "input", channel_axis) if group.axis == input_axis and not is_grouped else None
+    if axis == output_axis and not (transposed and is_grouped):
+        return at("output", channel_axis)
+    return at("input", channel_axis) if axis == input_axis and not is_grouped else None
 
 
 class GatedModel:
@@ -189,51 +247,59 @@ class GatedModel:
         without: Collection[int],
         all_places: Sequence[Sequence[Place]],
     ) -> None:
+        """Put gates in place. Groups that are cut out of one axis of one weight share a hook."""
         modules = dict(self.model.named_modules())
-        for number, (group, places) in enumerate(zip(components.groups, all_places, strict=True)):
+        shared: dict[tuple[Any, ...], list[tuple[int, Place]]] = {}
+        for number, places in enumerate(all_places):
             if number in without:
                 continue
-            assert places, group
+            assert places, components.groups[number]
             start, stop = int(components.offsets[number]), int(components.offsets[number + 1])
-            num_parts = 3 if places[0].kind == "projections" else 1
-            step = (stop - start) // num_parts
-            for first in range(start, stop, step):
-                self._slices.append((first, first + step, []))
+            self._slices.append((start, stop, []))
+            for name in dict.fromkeys(place.module for place in places):
+                self._register(modules[name], f"component_gate_{number}", self.gates[:, start:stop])
+                self._slices[-1][2].append(f"{name}.component_gate_{number}".removeprefix("."))
             for place in places:
-                self._stand(number, modules[place.module], place, group, num_parts, gate_output)
+                # A bias that is gated itself comes behind gates that leave it in.
+                key = (place.with_bias, place.module, place.kind, place.parameter, place.slices.axis)
+                shared.setdefault(key, []).append((number, place))
+        for members in (shared[key] for key in sorted(shared, key=lambda key: key[0])):
+            self._stand(modules[members[0][1].module], members, gate_output)
 
-    def _stand(
-        self,
-        number: int,
-        module: nn.Module,
-        place: Place,
-        group: ComponentGroup,
-        num_parts: int,
-        gate_output: GateOutput,
-    ) -> None:
-        """Put the gates of a group, the last of ``_slices``, at one of its places."""
-        keys = [f"component_gate_{number}_{part}" for part in range(num_parts)]
-        for key, (start, stop, names) in zip(keys, self._slices[-num_parts:], strict=True):
-            self._register(module, key, self.gates[:, start:stop])
-            names.append(f"{place.module}.{key}".removeprefix("."))
-        note = None if self._called is None else partial(self._called.add, number)
-        block_size = group.block_size
+    def _stand(self, module: nn.Module, members: Sequence[tuple[int, Place]], gate_output: GateOutput) -> None:
+        """Put the gates of some groups, of one axis of one weight, in one place."""
+        numbers, place = [number for number, _ in members], members[0][1]
+        gates = self._axis_gates(module, members)
+        note: Note = None if self._called is None else partial(self._called.update, numbers)
         if place.kind in PLACEMENTS:
-            self._gate_attention(place, module, [feature_gate(module, key, block_size, note) for key in keys])
+            num_parts = 3 if place.kind == "projections" else 1
+            width = place.length // num_parts
+            parts = [slice(part * width, (part + 1) * width) for part in range(num_parts)]
+            self._gate_attention(place, module, [feature_gate(module, gates, part, note) for part in parts])
         elif place.kind == "read":
-            gate = weight_gate(module, keys[0], block_size, gate_output, note)
-            self._undo.append(stand_in(module, place.parameter, {group.axis: gate}))
+            gate = weight_gate(module, gates, gate_output, note)
+            self._undo.append(stand_in(module, place.parameter, {place.slices.axis: gate}))
         elif place.kind == "routing":
-            hook = routing_hook(keys[0], block_size, note)
-            self._hook(module.register_forward_pre_hook(hook, with_kwargs=True))
+            self._hook(module.register_forward_pre_hook(routing_hook(gates, note), with_kwargs=True))
         elif place.kind == "rows":
-            self._hook(module.register_forward_hook(embedding_hook(keys[0], block_size, note)))
+            self._hook(module.register_forward_hook(embedding_hook(gates, note)))
         elif place.kind == "input":
-            self._hook(module.register_forward_pre_hook(input_hook(keys[0], block_size, place.channel_axis, note)))
+            self._hook(module.register_forward_pre_hook(input_hook(gates, place.channel_axis, note)))
+        elif place.with_bias:
+            self._hook(module.register_forward_hook(whole_output_hook(gates, place.channel_axis, gate_output, note)))
         else:
             subtracts = not self._move_bias(module)
-            hook = output_hook(keys[0], block_size, place.channel_axis, gate_output, subtracts, note)
-            self._hook(module.register_forward_hook(hook))
+            self._hook(
+                module.register_forward_hook(output_hook(gates, place.channel_axis, gate_output, subtracts, note))
+            )
+
+    def _axis_gates(self, module: nn.Module, members: Sequence[tuple[int, Place]]) -> AxisGates:
+        keys = [f"component_gate_{number}" for number, _ in members]
+        places_key = f"component_places_{len(self._undo)}"
+        gates = AxisGates(keys, [place.slices for _, place in members], members[0][1].length, places_key)
+        if gates.places is not None:
+            self._register(module, places_key, gates.places.to(self.gates.device))
+        return gates
 
     def _hook(self, handle: Any) -> None:
         self._undo.append(handle.remove)

@@ -1,64 +1,59 @@
-"""The ordered list of components: one id for every slice of a parameter that can be ablated. No torch here."""
+"""The component index: an ordered list of components, each a set of slices of a model's parameters."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
-from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-TABLE_COLUMNS = ("component_id", "parameter", "axis", "index", "start", "size", "module")
+from coar_dist.components.groups import Component, ComponentGroup, Numbers, Slices, numbers_of
 
-
-@dataclass(frozen=True)
-class ComponentGroup:
-    """All components of one parameter: consecutive slices of ``block_size`` indices along ``axis``.
-
-    Attributes:
-        parameter: dotted name as in ``model.named_parameters()``, e.g. ``layer1.0.conv1.weight``.
-        axis: the parameter's axis that is cut into components (0 is the output axis of Conv and Linear).
-        num_components: how many components the parameter has.
-        block_size: indices per component; 1 for a filter or a neuron, the head size for an attention head.
-    """
-
-    parameter: str
-    axis: int
-    num_components: int
-    block_size: int = 1
-
-    def __post_init__(self) -> None:
-        if self.axis < 0 or self.num_components < 1 or self.block_size < 1:
-            raise ValueError(f"invalid component group {self}: axis >= 0, num_components and block_size >= 1")
-
-    @property
-    def module(self) -> str:
-        """Dotted name of the module that owns the parameter; empty for the model itself."""
-        return self.parameter.rpartition(".")[0]
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
 class ComponentIndex:
     """The ordered groups; component ids run through them from 0 to ``num_components - 1``.
 
+    ``index["L3H5"]`` and ``index[17]`` are a component; ``index[:12]``, ``index[[3, 5]]`` and ``index.where(layer=3)``
+    are an index of some of the components; iterating gives them one by one.
+
     Example:
-        >>> index = ComponentIndex((ComponentGroup("conv1.weight", 0, 4), ComponentGroup("fc.weight", 0, 2)))
-        >>> index.num_components, index.offsets.tolist()
-        (6, [0, 4, 6])
+        >>> index = ComponentIndex((ComponentGroup.of("conv1.weight", 0, 4), ComponentGroup.of("fc.weight", 0, 2)))
+        >>> index.num_components, index.offsets.tolist(), index[5].name
+        (6, [0, 4, 6], 'fc[1]')
+
+    Raises:
+        ValueError: two components overlap: the message names both.
     """
 
     groups: tuple[ComponentGroup, ...]
 
     def __post_init__(self) -> None:
-        keys = [(group.parameter, group.axis) for group in self.groups]
-        repeated = sorted({key for key in keys if keys.count(key) > 1})
-        if repeated:
-            raise ValueError(f"component groups repeat (parameter, axis): {repeated}")
+        by_axis: dict[tuple[str, int], list[tuple[int, Slices]]] = {}
+        for number, group in enumerate(self.groups):
+            for part in group.slices:
+                by_axis.setdefault((part.parameter, part.axis), []).append((number, part))
+        for (parameter, axis), parts in by_axis.items():
+            only = parts[0][1]
+            if len(parts) == 1 and isinstance(only.starts, range) and only.starts.step >= only.size:
+                continue
+            starts = np.concatenate([np.asarray(part.starts, np.int64) for _, part in parts])
+            ends = np.concatenate([np.asarray(part.starts, np.int64) + part.size for _, part in parts])
+            ids = np.concatenate([self.offsets[number] + np.arange(len(part.starts)) for number, part in parts])
+            order = np.argsort(starts, kind="stable")
+            overlapping = np.flatnonzero(starts[order][1:] < ends[order][:-1])
+            if overlapping.size:
+                one, other = (self.name_of(int(ids[order][overlapping[0] + step])) for step in (0, 1))
+                raise ValueError(f"components overlap: {one} and {other} share a part of {parameter} (axis {axis})")
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
@@ -70,55 +65,174 @@ class ComponentIndex:
         """Number of components over all groups."""
         return int(self.offsets[-1])
 
+    @property
+    def parameters(self) -> list[str]:
+        """All parameters that components are slices of."""
+        return list(dict.fromkeys(name for group in self.groups for name in group.parameters))
+
     def __len__(self) -> int:
         return self.num_components
 
-    def ids(self, parameter: str) -> range:
-        """The component ids of one parameter.
+    def __iter__(self) -> Iterator[Component]:
+        return (self._component(component_id) for component_id in range(self.num_components))
+
+    @overload
+    def __getitem__(self, key: str | int) -> Component: ...
+    @overload
+    def __getitem__(self, key: slice | Sequence[int] | NDArray[Any]) -> ComponentIndex: ...
+    def __getitem__(self, key: Any) -> Component | ComponentIndex:
+        if isinstance(key, str):
+            if key not in self._ids:
+                raise KeyError(f"there is no component {key!r}; {self.name_of(0)} is the first of {len(self)}")
+            return self._component(self._ids[key])
+        ids = np.arange(self.num_components)[key]
+        return self._component(int(ids)) if np.ndim(ids) == 0 else self._only(ids)
+
+    def where(self, *, layer: int | None = None, kind: str | None = None, name: str = "*") -> ComponentIndex:
+        """The components of a layer, of a kind, or whose name matches a shell pattern; all that is given must hold.
+
+        Raises:
+            ValueError: there is none.
+
+        Example:
+            >>> index = ComponentIndex((ComponentGroup.of("conv1.weight", 0, 4), ComponentGroup.of("fc.weight", 0, 2)))
+            >>> index.where(name="fc*").num_components
+            2
+        """
+        ids = [
+            self.offsets[number] + place
+            for number, group in enumerate(self.groups)
+            if layer in (None, group.layer) and kind in (None, group.kind)
+            for place in range(group.num_components)
+            if name == "*" or fnmatchcase(group.name.format(group.numbers[place]), name)
+        ]
+        if not ids:
+            kinds = sorted({group.kind for group in self.groups})
+            raise ValueError(f"no component has layer={layer}, kind={kind!r}, name={name!r}; kinds are {kinds}")
+        return self._only(np.array(ids))
+
+    def _only(self, ids: NDArray[np.int64]) -> ComponentIndex:
+        """The index of some components, in its own order."""
+        numbers = np.searchsorted(self.offsets, np.unique(ids), side="right") - 1
+        places = np.unique(ids) - self.offsets[numbers]
+        return ComponentIndex(
+            tuple(self.groups[number].only(places[numbers == number]) for number in np.unique(numbers).tolist())
+        )
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {name: component_id for component_id, name in enumerate(self.names())}
+
+    def _component(self, component_id: int) -> Component:
+        number = int(np.searchsorted(self.offsets, component_id, side="right")) - 1
+        group, place = self.groups[number], component_id - int(self.offsets[number])
+        slices = tuple((part.parameter, part.axis, part.starts[place], part.size) for part in group.slices)
+        return Component(component_id, self.name_of(component_id), group.kind, group.layer, slices)
+
+    def ids(self, parameter: str) -> NDArray[np.int64]:
+        """The ids of the components that a parameter has slices of.
 
         Raises:
             KeyError: the parameter has no components; the message lists those that have.
         """
-        for group, start, stop in zip(self.groups, self.offsets[:-1], self.offsets[1:], strict=True):
-            if group.parameter == parameter:
-                return range(int(start), int(stop))
-        raise KeyError(f"{parameter!r} has no components; {[group.parameter for group in self.groups]} have")
+        numbers = [number for number, group in enumerate(self.groups) if parameter in group.parameters]
+        if not numbers:
+            raise KeyError(f"{parameter!r} has no components; {self.parameters} have")
+        return np.concatenate([np.arange(self.offsets[number], self.offsets[number + 1]) for number in numbers])
 
     def name_of(self, component_id: int) -> str:
-        """For people, e.g. ``layer1.0.conv1.weight[5]``: the parameter, and the component's place among its own."""
-        group = int(np.searchsorted(self.offsets, component_id, side="right")) - 1
-        return f"{self.groups[group].parameter}[{component_id - self.offsets[group]}]"
+        """For people, e.g. ``L3H5`` or ``layer1.0.conv1[5]``."""
+        number = int(np.searchsorted(self.offsets, component_id, side="right")) - 1
+        group = self.groups[number]
+        return group.name.format(group.numbers[component_id - int(self.offsets[number])])
+
+    def names(self) -> list[str]:
+        """All names, in the order of the ids."""
+        return [group.name.format(number) for group in self.groups for number in group.numbers]
 
     def table(self) -> dict[str, list[Any]]:
-        """One column per field, one row per component: the content of ``components.parquet``."""
-        rows = [
-            (
-                int(offset) + i,
-                group.parameter,
-                group.axis,
-                i,
-                i * group.block_size,
-                group.block_size,
-                group.module,
-            )
-            for group, offset in zip(self.groups, self.offsets[:-1], strict=True)
-            for i in range(group.num_components)
+        """One row per component: the content of ``components.parquet``; the last columns are of its first slice."""
+        sizes = np.diff(self.offsets)
+
+        def repeated(values: Sequence[Any]) -> list[Any]:
+            return np.repeat(np.array(values, dtype=object), sizes).tolist()
+
+        return {
+            "component_id": list(range(self.num_components)),
+            "name": self.names(),
+            "kind": repeated([group.kind for group in self.groups]),
+            "layer": repeated([group.layer for group in self.groups]),
+            "group": repeated(range(len(self.groups))),
+            "index": [number for group in self.groups for number in group.numbers],
+            "module": repeated([group.module for group in self.groups]),
+            "parameter": repeated([group.parameter for group in self.groups]),
+            "axis": repeated([group.slices[0].axis for group in self.groups]),
+            "start": [start for group in self.groups for start in group.slices[0].starts],
+            "size": repeated([group.slices[0].size for group in self.groups]),
+        }
+
+    def slice_table(self) -> dict[str, list[Any]]:
+        """One row per slice, those of a group's first parameter first: the content of ``slices.parquet``."""
+        parts = [
+            (first, part)
+            for group, first in zip(self.groups, self.offsets.tolist(), strict=False)
+            for part in group.slices
         ]
-        return {name: list(column) for name, column in zip(TABLE_COLUMNS, zip(*rows, strict=True), strict=True)}
+        sizes = [len(part.starts) for _, part in parts]
+
+        def repeated(values: Sequence[Any]) -> list[Any]:
+            return np.repeat(np.array(values, dtype=object), sizes).tolist()
+
+        return {
+            "component_id": [first + place for first, part in parts for place in range(len(part.starts))],
+            "parameter": repeated([part.parameter for _, part in parts]),
+            "axis": repeated([part.axis for _, part in parts]),
+            "start": [start for _, part in parts for start in part.starts],
+            "size": repeated([part.size for _, part in parts]),
+        }
 
     @classmethod
-    def from_table(cls, table: Mapping[str, Sequence[Any]]) -> ComponentIndex:
-        """The inverse of ``table``."""
-        keys = zip(table["parameter"], table["axis"], table["size"], strict=True)
-        return cls(
-            tuple(
-                ComponentGroup(parameter, axis, sum(1 for _ in rows), size)
-                for (parameter, axis, size), rows in groupby(keys)
+    def from_tables(cls, table: Mapping[str, Sequence[Any]], slices: Mapping[str, Sequence[Any]]) -> ComponentIndex:
+        """The inverse of ``table`` and ``slice_table``."""
+        of_component = np.asarray(table["group"], dtype=np.int64)
+        firsts = np.flatnonzero(np.diff(of_component, prepend=-1))
+        rows = np.asarray(slices["component_id"], dtype=np.int64)
+        # A part of a group begins where the ids start again, or go on with the next group.
+        begins = np.flatnonzero(np.isin(rows, firsts))
+        parts: dict[int, list[Slices]] = {}
+        for begin, end in zip(begins.tolist(), [*begins.tolist()[1:], len(rows)], strict=True):
+            starts = numbers_of(slices["start"][begin:end])
+            part = Slices(slices["parameter"][begin], slices["axis"][begin], slices["size"][begin], starts)
+            parts.setdefault(int(rows[begin]), []).append(part)
+        groups = []
+        for first, end in zip(firsts.tolist(), [*firsts.tolist()[1:], len(of_component)], strict=True):
+            numbers = numbers_of(table["index"][first:end])
+            before, number, after = table["name"][first].rpartition(str(numbers[0]))
+            name = f"{before}{{}}{after}" if number and (before or after) else table["name"][first]
+            groups.append(
+                ComponentGroup(tuple(parts[first]), numbers, name, table["kind"][first], table["layer"][first])
             )
-        )
+        return cls(tuple(groups))
+
+    def to_frame(self) -> DataFrame:
+        """``table`` as a pandas DataFrame, one row per component."""
+        from pandas import DataFrame
+
+        return DataFrame(self.table())
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the ordered groups."""
-        content = [(g.parameter, g.axis, g.num_components, g.block_size) for g in self.groups]
+        """SHA-256 over the ordered components' slices; names do not count."""
+        content = [_content_of(group) for group in self.groups]
         return "sha256:" + hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _content_of(group: ComponentGroup) -> list[Any]:
+    if len(group.slices) == 1 and group.slices[0].covers:
+        (part,) = group.slices
+        return [part.parameter, part.axis, group.num_components, part.size]
+    return [[part.parameter, part.axis, part.size, *_numbers(part.starts)] for part in group.slices]
+
+
+def _numbers(numbers: Numbers) -> list[Any]:
+    return [numbers.start, numbers.step, len(numbers)] if isinstance(numbers, range) else [list(numbers)]

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from coar_dist.components.discovery import check_components
+from coar_dist.components.groups import Slices
 from coar_dist.components.index import ComponentIndex
 
 
@@ -33,12 +34,33 @@ class WeightMasker:
     def __init__(self, model: nn.Module, components: ComponentIndex) -> None:
         check_components(model, components)
         parameters = dict(model.named_parameters(remove_duplicate=False))
-        self._components = components
-        self._live = [parameters[group.parameter].detach() for group in components.groups]
-        self._original = [weight.clone() for weight in self._live]
-        self._devices = {weight.device for weight in self._live}
+        self._live = {name: parameters[name].detach() for name in components.parameters}
+        self._original = {name: weight.clone() for name, weight in self._live.items()}
+        self._parts = [
+            (slice(int(first), int(stop)), part)
+            for group, first, stop in zip(components.groups, components.offsets, components.offsets[1:], strict=False)
+            for part in group.slices
+        ]
+        self._devices = {weight.device for weight in self._live.values()}
         self.writes_whole = all(device.type == "cuda" for device in self._devices)
         self._undo: list[Callable[[], object]] = []
+
+    @cached_property
+    def _gathered(self) -> list[Tensor | None]:
+        return [self._places(part) for _, part in self._parts]
+
+    def _places(self, part: Slices) -> Tensor | None:
+        """(length of the axis,) int64: each index's place among the components, or one behind the last of a kept one.
+
+        None where the components' slices are all there is, one after the other.
+        """
+        live = self._live[part.parameter]
+        length, num = live.shape[part.axis], len(part.starts)
+        if part.covers == length:
+            return None
+        places = np.full(length, num)
+        places[part.indices()] = np.repeat(np.arange(num), part.size)
+        return torch.from_numpy(places).to(live.device)
 
     @contextmanager
     def ablating(self) -> Iterator[Callable[[NDArray[np.bool_]], None]]:
@@ -75,35 +97,33 @@ class WeightMasker:
             self._undo.pop()()
 
     def _write_ablated(self, mask: NDArray[np.bool_]) -> None:
-        offsets = self._components.offsets
-        for g, group in enumerate(self._components.groups):
-            ablated = np.flatnonzero(~mask[offsets[g] : offsets[g + 1]])
+        for ids, part in self._parts:
+            ablated = np.flatnonzero(~mask[ids])
             if ablated.size == 0:
                 continue
-            if group.block_size > 1:
-                block = np.arange(group.block_size)
-                ablated = (ablated[:, None] * group.block_size + block).reshape(-1)
-            live, axis = self._live[g], group.axis
-            indices = torch.from_numpy(ablated).to(live.device)
-            original = self._original[g].index_select(axis, indices)
+            live, axis = self._live[part.parameter], part.axis
+            indices = torch.from_numpy(part.indices(ablated)).to(live.device)
+            original = self._original[part.parameter].index_select(axis, indices)
             self._undo.append(partial(live.index_copy_, axis, indices, original))
             live.index_fill_(axis, indices, 0)
 
     def _write_whole(self, mask: NDArray[np.bool_]) -> None:
         if not self._undo:
-            self._undo = [partial(live.copy_, weight) for live, weight in zip(self._live, self._original, strict=True)]
+            self._undo = [partial(live.copy_, self._original[name]) for name, live in self._live.items()]
         on_host = torch.from_numpy(np.ascontiguousarray(mask))
         if torch.cuda.is_available():
             on_host = on_host.pin_memory()  # else the copy waits for all that the device still has to do
         kept = {device: on_host.to(device, non_blocking=True) for device in self._devices}
-        offsets, written = self._components.offsets, set[int]()
-        for g, group in enumerate(self._components.groups):
-            live, shape = self._live[g], [1] * self._live[g].ndim
-            gate = kept[live.device][offsets[g] : offsets[g + 1]]
-            if group.block_size > 1:
-                gate = gate.repeat_interleave(group.block_size)
-            shape[group.axis] = len(gate)
-            # Two groups may be slices of one weight along its two axes.
-            source = live if live.data_ptr() in written else self._original[g]
+        written = set[str]()
+        for (ids, part), places in zip(self._parts, self._gathered, strict=True):
+            live, shape = self._live[part.parameter], [1] * self._live[part.parameter].ndim
+            gate = kept[live.device][ids]
+            if places is not None:
+                gate = torch.cat([gate, gate.new_ones(1)])[places]
+            elif part.size > 1:
+                gate = gate.repeat_interleave(part.size)
+            shape[part.axis] = len(gate)
+            # A weight may be cut more than once, along both of its axes for one.
+            source = live if part.parameter in written else self._original[part.parameter]
             torch.where(gate.reshape(shape), source, live.new_zeros(()), out=live)
-            written.add(live.data_ptr())
+            written.add(part.parameter)

@@ -128,6 +128,11 @@ def root_mean_squares(model: nn.Module, components: ComponentIndex) -> NDArray[n
     """(num_components,) float64: the root mean square of every component's parameters."""
     values = []
     for group in components.groups:
-        slices = model.get_parameter(group.parameter).detach().double().movedim(group.axis, 0)
-        values.append(slices.reshape(group.num_components, -1).square().mean(dim=1).sqrt().cpu().numpy())
+        squares, num = np.zeros(group.num_components), 0
+        for part in group.slices:
+            by_index = model.get_parameter(part.parameter).detach().double().movedim(part.axis, 0).flatten(1)
+            of_index = by_index.square().sum(dim=1).cpu().numpy()
+            squares += of_index[part.indices()].reshape(-1, part.size).sum(axis=1)
+            num += part.size * by_index.shape[1]
+        values.append(np.sqrt(squares / num))
     return np.concatenate(values)

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.config.methods import RESEARCH
 from coar_dist.console.run_log import RunLog
 from coar_dist.designs.given import Imported
@@ -146,7 +147,7 @@ def _run_for(
     if design_name != TRAIN_DESIGN:
         raise RunNotFoundError(f"{storage} is not a run directory yet: import the masks of design=train first.")
     if components is None:
-        components = ComponentIndex((ComponentGroup("unnamed", 0, num_components),))
+        components = ComponentIndex((ComponentGroup.of("unnamed", 0, num_components),))
         if run is not None:
             with contextlib.suppress(DamagedFileError):  # then it is written again
                 components = run.components
@@ -253,4 +254,4 @@ def read_components(path: str | Path) -> ComponentIndex:
     sizes: Sequence[object] = list(found.values()) if isinstance(found, dict) else []
     if not sizes or not all(type(size) is int and size > 0 for size in sizes):
         raise ConfigError(f"components={str(path)!r}: must be JSON such as {{'conv1.weight': 64}}, names and numbers.")
-    return ComponentIndex(tuple(ComponentGroup(name, 0, size) for name, size in found.items()))
+    return ComponentIndex(tuple(ComponentGroup.of(name, 0, size) for name, size in found.items()))

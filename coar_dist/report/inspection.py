@@ -9,7 +9,7 @@ from coar_dist.console.tables import new_table
 from coar_dist.errors import RunNotFoundError, counted, listed_ranges
 from coar_dist.store.lock import holder_of
 from coar_dist.store.parquet import why_wrong
-from coar_dist.store.run_directory import FOLDERS, PREVIEWS, RunDirectory
+from coar_dist.store.run_directory import COMPONENT_FILES, FOLDERS, PREVIEWS, RunDirectory
 from coar_dist.store.shards import ShardFolder
 from coar_dist.store.storage import Storage
 
@@ -77,7 +77,7 @@ def inspect_run(storage: Storage, read_everything: bool, terminal: Terminal) -> 
         num_done = run.num_examples - num_missing
         say(f"{baseline.method}: weights of {num_done:,} of {counted(run.num_examples, 'example')}")
 
-    for file, content in (("components.parquet", "components"), ("examples.parquet", "examples")):
+    for file, content in {**COMPONENT_FILES, "examples.parquet": "examples"}.items():
         size = storage.size(file)
         if size is None:
             say(f"{file} is missing; the ablate stage makes it.")

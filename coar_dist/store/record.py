@@ -14,7 +14,7 @@ from coar_dist.errors import DamagedFileError, RunMismatchError, RunNotFoundErro
 from coar_dist.store.storage import Storage
 from coar_dist.version import VERSION
 
-FORMAT = 3
+FORMAT = 4
 RUN_FILE = "run.json"
 
 

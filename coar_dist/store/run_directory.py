@@ -26,7 +26,10 @@ from coar_dist.store.record import RUN_FILE, fingerprint_of, new_record, read_re
 from coar_dist.store.shards import ShardFolder
 from coar_dist.store.storage import Storage
 
-_COMPONENTS_FILE = "components.parquet"
+COMPONENT_FILES = {"components.parquet": "named components", "slices.parquet": "slices"}
+"""The files of the component index, with what their metadata call them."""
+_TYPES = {"layer": pa.int64()}
+"""Of columns that may have no value."""
 TRAIN_DESIGN, GRADIENT_DESIGN = "train", "gradients"
 PREVIEWS = "previews"
 FOLDERS = ("", "attributions", "evaluation", "evaluation/budget_curve", MASK_FILES, PREVIEWS, "report", "logs")
@@ -113,12 +116,13 @@ class RunDirectory:
         return run
 
     def _write_components(self, components: ComponentIndex) -> None:
-        """Write ``components.parquet`` where it is missing or wrong: the identity says what belongs into it."""
-        self.set_aside_wrong("components", _COMPONENTS_FILE)
-        if self.storage.size(_COMPONENTS_FILE) is not None:
-            return
-        columns = {name: pa.array(values) for name, values in components.table().items()}
-        write_table(self.storage, _COMPONENTS_FILE, columns, self.belongs_to("components"))
+        """Write the components' tables where they are missing or wrong: the identity says what belongs into them."""
+        tables = (components.table, components.slice_table)
+        for (file, content), table in zip(COMPONENT_FILES.items(), tables, strict=True):
+            self.set_aside_wrong(content, file)
+            if self.storage.size(file) is None:
+                columns = {name: pa.array(values, _TYPES.get(name)) for name, values in table().items()}
+                write_table(self.storage, file, columns, self.belongs_to(content))
 
     @property
     def created(self) -> str:
@@ -147,12 +151,14 @@ class RunDirectory:
 
     @cached_property
     def components(self) -> ComponentIndex:
-        """The component index, from ``components.parquet``."""
-        where = self.storage.where(_COMPONENTS_FILE)
-        found = read_content(self.storage, _COMPONENTS_FILE, "ablate", self.belongs_to("components"))
-        if found is None:
-            raise MissingWorkError(f"{where} is missing: run the ablate stage.")
-        index = ComponentIndex.from_table(found.columns.to_pydict())
+        """The component index, from ``components.parquet`` and ``slices.parquet``."""
+        where, tables = self.storage.where(next(iter(COMPONENT_FILES))), []
+        for file, content in COMPONENT_FILES.items():
+            found = read_content(self.storage, file, "ablate", self.belongs_to(content))
+            if found is None:
+                raise MissingWorkError(f"{self.storage.where(file)} is missing: run the ablate stage.")
+            tables.append(found.columns.to_pydict())
+        index = ComponentIndex.from_tables(*tables)
         if index.fingerprint != self.identity["components"]:
             raise DamagedFileError(f"{where} lists other components than run.json. Remove it and run the ablate stage.")
         return index

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coar_dist.ablation.effects import Effects
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import WeightMasker
 from coar_dist.errors import TaskError
 from coar_dist.tasks.outputs import output_function
@@ -31,8 +32,8 @@ class Net(nn.Module):
         return self.head(x)[:, 0] * self.scale + self.offset
 
 
-GROUPS = ComponentIndex(tuple(ComponentGroup(f"{name}.weight", 0, 9) for name in "abc"))
-WHOLE_LAYERS = ComponentIndex(tuple(ComponentGroup(f"{name}.weight", 0, 1, 9) for name in "abc"))
+GROUPS = ComponentIndex(tuple(ComponentGroup.of(f"{name}.weight", 0, 9) for name in "abc"))
+WHOLE_LAYERS = ComponentIndex(tuple(ComponentGroup.of(f"{name}.weight", 0, 1, 9) for name in "abc"))
 EXAMPLES = ExampleSet(torch.randn(11, 6, generator=torch.Generator().manual_seed(1)) + 0.3, torch.zeros(11))
 
 
@@ -210,7 +211,7 @@ class Mixing(nn.Module):
 
 
 def test_rows_that_depend_on_each_other_are_refused_by_layer() -> None:
-    components = ComponentIndex((ComponentGroup("a.weight", 0, 9),))
+    components = ComponentIndex((ComponentGroup.of("a.weight", 0, 9),))
     with pytest.raises(TaskError, match=r"depends on the other examples .* the forward method of Mixing mixes rows"):
         effects_of(Mixing(inside=False).eval(), components)
     with pytest.raises(TaskError, match=r"Mixing fails on an example alone.*Expected more than 1 value"):
@@ -221,7 +222,7 @@ def test_rows_that_depend_on_each_other_are_refused_by_layer() -> None:
     )
     with pytest.raises(TaskError, match=r"1 \(BatchNorm2d\) mixes rows of a batch"):
         effects_of(
-            nn.Sequential(norm, nn.Flatten(0)).eval(), ComponentIndex((ComponentGroup("0.0.weight", 0, 4),)), images
+            nn.Sequential(norm, nn.Flatten(0)).eval(), ComponentIndex((ComponentGroup.of("0.0.weight", 0, 4),)), images
         )
 
 

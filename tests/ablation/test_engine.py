@@ -17,7 +17,8 @@ from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.folding import fold_batch_norms
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.components.discovery import discover
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.errors import NonFiniteMarginError, TaskError
 from coar_dist.tasks.outputs import margin
 from coar_dist.tasks.task import ExampleSet, Task
@@ -151,7 +152,7 @@ def test_bfloat16_correlates(mode: str) -> None:
 
 
 def test_linear_rows_and_input_columns() -> None:
-    components = ComponentIndex((ComponentGroup("linear.weight", 0, 3), ComponentGroup("conv2.weight", 1, 2, 2)))
+    components = ComponentIndex((ComponentGroup.of("linear.weight", 0, 3), ComponentGroup.of("conv2.weight", 1, 2, 2)))
     masks = random_masks(12, 5, alpha=0.4)
     truth = slow_margins(TASK, components, masks)
     for mode in ("weights", "rows"):
@@ -181,7 +182,7 @@ def test_batch_norms_are_folded_where_they_may_be() -> None:
     assert fold_batch_norms(model, FILTERS) == 2
     assert not [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     torch.testing.assert_close(model(images), expected)
-    with_components = ComponentIndex((ComponentGroup("bn1.weight", 0, 4), ComponentGroup("conv2.bias", 0, 4)))
+    with_components = ComponentIndex((ComponentGroup.of("bn1.weight", 0, 4), ComponentGroup.of("conv2.bias", 0, 4)))
     assert fold_batch_norms(copy.deepcopy(TASK.model), with_components) == 0
     training = copy.deepcopy(TASK.model).train()
     assert fold_batch_norms(training, FILTERS) == 0
@@ -236,9 +237,9 @@ def test_examples_that_do_not_fit_are_streamed(monkeypatch: pytest.MonkeyPatch) 
         np.testing.assert_allclose(margins, TRUTH, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("also", [(), (ComponentGroup("conv2.weight", 0, 4),)], ids=["alone", "beside others"])
+@pytest.mark.parametrize("also", [(), (ComponentGroup.of("conv2.weight", 0, 4),)], ids=["alone", "beside others"])
 def test_components_without_gates_are_zeroed_in_the_weights(also: tuple[ComponentGroup, ...]) -> None:
-    components = ComponentIndex((ComponentGroup("bn1.weight", 0, 4), *also))
+    components = ComponentIndex((ComponentGroup.of("bn1.weight", 0, 4), *also))
     masks = random_masks(6, components.num_components, alpha=0.3)
     masks[-1, :4] = True
     for plan in (None, EnginePlan("rows", 4, compiled=False)):

@@ -18,7 +18,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.components.discovery import discover
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import ComponentRule
 from coar_dist.designs.given import LeaveOneOut
 from coar_dist.tasks.outputs import output_function
@@ -227,7 +228,7 @@ def test_random_networks_selectors_and_masks(
             [
                 discover(model, "conv_filters"),
                 ComponentIndex((*discover(model, "conv_filters").groups, *discover(model, "linear_rows").groups)),
-                ComponentIndex((ComponentGroup(f"{len(model) - 1}.weight", 1, model[-1].in_features),)),
+                ComponentIndex((ComponentGroup.of(f"{len(model) - 1}.weight", 1, model[-1].in_features),)),
             ]
         )
     )

@@ -18,7 +18,8 @@ from coar_dist.ablation.calibration import choose_plan
 from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.components.discovery import discover
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.errors import ConfigError, NonFiniteMarginError
 from coar_dist.store.gradients import GateGradients
 from coar_dist.tasks.outputs import margin, output_function
@@ -210,7 +211,7 @@ def test_a_linear_model_has_its_differences_as_gradients() -> None:
     inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(2))
     task = Task(randomise(Reused(None)), ExampleSet(inputs, torch.arange(5) % 3), lambda out, _: out[:, 0])
     task = replace(task, output_function=output_function(task.output_function))
-    components = ComponentIndex((ComponentGroup("head.weight", 0, 3), ComponentGroup("shared.weight", 0, 6)))
+    components = ComponentIndex((ComponentGroup.of("head.weight", 0, 3), ComponentGroup.of("shared.weight", 0, 6)))
     kept = np.ones((1, 9), dtype=bool)
     single = slow_margins(task, components, np.concatenate([kept, ~np.eye(9, dtype=bool)[:3]]))
     gradients = engine_for(task, components).gate_gradients(kept, (0, 5))
@@ -266,7 +267,7 @@ def test_what_has_no_gradient_is_refused() -> None:
     for _ in range(2):  # the second time it is the same
         with pytest.raises(ConfigError, match=r"task\.output_function=.*not differentiable.*gradients\.num_masks=0"):
             stepwise.gate_gradients(MASKS, BLOCK)
-    norms = ComponentIndex((ComponentGroup("bn1.weight", 0, 4),))
+    norms = ComponentIndex((ComponentGroup.of("bn1.weight", 0, 4),))
     with pytest.raises(ConfigError, match=r"bn1\.weight.*no gated form.*gradients\.num_masks=0"):
         engine_for(TASK, norms).gate_gradients(MASKS[:, :4], BLOCK)
     locked = engine_for(TASK, FILTERS)
@@ -294,7 +295,7 @@ def roots_engine(of_all: bool) -> AblationEngine:
     points = torch.randn(12, 5, generator=torch.Generator().manual_seed(3)).clamp(max=2.9)
     points[5, 0] = 4.0  # no example of the probe
     task = Task(randomise(Roots(of_all)), ExampleSet(points, torch.arange(12) % 3), output_function("margin"))
-    components = ComponentIndex((ComponentGroup("fc.weight", 0, 1, 6), ComponentGroup("more.weight", 0, 4)))
+    components = ComponentIndex((ComponentGroup.of("fc.weight", 0, 1, 6), ComponentGroup.of("more.weight", 0, 4)))
     return engine_for(task, components)
 
 

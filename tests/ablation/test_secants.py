@@ -17,7 +17,8 @@ from transformers.activations import NewGELUActivation, QuickGELUActivation
 from coar_dist.ablation.secants import LocalSecants
 from coar_dist.components.discovery import discover
 from coar_dist.components.gates import gated
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from tests.ablation.test_engine_kinds import gpt2_task, transformer_task
 from tests.models import random_masks, randomise
 
@@ -105,7 +106,7 @@ ACTIVATIONS: dict[str, Any] = {
 @pytest.mark.parametrize("norm", [False, True])
 def test_behind_one_nonlinearity_gate_gradients_are_the_exact_differences(name: str, rest: str, norm: bool) -> None:
     model = randomise(OneLayer(rest, norm, ACTIVATIONS[name]), seed=3)
-    components = ComponentIndex((ComponentGroup("conv.weight", 0, 3), ComponentGroup("shortcut.weight", 0, 3)))
+    components = ComponentIndex((ComponentGroup.of("conv.weight", 0, 3), ComponentGroup.of("shortcut.weight", 0, 3)))
     if rest != "gated, in place":
         components = ComponentIndex(components.groups[:1])
     gates = torch.from_numpy(random_masks(8, components.num_components, 0.4)).double()
@@ -131,8 +132,9 @@ def derivatives_by_weights(
         starts = components.offsets[:-1]
         for group, start in zip(components.groups, starts, strict=True):
             weight = weights.get(group.parameter, model.get_parameter(group.parameter))
-            gate = leaf[start : start + group.num_components].repeat_interleave(group.block_size)
-            shape = [-1 if axis == group.axis else 1 for axis in range(weight.ndim)]
+            (part,) = group.slices
+            gate = leaf[start : start + group.num_components].repeat_interleave(part.size)
+            shape = [-1 if axis == part.axis else 1 for axis in range(weight.ndim)]
             weights[group.parameter] = weight * gate.reshape(shape)
         outputs = functional_call(model, weights, (), {name: value[row : row + 1] for name, value in inputs.items()})
         rows.append(torch.autograd.grad(getattr(outputs, "logits", outputs).square().sum(), leaf)[0])
@@ -142,13 +144,13 @@ def derivatives_by_weights(
 @pytest.mark.parametrize("with_secants", [False, True])
 def test_everywhere_else_they_are_the_derivatives(with_secants: bool) -> None:
     groups = (
-        ComponentGroup("embedding.weight", 0, 11),
-        ComponentGroup("attention.in_proj_weight", 0, 6, 4),
-        ComponentGroup("attention.out_proj.weight", 1, 8),
-        ComponentGroup("attention.out_proj.weight", 0, 8),
-        ComponentGroup("mlp.0.weight", 1, 4, 2),  # an input gate: the nonlinearity does not follow at once
-        ComponentGroup("mlp.2.weight", 0, 8),
-        ComponentGroup("head.weight", 0, 4),
+        ComponentGroup.of("embedding.weight", 0, 11),
+        ComponentGroup.of("attention.in_proj_weight", 0, 6, 4),
+        ComponentGroup.of("attention.out_proj.weight", 1, 8),
+        ComponentGroup.of("attention.out_proj.weight", 0, 8),
+        ComponentGroup.of("mlp.0.weight", 1, 4, 2),  # an input gate: the nonlinearity does not follow at once
+        ComponentGroup.of("mlp.2.weight", 0, 8),
+        ComponentGroup.of("head.weight", 0, 4),
     )
     components, task = ComponentIndex(groups), transformer_task()
     gates = torch.from_numpy(random_masks(5, components.num_components, 0.3)).double()
@@ -172,7 +174,7 @@ class GatedUnit(nn.Module):
 
 def test_products_of_two_gated_layers_are_exact_for_each() -> None:
     model = randomise(GatedUnit(), seed=4)
-    components = ComponentIndex((ComponentGroup("gate.weight", 0, 5), ComponentGroup("up.weight", 0, 5)))
+    components = ComponentIndex((ComponentGroup.of("gate.weight", 0, 5), ComponentGroup.of("up.weight", 0, 5)))
     gates = torch.from_numpy(random_masks(9, 10, 0.4)).double()
     inputs = {"x": torch.randn(9, 4, dtype=torch.double, generator=torch.Generator().manual_seed(2)) + 0.3}
     truth = differences(model, components, gates, inputs)

@@ -8,7 +8,8 @@ from coar_dist.ablation.work import (
     missing_work,
     stores_of,
 )
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import Config
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.designs.subsets import Balanced
@@ -28,7 +29,7 @@ def test_gradient_shards_hold_whole_rounds() -> None:
 
 def test_missing_masks_are_cut_by_the_examples_of_their_store_and_in_whole_rounds(tmp_path: Path) -> None:
     identity = {"ablation.examples_per_block": 370, "ablation.margins_dtype": "float32"}
-    components = ComponentIndex((ComponentGroup("a.weight", 0, 30),))
+    components = ComponentIndex((ComponentGroup.of("a.weight", 0, 30),))
     run = RunDirectory.create(local_storage(tmp_path), identity, components, 500)
     designs = {"train": RunDesign("train", Bernoulli(30, 150, 0.1, 0))}
     run.set_designs({**designs, "gradients": RunDesign("gradients", Balanced(30, 100, 0.1, 7))})  # 10 masks a round

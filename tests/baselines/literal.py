@@ -30,12 +30,12 @@ def gradient_x_parameter(task: Task, components: ComponentIndex) -> NDArray[np.f
         example = _double(task, i)
         task.output_function.compute(call_model(model, example.inputs), example.targets).sum().backward()
         row = []
-        for group in components.groups:
-            parameter = model.get_parameter(group.parameter)
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            for index in range(group.num_components):
-                piece = (group.axis, index * group.block_size, group.block_size)
-                row.append(float((parameter.detach().narrow(*piece) * gradient.narrow(*piece)).sum()))
+        for component in components:
+            row.append(0.0)
+            for name, *piece in component.slices:
+                parameter = model.get_parameter(name)
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                row[-1] += float((parameter.detach().narrow(*piece) * gradient.narrow(*piece)).sum())
         rows.append(row)
     return np.array(rows)
 
@@ -50,7 +50,7 @@ def along_path(
         values, slopes = [], []
         for alpha in (nodes + 1) / 2:
             activations, margin = forward(model, task, i, float(alpha))
-            wanted = [activations[group.parameter, group.axis] for group in components.groups]
+            wanted = [activations[group.parameter, group.slices[0].axis] for group in components.groups]
             values.append([value.detach() for value in wanted])
             slopes.append(torch.autograd.grad(margin, wanted))
         row = []
@@ -67,10 +67,8 @@ def along_path(
                 continue
             is_convolution = isinstance(module, nn.Conv2d)
             channels = whole[0] if is_convolution else whole.movedim(-1, 0)
-            row += [
-                float(channels[index * group.block_size : (index + 1) * group.block_size].sum())
-                for index in range(group.num_components)
-            ]
+            (part,) = group.slices
+            row += [float(channels[start : start + part.size].sum()) for start in part.starts]
         rows.append(row)
     return np.array(rows)
 

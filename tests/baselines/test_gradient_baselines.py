@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from coar_dist.baselines import gradient_baselines
 from coar_dist.baselines.gradient_baselines import GradientBaselines, check_gradient_baselines
 from coar_dist.components.discovery import SELECTORS, discover
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.config.methods import GRADIENT_BASELINES, PATH_BASELINES
 from coar_dist.errors import ConfigError, TaskError
 from coar_dist.tasks.outputs import OutputFunction, output_function
@@ -49,9 +50,9 @@ def problems() -> dict[str, tuple[Task, ComponentIndex, literal.Forward]]:
     conv, linear, gpt2 = small_task(4), linear_task(), gpt2_task()
     attention, sequence_first = transformer_task(), transformer_task(batch_first=False, bias=False)
     filters = ComponentIndex(
-        (*of_selectors(conv, "conv_filters", "linear_rows").groups, ComponentGroup("linear.weight", 1, 4))
+        (*of_selectors(conv, "conv_filters", "linear_rows").groups, ComponentGroup.of("linear.weight", 1, 4))
     )
-    inputs = ComponentIndex((ComponentGroup("0.weight", 0, 4, 2), ComponentGroup("2.weight", 1, 8)))
+    inputs = ComponentIndex((ComponentGroup.of("0.weight", 0, 4, 2), ComponentGroup.of("2.weight", 1, 8)))
     kinds = ("linear_rows", "attention_heads", "embedding_rows")
     both = of_selectors(gpt2, "transposed_linear_outputs", "attention_heads", exclude=("lm_head.weight",))
     return {
@@ -139,7 +140,7 @@ def test_components_without_a_gate_have_their_parameters_gradients() -> None:
         baselines_of(task, tied, None, GP).weights(GP, task.examples), literal.gradient_x_parameter(task, tied)
     )
     conv = small_task(3)
-    columns = ComponentIndex((ComponentGroup("conv2.weight", 2, 3), ComponentGroup("conv1.weight", 0, 2, 2)))
+    columns = ComponentIndex((ComponentGroup.of("conv2.weight", 2, 3), ComponentGroup.of("conv1.weight", 0, 2, 2)))
     found = baselines_of(conv, columns, None, GP).weights(GP, conv.examples)
     assert_close(found, literal.gradient_x_parameter(conv, columns))
     with pytest.raises(ConfigError, match=r"neuron_conductance.*conv2\.weight: axis 2 of a Conv2d has no gated form"):

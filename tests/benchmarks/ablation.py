@@ -81,11 +81,7 @@ def research_loop(task: Task, components: ComponentIndex, masks: np.ndarray, dev
 
     Returns (num_masks, num_examples) float32.
     """
-    names = [
-        (g.parameter, g.axis, i * g.block_size, g.block_size)
-        for g in components.groups
-        for i in range(g.num_components)
-    ]
+    names = [component.slices[0] for component in components]
     inputs = task.examples.inputs
     keys = sorted(inputs) if isinstance(inputs, dict) else []
     columns = [inputs[key] for key in keys] if isinstance(inputs, dict) else [inputs]

@@ -35,7 +35,8 @@ from torch import Tensor, nn
 from coar_dist.ablation.calibration import choose_plan
 from coar_dist.ablation.plan import PlanPins
 from coar_dist.components.discovery import discover
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import ComponentRule
 from coar_dist.designs.given import LeaveOneOut
 from coar_dist.designs.independent import Bernoulli
@@ -130,7 +131,7 @@ class HookedModel:
         for i, group in enumerate(components.groups):
             module = self.task.model.get_submodule(group.module)
             rows = 1 if self.masks_per_pass == 1 else self.step
-            size = group.num_components * group.block_size
+            size = group.num_components * group.slices[0].size
             self.ablated.append(torch.empty(0, dtype=torch.int64))
             if is_convolution(module):
                 self.gates.append(torch.ones(rows, size, 1, 1))
@@ -151,7 +152,7 @@ class HookedModel:
     def _set(self, masks: Masks) -> None:
         for i, group in enumerate(self.components.groups):
             start, stop = self.components.offsets[i : i + 2]
-            kept = torch.from_numpy(masks[:, start:stop]).repeat_interleave(group.block_size, dim=1)
+            kept = torch.from_numpy(masks[:, start:stop]).repeat_interleave(group.slices[0].size, dim=1)
             if self.gated:
                 pairs = kept.repeat_interleave(len(self.gates[i]) // len(kept), dim=0)
                 self.gates[i].copy_(pairs.reshape(self.gates[i].shape))
@@ -192,7 +193,7 @@ class CaptumLeaveOneOut:
     def _of_layer(self, group: ComponentGroup, inputs: Tensor, targets: Tensor) -> Tensor:
         module = self.task.model.get_submodule(group.module)
         reads = not is_convolution(module)
-        ids = torch.arange(group.num_components).repeat_interleave(group.block_size)
+        ids = torch.arange(group.num_components).repeat_interleave(group.slices[0].size)
         found = LayerFeatureAblation(self._forward, module).attribute(
             inputs,
             additional_forward_args=(targets,),
@@ -202,7 +203,7 @@ class CaptumLeaveOneOut:
         )
         found = found[0] if isinstance(found, tuple) else found
         units = found[:, 0, :] if reads else found[:, :, 0, 0]
-        return units[:, :: group.block_size].T
+        return units[:, :: group.slices[0].size].T
 
 
 def fastest(make: Callable[[Form], Contender], candidates: Sequence[Form]) -> Form:

@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import RegressionConfig
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.regression import lasso, ridge
@@ -252,7 +253,7 @@ def write_run(root: Path, shards: Any, num_masks: int, num_examples: int) -> Run
     for masks, margins in shards:
         if run is None:
             identity = {"ablation.examples_per_block": 1024, "ablation.margins_dtype": "float32"}
-            components = ComponentIndex((ComponentGroup("a.weight", 0, masks.shape[1]),))
+            components = ComponentIndex((ComponentGroup.of("a.weight", 0, masks.shape[1]),))
             run = RunDirectory.create(local_storage(root), identity, components, num_examples)
             design = Bernoulli(masks.shape[1], num_masks, 0.1, 0)
             run.set_designs({"train": RunDesign("train", design)})

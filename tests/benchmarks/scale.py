@@ -25,7 +25,8 @@ from rich.table import Table
 
 from coar_dist.cluster.ranges import RangesToDo, WorkRange
 from coar_dist.cluster.schedule import Schedule
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.store.local_storage import LocalStorage
 from coar_dist.store.run_directory import RunDesign, RunDirectory
@@ -143,7 +144,7 @@ def measure_schedule(console: Console, num_actors: int, num_ranges: int) -> None
 
 def measure_resume(console: Console, folder: Path, num_shards: int) -> None:
     """Print how long it takes to know what is done, with one shard missing in the middle."""
-    components = ComponentIndex((ComponentGroup("a.weight", 0, 688),))
+    components = ComponentIndex((ComponentGroup.of("a.weight", 0, 688),))
     identity = {"ablation.examples_per_block": 1024, "ablation.margins_dtype": "float16"}
     storage = LocalStorage(str(folder / "run"))
     storage.create()

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from coar_dist.components.discovery import check_components, discover
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.errors import ComponentMismatchError, ConfigError, NoComponentsError
 from coar_dist.tasks.models import cifar_resnet20, digits_resnet
 from tests.models import SmallResNet
@@ -41,10 +42,9 @@ def test_a_selector_without_a_match_says_what_there_is() -> None:
 @pytest.mark.parametrize(
     ("group", "message"),
     [
-        (ComponentGroup("conv9.weight", 0, 4), "no parameter 'conv9.weight'"),
-        (ComponentGroup("conv1.weight", 0, 5), r"shape \(4, 1, 3, 3\).*need 5 indices along axis 0"),
-        (ComponentGroup("conv1.weight", 0, 2), "need 2 indices"),
-        (ComponentGroup("conv1.weight", 7, 4), "along axis 7"),
+        (ComponentGroup.of("conv9.weight", 0, 4), "no parameter 'conv9.weight'"),
+        (ComponentGroup.of("conv1.weight", 0, 5), r"shape \(4, 1, 3, 3\).*need 5 indices along axis 0"),
+        (ComponentGroup.of("conv1.weight", 7, 4), "along axis 7"),
     ],
 )
 def test_an_index_that_does_not_fit_is_refused(group: ComponentGroup, message: str) -> None:

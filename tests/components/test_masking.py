@@ -7,7 +7,8 @@ from torch import nn
 
 from coar_dist.components.discovery import discover
 from coar_dist.components.gates import gated, places_of
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import WeightMasker
 from coar_dist.components.masks import check_masks
 from coar_dist.errors import ComponentMismatchError
@@ -21,7 +22,7 @@ def bits(model: nn.Module) -> dict[str, bytes]:
 @pytest.mark.parametrize("writes_whole", [False, True])  # as on a CPU, and as on a CUDA device
 def test_masks_zero_their_slices_and_give_the_exact_bits_back(writes_whole: bool) -> None:
     model = randomise(SmallResNet())
-    groups = (ComponentGroup("linear.weight", 1, 2, 2), ComponentGroup("linear.weight", 0, 3))
+    groups = (ComponentGroup.of("linear.weight", 1, 2, 2), ComponentGroup.of("linear.weight", 0, 3))
     components = ComponentIndex((*discover(model, "conv_filters").groups, *groups))
     mask = np.ones(components.num_components, dtype=bool)
     mask[[1, 12, 15]] = False  # filter 1 of conv1, input features 0..1 and output feature 1 of linear
@@ -76,14 +77,14 @@ def test_gates_leave_nothing_behind() -> None:
 def test_models_without_a_gated_form_are_told_apart() -> None:
     model = randomise(SmallResNet())
     assert all(len(places) == 1 for places in places_of(model, discover(model, "conv_filters")))
-    norms = ComponentIndex((ComponentGroup("bn1.weight", 0, 4),))
+    norms = ComponentIndex((ComponentGroup.of("bn1.weight", 0, 4),))
     assert places_of(model, norms) == [[]]
 
 
 def test_a_tied_parameter_is_gated_wherever_it_is_read() -> None:
     tied = randomise(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)))
     tied[2].weight = tied[0].weight
-    components = ComponentIndex((ComponentGroup("0.weight", 0, 4),))
+    components = ComponentIndex((ComponentGroup.of("0.weight", 0, 4),))
     assert [place.module for place in places_of(tied, components)[0]] == ["0", "2"]
     inputs = torch.randn(3, 4) + 0.2
     masks = np.array([[True, False, True, True], [False, False, True, True], [True, True, True, False]])

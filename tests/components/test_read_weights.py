@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from coar_dist.components.gates import GatedModel, gated, weights_read
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import WeightMasker
 
 CPU = torch.device("cpu")
@@ -76,7 +77,7 @@ def test_gates_stand_where_the_weight_is_read(name: str, axis: int) -> None:
     read, shape, bias, x = READS[name]
     torch.manual_seed(0)
     model = Reader(read, shape, bias)
-    components = ComponentIndex((ComponentGroup("inner.weight", axis, shape[axis] // 2, 2),))
+    components = ComponentIndex((ComponentGroup.of("inner.weight", axis, shape[axis] // 2, 2),))
     assert weights_read(model, components, lambda: model(x)) == {"inner.weight"}
     assert differences(model, components, x) < 1e-6
     assert type(model.inner.weight) is nn.Parameter
@@ -85,13 +86,13 @@ def test_gates_stand_where_the_weight_is_read(name: str, axis: int) -> None:
 def test_both_axes_of_one_weight() -> None:
     read, shape, bias, x = READS["linear"]
     model = Reader(read, shape, bias)
-    both = ComponentIndex((ComponentGroup("inner.weight", 0, 6), ComponentGroup("inner.weight", 1, 8)))
+    both = ComponentIndex((ComponentGroup.of("inner.weight", 0, 6), ComponentGroup.of("inner.weight", 1, 8)))
     assert differences(model, both, x) < 1e-6
 
 
 def test_what_a_module_reads_for_itself_keeps_its_hook() -> None:
     model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
-    components = ComponentIndex((ComponentGroup("0.weight", 0, 6), ComponentGroup("2.weight", 1, 6)))
+    components = ComponentIndex((ComponentGroup.of("0.weight", 0, 6), ComponentGroup.of("2.weight", 1, 6)))
     assert weights_read(model, components, lambda: model(floats(4, 8))) == frozenset()
 
 
@@ -114,7 +115,7 @@ class Routed(nn.Module):
 
 def test_a_module_that_gives_no_tensor_is_gated_where_it_reads() -> None:
     model = Routed()
-    components = ComponentIndex((ComponentGroup("router.weight", 0, 6),))
+    components = ComponentIndex((ComponentGroup.of("router.weight", 0, 6),))
     assert weights_read(model, components, lambda: model(floats(4, 8))) == {"router.weight"}
     assert differences(model, components, floats(4, 8)) < 1e-6
 
@@ -122,7 +123,7 @@ def test_a_module_that_gives_no_tensor_is_gated_where_it_reads() -> None:
 def test_a_model_that_does_not_run_leaves_nothing_behind() -> None:
     read, shape, bias, _ = READS["linear"]
     model = Reader(read, shape, bias)
-    components = ComponentIndex((ComponentGroup("inner.weight", 0, 6),))
+    components = ComponentIndex((ComponentGroup.of("inner.weight", 0, 6),))
     assert weights_read(model, components, lambda: model(floats(4, 9))) == frozenset()
     assert type(model.inner.weight) is nn.Parameter
     assert not model.inner._forward_hooks
@@ -132,7 +133,7 @@ def test_a_model_that_does_not_run_leaves_nothing_behind() -> None:
 def test_they_are_compiled_in_one_piece(name: str) -> None:
     read, shape, bias, x = READS[name]
     model = Reader(read, shape, bias)
-    components = ComponentIndex((ComponentGroup("inner.weight", 0, shape[0]),))
+    components = ComponentIndex((ComponentGroup.of("inner.weight", 0, shape[0]),))
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     assert differences(model, components, x, compiled) < 1e-6
 
@@ -141,7 +142,7 @@ def test_the_mask_of_a_weight_without_gates_is_seen_through_them() -> None:
     """Gates share the parameter's storage: what is zeroed in the weights is zero in a gated pass."""
     read, shape, bias, x = READS["linear"]
     model = Reader(read, shape, bias)
-    components = ComponentIndex((ComponentGroup("inner.weight", 0, 6), ComponentGroup("inner.weight", 1, 8)))
+    components = ComponentIndex((ComponentGroup.of("inner.weight", 0, 6), ComponentGroup.of("inner.weight", 1, 8)))
     mask = np.ones(14, np.bool_)
     mask[[7, 9]] = False
     masker = WeightMasker(model, components)

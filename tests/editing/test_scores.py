@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.editing import scores as scores_module
 from coar_dist.editing.scores import (
@@ -196,7 +197,7 @@ def test_equal_candidates_go_by_id_and_huge_margins_do_not_overflow() -> None:
 
 
 def test_moments_of_a_run_are_those_of_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    components = ComponentIndex((ComponentGroup("a.weight", 0, 9),))
+    components = ComponentIndex((ComponentGroup.of("a.weight", 0, 9),))
     identity = {"ablation.examples_per_block": 3, "ablation.margins_dtype": "float32"}
     directory = RunDirectory.create(local_storage(tmp_path), identity, components, 11)
     directory.set_designs({"train": RunDesign("train", Bernoulli(9, 20, 0.2, 0))})

@@ -15,7 +15,8 @@ from torch import nn
 
 from coar_dist.api import open_run
 from coar_dist.components.discovery import discover
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import Config, RunConfig
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.errors import (
@@ -54,7 +55,7 @@ def run(tmp_path: Path) -> RunDirectory:
     """A run with train and held-out margins, its examples in blocks of 4."""
     masks, margins = problem()
     identity = {"model.weights": "w", "ablation.examples_per_block": 4, "ablation.margins_dtype": "float32"}
-    components = ComponentIndex((ComponentGroup("conv.weight", 0, NUM_COMPONENTS),))
+    components = ComponentIndex((ComponentGroup.of("conv.weight", 0, NUM_COMPONENTS),))
     run = RunDirectory.create(local_storage(tmp_path / "run"), identity, components, NUM_EXAMPLES)
     designs = {
         name: RunDesign(role, Bernoulli(NUM_COMPONENTS, num_masks, 0.2, seed))
@@ -280,7 +281,7 @@ def test_what_does_not_fit_the_run_is_refused(run: RunDirectory, file: Path, tmp
         bring(few, MaskUnits.bits(10), run)
     run_stages(Config(stages=["fit"], run=RunConfig(run.storage.location)), quiet)
     export_attributions(run, tmp_path / "out.pt", "coar", train_units())
-    components = ComponentIndex((ComponentGroup("other.weight", 0, NUM_COMPONENTS),))
+    components = ComponentIndex((ComponentGroup.of("other.weight", 0, NUM_COMPONENTS),))
     other = RunDirectory.create(local_storage(tmp_path / "other"), run.identity, components, NUM_EXAMPLES)
     with pytest.raises(ComponentMismatchError, match="as many, but other ones, or in another order"):
         bring(tmp_path / "out.pt", None, other)
@@ -317,7 +318,7 @@ class TinyVit(nn.Module):
 
 
 def as_dict(components: ComponentIndex) -> list[tuple[str, int]]:
-    assert all(group.axis == 0 and group.block_size == 1 for group in components.groups)
+    assert all(group.slices[0].axis == 0 and group.slices[0].size == 1 for group in components.groups)
     return [(group.parameter, group.num_components) for group in components.groups]
 
 

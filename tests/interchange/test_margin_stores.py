@@ -14,7 +14,8 @@ from sklearn.linear_model import LinearRegression
 
 from coar_dist.ablation.work import missing_work, stores_of
 from coar_dist.api import Run, open_run
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import Config, RegressionConfig, RunConfig
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.errors import (
@@ -65,7 +66,7 @@ def fit(run_dir: Path, console: Console, **settings: object) -> Run:
 
 def own_run(root: Path, masks: np.ndarray, margins: np.ndarray) -> RunDirectory:
     """A run directory as the ablate stage makes it."""
-    components = ComponentIndex((ComponentGroup("conv.weight", 0, masks.shape[1]),))
+    components = ComponentIndex((ComponentGroup.of("conv.weight", 0, masks.shape[1]),))
     identity = {"model.weights": "w", "ablation.examples_per_block": 4, "ablation.margins_dtype": "float32"}
     run = RunDirectory.create(local_storage(root), identity, components, margins.shape[1])
     run.set_designs({"train": RunDesign("train", Bernoulli(masks.shape[1], len(masks), 0.2, 1))})
@@ -271,7 +272,7 @@ def test_an_import_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     masks, margins = problem()
     folder = write_store(tmp_path / "store", masks, margins)
-    three = ComponentIndex((ComponentGroup("a", 0, 3),))
+    three = ComponentIndex((ComponentGroup.of("a", 0, 3),))
     cases: list[tuple[type[CoarDistError], str, dict[str, object]]] = [
         (ComponentMismatchError, "components given are 3, but the masks .* have 11", {"components": three}),
         (ConfigError, "must be train, or begin with evaluation_", {"design_name": "tune"}),
@@ -341,7 +342,7 @@ def test_run_directories_of_our_own_are_what_they_were(tmp_path: Path) -> None:
     """The fingerprint of imported designs is no part of the identity of others: old shards still belong."""
     design = Bernoulli(11, 5, 0.2, 3)
     assert design.identity() == {"kind": "bernoulli", "num_components": 11, "ablation_fraction": 0.2, "seed": 3}
-    components = ComponentIndex((ComponentGroup("a", 0, 11),))
+    components = ComponentIndex((ComponentGroup.of("a", 0, 11),))
     identity = {"ablation.examples_per_block": 3, "ablation.margins_dtype": "float32"}
     run = RunDirectory.create(local_storage(tmp_path), identity, components, 4)
     run.set_designs({"train": RunDesign("train", design)})

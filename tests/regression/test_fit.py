@@ -11,7 +11,8 @@ import pytest
 from sklearn.linear_model import Lasso, Ridge
 
 from coar_dist.cluster.ray_tasks import on_cluster
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.config.combinations import validate
 from coar_dist.config.schema import ClusterConfig, Config, RegressionConfig, RunConfig
 from coar_dist.designs.independent import Bernoulli
@@ -29,7 +30,7 @@ EXAMPLES = 11
 def run_of(root: Path, masks: Any, margins: Any, cuts: list[int] | None = None, per_block: int = 4) -> RunDirectory:
     """A run directory whose train design holds the given masks and margins, in shards with the given limits."""
     num_masks, num_components = masks.shape
-    components = ComponentIndex((ComponentGroup("a.weight", 0, num_components),))
+    components = ComponentIndex((ComponentGroup.of("a.weight", 0, num_components),))
     identity = {"ablation.examples_per_block": per_block, "ablation.margins_dtype": "float32"}
     run = RunDirectory.create(local_storage(root), identity, components, margins.shape[1])
     run.set_designs({"train": RunDesign("train", Bernoulli(num_components, num_masks, 0.2, 0))})

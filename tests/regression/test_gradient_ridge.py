@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from coar_dist.cluster.execution import in_this_process
 from coar_dist.cluster.ray_tasks import on_cluster
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import ClusterConfig, RegressionConfig
 from coar_dist.designs.given import LeaveOneOut
 from coar_dist.designs.independent import Bernoulli
@@ -68,7 +69,7 @@ def run_of(
     loo: bool = False,
     known: NDArray[np.bool_] = ALL_KNOWN,
 ) -> RunDirectory:
-    components = ComponentIndex((ComponentGroup("a.weight", 0, COMPONENTS),))
+    components = ComponentIndex((ComponentGroup.of("a.weight", 0, COMPONENTS),))
     identity = {"ablation.examples_per_block": PER_BLOCK, "ablation.margins_dtype": "float32"}
     run = RunDirectory.create(local_storage(root), identity, components, EXAMPLES)
     designs = {

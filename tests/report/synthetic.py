@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.evaluation.correlation import evaluate
 from coar_dist.evaluation.measure_ceilings import measure_ceilings
@@ -47,7 +48,7 @@ def synthetic_run(
         hostile: put into every name and text.
     """
     components = ComponentIndex(
-        tuple(ComponentGroup(f"block{i}.{hostile}conv.weight", 0, per_layer) for i in range(num_layers))
+        tuple(ComponentGroup.of(f"block{i}.{hostile}conv.weight", 0, per_layer) for i in range(num_layers))
     )
     identity = {
         "model.weights": f"sha256:{hostile}",

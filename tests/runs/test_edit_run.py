@@ -243,8 +243,7 @@ def test_the_page_shows_what_was_measured(run: coar_dist.Run, lowered: tuple[coa
     assert [name for name, *_ in shown.selected] == ["nothing", *map(label_of, made.selected)]
     assert shown.components == [run.components.name_of(component) for component in made.component_ids]
     first = made.component_ids[0]
-    group = run.components.table()["parameter"][first], run.components.table()["index"][first]
-    assert shown.components[0] == f"{group[0]}[{group[1]}]"
+    assert shown.components[0] == "{module}[{index}]".format(**run.components.to_frame().loc[first])
     assert "<svg" in shown.figure
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.given import Listed, packed
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.errors import DamagedFileError, MissingWorkError, RunMismatchError
@@ -25,7 +26,7 @@ SWEEP = "sweep"
 
 
 def run_with(root: Path, design: Listed, **changes: object) -> RunDirectory:
-    components = ComponentIndex((ComponentGroup("a.weight", 0, design.num_components),))
+    components = ComponentIndex((ComponentGroup.of("a.weight", 0, design.num_components),))
     run = RunDirectory.create(local_storage(root), {**IDENTITY, **changes}, components, 4)
     run.set_designs({SWEEP: RunDesign("edit", design)})
     return run
@@ -117,13 +118,13 @@ def test_masks_of_something_else_are_never_used(other: str, tmp_path: Path) -> N
 
 
 def test_earlier_formats_are_refused_and_their_shards_can_be_kept(tmp_path: Path) -> None:
-    components = ComponentIndex((ComponentGroup("a.weight", 0, 11),))
+    components = ComponentIndex((ComponentGroup.of("a.weight", 0, 11),))
     run = RunDirectory.create(local_storage(tmp_path), IDENTITY, components, 4)
     designs = {"train": RunDesign("train", Bernoulli(11, 20, 0.2, 5))}
     run.set_designs(designs)
     run.margins("train").write(0, random_masks(20, 11), np.zeros((20, 4), np.float32), {})
     write_record(run.storage, {**read_record(run.storage), "format": 2})
-    with pytest.raises(RunMismatchError, match=r"has format 2, this version reads format 3\. Use another run\.dir; or"):
+    with pytest.raises(RunMismatchError, match=r"has format 2, this version reads format 4\. Use another run\.dir; or"):
         RunDirectory.open(storage_at(tmp_path))
     (tmp_path / "run.json").unlink()
     again = RunDirectory.create(local_storage(tmp_path), IDENTITY, components, 4)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.config.methods import BASELINES, METHODS, by_preference, label_of
 from coar_dist.config.schema import RegressionConfig
 from coar_dist.designs.given import LeaveOneOut
@@ -29,7 +30,7 @@ COMPONENTS, EXAMPLES, HELD_OUT = 6, 5, "evaluation_0.2"
 def run_with(root: Path, *methods: str, baselines: Sequence[str] = ()) -> RunReader:
     """A run with attributions of these methods, which differ, and margins on held-out masks."""
     identity = {"ablation.examples_per_block": 3, "ablation.margins_dtype": "float32"}
-    components = ComponentIndex((ComponentGroup("a.weight", 0, COMPONENTS),))
+    components = ComponentIndex((ComponentGroup.of("a.weight", 0, COMPONENTS),))
     run = RunDirectory.create(local_storage(root), identity, components, EXAMPLES)
     designs = {
         "train": RunDesign("train", Bernoulli(COMPONENTS, 30, 0.2, 0)),

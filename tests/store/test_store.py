@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.errors import (
     DamagedFileError,
@@ -36,7 +37,7 @@ from coar_dist.store.run_directory import RunDesign, RunDirectory
 from coar_dist.store.tables import Attributions, AttributionTable, EvaluationTable
 from tests.models import local_storage, random_masks
 
-COMPONENTS = ComponentIndex((ComponentGroup("a.weight", 0, 7), ComponentGroup("b.weight", 1, 4, 2)))
+COMPONENTS = ComponentIndex((ComponentGroup.of("a.weight", 0, 7), ComponentGroup.of("b.weight", 1, 4, 2)))
 IDENTITY = {"model.weights": "w", "ablation.examples_per_block": 3, "ablation.margins_dtype": "float32"}
 NUM_EXAMPLES = 8
 

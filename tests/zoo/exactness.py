@@ -95,10 +95,9 @@ def truth(animal: Animal, masks: NDArray[np.bool_]) -> NDArray[np.float64]:
         model = copy.deepcopy(plain)
         parameters = dict(model.named_parameters(remove_duplicate=False))
         with torch.no_grad():
-            for number, group in enumerate(components.groups):
-                for index in np.flatnonzero(~mask[components.offsets[number] : components.offsets[number + 1]]):
-                    start = int(index) * group.block_size
-                    parameters[group.parameter].narrow(group.axis, start, group.block_size).zero_()
+            for component in components[~mask] if not mask.all() else ():
+                for parameter, axis, start, size in component.slices:
+                    parameters[parameter].narrow(axis, start, size).zero_()
             state = copy.deepcopy(model.state_dict())
             for example in range(len(task.examples)):
                 model.load_state_dict(state)

@@ -13,7 +13,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
 from coar_dist.components.discovery import by_rules, discover
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import ComponentRule
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import ExampleSet, Task
@@ -155,7 +156,7 @@ class Mixture(nn.Module):
 
 def three_layers(model: nn.Module) -> ComponentIndex:
     del model
-    return ComponentIndex(tuple(ComponentGroup(f"{name}.weight", 0, 1, 8) for name in "abc"))
+    return ComponentIndex(tuple(ComponentGroup.of(f"{name}.weight", 0, 1, 8) for name in "abc"))
 
 
 class Encoder(nn.Module):

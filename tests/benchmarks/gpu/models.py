@@ -14,7 +14,8 @@ from coar_dist.ablation.folding import fold_batch_norms
 from coar_dist.ablation.graphs import RecordedFunction
 from coar_dist.ablation.placement import lay_out, with_layout
 from coar_dist.components.discovery import discover
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.tasks.models_vit import SmallViT
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import ExampleSet, Task
@@ -106,7 +107,7 @@ def build(name: str, num_examples: int, is_tiny: bool, seed: int = 0) -> tuple[T
         examples, output = ExampleSet(tokens, tokens), "next_token_margin"
         # Input features of every map of the blocks: 64,512 in GPT-2 small, as in the paper's setup.
         groups = [
-            ComponentGroup(f"{path}.weight", 1, module.in_features)
+            ComponentGroup.of(f"{path}.weight", 1, module.in_features)
             for path, module in model.named_modules()
             if isinstance(module, nn.Linear) and path != "head"
         ]

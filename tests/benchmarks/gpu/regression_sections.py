@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import RegressionConfig
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.regression import backends, lasso, ridge
@@ -236,7 +237,7 @@ def whole_fit(section: Section) -> None:
 
 def written(root: Path, masks: NDArray[np.bool_], margins: NDArray[np.float32]) -> RunDirectory:
     """A run directory with these margins in shards of 1,024 masks."""
-    components = ComponentIndex((ComponentGroup("a.weight", 0, masks.shape[1]),))
+    components = ComponentIndex((ComponentGroup.of("a.weight", 0, masks.shape[1]),))
     identity = {"ablation.examples_per_block": 1024, "ablation.margins_dtype": "float32"}
     run = RunDirectory.create(local_storage(root), identity, components, margins.shape[1])
     design = Bernoulli(masks.shape[1], len(masks), 0.05, 0)
