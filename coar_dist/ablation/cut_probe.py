@@ -49,9 +49,7 @@ def hold_cuts(cuts: PrefixCuts, model: PreparedModel, chosen: Iterable[Cut]) -> 
                         shared[pair] = model.margins(cut.after, all_rows).double().cpu().numpy()[place]
                     own = model.selected(all_rows, torch.from_numpy(place).to(model.device))
                     selected[pair] = model.margins(cut.after, own).double().cpu().numpy()
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # the user's own code may raise anything when a part of it is not run
+        except Exception as error:  # memory runs out, or the user's own code fails when a part of it is not run
             _log.info("activations before %s are not reused: %s", groups[numbers[0]].parameter, in_one_line(error))
             for number in numbers:
                 cuts.forget(number)

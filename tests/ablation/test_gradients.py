@@ -352,7 +352,7 @@ def test_gradients_that_are_not_finite_are_traced_to_their_mask_and_layer() -> N
         engine.check_finite_gradients(gradients, masks, 60, 0)
     text = str(refused.value)
     assert "the gradients of 1 component for example 5 under mask 62 are not finite, though the margin is" in text
-    assert "ablates 2 components (fc.weight[0], more.weight[2]); the cause is behind fc.weight[0]" in text
+    assert "ablates 2 components (fc[0], more[2]); the cause is behind fc[0]" in text
     engine.check_finite_gradients(engine.gate_gradients(masks[:2], (0, 12)), masks[:2], 60, 0)
     engine.check_finite_gradients(engine.gate_gradients(masks, (6, 12)), masks, 60, 6)
 

@@ -107,7 +107,7 @@ def test_what_is_not_finite_is_traced_to_its_mask_and_layer(mode: str, precision
         engine.check_finite(margins, masks, 40)
     text = str(refused.value)
     assert "the margin of example 0 under mask 42 is -inf (6 such values in masks 40..43)" in text
-    assert "ablates 3 components (fc.weight[0], fc.weight[1], fc.weight[3]); log (Log) gives the first value" in text
+    assert "ablates 3 components (fc[0], fc[1], fc[3]); log (Log) gives the first value" in text
     assert ("Use ablation.precision=float32" in text) == (precision == "bfloat16")
     with pytest.raises(NonFiniteMarginError, match="example 3 under mask 42"):
         engine.check_finite(margins[:, 3:], masks, 40, first_example=3)
