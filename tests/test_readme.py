@@ -141,9 +141,8 @@ def test_query_which_components_matter_for_a_class(ran: Ran) -> None:
     weights = run.weights(np.flatnonzero(run.examples()["label"] == 3), "coar").astype(np.float64).mean(axis=0)
     rows = result_of(ran, "where label = 3").fetchall()
     expected = np.argsort(-np.abs(weights))[:10]
-    table = run.components.table()
-    assert [row[:3] for row in rows] == [(i, table["parameter"][i], table["index"][i]) for i in expected]
-    np.testing.assert_allclose([row[3] for row in rows], weights[expected], rtol=1e-6)
+    assert [row[:2] for row in rows] == [(i, run.components.name_of(i)) for i in expected]
+    np.testing.assert_allclose([row[2] for row in rows], weights[expected], rtol=1e-6)
 
 
 def test_query_which_examples_a_filter_helps(ran: Ran) -> None:

@@ -182,13 +182,12 @@ class Edit:
 
     def record(self) -> dict[str, Any]:
         """What ``edit.json`` says; ``components`` is spelt out for people and other programs."""
-        table = self.components.table()
-        spelt = [
-            {key: table[key][i] for key in ("component_id", "parameter", "axis", "index", "start", "size")}
-            for i in self.component_ids
-        ]
-        for i, entry in enumerate(spelt):
-            entry["score"] = None if self.scores is None else self.scores[i]
+        spelt = []
+        for i, component_id in enumerate(self.component_ids):
+            component = self.components[component_id]
+            slices = [dict(zip(("parameter", "axis", "start", "size"), each, strict=True)) for each in component.slices]
+            score = None if self.scores is None else self.scores[i]
+            spelt.append({"component_id": component_id, "name": component.name, "score": score, "slices": slices})
         left_out = ("components", "component_ids", "scores", "storage")
         values = {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self) if entry.name not in left_out}
         return {**values, "components": spelt}

@@ -70,9 +70,7 @@ def test_some_of_an_index() -> None:
     assert index[np.arange(7) > 4].names() == index.where(name="r*")[1:].names() == ["r[1]", "r[2]"]
     assert index.where(kind="expert", layer=3).groups == (index.groups[1],)
     assert index[:].fingerprint == index.fingerprint
-    with pytest.raises(
-        ValueError, match=r"has layer=7.*kinds are \['expert', 'layer', 'slice', 'value'\]"
-    ):
+    with pytest.raises(ValueError, match=r"has layer=7.*kinds are \['expert', 'layer', 'slice', 'value'\]"):
         index.where(layer=7)
     with pytest.raises(KeyError, match=r"no component 'L9'; L3V0 is the first of 7"):
         index["L9"]

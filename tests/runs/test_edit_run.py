@@ -88,7 +88,8 @@ def zeroed(model: nn.Module, edit_json: dict[str, Any]) -> nn.Module:
     model = copy.deepcopy(model)
     with torch.no_grad():
         for entry in edit_json["components"]:
-            model.get_parameter(entry["parameter"]).narrow(entry["axis"], entry["start"], entry["size"]).zero_()
+            for part in entry["slices"]:
+                model.get_parameter(part["parameter"]).narrow(part["axis"], part["start"], part["size"]).zero_()
     return model
 
 

@@ -73,16 +73,13 @@ def test_the_run_directory_holds_what_it_promises(small_run: RunReader) -> None:
         "margins",
         "previews",
         "run.json",
+        "slices.parquet",
     ]
     assert pq.read_schema(root / "components.parquet").names == [
-        "component_id",
-        "parameter",
-        "axis",
-        "index",
-        "start",
-        "size",
-        "module",
+        *("component_id", "name", "kind", "layer", "group", "index"),
+        *("module", "parameter", "axis", "start", "size"),
     ]
+    assert pq.read_schema(root / "slices.parquet").names == ["component_id", "parameter", "axis", "start", "size"]
     assert pq.read_schema(root / "examples.parquet").names == ["example_id", "label", "prediction", "margin"]
     assert pq.read_schema(root / "evaluation" / "coar.evaluation_0.2.parquet").names == [
         *("example_id", "method", "design", "ablation_fraction"),

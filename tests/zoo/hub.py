@@ -28,6 +28,7 @@ from tests.zoo.hub_settings import (
     SPEECH,
     VISION,
 )
+from tests.zoo.sets import random_sets
 
 LENGTH = 7
 _LARGER_IMAGES = ["convnext", "convnextv2", "resnet", "regnet", "bit", "mobilenet_v2", "segformer", "pvt", "poolformer"]
@@ -156,6 +157,7 @@ def animals(kinds: Callable[[str], bool] = lambda name: True) -> list[Animal]:
             if kinds(model_type):
                 found.append(Animal(f"{model_type}: all weights", partial(tasks, model_type, values), _halves))
                 found.append(Animal(f"{model_type}: inputs", partial(tasks, model_type, values), _columns))
+                found.append(Animal(f"{model_type}: sets", partial(tasks, model_type, values), random_sets))
     return found
 
 

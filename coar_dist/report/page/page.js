@@ -45,7 +45,8 @@ const fixed = (value, digits = 3) => value === null ? "undefined" : value.toFixe
 function nameOf(component) {
   let group = content.groups[0];
   for (const next of content.groups) if (next.start <= component) group = next;
-  return `${group.parameter}[${component - group.start}]`;
+  const place = component - group.start, [first, step] = group.numbers;
+  return group.name.replace("{}", Array.isArray(first) ? first[place] : first + step * place);
 }
 
 function pictureOf(of) {

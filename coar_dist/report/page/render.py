@@ -14,6 +14,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from coar_dist.components.groups import Numbers
 from coar_dist.config.methods import is_fitted
 from coar_dist.errors import counted, listed
 from coar_dist.report import numbers
@@ -211,7 +212,9 @@ def _content(run: RunDirectory, examples: ShownExamples) -> Markup:
     components = run.components
     starts = zip(components.groups, components.offsets.tolist(), strict=False)
     content = {
-        "groups": [{"parameter": group.parameter, "start": start} for group, start in starts],
+        "groups": [
+            {"name": group.name, "numbers": _in_steps(group.numbers), "start": start} for group, start in starts
+        ],
         "examples": [_of_example(example) for example in examples.shown],
         "others": [
             {"id": example_id, "image": _data_url(image), "excerpt": excerpt}
@@ -227,6 +230,11 @@ def _content(run: RunDirectory, examples: ShownExamples) -> Markup:
         ],
     }
     return jinja2.utils.htmlsafe_json_dumps(content, separators=(",", ":"), allow_nan=False)
+
+
+def _in_steps(of_group: Numbers) -> list[Any]:
+    """The first and the step, or all of them."""
+    return [of_group.start, of_group.step] if isinstance(of_group, range) else [list(of_group)]
 
 
 def _of_example(example: ShownExample) -> dict[str, Any]:
