@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from coar_dist.ablation.folding import fold_batch_norms
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from tests.models import randomise
 
 INPUTS = torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(3)).double()
-FILTERS = ComponentIndex((ComponentGroup("conv.weight", 0, 4),))
+FILTERS = ComponentIndex((ComponentGroup.of("conv.weight", 0, 4),))
 
 
 class Net(nn.Module):
@@ -87,7 +88,7 @@ def test_a_norm_stays_where_somebody_would_notice(why: str) -> None:
 
 @pytest.mark.parametrize("parameter", ["norm.weight", "norm.bias", "conv.bias"])
 def test_a_norm_stays_where_components_would_go(parameter: str) -> None:
-    assert fold_batch_norms(net(), ComponentIndex((ComponentGroup(parameter, 0, 4),))) == 0
+    assert fold_batch_norms(net(), ComponentIndex((ComponentGroup.of(parameter, 0, 4),))) == 0
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -109,6 +110,6 @@ def test_of_two_pairs_one_may_be_folded() -> None:
     model = randomise(model).double()  # type: ignore[assignment]
     inputs = torch.randn(2, 1, 2, 2, 2, generator=torch.Generator().manual_seed(1)).double()
     expected = model(inputs)
-    assert fold_batch_norms(model, ComponentIndex((ComponentGroup("0.weight", 0, 2),))) == 1
+    assert fold_batch_norms(model, ComponentIndex((ComponentGroup.of("0.weight", 0, 2),))) == 1
     assert [type(module).__name__ for module in model] == ["Conv3d", "Identity", "ReLU", "BatchNorm3d"]
     torch.testing.assert_close(model(inputs), expected)

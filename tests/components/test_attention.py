@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 from coar_dist.components.attention import can_be_gated
 from coar_dist.components.gates import gated
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from tests.models import random_masks, randomise
 
 ROWS, LENGTH, SOURCE, SIZE, HEADS = 5, 4, 6, 8, 2
 COMPONENTS = ComponentIndex(
     (
-        ComponentGroup("in_proj_weight", 0, 6, 4),
-        ComponentGroup("out_proj.weight", 0, SIZE),
-        ComponentGroup("out_proj.weight", 1, HEADS, SIZE // HEADS),
+        ComponentGroup.of("in_proj_weight", 0, 6, 4),
+        ComponentGroup.of("out_proj.weight", 0, SIZE),
+        ComponentGroup.of("out_proj.weight", 1, HEADS, SIZE // HEADS),
     )
 )
 RANDOM = torch.Generator().manual_seed(5)
@@ -31,13 +32,10 @@ ADDED = torch.randn(ROWS * HEADS, LENGTH, SOURCE, generator=RANDOM)
 
 
 def ablated(module: nn.Module, mask: Any) -> nn.Module:
-    module, first = copy.deepcopy(module), 0
-    for group in COMPONENTS.groups:
-        for index in range(group.num_components):
-            if not mask[first + index]:
-                weight = module.get_parameter(group.parameter).detach()
-                weight.narrow(group.axis, index * group.block_size, group.block_size).zero_()
-        first += group.num_components
+    module = copy.deepcopy(module)
+    for component in COMPONENTS:
+        for parameter, axis, start, size in component.slices if not mask[component.id] else ():
+            module.get_parameter(parameter).detach().narrow(axis, start, size).zero_()
     return module
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from coar_dist.components.index import ComponentGroup, ComponentIndex
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import EditConfig
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.editing.edit import Edit, Measured, Selected, load_edit, weights_fingerprint
@@ -27,7 +28,7 @@ from coar_dist.store.tables import Attributions, AttributionTable
 from tests.editing.test_scores import literal_t_scores
 from tests.models import local_storage, randomise
 
-COMPONENTS = ComponentIndex((ComponentGroup("0.weight", 0, 6), ComponentGroup("2.weight", 1, 3, 2)))
+COMPONENTS = ComponentIndex((ComponentGroup.of("0.weight", 0, 6), ComponentGroup.of("2.weight", 1, 3, 2)))
 X = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
 
 
@@ -129,12 +130,9 @@ def test_the_record_of_an_edit_is_json_and_comes_back(changes: dict[str, Any], t
     spelt = edit.record()["components"]
     assert spelt[0] == {
         "component_id": 7,
-        "parameter": "2.weight",
-        "axis": 1,
-        "index": 1,
-        "start": 2,
-        "size": 2,
+        "name": "2[:, 1]",
         "score": None if "scores" in changes else -3.5,
+        "slices": [{"parameter": "2.weight", "axis": 1, "start": 2, "size": 2}],
     }
     assert [entry["component_id"] for entry in spelt] == [7, 2]
 
