@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from coar_dist.ablation.effects import Effects, Failure
 from coar_dist.ablation.value import ZeroWeights
-from coar_dist.components.places import places_of
+from coar_dist.components.gate_places import places_of
 from coar_dist.errors import ConfigError, in_one_line
 from coar_dist.tasks.task import ExampleSet
 

@@ -23,8 +23,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from coar_dist.ablation.liveness import read_and_overwritten
 from coar_dist.ablation.module_calls import Answer, Call, answered_by, kinds_of_leaves, placeholder, watched
 from coar_dist.ablation.prepared import PreparedModel
+from coar_dist.components.gate_places import owners_of
 from coar_dist.components.index import ComponentIndex
-from coar_dist.components.places import owners_of
 from coar_dist.errors import in_one_line
 from coar_dist.tasks.task import ExampleSet
 

@@ -33,8 +33,8 @@ from coar_dist.ablation.placement import (
 from coar_dist.ablation.unread import with_logits_read_alone
 from coar_dist.ablation.value import ZeroWeights
 from coar_dist.components.discovery import check_components
+from coar_dist.components.gate_places import weights_read
 from coar_dist.components.index import ComponentIndex
-from coar_dist.components.places import weights_read
 from coar_dist.errors import in_one_line
 from coar_dist.tasks.task import ExampleSet, Inputs, Task, call_model
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from coar_dist.components.attention import PLACEMENTS, AttentionGates, gated_attention
+from coar_dist.components.gate_places import Place, places_of
 from coar_dist.components.index import ComponentIndex
-from coar_dist.components.places import Place, places_of
 from coar_dist.errors import ConfigError, TaskError
 
 

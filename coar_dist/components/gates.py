@@ -30,8 +30,8 @@ from coar_dist.components.gate_hooks import (
     weight_gate,
     whole_output_hook,
 )
+from coar_dist.components.gate_places import CONVOLUTIONS, Place, places_of
 from coar_dist.components.index import ComponentIndex
-from coar_dist.components.places import CONVOLUTIONS, Place, places_of
 from coar_dist.components.read_weights import stand_in
 
 _PLAIN_FORWARDS = (nn.Linear.forward, *(kind.forward for kind in CONVOLUTIONS))

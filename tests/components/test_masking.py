@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from coar_dist.components.discovery import discover
+from coar_dist.components.gate_places import places_of
 from coar_dist.components.gates import gated
 from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import WeightMasker
 from coar_dist.components.masks import check_masks
-from coar_dist.components.places import places_of
 from coar_dist.errors import ComponentMismatchError
 from tests.models import SmallResNet, randomise
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from coar_dist.components.gate_places import weights_read
 from coar_dist.components.gates import GatedModel, gated
 from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import WeightMasker
-from coar_dist.components.places import weights_read
 
 CPU = torch.device("cpu")
 
