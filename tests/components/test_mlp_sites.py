@@ -18,6 +18,7 @@ from tests.components.test_attention_sites import ALL, TASKS, margins, zeroed
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 MIXED = {
+    "bitnet": "a norm over the neurons",
     "segformer": "a convolution over places, with a bias",
     "convnextv2": "a norm over the neurons",
     "timm convnextv2_atto": "a norm over the neurons",

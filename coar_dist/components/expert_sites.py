@@ -1,0 +1,105 @@
+"""Where a mixture's experts are: what the output projection of each holds, so that zeroes there silence the expert.
+
+Experts share one parameter, whose first axis counts them or whose rows are cut into them, or are modules in a list.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from coar_dist.components.mlp_sites import mlp_sites
+from coar_dist.components.projections import Slice, bare, dotted, projection_of
+
+_OUTPUTS = ("downproj", "down", "w2", "wdown", "wo", "fc2", "outputlinear", "mlp2weight", "linear2", "cproj")
+"""Names of the parameter that holds the experts' output projections, as ``bare`` gives them."""
+_INPUTS = ("gateupproj", "upproj", "up", "w1", "w13", "wup", "wi", "fc1", "inputlinear", "mlp1weight", "linear1", "cfc")
+_NUM_EXPERTS = ("num_experts", "moe_num_experts", "num_local_experts", "n_routed_experts", "n_experts")
+
+
+@dataclass(frozen=True)
+class ExpertSite:
+    """The experts of one layer.
+
+    Attributes:
+        module: dotted name of the module that holds them.
+        num_experts: how many.
+        slices: by expert, the slices that silence it when they are zero: of its output projection, and of its bias.
+    """
+
+    module: str
+    num_experts: int
+    slices: tuple[tuple[Slice, ...], ...]
+
+
+def expert_sites(model: nn.Module) -> list[ExpertSite]:
+    """The mixtures of experts in ``model``, in ``named_modules`` order; on any device, "meta" included.
+
+    Shared experts, which see every token, are MLPs like others and not among them.
+    """
+    sites = []
+    for name, module in model.named_modules():
+        found = _of_list(name, module, model) if isinstance(module, nn.ModuleList) else _of_parameters(name, module)
+        if found is not None:
+            sites.append(found)
+    return sites
+
+
+def _of_parameters(name: str, module: nn.Module) -> ExpertSite | None:
+    """Experts in parameters of the module, or of children whose own weight has an axis of experts (IBM Granite)."""
+    own = {bare(path): (path, value) for path, value in module._parameters.items() if value is not None}
+    for child, value in module.named_children():
+        weight = value._parameters.get("weight")
+        if weight is not None and weight.ndim == 3 and not isinstance(value, nn.Conv1d):
+            own[bare(child)] = (dotted(child, "weight"), weight)
+    last, first = _first(own, _OUTPUTS), _first(own, _INPUTS)
+    if last is None or first is None:
+        return None
+    path, weight = last
+    if weight.ndim == 3 and first[1].ndim == 3 and len(weight) == len(first[1]):
+        held = [path, *(bias for bias, value in own.values() if _is_bias_of(path, bias, value, weight))]
+        slices = tuple(tuple((dotted(name, each), 0, expert, 1) for each in held) for expert in range(len(weight)))
+        return ExpertSite(name, len(weight), slices)
+    if weight.ndim == 2 and weight.shape == first[1].shape:  # DBRX: rows of all experts, one after another
+        number = next(
+            (getattr(module, each) for each in _NUM_EXPERTS if isinstance(getattr(module, each, None), int)), 0
+        )
+        if number > 0 and len(weight) % number == 0:
+            size = len(weight) // number
+            rows = tuple(((dotted(name, path), 0, expert * size, size),) for expert in range(number))
+            return ExpertSite(name, number, rows)
+    return None
+
+
+def _is_bias_of(path: str, other: str, value: Tensor, weight: Tensor) -> bool:
+    """Whether a parameter is the bias of the experts' output projections: one row per expert, and the name follows."""
+    is_named = bare(other).startswith(bare(path.removesuffix("weight"))) and bare(other).endswith("bias")
+    return is_named and value.ndim == 2 and len(value) == len(weight)
+
+
+def _of_list(name: str, experts: nn.ModuleList, model: nn.Module) -> ExpertSite | None:
+    """A list of MLPs of one shape that is called experts, or stands beside a router."""
+    above, _, own = name.rpartition(".")
+    beside = {bare(child) for child, _ in model.get_submodule(above).named_children()} if name else set()
+    if not bare(own).endswith("experts") and not beside & {"gate", "router", "gating"}:
+        return None
+    shapes = {tuple(tuple(value.shape) for value in expert.parameters()) for expert in experts}
+    if len(experts) < 2 or len(shapes) != 1:
+        return None
+    slices = []
+    for number, expert in enumerate(experts):
+        sites = mlp_sites(expert)
+        if not sites:
+            return None
+        path = sites[-1].parameter.rpartition(".")[0]
+        projection = projection_of(dotted(name, str(number), path), expert.get_submodule(path))
+        assert projection is not None
+        outputs = (projection.weight, projection.output_axis, 0, projection.num_outputs)
+        bias = () if projection.bias is None else ((projection.bias, 0, 0, projection.num_outputs),)
+        slices.append((outputs, *bias))
+    return ExpertSite(name, len(experts), tuple(slices))
+
+
+def _first(own: dict[str, tuple[str, nn.Parameter]], names: tuple[str, ...]) -> tuple[str, nn.Parameter] | None:
+    return next((own[name] for name in names if name in own), None)
