@@ -21,6 +21,7 @@ from coar_dist.regression.fit import fit
 from coar_dist.regression.statistics import margin_statistics
 from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDesign, RunDirectory
+from coar_dist.store.tables import AttributionTable
 from tests.models import local_storage
 from tests.regression.problems import problem
 
@@ -128,6 +129,11 @@ def test_solvers_of_every_size_agree(data: Any, tmp_path: Path) -> None:
     dual = fitted(run_of(tmp_path / "dual", wide, wide_margins), regularisation=5.0)
     reference = Ridge(alpha=5.0).fit(wide.astype(float), wide_margins.astype(float))
     np.testing.assert_allclose(dual.weights(), reference.coef_, rtol=1e-4, atol=1e-5)
+    small = run_of(tmp_path / "small", wide, wide_margins)
+    without = fitted(small, regularisation=5.0, memory_gb=1e-6, tolerance=1e-9)
+    np.testing.assert_allclose(without.weights(), reference.coef_, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(without.quality()["r2"], dual.quality()["r2"], rtol=1e-5)
+    np.testing.assert_allclose(without.quality()["r2_new"], dual.quality()["r2_new"], atol=0.05)
     for options in ({"selection": "leave_one_out"}, {"standard_errors": True}):
         with pytest.raises(ConfigError, match="needs a factorisation"):
             fitted(run_of(tmp_path / "iterative", masks, margins), memory_gb=1e-6, **options)
@@ -151,6 +157,38 @@ def test_estimated_r2_is_that_of_new_masks(selection: str, tmp_path: Path) -> No
     assert abs((quality["r2_new"] - new).mean()) < 0.04
     assert np.isnan(quality["duality_gap"]).all()
     assert len(np.unique(quality["regularisation"])) > 3
+
+
+@pytest.mark.parametrize(
+    ("options", "own"),
+    [
+        ({}, {"solver": "primal", "shared_penalty": False, "standard_errors": False}),
+        (
+            {"memory_gb": 1e-6, "shared_penalty": True},
+            {"solver": "iterative", "shared_penalty": True, "standard_errors": False, "tolerance": 1e-6},
+        ),
+        ({"method": "lasso", "selection": "bic"}, {"l1_ratio": 1.0, "held_out_fraction": 0.1, "tolerance": 1e-6}),
+    ],
+    ids=["ridge", "iterative", "lasso"],
+)
+@pytest.mark.filterwarnings("ignore:.*chose a penalty at an end")
+def test_attributions_say_what_they_were_fitted_with(
+    data: Any, options: dict[str, Any], own: dict[str, Any], tmp_path: Path
+) -> None:
+    run = run_of(tmp_path, *data)
+    config = RegressionConfig(num_penalties=7, penalty_range=[0.01, 100.0], **options)
+    (result,) = fit(run, config, lambda _: None)
+    assert AttributionTable(run, result.method).settings((0, 4)) == {
+        "design": run.margins("train").fingerprint,
+        "num_masks": 200,
+        "backend": "torch",
+        "method": config.method,
+        "regularisation": None,
+        "selection": options.get("selection", "gcv"),
+        "num_penalties": 7,
+        "penalty_range": [0.01, 100.0],
+        **own,
+    }
 
 
 def test_progress_counts_the_examples_of_every_block(data: Any, tmp_path: Path) -> None:
