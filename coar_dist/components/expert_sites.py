@@ -84,21 +84,19 @@ def _of_list(name: str, experts: nn.ModuleList, model: nn.Module) -> ExpertSite 
     beside = {bare(child) for child, _ in model.get_submodule(above).named_children()} if name else set()
     if not bare(own).endswith("experts") and not beside & {"gate", "router", "gating"}:
         return None
-    shapes = {tuple(tuple(value.shape) for value in expert.parameters()) for expert in experts}
-    if len(experts) < 2 or len(shapes) != 1:
+    shapes = {tuple((path, value.shape) for path, value in expert.named_parameters()) for expert in experts}
+    sites = mlp_sites(experts[0]) if len(experts) > 1 and len(shapes) == 1 else []
+    if not sites:
         return None
-    slices = []
-    for number, expert in enumerate(experts):
-        sites = mlp_sites(expert)
-        if not sites:
-            return None
-        path = sites[-1].parameter.rpartition(".")[0]
-        projection = projection_of(dotted(name, str(number), path), expert.get_submodule(path))
-        assert projection is not None
-        outputs = (projection.weight, projection.output_axis, 0, projection.num_outputs)
-        bias = () if projection.bias is None else ((projection.bias, 0, 0, projection.num_outputs),)
-        slices.append((outputs, *bias))
-    return ExpertSite(name, len(experts), tuple(slices))
+    path = sites[-1].parameter.rpartition(".")[0]
+    last = projection_of(path, experts[0].get_submodule(path))
+    assert last is not None
+    held = [(last.weight, last.output_axis)] if last.bias is None else [(last.weight, last.output_axis), (last.bias, 0)]
+    slices = tuple(
+        tuple((dotted(name, str(expert), each), axis, 0, last.num_outputs) for each, axis in held)
+        for expert in range(len(experts))
+    )
+    return ExpertSite(name, len(experts), slices)
 
 
 def _first(own: dict[str, tuple[str, nn.Parameter]], names: tuple[str, ...]) -> tuple[str, nn.Parameter] | None:
