@@ -79,6 +79,20 @@ def mlp_sites(model: nn.Module) -> list[MlpSite]:
     return sites if has_blocks else _chain("", _all_linear(modules))
 
 
+def passed_over_mlps(model: nn.Module) -> dict[str, str]:
+    """Modules that are called an MLP and hold none of ``mlp_sites``, by dotted name, with the reason."""
+    around = {path for site in mlp_sites(model) for path in with_those_above(site.module)}
+    passed_over: dict[str, str] = {}
+    for name, module in model.named_modules():
+        is_called_so = bare(name.rpartition(".")[2]) in _MLPS
+        is_known = name in around or any(path in passed_over for path in with_those_above(name))
+        matrices = [value for value in module.parameters() if value.ndim > 1]
+        if is_called_so and not is_known and len(matrices) > 1:
+            has_experts = any(value.ndim == 3 for value in matrices)
+            passed_over[name] = "a mixture of experts" if has_experts else "no linear maps from d to N and back"
+    return passed_over
+
+
 def _is_no_mlp(name: str, module: nn.Module) -> bool:
     if isinstance(module, nn.ModuleList | nn.ModuleDict) or is_state_space(module):
         return True

@@ -24,7 +24,7 @@ VALUES_ARE_NOT_ALL = {"bitnet", "timm MViTv2", "timm davit_tiny"}
 """A norm over all heads, or pooled queries, stand before the projection; attention over channels has other values."""
 TALKING = {"bitnet", "timm cait_xxs24_224"}
 """Heads are mixed before the projection reads them."""
-ONE_KEY = {"pvt", "timm pvt_v2_b0", "timm CAFormer"}
+ONE_KEY = {"pvt", "timm pvt_v2_b0", "timm CAFormer", "timm mobilevit_xxs"}
 """Images so small that some softmaxes are over one key: queries and keys do nothing there."""
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from coar_dist.components.mlp_sites import MlpSite, mlp_sites
+from coar_dist.components.mlp_sites import MlpSite, mlp_sites, passed_over_mlps
 from coar_dist.components.plain_model import plain_model
 from coar_dist.components.projections import Slice, projection_of
 from tests.components.families import FAMILIES, counted
@@ -26,6 +26,8 @@ MIXED = {
     "timm pvt_v2_b0": "a convolution over places, with a bias",
     "timm mambaout_femto": "half of the neurons go through a convolution",
     "timm gMLP": "a gate over tokens",
+    "timm PoolFormer": "an activation with a bias",
+    "timm CAFormer": "an activation with a bias",
     "timm levit_128": "batch norm",
     "timm visformer_tiny": "batch norm",
     "timm efficientformerv2_s0": "batch norm",
@@ -177,3 +179,17 @@ def test_an_mlp_within_attention_is_as_wide_as_it() -> None:
 def test_sites_say_what_gives_the_neurons() -> None:
     site = mlp_sites(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)))[0]
     assert (site.module, site.axis, site.inputs) == ("", 1, ("0",))
+
+
+def test_what_is_called_an_mlp_and_is_none_is_said() -> None:
+    model = nn.Module()
+    model.mlp = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6))
+    model.layer = nn.Module()
+    model.layer.mlp = nn.Module()
+    model.layer.mlp.experts = nn.Module()
+    model.layer.mlp.experts.up = nn.Parameter(torch.zeros(4, 6, 8))
+    model.layer.mlp.experts.down = nn.Parameter(torch.zeros(4, 8, 6))
+    model.layer.ffn = nn.Sequential(nn.Bilinear(6, 6, 8), nn.Linear(8, 6), nn.Bilinear(6, 6, 2))
+    reasons = passed_over_mlps(model)
+    assert set(reasons) == {"layer.mlp", "layer.ffn"}
+    assert "experts" in reasons["layer.mlp"]
