@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,17 @@ def test_a_device_map_takes_a_model_that_says_how_it_can_be_spread() -> None:
     check_device_map("auto", model)
 
 
+@pytest.fixture
+def _package_log() -> Iterator[None]:
+    """An actor's process is its own; here its handler would stay."""
+    logger = logging.getLogger("coar_dist")
+    handlers, level = list(logger.handlers), logger.level
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+
+
+@pytest.mark.usefixtures("_package_log")
 def test_a_trial_takes_over_a_plan_and_an_actor_writes_what_is_true(tmp_path: Path) -> None:
     task, design = small_task(), Bernoulli(12, 6, 0.3, 0)
     components = discover(task.model, "conv_filters")
@@ -57,7 +69,6 @@ def test_a_trial_takes_over_a_plan_and_an_actor_writes_what_is_true(tmp_path: Pa
         assert chosen.plan == EnginePlan("weights", 3, compiled=False)
         assert any(text.startswith("trial mode=weights, 3 rows per forward, eager: ") for _, text in chosen.log)
         assert actor.start(ExpectedMasks(6, 0), 2, plan).plan == plan
-        logging.getLogger("coar_dist").removeHandler(actor.log)
     actor.use(plan)
     for start, stop in ((0, 2), (2, 6)):
         actor.compute(WorkRange("train", start, stop, "masks"))()
