@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -228,6 +230,15 @@ def test_the_plan_is_chosen_among_what_is_not_pinned() -> None:
     assert choose_plan(engine(), pins, masks_per_actor=10) == EnginePlan("rows", 6, compiled=False)
     assert pins.allow(EnginePlan("rows", 6, compiled=False))
     assert not pins.allow(EnginePlan("rows", 7, compiled=False))
+
+
+def test_trials_give_the_time_of_one_margin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by a second whenever it is looked at."""
+    clock = SimpleNamespace(perf_counter=itertools.count().__next__)
+    monkeypatch.setattr("coar_dist.ablation.engine.time", clock)
+    for rows, num_margins in ((3, 3), (7, 7), (15, 14)):  # whole masks of seven examples
+        timed = engine(EnginePlan("weights", 3, compiled=False, gradient_rows=rows))
+        assert timed.gradient_trial() == pytest.approx(1 / num_margins)
 
 
 def test_examples_that_do_not_fit_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
