@@ -25,7 +25,7 @@ from coar_dist.components.projections import (
 
 _OUTPUTS = (
     *("oproj", "outproj", "o", "dense", "cproj", "proj", "outlin", "wo", "projection", "projectionlayer"),
-    *("outputproj", "linearout", "attentionout", "output", "toout", "fcout", "postproj", "out"),
+    *("outputproj", "linearout", "attentionout", "output", "toout", "fcout", "postproj", "post", "out"),
 )
 """Names of an output projection as ``bare`` gives them, the surest first."""
 _NUM_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_q_heads", "heads", "nhead")
@@ -102,15 +102,14 @@ def _site(name: str, modules: dict[str, nn.Module]) -> AttentionSite | str:
     if not isinstance(projection, Projection):
         return projection
     width = projection.num_inputs
-    num_heads, head_size = _num_heads(name, modules), _number(module, _HEAD_SIZES)
-    if head_size is None and num_heads is None:
+    said, sizes = _num_heads(name, modules), _numbers(module, _HEAD_SIZES)
+    if said is None and not sizes:
         return "no number of heads, neither its own nor in a configuration"
-    if head_size is not None:  # where the two disagree, the size is that of the projection's inputs
-        num_heads = width // head_size if width % head_size == 0 else None
-    elif num_heads is not None:
-        head_size = width // num_heads if width % num_heads == 0 else None
-    if not head_size or not num_heads:
-        return f"the {width} inputs of {projection.name} are not whole heads by its number or size of heads"
+    num_heads, head_size = _heads_of_width(width, said, sizes)
+    if num_heads == 0:
+        return f"the {width} inputs of {projection.name} are not whole heads"
+    if _number(module, _NUM_HEADS) not in (None, num_heads):  # some of what is read is no attention (ConvBERT)
+        return AttentionSite(name, projection.weight, projection.input_axis, num_heads, head_size, num_heads)
     groups = _num_key_value_heads(name, module, num_heads, head_size)
     counts = HeadCounts(num_heads, groups, head_size)
     slices = head_slices(name, module, counts)
@@ -130,6 +129,14 @@ def _site(name: str, modules: dict[str, nn.Module]) -> AttentionSite | str:
     )
 
 
+def _heads_of_width(width: int, num_heads: int | None, sizes: list[int]) -> tuple[int, int]:
+    """Number and size of heads; where all sizes contradict the number, the first size counts. No heads: none fits."""
+    if num_heads is not None and (not sizes or width in [num_heads * size for size in sizes]):
+        size = width // num_heads
+        return (num_heads, size) if num_heads * size == width else (0, 0)
+    return (width // sizes[0], sizes[0]) if width % sizes[0] == 0 else (0, 0)
+
+
 def _has_query(module: nn.Module) -> bool:
     is_split = own_parameter(module, "q_bias") is not None  # an in_proj alone has other uses
     return any(
@@ -144,13 +151,14 @@ def _has_matrix(module: nn.Module) -> bool:
 
 
 def _output_projection(name: str, modules: dict[str, nn.Module]) -> Projection | str:
-    """The module's child that reads the heads, or ``output.dense`` beside the module; else why there is none."""
+    """The module's child that reads the heads, or ``output`` beside the module; else why there is none."""
     module = modules[name]
     children = {bare(child): child for child, _ in module.named_children()}
     paths = [dotted(name, children[output]) for output in _OUTPUTS if output in children]
     above = name.rpartition(".")[0]
-    beside = dotted(above, "output", "dense")
-    if name and beside in modules and not beside.startswith(f"{name}."):
+    beside = dotted(above, "output")
+    has_mlp_beside = dotted(above, "intermediate") in modules  # whose output it is then
+    if name and beside in modules and not beside.startswith(f"{name}.") and not has_mlp_beside:
         paths.append(beside)
     for path in paths:
         projection = only_projection(path, modules[path])
@@ -185,9 +193,13 @@ def _num_key_value_heads(name: str, module: nn.Module, num_heads: int, head_size
     return num_heads
 
 
-def _number(owner: object, names: tuple[str, ...]) -> int | None:
+def _numbers(owner: object, names: tuple[str, ...]) -> list[int]:
     values = (_attribute(owner, name) for name in names)
-    return next((value for value in values if type(value) is int and value > 0), None)
+    return [value for value in values if type(value) is int and value > 0]
+
+
+def _number(owner: object, names: tuple[str, ...]) -> int | None:
+    return next(iter(_numbers(owner, names)), None)
 
 
 def _attribute(owner: object, name: str) -> object:

@@ -40,7 +40,11 @@ def expert_sites(model: nn.Module) -> list[ExpertSite]:
     """
     sites = []
     for name, module in model.named_modules():
-        found = _of_list(name, module, model) if isinstance(module, nn.ModuleList) else _of_parameters(name, module)
+        found = (
+            _of_list(name, module, model)
+            if isinstance(module, nn.ModuleList | nn.ModuleDict)
+            else _of_parameters(name, module)
+        )
         if found is not None:
             sites.append(found)
     return sites
@@ -78,24 +82,23 @@ def _is_bias_of(path: str, other: str, value: Tensor, weight: Tensor) -> bool:
     return is_named and value.ndim == 2 and len(value) == len(weight)
 
 
-def _of_list(name: str, experts: nn.ModuleList, model: nn.Module) -> ExpertSite | None:
-    """A list of MLPs of one shape that is called experts, or stands beside a router."""
+def _of_list(name: str, holder: nn.Module, model: nn.Module) -> ExpertSite | None:
+    """MLPs of one shape, in a ModuleList or ModuleDict that is called experts or stands beside a router."""
     above, _, own = name.rpartition(".")
+    children = list(holder.named_children())
+    keys, experts = zip(*children, strict=True) if len(children) > 1 else ((), ())
     beside = {bare(child) for child, _ in model.get_submodule(above).named_children()} if name else set()
     if not bare(own).endswith("experts") and not beside & {"gate", "router", "gating"}:
         return None
     shapes = {tuple((path, value.shape) for path, value in expert.named_parameters()) for expert in experts}
-    sites = mlp_sites(experts[0]) if len(experts) > 1 and len(shapes) == 1 else []
+    sites = mlp_sites(experts[0]) if len(shapes) == 1 else []
     if not sites:
         return None
     path = sites[-1].parameter.rpartition(".")[0]
     last = projection_of(path, experts[0].get_submodule(path))
     assert last is not None
     held = [(last.weight, last.output_axis)] if last.bias is None else [(last.weight, last.output_axis), (last.bias, 0)]
-    slices = tuple(
-        tuple((dotted(name, str(expert), each), axis, 0, last.num_outputs) for each, axis in held)
-        for expert in range(len(experts))
-    )
+    slices = tuple(tuple((dotted(name, key, each), axis, 0, last.num_outputs) for each, axis in held) for key in keys)
     return ExpertSite(name, len(experts), slices)
 
 

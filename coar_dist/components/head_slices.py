@@ -7,15 +7,22 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from coar_dist.components.projections import Projection, Slice, bare, dotted, own_parameter, projection_of
+from coar_dist.components.projections import Projection, Slice, bare, dotted, only_projection, own_parameter
 
 QUERIES = (
     *("qproj", "query", "q", "qlin", "queryproj", "qbproj", "linearq", "wq", "toq", "qhead", "queries"),
+    *("projectionquery", "projectq"),
     *("qk", "qkv", "qkvproj", "querykeyvalue", "wqkv", "cattn", "attproj", "toqkv", "inproj"),
 )
 """Names of a query projection, separate or fused, as ``bare`` gives them."""
-_KEYS = ("kproj", "key", "k", "klin", "keyproj", "lineark", "wk", "tok", "khead", "keys")
-_VALUES = ("vproj", "value", "v", "vlin", "valueproj", "linearv", "wv", "tov", "vhead", "values")
+_KEYS = (
+    *("kproj", "key", "k", "klin", "keyproj", "lineark", "wk", "tok", "khead", "keys"),
+    *("projectionkey", "projectk"),
+)
+_VALUES = (
+    *("vproj", "value", "v", "vlin", "valueproj", "linearv", "wv", "tov", "vhead", "values"),
+    *("projectionvalue", "projectv"),
+)
 _KEYS_AND_VALUES = ("kv", "tokv", "wkv")
 _FUSED = QUERIES[QUERIES.index("qkv") :]
 
@@ -124,7 +131,7 @@ def _separate(name: str, module: nn.Module, children: dict[str, Projection], cou
             value_rules = _rules(name, module, latent, "v", heads, without_positions, step, size)
     if query is None:
         return HeadSlices(None, key_rules, value_rules)
-    if query.name.endswith(".qk") or query.name == "qk":
+    if "qk" in children:
         if query.num_outputs != 2 * heads * size:
             return HeadSlices(None, None, value_rules)
         queries = _rules(name, module, query, "q", heads, 0, size, size)
@@ -138,7 +145,7 @@ def _separate(name: str, module: nn.Module, children: dict[str, Projection], cou
 
 def _fused(name: str, module: nn.Module, fused: Projection, counts: HeadCounts) -> HeadSlices:
     heads, groups, size = counts.num_heads, counts.num_key_value_heads, counts.head_size
-    child = fused.name.rpartition(".")[2]
+    child = next(path for path, _ in module.named_children() if bare(path) in _FUSED)
     key_size = getattr(module, "key_dim", None)
     if child == "query_key_value" or bare(child) == "inproj" or _is_cut_by_heads(module, child):
         # Each group has its query heads, its key and its value side by side; without shared keys, a group is a head.
@@ -217,8 +224,13 @@ def _normalises_all_heads(module: nn.Module, letter: str, counts: HeadCounts) ->
 
 
 def _children(name: str, module: nn.Module) -> dict[str, Projection]:
-    found = ((child, projection_of(dotted(name, child), value)) for child, value in module.named_children())
-    return {bare(child): projection for child, projection in found if projection is not None}
+    """Linear maps among the children, and those that stand in a child without other parameters."""
+    found = {}
+    for child, value in module.named_children():
+        projection = only_projection(dotted(name, child), value)
+        if projection is not None and sum(1 for _ in value.parameters()) == 1 + (projection.bias is not None):
+            found[bare(child)] = projection
+    return found
 
 
 def _first(children: dict[str, Projection], names: tuple[str, ...]) -> Projection | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from torch import nn
 
@@ -27,9 +27,9 @@ from coar_dist.components.projections import (
 _MLPS = ("mlp", "ffn", "ff", "feedforward", "densereludense", "mlpblock")
 _NO_MLPS = {
     *("classifier", "head", "headdist", "lmhead", "score", "pooler", "prelogits", "preclassifier", "summary"),
-    *("projector", "multimodalprojector", "projection", "languageprojection", "visualprojection", "textprojection"),
-    *("merger", "connector", "adapter", "se", "squeezeexcite", "router", "gate"),
+    *("adapter", "laurel", "se", "squeezeexcite", "router", "gate", "perlayerinputgate", "perlayerprojection"),
 }
+_BRIDGES = ("projector", "merger", "connector", "projection")
 """Names, as ``bare`` gives them, of modules whose pairs of linear maps are no MLPs of the body."""
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -86,17 +86,18 @@ def passed_over_mlps(model: nn.Module) -> dict[str, str]:
     for name, module in model.named_modules():
         is_called_so = bare(name.rpartition(".")[2]) in _MLPS
         is_known = name in around or any(path in passed_over for path in with_those_above(name))
-        matrices = [value for value in module.parameters() if value.ndim > 1]
-        if is_called_so and not is_known and len(matrices) > 1:
-            has_experts = any(value.ndim == 3 for value in matrices)
+        if is_called_so and not is_known and sum(value.ndim > 1 for value in module.parameters()) > 1:
+            inside = (each for each in module.modules() if not isinstance(each, _CONVOLUTIONS))
+            has_experts = any(value.ndim == 3 for each in inside for value in each.parameters(recurse=False))
             passed_over[name] = "a mixture of experts" if has_experts else "no linear maps from d to N and back"
     return passed_over
 
 
 def _is_no_mlp(name: str, module: nn.Module) -> bool:
-    if isinstance(module, nn.ModuleList | nn.ModuleDict) or is_state_space(module):
-        return True
     parts = [bare(part) for part in name.split(".")[-2:]]
+    is_list = isinstance(module, nn.ModuleList) or (isinstance(module, nn.ModuleDict) and parts[-1] not in _MLPS)
+    if is_list or is_state_space(module) or any(part.endswith(_BRIDGES) for part in parts):
+        return True
     return parts[-1] in _NO_MLPS or (parts[0] in _NO_MLPS and parts[-1] not in _MLPS)
 
 
@@ -145,25 +146,31 @@ def _chain(name: str, projections: Sequence[Projection]) -> list[MlpSite]:
 def _projections(name: str, module: nn.Module) -> list[Projection]:
     """The module's linear maps in order, those that stand in a child beside a norm or an activation among them.
 
-    In a Sequential, nothing else that has weights may stand between two of them.
+    Nothing else that has several of them, such as attention, may stand between two; in a Sequential none at all.
     """
     found: list[Projection] = []
     for child, value in module.named_children():
-        path = dotted(name, child)
+        path, own = dotted(name, child), bare(child)
         is_around_one = child.startswith(("intermediate", "output")) or _is_normed(value)
         projection = only_projection(path, value) if is_around_one else projection_of(path, value)
-        if projection is not None and bare(child) not in _NO_MLPS:
+        if projection is not None and own not in _NO_MLPS and not own.endswith(_BRIDGES):
             found.append(projection)
-        elif isinstance(module, nn.Sequential) and any(weight.ndim > 1 for weight in value.parameters()):
+        elif _is_between(value, most=0 if isinstance(module, nn.Sequential) else 1):
             if len(found) > 1:
                 return found
             found = []
     return found
 
 
+def _is_between(module: nn.Module, most: int) -> bool:
+    """Whether the module holds more than ``most`` matrices of linear maps."""
+    inside = (each for each in module.modules() if projection_of("", each) is not None)
+    return sum(1 for _ in islice(inside, most + 1)) > most
+
+
 def _is_normed(module: nn.Module) -> bool:
-    """Whether the module is a linear map with no more than a norm and an activation around it."""
-    return 1 < sum(1 for _ in module.children()) < 4
+    """Whether the module may be a linear map with no more than a norm and an activation around it."""
+    return not isinstance(module, nn.ModuleList) and 0 < sum(1 for _ in module.children()) < 4
 
 
 def _is_excitation(module: nn.Module, children: Sequence[Projection]) -> bool:

@@ -146,8 +146,12 @@ def _tell_apart(found: dict[str, Place], within: Mapping[str, Path]) -> None:
     for tower in crowded:
         names = [name for name, place in found.items() if place.tower == tower and place.layer]
         shared = len(_common({within[name] for name in names}))
-        for name in names:
-            found[name] = replace(found[name], part=".".join(within[name][shared : shared + 1]))
+        longest = max(len(within[name]) for name in names)
+        for length in range(shared + 1, longest + 1):
+            told = {name: replace(found[name], part=".".join(within[name][shared:length])) for name in names}
+            if len(set(told.values())) == len(names) or length == longest:
+                found.update(told)
+                break
 
 
 def _common(paths: Iterable[Path]) -> Path:

@@ -166,12 +166,12 @@ class Attention(nn.Module):
 class Configured(nn.Module):
     """A configuration of another tower above the one that counts."""
 
-    def __init__(self, inner: object, outer: object) -> None:
+    def __init__(self, inner: object, outer: object, **numbers: object) -> None:
         super().__init__()
         self.config = outer
         self.tower = nn.Module()
         self.tower.config = inner
-        self.tower.attn = Attention()
+        self.tower.attn = Attention(**numbers)
 
 
 class Config:
@@ -191,7 +191,8 @@ class Raises:
         (Attention(n_head=3), 3),
         (Attention(num_heads=6), 6),
         (Attention(head_dim=4), 3),
-        (Attention(num_heads=4, head_dim=4), 3),  # the head size decides
+        (Attention(head_size=12, attention_head_size=3, num_heads=4), 4),  # the size that agrees
+        (Configured(Config(2), Config(6), head_dim=4), 3),  # the head size decides
         (Configured(Config(4), Config(2)), 4),
         (Configured(Config([1, 2]), Config(2)), 2),
         (Configured(Raises(), Config(6)), 6),
@@ -206,6 +207,21 @@ def test_the_nearest_number_of_heads_counts(model: nn.Module, heads: int) -> Non
     assert site.query[0].at(1)[2:] == (12 // heads, 12 // heads)
 
 
+def test_heads_that_are_not_all_of_attention_have_no_queries() -> None:
+    (site,) = attention_sites(Attention(num_heads=2, head_dim=4))
+    assert (site.num_heads, site.num_key_value_heads, site.query, site.value) == (3, 3, None, None)
+
+
+@pytest.mark.parametrize(("beside", "found"), [(["output"], ["output.weight"]), (["intermediate", "output"], [])])
+def test_an_output_beside_attention_may_be_an_mlp_s(beside: list[str], found: list[str]) -> None:
+    block = nn.Module()
+    block.attention = Attention(num_heads=3)
+    del block.attention.W_o
+    for name in beside:
+        setattr(block, name, nn.Linear(12, 12))
+    assert [site.parameter for site in attention_sites(block)] == found
+
+
 def test_what_is_passed_over_is_said() -> None:
     model = nn.Module()
     model.no_number = Attention()
@@ -217,7 +233,7 @@ def test_what_is_passed_over_is_said() -> None:
     reasons = passed_over_attention(model)
     assert set(reasons) == {"no_number", "odd", "mixer", "own_attention"}
     assert "no number of heads" in reasons["no_number"]
-    assert "12 inputs of odd.W_o are not whole heads" in reasons["odd"]
+    assert "not whole heads" in reasons["odd"]
     assert "state-space" in reasons["mixer"]
     assert "no query" in reasons["own_attention"]
 

@@ -83,6 +83,12 @@ def test_experts_in_a_list() -> None:
             torch.testing.assert_close(model(x), model[1](model[0](x), without=expert))
 
 
+def test_experts_in_a_dict() -> None:
+    experts = nn.ModuleDict({name: nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 6)) for name in "ab"})
+    (site,) = expert_sites(nn.ModuleDict({"experts": experts}))
+    assert site.slices[1] == (("experts.b.2.weight", 0, 0, 6), ("experts.b.2.bias", 0, 0, 6))
+
+
 @pytest.mark.parametrize(
     "model",
     [

@@ -163,9 +163,16 @@ def test_what_is_no_mlp_is_left_out() -> None:
             "classifier": nn.Sequential(nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 12)),
             "multi_modal_projector": nn.Sequential(nn.Linear(12, 30), nn.GELU(), nn.Linear(30, 12)),
             "excitation": excitation(),
+            "merger": nn.ModuleDict({"mlp": nn.Sequential(nn.Linear(12, 30), nn.GELU(), nn.Linear(30, 12))}),
+            "embed": nn.Linear(3, 12),
+            "body": nn.TransformerEncoder(nn.TransformerEncoderLayer(12, 4, 16), 1, enable_nested_tensor=False),
+            "predict": nn.Linear(12, 3),
         }
     )
-    assert [site.module for site in mlp_sites(model)] == ["layer"]
+    wrapper = nn.Module()
+    for name, module in model.items():
+        setattr(wrapper, name, module)
+    assert [site.module for site in mlp_sites(wrapper)] == ["layer", "body.layers.0"]
 
 
 def test_an_mlp_within_attention_is_as_wide_as_it() -> None:

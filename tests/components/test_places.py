@@ -37,6 +37,7 @@ LLAVA = [
             ["m.vision.near.layers.0", "m.vision.far.layers.0", "m.text.layers.0"],
             ["vision.near.L0", "vision.far.L0", "text.L0"],
         ),
+        (["l.0.mlp.wi", "l.1.mlp.experts.a.wi", "l.1.mlp.experts.b.wi"], ["L0.wi", "L1.experts.a", "L1.experts.b"]),
         (["fc0", "fc1"], ["fc0", "fc1"]),
         ([""], [""]),
         ([], []),
