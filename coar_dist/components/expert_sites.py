@@ -85,7 +85,7 @@ def _is_bias_of(path: str, other: str, value: Tensor, weight: Tensor) -> bool:
 def _of_list(name: str, holder: nn.Module, model: nn.Module) -> ExpertSite | None:
     """MLPs of one shape, in a ModuleList or ModuleDict that is called experts or stands beside a router."""
     above, _, own = name.rpartition(".")
-    children = list(holder.named_children())
+    children = [(key, child) for key, child in holder.named_children() if next(child.parameters(), None) is not None]
     keys, experts = zip(*children, strict=True) if len(children) > 1 else ((), ())
     beside = {bare(child) for child, _ in model.get_submodule(above).named_children()} if name else set()
     if not bare(own).endswith("experts") and not beside & {"gate", "router", "gating"}:

@@ -85,7 +85,9 @@ def test_experts_in_a_list() -> None:
 
 def test_experts_in_a_dict() -> None:
     experts = nn.ModuleDict({name: nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 6)) for name in "ab"})
+    experts["dropout"] = nn.Dropout()
     (site,) = expert_sites(nn.ModuleDict({"experts": experts}))
+    assert site.num_experts == 2
     assert site.slices[1] == (("experts.b.2.weight", 0, 0, 6), ("experts.b.2.bias", 0, 0, 6))
 
 
