@@ -1,19 +1,11 @@
-"""Finding components in a model by a selector, or by rules of the user's own.
-
-To add a selector, write a function from a model to its component groups and put it into ``SELECTORS``:
-
-    def norm_scales(model):
-        return [
-            ComponentGroup.of(f"{name}.weight", 0, module.num_features)
-            for name, module in model.named_modules()
-            if isinstance(module, nn.BatchNorm2d)
-        ]
-"""
+"""Finding components in a model by selectors, or by rules of the user's own."""
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
@@ -21,73 +13,12 @@ from torch import Tensor, nn
 from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.plain_model import plain_model
+from coar_dist.components.selectors import FORMER_NAMES, SELECTORS, passed_over
 from coar_dist.config.schema import ComponentRule
 from coar_dist.errors import ComponentMismatchError, ConfigError, NoComponentsError, counted
 
-Selector = Callable[[nn.Module], list[ComponentGroup]]
-
-
-def conv_filters(model: nn.Module) -> list[ComponentGroup]:
-    """Output filters (axis 0 of the weight) of every Conv1d, Conv2d and Conv3d, grouped ones too."""
-    return _slices(model, "weight", 0, lambda module: isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)))
-
-
-def linear_rows(model: nn.Module) -> list[ComponentGroup]:
-    """Output neurons (axis 0) of every Linear, and the q, k, v rows of every MultiheadAttention's in_proj_weight."""
-    groups = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-            groups.append(_group(name, "in_proj_weight", module.in_proj_weight.shape, 0, 1))
-        elif isinstance(module, nn.Linear):
-            groups.append(_group(name, "weight", module.weight.shape, 0, 1))
-    return groups
-
-
-def transposed_linear_inputs(model: nn.Module) -> list[ComponentGroup]:
-    """Input features (axis 0) of every Hugging Face Conv1D, whose weight is [in, out]: the research code's rows."""
-    return _slices(model, "weight", 0, is_transposed_linear)
-
-
-def transposed_linear_outputs(model: nn.Module) -> list[ComponentGroup]:
-    """Output neurons (axis 1) of every Hugging Face Conv1D, whose weight is [in, out]."""
-    return _slices(model, "weight", 1, is_transposed_linear)
-
-
-def embedding_rows(model: nn.Module) -> list[ComponentGroup]:
-    """Rows (one per token, or per position) of every Embedding."""
-    return _slices(model, "weight", 0, lambda module: isinstance(module, nn.Embedding))
-
-
-def attention_heads(model: nn.Module) -> list[ComponentGroup]:
-    """Attention heads, as the blocks of the output projection that read them: zeroing one removes what the head says.
-
-    Found in ``nn.MultiheadAttention``, and in any module that has ``num_heads`` and ``head_dim`` and an output
-    projection named as in timm or Hugging Face transformers. Elsewhere a rule gives the block size:
-    ``components.rules=[{parameter: "*.o_proj.weight", axis: 1, block_size: 64}]``.
-    """
-    groups = []
-    for name, module in model.named_modules():
-        head_size = getattr(module, "head_dim", None)
-        if not isinstance(head_size, int) or not isinstance(getattr(module, "num_heads", None), int):
-            continue
-        for child in ("out_proj", "o_proj", "c_proj", "proj"):
-            projection = getattr(module, child, None)
-            if isinstance(projection, nn.Linear):
-                groups.append(_group(f"{name}.{child}", "weight", projection.weight.shape, 1, head_size))
-            elif isinstance(projection, nn.Module) and is_transposed_linear(projection):
-                shape = projection.get_parameter("weight").shape
-                groups.append(_group(f"{name}.{child}", "weight", shape, 0, head_size))
-    return groups
-
-
-SELECTORS: dict[str, Selector] = {
-    "conv_filters": conv_filters,
-    "linear_rows": linear_rows,
-    "transposed_linear_inputs": transposed_linear_inputs,
-    "transposed_linear_outputs": transposed_linear_outputs,
-    "embedding_rows": embedding_rows,
-    "attention_heads": attention_heads,
-}
+_RULES = "rules"
+_log = logging.getLogger(__name__)
 
 
 def by_rules(model: nn.Module, rules: Sequence[ComponentRule]) -> list[ComponentGroup]:
@@ -112,20 +43,6 @@ def by_rules(model: nn.Module, rules: Sequence[ComponentRule]) -> list[Component
     return [group for _, group in sorted(groups, key=lambda entry: entry[0])]
 
 
-def is_transposed_linear(module: nn.Module) -> bool:
-    """Whether the module is Hugging Face's ``Conv1D``: a linear map whose weight is [in, out]."""
-    kind = type(module)
-    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
-
-
-def _slices(model: nn.Module, parameter: str, axis: int, matches: Callable[[nn.Module], bool]) -> list[ComponentGroup]:
-    return [
-        _group(name, parameter, module.get_parameter(parameter).shape, axis, 1)
-        for name, module in model.named_modules()
-        if matches(module)
-    ]
-
-
 def _group(module: str, parameter: str, shape: Sequence[int], axis: int, block_size: int) -> ComponentGroup:
     name = f"{module}.{parameter}" if module else parameter
     if not 0 <= axis < len(shape) or shape[axis] % block_size:
@@ -137,47 +54,99 @@ def _group(module: str, parameter: str, shape: Sequence[int], axis: int, block_s
 
 def discover(
     model: nn.Module,
-    selector: str,
+    selector: str | Sequence[str] = "auto",
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     rules: Sequence[ComponentRule] = (),
 ) -> ComponentIndex:
-    """The components of ``model`` that ``selector`` names, in ``named_modules`` order.
+    """The components of ``model`` that the selectors name.
 
     Args:
         model: any module; on any device, "meta" included.
-        selector: a key of ``SELECTORS``, or ``rules``.
-        include: shell patterns; a group is taken if its parameter's name matches one of them.
-        exclude: shell patterns; a group is left out if its parameter's name matches one of them.
+        selector: a key of ``SELECTORS``, ``rules``, or several of them.
+        include: shell patterns; a component is taken if its name, or its first parameter's, matches one of them.
+        exclude: shell patterns; a component is left out if its name, or its first parameter's, matches one of them.
         rules: for the selector ``rules``: see ``by_rules``.
 
     Raises:
-        ConfigError: the selector is unknown.
+        ConfigError: a selector is unknown.
+        ComponentMismatchError: components overlap.
         NoComponentsError: nothing is left; the message lists what the model has.
+
+    Example:
+        >>> discover(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)), "neurons").names()
+        ['N0', 'N1', 'N2', 'N3', 'N4']
     """
     model = plain_model(model)
-    if selector != "rules" and selector not in SELECTORS:
+    names = [selector] if isinstance(selector, str) else list(selector)
+    unknown = [name for name in names if name not in {*SELECTORS, *FORMER_NAMES, _RULES}]
+    if unknown or not names:
         raise ConfigError(f"components.selector={selector!r}: must be one of {', '.join(SELECTORS)}, rules.")
-    found = by_rules(model, rules) if selector == "rules" else SELECTORS[selector](model)
-    groups = [
-        group
-        for group in found
-        if any(fnmatchcase(group.parameter, pattern) for pattern in include)
-        and not any(fnmatchcase(group.parameter, pattern) for pattern in exclude)
-    ]
-    if groups:
+    found: list[ComponentGroup] = []
+    for name in names:
+        if name in FORMER_NAMES:
+            _log.warning("components.selector=%s is called %s now", name, FORMER_NAMES[name])
+        found += by_rules(model, rules) if name == _RULES else SELECTORS[FORMER_NAMES.get(name, name)](model)
+    groups = [kept for group in _told_apart(found) if (kept := _chosen(group, include, exclude)) is not None]
+    if not groups:
+        raise _nothing_found(model, selector, found, include, exclude)
+    for name in names:
+        for module, why in passed_over(model, name).items():
+            _log.info("%s: %s has none: %s", name, module, why)
+    try:
         return ComponentIndex(tuple(groups))
+    except ValueError as error:
+        raise ComponentMismatchError(f"{error}. Leave one of the two out (components.exclude).") from error
+
+
+def _told_apart(groups: Sequence[ComponentGroup]) -> list[ComponentGroup]:
+    """The groups; those that share a name are called by their first parameter as well."""
+    counts = Counter(group.name for group in groups if "{}" in group.name)
+    return [
+        replace(group, name=f"{group.parameter}:{group.name}") if counts[group.name] > 1 else group for group in groups
+    ]
+
+
+def _chosen(group: ComponentGroup, include: Sequence[str], exclude: Sequence[str]) -> ComponentGroup | None:
+    """The group without the components that are not included, or excluded; None where none is left."""
+
+    def matches(name: str, patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+    if matches(group.parameter, exclude):
+        return None
+    is_included = matches(group.parameter, include)
+    if is_included and not exclude:
+        return group
+    names = [group.name.format(number) for number in group.numbers]
+    places = [
+        place
+        for place, name in enumerate(names)
+        if (is_included or matches(name, include)) and not matches(name, exclude)
+    ]
+    if not places:
+        return None
+    return group if len(places) == len(names) else group.only(places)
+
+
+def _nothing_found(
+    model: nn.Module,
+    selector: str | Sequence[str],
+    found: Sequence[ComponentGroup],
+    include: Sequence[str],
+    exclude: Sequence[str],
+) -> NoComponentsError:
     if found:
         names = ", ".join(group.parameter for group in found[:20])
-        raise NoComponentsError(
+        return NoComponentsError(
             f"components.include={list(include)} and components.exclude={list(exclude)} leave none of the "
             f"{counted(len(found), 'parameter')} that {selector!r} finds: {names}{', ...' if len(found) > 20 else ''}."
         )
     kinds = Counter(type(module).__name__ for module in model.modules() if not list(module.children()))
-    counts = {name: len(select(model)) for name, select in SELECTORS.items()}
-    raise NoComponentsError(
+    counts = {name: sum(group.num_components for group in select(model)) for name, select in SELECTORS.items()}
+    return NoComponentsError(
         f"components.selector={selector!r} matches nothing in {type(model).__name__}, whose layers are "
-        f"{dict(kinds)}. Parameters found per selector: {counts}."
+        f"{dict(kinds)}. Components found per selector: { ({name: num for name, num in counts.items() if num}) }."
     )
 
 

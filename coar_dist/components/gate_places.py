@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from coar_dist.components.attention import PLACEMENTS, can_be_gated
-from coar_dist.components.discovery import is_transposed_linear
 from coar_dist.components.groups import ComponentGroup, Slices
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.read_weights import read_directly
+from coar_dist.components.selectors import is_transposed_linear
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from coar_dist.components.attention import PLACEMENTS, AttentionGates, Gate, gated_attention
 from coar_dist.components.axis_gates import AxisGates
-from coar_dist.components.discovery import is_transposed_linear
 from coar_dist.components.gate_hooks import (
     GateOutput,
     Note,
@@ -33,6 +32,7 @@ from coar_dist.components.gate_hooks import (
 from coar_dist.components.gate_places import CONVOLUTIONS, Place, places_of
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.read_weights import stand_in
+from coar_dist.components.selectors import is_transposed_linear
 
 _PLAIN_FORWARDS = (nn.Linear.forward, *(kind.forward for kind in CONVOLUTIONS))
 

@@ -1,0 +1,353 @@
+"""Selectors: from a model to the groups of components that people name, such as heads, neurons and layers.
+
+To add one, write a function from a model to its component groups and put it into ``SELECTORS``:
+
+    def norm_scales(model):
+        return [
+            ComponentGroup.of(f"{name}.weight", 0, module.num_features)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.BatchNorm2d)
+        ]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+from torch import nn
+
+from coar_dist.components.attention_sites import AttentionSite, attention_sites, passed_over_attention
+from coar_dist.components.expert_sites import ExpertSite, expert_sites
+from coar_dist.components.groups import ComponentGroup, Slices
+from coar_dist.components.head_slices import Rules
+from coar_dist.components.mlp_sites import MlpSite, mlp_sites
+from coar_dist.components.places import Place, places
+
+Selector = Callable[[nn.Module], list[ComponentGroup]]
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_Site = AttentionSite | MlpSite | ExpertSite
+_ATTENTION, _MLPS, _EXPERTS = "attention", "mlps", "experts"
+
+
+class _Sites:
+    """A model's attention, MLPs and experts, with the place of each in its layers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self.attention, self.mlps, self.experts = attention_sites(model), mlp_sites(model), expert_sites(model)
+        kinds: dict[str, Sequence[_Site]] = {_ATTENTION: self.attention, _MLPS: self.mlps, _EXPERTS: self.experts}
+        names = {kind: [_name(site) for site in sites] for kind, sites in kinds.items()}
+        self._places = {kind: dict(zip(names[kind], found, strict=True)) for kind, found in places(names).items()}
+
+    def place(self, site: _Site) -> Place:
+        kind = {AttentionSite: _ATTENTION, MlpSite: _MLPS, ExpertSite: _EXPERTS}[type(site)]
+        return self._places[kind][_name(site)]
+
+    @cached_property
+    def _layers(self) -> dict[tuple[str, str], int]:
+        """The number of every layer within its tower: its own, or its rank where stages hold blocks."""
+        found = {(place.tower, place.layer) for of_kind in self._places.values() for place in of_kind.values()}
+        ranks: dict[str, int] = {}
+        numbers = {}
+        for tower, layer in sorted(found, key=lambda key: (key[0], [int(part) for part in key[1].split(".") if part])):
+            ranks[tower] = ranks.get(tower, -1) + bool(layer)
+            numbers[tower, layer] = int(layer) if layer.isdecimal() else ranks[tower]
+        return numbers
+
+    def layer(self, place: Place) -> int | None:
+        return self._layers[place.tower, place.layer] if place.layer else None
+
+    def group(self, slices: Sequence[Slices], num: int, place: Place, letter: str, kind: str) -> ComponentGroup:
+        """Components ``L3H0``, ``L3H1``, ... of one kind in one place."""
+        return ComponentGroup(tuple(slices), range(num), place.named(letter, "{}"), kind, self.layer(place))
+
+    def length(self, parameter: str, axis: int) -> int:
+        return self._model.get_parameter(parameter).shape[axis]
+
+    def output(self, parameter: str, input_axis: int) -> list[Slices]:
+        """All that a projection adds to what follows: its whole weight, and its bias."""
+        weight, owner = self._model.get_parameter(parameter), parameter.rpartition(".")[0]
+        whole = [Slices(parameter, 1 - input_axis, weight.shape[1 - input_axis], (0,))]
+        bias = self._model.get_submodule(owner)._parameters.get("bias") if parameter.endswith(".weight") else None
+        return whole if bias is None else [*whole, Slices(f"{owner}.bias", 0, len(bias), (0,))]
+
+
+def _name(site: _Site) -> str:
+    """A plain net may have more than one layer of neurons in a module."""
+    return site.parameter.removesuffix(".weight") if isinstance(site, MlpSite) else site.module
+
+
+def heads(model: nn.Module) -> list[ComponentGroup]:
+    """Attention heads: the block of the output projection that reads each; zeroing it removes what the head says."""
+    sites = _Sites(model)
+    return [
+        sites.group([_blocks(site, site.num_heads)], site.num_heads, sites.place(site), "H", "head")
+        for site in sites.attention
+    ]
+
+
+def key_value_groups(model: nn.Module) -> list[ComponentGroup]:
+    """The heads that share a key and a value, together: zeroing them does what zeroing the value does."""
+    sites = _Sites(model)
+    return [
+        sites.group(
+            [_blocks(site, site.num_key_value_heads)],
+            site.num_key_value_heads,
+            sites.place(site),
+            "KV",
+            "key-value group",
+        )
+        for site in sites.attention
+        if site.num_heads % site.num_key_value_heads == 0
+    ]
+
+
+def query_heads(model: nn.Module) -> list[ComponentGroup]:
+    """The rows of each head's query, with their bias: zeroing them makes the head attend alike to all it may."""
+    sites = _Sites(model)
+    return [
+        sites.group(_slices(site.query, site.num_heads), site.num_heads, sites.place(site), "Q", "query head")
+        for site in sites.attention
+        if site.query is not None
+    ]
+
+
+def neurons(model: nn.Module) -> list[ComponentGroup]:
+    """Hidden units of MLPs: the column of the last projection that reads each, however many matrices feed it."""
+    sites = _Sites(model)
+    return [
+        sites.group(
+            [Slices(site.parameter, site.axis, 1, range(site.num_neurons))],
+            site.num_neurons,
+            sites.place(site),
+            "N",
+            "neuron",
+        )
+        for site in sites.mlps
+    ]
+
+
+def experts(model: nn.Module) -> list[ComponentGroup]:
+    """Experts of mixtures: the output projection of each, with its bias."""
+    sites = _Sites(model)
+    return [group for site in sites.experts for group in _experts(sites, site)]
+
+
+def _experts(sites: _Sites, site: ExpertSite) -> list[ComponentGroup]:
+    by_part = list(zip(*site.slices, strict=True))
+    parameters = [{parameter for parameter, *_ in part} for part in by_part]
+    place = sites.place(site)
+    if all(len(names) == 1 for names in parameters):  # all experts are in the same parameters
+        slices = [
+            Slices(part[0][0], part[0][1], part[0][3], tuple(start for _, _, start, _ in part)) for part in by_part
+        ]
+        return [sites.group(slices, site.num_experts, place, "E", "expert")]
+    name = place.named("E", "{}")
+    return [
+        ComponentGroup(
+            tuple(Slices(parameter, axis, size, (start,)) for parameter, axis, start, size in slices),
+            (number,),
+            name,
+            "expert",
+            sites.layer(place),
+        )
+        for number, slices in enumerate(site.slices)
+    ]
+
+
+def attention_blocks(model: nn.Module) -> list[ComponentGroup]:
+    """Whole attention modules: all that each adds, the output projection and its bias."""
+    sites = _Sites(model)
+    return [
+        ComponentGroup(
+            tuple(sites.output(site.parameter, site.axis)),
+            (0,),
+            f"{sites.place(site)}.attention".removeprefix("."),
+            "attention block",
+            sites.layer(sites.place(site)),
+        )
+        for site in sites.attention
+    ]
+
+
+def mlp_blocks(model: nn.Module) -> list[ComponentGroup]:
+    """Whole MLPs of layers, mixtures of experts with their shared experts: all that each adds."""
+    sites = _Sites(model)
+    return [
+        ComponentGroup(tuple(_added(sites, found)), (0,), f"{place}.mlp", "MLP block", sites.layer(place))
+        for place, found in _by_layer(sites, [*sites.mlps, *sites.experts]).items()
+    ]
+
+
+def layers(model: nn.Module) -> list[ComponentGroup]:
+    """Whole layers: all that the attention and the MLP of each add to the residual stream."""
+    sites = _Sites(model)
+    parts = _by_layer(sites, [*sites.attention, *sites.mlps, *sites.experts])
+    return [
+        ComponentGroup(tuple(_added(sites, found)), (0,), str(place), "layer", sites.layer(place))
+        for place, found in parts.items()
+    ]
+
+
+def _by_layer(
+    sites: _Sites, found: Sequence[_Site]
+) -> dict[Place, list[_Site]]:
+    """What is in each layer; nothing of what is in none."""
+    by_layer: dict[Place, list[_Site]] = {}
+    for site in found:
+        place = sites.place(site)
+        if place.layer:
+            by_layer.setdefault(Place(place.tower, place.layer), []).append(site)
+    order = sorted(by_layer, key=lambda place: (place.tower, [int(part) for part in place.layer.split(".")]))
+    return {place: by_layer[place] for place in order}
+
+
+def _added(sites: _Sites, found: Sequence[_Site]) -> list[Slices]:
+    slices: list[Slices] = []
+    for site in found:
+        if isinstance(site, ExpertSite):
+            parts = dict.fromkeys((parameter, axis) for of_expert in site.slices for parameter, axis, *_ in of_expert)
+            for parameter, axis in parts:
+                slices.append(Slices(parameter, axis, sites.length(parameter, axis), (0,)))
+        else:
+            slices += sites.output(site.parameter, site.axis)
+    return slices
+
+
+def _blocks(site: AttentionSite, num: int) -> Slices:
+    size = site.num_heads * site.head_size // num
+    return Slices(site.parameter, site.axis, size, range(0, num * size, size))
+
+
+def _slices(rules: Rules, num: int) -> list[Slices]:
+    return [
+        Slices(rule.parameter, rule.axis, rule.size, tuple(rule.at(head)[2] for head in range(num))) for rule in rules
+    ]
+
+
+def conv_filters(model: nn.Module) -> list[ComponentGroup]:
+    """Output filters of every convolution, grouped and transposed ones too; not of transposed ones in groups."""
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, _CONVOLUTIONS):
+            found.append(ComponentGroup.of(_weight(name), 0, module.out_channels, kind="filter"))
+        elif isinstance(module, _TRANSPOSED) and module.groups == 1:
+            found.append(ComponentGroup.of(_weight(name), 1, module.out_channels, kind="filter"))
+    return found
+
+
+def linear_rows(model: nn.Module) -> list[ComponentGroup]:
+    """Output neurons of every linear map, and q, k, v rows of ``nn.MultiheadAttention``; none of a tied embedding."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+            parameter = f"{name}.in_proj_weight".removeprefix(".")
+            found.append(ComponentGroup.of(parameter, 0, len(module.in_proj_weight), kind="row"))
+        elif isinstance(module, nn.Linear) and id(module.weight) not in embeddings:
+            found.append(ComponentGroup.of(_weight(name), 0, len(module.weight), kind="row"))
+        elif is_transposed_linear(module):
+            num_outputs = module.get_parameter("weight").shape[1]
+            found.append(ComponentGroup.of(_weight(name), 1, num_outputs, kind="row"))
+    return found
+
+
+def transposed_linear_inputs(model: nn.Module) -> list[ComponentGroup]:
+    """Input features (axis 0) of every Hugging Face Conv1D, whose weight is [in, out]: the research code's rows."""
+    return [
+        ComponentGroup.of(_weight(name), 0, len(module.get_parameter("weight")), kind="input")
+        for name, module in model.named_modules()
+        if is_transposed_linear(module)
+    ]
+
+
+def transposed_linear_outputs(model: nn.Module) -> list[ComponentGroup]:
+    """Output neurons (axis 1) of every Hugging Face Conv1D, whose weight is [in, out]."""
+    return [
+        ComponentGroup.of(_weight(name), 1, module.get_parameter("weight").shape[1], kind="row")
+        for name, module in model.named_modules()
+        if is_transposed_linear(module)
+    ]
+
+
+def embedding_rows(model: nn.Module) -> list[ComponentGroup]:
+    """Rows (one per token, or per position) of every Embedding."""
+    return [
+        ComponentGroup.of(_weight(name), 0, module.num_embeddings, kind="embedding")
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding)
+    ]
+
+
+def recurrent_units(model: nn.Module) -> list[ComponentGroup]:
+    """Hidden units of LSTM, GRU and RNN: the rows of all of a unit's gates, with their biases. The unit stays 0."""
+    found = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.RNNBase) or module.proj_size:
+            continue
+        size = module.hidden_size
+        for layer in range(module.num_layers):
+            for suffix in ("", "_reverse")[: 1 + module.bidirectional]:
+                kinds = [f"{kind}_l{layer}{suffix}" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+                parameters = {kind: module._parameters.get(kind) for kind in kinds}
+                slices = tuple(
+                    Slices(f"{name}.{kind}".removeprefix("."), 0, 1, range(gate, gate + size))
+                    for kind, parameter in parameters.items()
+                    if parameter is not None
+                    for gate in range(0, len(parameter), size)
+                )
+                where = f"{name}.l{layer}{suffix}".removeprefix(".")
+                found.append(ComponentGroup(slices, range(size), f"{where}[{{}}]", "recurrent unit", layer))
+    return found
+
+
+def auto(model: nn.Module) -> list[ComponentGroup]:
+    """Heads and neurons of transformers, filters of convolutional nets, units of recurrent nets and of MLPs."""
+    transformer = heads(model)
+    if transformer:
+        return [*transformer, *neurons(model)]
+    return conv_filters(model) or recurrent_units(model) or neurons(model)
+
+
+def passed_over(model: nn.Module, selector: str) -> dict[str, str]:
+    """Modules that look as if a selector should find components in them, and have none, with the reason."""
+    if selector in ("heads", "query_heads", "key_value_groups", "attention_blocks", "auto"):
+        without = passed_over_attention(model)
+        if selector == "query_heads":
+            missing = [site.module for site in attention_sites(model) if site.query is None]
+            without |= dict.fromkeys(missing, "how its query's rows belong to heads is not known")
+        return without
+    return {}
+
+
+SELECTORS: dict[str, Selector] = {
+    "auto": auto,
+    "heads": heads,
+    "query_heads": query_heads,
+    "key_value_groups": key_value_groups,
+    "neurons": neurons,
+    "experts": experts,
+    "attention_blocks": attention_blocks,
+    "mlp_blocks": mlp_blocks,
+    "layers": layers,
+    "conv_filters": conv_filters,
+    "linear_rows": linear_rows,
+    "recurrent_units": recurrent_units,
+    "embedding_rows": embedding_rows,
+    "transposed_linear_inputs": transposed_linear_inputs,
+    "transposed_linear_outputs": transposed_linear_outputs,
+}
+FORMER_NAMES = {"attention_heads": "heads"}
+"""Names of earlier versions, which are understood for one more."""
+
+
+def is_transposed_linear(module: nn.Module) -> bool:
+    """Whether the module is Hugging Face's ``Conv1D``: a linear map whose weight is [in, out]."""
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+
+
+def _weight(module: str) -> str:
+    return f"{module}.weight" if module else "weight"
