@@ -13,9 +13,10 @@ from coar_dist.version import VERSION
 if TYPE_CHECKING:
     from coar_dist.ablation.direct import ablated_outputs
     from coar_dist.api import Run, attribute, open_run
-    from coar_dist.components.groups import ComponentGroup
+    from coar_dist.components.groups import ComponentGroup, Slices
     from coar_dist.components.index import ComponentIndex
-    from coar_dist.config.schema import ExampleGroup
+    from coar_dist.components.overview import find_components
+    from coar_dist.config.schema import ComponentRule, ExampleGroup
     from coar_dist.editing.edit import Edit, load_edit
 
 __version__ = VERSION
@@ -23,12 +24,15 @@ __version__ = VERSION
 __all__ = [
     "ComponentGroup",
     "ComponentIndex",
+    "ComponentRule",
     "Edit",
     "ExampleGroup",
     "Run",
+    "Slices",
     "__version__",
     "ablated_outputs",
     "attribute",
+    "find_components",
     "load_edit",
     "open_run",
 ]
@@ -36,11 +40,14 @@ __all__ = [
 _HOME = {
     "ComponentGroup": "coar_dist.components.groups",
     "ComponentIndex": "coar_dist.components.index",
+    "ComponentRule": "coar_dist.config.schema",
     "Edit": "coar_dist.editing.edit",
     "ExampleGroup": "coar_dist.config.schema",
     "Run": "coar_dist.api",
+    "Slices": "coar_dist.components.groups",
     "ablated_outputs": "coar_dist.ablation.direct",
     "attribute": "coar_dist.api",
+    "find_components": "coar_dist.components.overview",
     "load_edit": "coar_dist.editing.edit",
     "open_run": "coar_dist.api",
 }

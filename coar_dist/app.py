@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -26,6 +27,8 @@ from coar_dist.version import VERSION
 
 _TRACEBACKS = "HYDRA_FULL_ERROR"
 """The environment variable with which a user asks for tracebacks."""
+_LISTED_COMPONENTS = re.compile(r"^components=(\[.*\])$")
+"""Several selectors at once, which Hydra would take for files whose last one wins."""
 _PRINTING = {"--version", "--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
 """Options that print something and run nothing."""
 _failed_jobs: list[str] = []
@@ -44,6 +47,7 @@ def main() -> None:
             sys.exit(_inspect(sys.argv[2:]))
         if sys.argv[1:2] in (["import-research"], ["export-research"]):
             sys.exit(_interchange(sys.argv[1], sys.argv[2:]))
+        sys.argv[1:] = [_LISTED_COMPONENTS.sub(r"components.selector=\1", argument) for argument in sys.argv[1:]]
         for argument in sys.argv[1:]:  # before Hydra keeps them
             key, _, value = argument.lstrip("+").partition("=")
             parent, dot, name = key.rpartition(".")

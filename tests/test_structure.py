@@ -49,7 +49,7 @@ OWNERS = {
     "captum": ["baselines/"],
     "matplotlib": ["report/", "api.py"],  # in api.py for annotations alone, as pandas
     "jinja2": ["report/page/render.py"],
-    "pandas": ["report/notebook.py", "api.py", "components/index.py"],
+    "pandas": ["report/notebook.py", "api.py", "components/index.py", "components/overview.py"],
     "sklearn": ["regression/backends.py", "tasks/examples/arrays.py"],
     "scipy": [],  # scikit-learn brings it
     "PIL": ["tasks/"],

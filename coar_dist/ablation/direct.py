@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.plan import EnginePlan
-from coar_dist.components.discovery import discover
-from coar_dist.components.index import ComponentIndex
+from coar_dist.components.discovery import Components, chosen_components
 from coar_dist.components.plain_model import plain_model
 from coar_dist.config.python_words import OF_ABLATED_OUTPUTS, in_python_words
 from coar_dist.tasks.outputs import output_function
@@ -24,7 +23,7 @@ from coar_dist.tasks.task import ExampleSet, Inputs, Task, by_keyword
 @in_python_words(OF_ABLATED_OUTPUTS)
 def ablated_outputs(
     model: nn.Module,
-    components: str | ComponentIndex,
+    components: Components,
     masks: NDArray[np.bool_],
     inputs: Inputs,
     targets: Tensor,
@@ -36,7 +35,7 @@ def ablated_outputs(
 
     Args:
         model: any module, on the device where it is to run.
-        components: a selector name, or the component index that the masks are over.
+        components: as in ``coar_dist.attribute``; the masks are over these.
         masks: (num_masks, num_components) bool, True = kept.
         inputs: (num_examples, ...) tensor, or a dict of tensors given by keyword.
         targets: (num_examples, ...) what the output function compares with, e.g. int64 class labels.
@@ -59,7 +58,7 @@ def ablated_outputs(
         >>> ablated_outputs(model, "conv_filters", np.eye(4) == 0, images, labels).shape
         (4, 5)
     """
-    index = components if isinstance(components, ComponentIndex) else discover(model, components)
+    index = chosen_components(model, components)
     task = Task(
         copy.deepcopy(plain_model(model)), ExampleSet.of(by_keyword(model, inputs), targets), output_function(output)
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from typing import TypeAlias
 
 from torch import Tensor, nn
 
@@ -14,9 +15,13 @@ from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.plain_model import plain_model
 from coar_dist.components.selectors import FORMER_NAMES, SELECTORS, passed_over
-from coar_dist.config.schema import ComponentRule
+from coar_dist.config.schema import ComponentRule, ComponentsConfig
 from coar_dist.errors import ComponentMismatchError, ConfigError, NoComponentsError, counted
 
+Components: TypeAlias = (
+    str | ComponentRule | Sequence[str | ComponentRule] | ComponentIndex | Callable[[nn.Module], ComponentIndex]
+)
+"""What a Python caller may give for components: see ``chosen_components``."""
 _RULES = "rules"
 _log = logging.getLogger(__name__)
 
@@ -97,6 +102,46 @@ def discover(
         return ComponentIndex(tuple(groups))
     except ValueError as error:
         raise ComponentMismatchError(f"{error}. Leave one of the two out (components.exclude).") from error
+
+
+def chosen_components(
+    model: nn.Module, components: Components, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+) -> ComponentIndex:
+    """The components that a Python caller asks for.
+
+    Args:
+        model: whose they are.
+        components: selectors, rules, several of these, an index, or a function of the model that gives an index.
+        include: shell patterns, as ``discover``.
+        exclude: shell patterns, as ``discover``.
+
+    Raises:
+        ConfigError: a selector is unknown, or the function gives something else.
+        NoComponentsError, ComponentMismatchError: as ``discover``.
+    """
+    if not isinstance(components, ComponentIndex) and callable(components):
+        components = components(plain_model(model))
+        if not isinstance(components, ComponentIndex):
+            raise ConfigError(f"components: the function gives a {type(components).__name__}, not a ComponentIndex.")
+    if isinstance(components, ComponentIndex):
+        groups = [kept for group in components.groups if (kept := _chosen(group, include, exclude)) is not None]
+        if not groups:
+            raise _nothing_found(model, "components", components.groups, include, exclude)
+        return components if groups == list(components.groups) else ComponentIndex(tuple(groups))
+    _, asked = asked_components(model, components, include, exclude)
+    return discover(model, asked.selectors, include, exclude, asked.rules)
+
+
+def asked_components(
+    model: nn.Module, components: Components, include: Sequence[str], exclude: Sequence[str]
+) -> tuple[ComponentIndex | None, ComponentsConfig]:
+    """What a Python caller asks for as an index, or as the configuration that says the same; the other is of no use."""
+    if isinstance(components, ComponentIndex) or callable(components):
+        return chosen_components(model, components, include, exclude), ComponentsConfig()
+    listed = [components] if isinstance(components, str | ComponentRule) else list(components)
+    rules = [entry for entry in listed if isinstance(entry, ComponentRule)]
+    names = list(dict.fromkeys(_RULES if isinstance(entry, ComponentRule) else entry for entry in listed))
+    return None, ComponentsConfig(names if len(names) != 1 else names[0], rules, list(include), list(exclude))
 
 
 def _told_apart(groups: Sequence[ComponentGroup]) -> list[ComponentGroup]:

@@ -36,7 +36,7 @@ class Place:
     def __str__(self) -> str:
         return ".".join(part for part in (self.tower, f"L{self.layer}" if self.layer else "", self.part) if part)
 
-    def named(self, letter: str, number: int) -> str:
+    def named(self, letter: str, number: int | str) -> str:
         """The name of one component here, e.g. ``L3H5``."""
         between = "." if str(self) and (self.part or not self.layer) else ""
         return f"{self}{between}{letter}{number}"

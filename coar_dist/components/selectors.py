@@ -13,75 +13,25 @@ To add one, write a function from a model to its component groups and put it int
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 
 from torch import nn
 
 from coar_dist.components.attention_sites import AttentionSite, attention_sites, passed_over_attention
-from coar_dist.components.expert_sites import ExpertSite, expert_sites
+from coar_dist.components.expert_sites import ExpertSite
 from coar_dist.components.groups import ComponentGroup, Slices
 from coar_dist.components.head_slices import Rules
-from coar_dist.components.mlp_sites import MlpSite, mlp_sites
-from coar_dist.components.places import Place, places
+from coar_dist.components.mlp_sites import MlpSite
+from coar_dist.components.named_sites import NamedSites, Site
+from coar_dist.components.places import Place
 
 Selector = Callable[[nn.Module], list[ComponentGroup]]
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_Site = AttentionSite | MlpSite | ExpertSite
-_ATTENTION, _MLPS, _EXPERTS = "attention", "mlps", "experts"
-
-
-class _Sites:
-    """A model's attention, MLPs and experts, with the place of each in its layers."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self.attention, self.mlps, self.experts = attention_sites(model), mlp_sites(model), expert_sites(model)
-        kinds: dict[str, Sequence[_Site]] = {_ATTENTION: self.attention, _MLPS: self.mlps, _EXPERTS: self.experts}
-        names = {kind: [_name(site) for site in sites] for kind, sites in kinds.items()}
-        self._places = {kind: dict(zip(names[kind], found, strict=True)) for kind, found in places(names).items()}
-
-    def place(self, site: _Site) -> Place:
-        kind = {AttentionSite: _ATTENTION, MlpSite: _MLPS, ExpertSite: _EXPERTS}[type(site)]
-        return self._places[kind][_name(site)]
-
-    @cached_property
-    def _layers(self) -> dict[tuple[str, str], int]:
-        """The number of every layer within its tower: its own, or its rank where stages hold blocks."""
-        found = {(place.tower, place.layer) for of_kind in self._places.values() for place in of_kind.values()}
-        ranks: dict[str, int] = {}
-        numbers = {}
-        for tower, layer in sorted(found, key=lambda key: (key[0], [int(part) for part in key[1].split(".") if part])):
-            ranks[tower] = ranks.get(tower, -1) + bool(layer)
-            numbers[tower, layer] = int(layer) if layer.isdecimal() else ranks[tower]
-        return numbers
-
-    def layer(self, place: Place) -> int | None:
-        return self._layers[place.tower, place.layer] if place.layer else None
-
-    def group(self, slices: Sequence[Slices], num: int, place: Place, letter: str, kind: str) -> ComponentGroup:
-        """Components ``L3H0``, ``L3H1``, ... of one kind in one place."""
-        return ComponentGroup(tuple(slices), range(num), place.named(letter, "{}"), kind, self.layer(place))
-
-    def length(self, parameter: str, axis: int) -> int:
-        return self._model.get_parameter(parameter).shape[axis]
-
-    def output(self, parameter: str, input_axis: int) -> list[Slices]:
-        """All that a projection adds to what follows: its whole weight, and its bias."""
-        weight, owner = self._model.get_parameter(parameter), parameter.rpartition(".")[0]
-        whole = [Slices(parameter, 1 - input_axis, weight.shape[1 - input_axis], (0,))]
-        bias = self._model.get_submodule(owner)._parameters.get("bias") if parameter.endswith(".weight") else None
-        return whole if bias is None else [*whole, Slices(f"{owner}.bias", 0, len(bias), (0,))]
-
-
-def _name(site: _Site) -> str:
-    """A plain net may have more than one layer of neurons in a module."""
-    return site.parameter.removesuffix(".weight") if isinstance(site, MlpSite) else site.module
 
 
 def heads(model: nn.Module) -> list[ComponentGroup]:
     """Attention heads: the block of the output projection that reads each; zeroing it removes what the head says."""
-    sites = _Sites(model)
+    sites = NamedSites(model)
     return [
         sites.group([_blocks(site, site.num_heads)], site.num_heads, sites.place(site), "H", "head")
         for site in sites.attention
@@ -90,7 +40,7 @@ def heads(model: nn.Module) -> list[ComponentGroup]:
 
 def key_value_groups(model: nn.Module) -> list[ComponentGroup]:
     """The heads that share a key and a value, together: zeroing them does what zeroing the value does."""
-    sites = _Sites(model)
+    sites = NamedSites(model)
     return [
         sites.group(
             [_blocks(site, site.num_key_value_heads)],
@@ -106,7 +56,7 @@ def key_value_groups(model: nn.Module) -> list[ComponentGroup]:
 
 def query_heads(model: nn.Module) -> list[ComponentGroup]:
     """The rows of each head's query, with their bias: zeroing them makes the head attend alike to all it may."""
-    sites = _Sites(model)
+    sites = NamedSites(model)
     return [
         sites.group(_slices(site.query, site.num_heads), site.num_heads, sites.place(site), "Q", "query head")
         for site in sites.attention
@@ -116,7 +66,7 @@ def query_heads(model: nn.Module) -> list[ComponentGroup]:
 
 def neurons(model: nn.Module) -> list[ComponentGroup]:
     """Hidden units of MLPs: the column of the last projection that reads each, however many matrices feed it."""
-    sites = _Sites(model)
+    sites = NamedSites(model)
     return [
         sites.group(
             [Slices(site.parameter, site.axis, 1, range(site.num_neurons))],
@@ -131,11 +81,11 @@ def neurons(model: nn.Module) -> list[ComponentGroup]:
 
 def experts(model: nn.Module) -> list[ComponentGroup]:
     """Experts of mixtures: the output projection of each, with its bias."""
-    sites = _Sites(model)
+    sites = NamedSites(model)
     return [group for site in sites.experts for group in _experts(sites, site)]
 
 
-def _experts(sites: _Sites, site: ExpertSite) -> list[ComponentGroup]:
+def _experts(sites: NamedSites, site: ExpertSite) -> list[ComponentGroup]:
     by_part = list(zip(*site.slices, strict=True))
     parameters = [{parameter for parameter, *_ in part} for part in by_part]
     place = sites.place(site)
@@ -159,7 +109,7 @@ def _experts(sites: _Sites, site: ExpertSite) -> list[ComponentGroup]:
 
 def attention_blocks(model: nn.Module) -> list[ComponentGroup]:
     """Whole attention modules: all that each adds, the output projection and its bias."""
-    sites = _Sites(model)
+    sites = NamedSites(model)
     return [
         ComponentGroup(
             tuple(sites.output(site.parameter, site.axis)),
@@ -174,7 +124,7 @@ def attention_blocks(model: nn.Module) -> list[ComponentGroup]:
 
 def mlp_blocks(model: nn.Module) -> list[ComponentGroup]:
     """Whole MLPs of layers, mixtures of experts with their shared experts: all that each adds."""
-    sites = _Sites(model)
+    sites = NamedSites(model)
     return [
         ComponentGroup(tuple(_added(sites, found)), (0,), f"{place}.mlp", "MLP block", sites.layer(place))
         for place, found in _by_layer(sites, [*sites.mlps, *sites.experts]).items()
@@ -183,7 +133,7 @@ def mlp_blocks(model: nn.Module) -> list[ComponentGroup]:
 
 def layers(model: nn.Module) -> list[ComponentGroup]:
     """Whole layers: all that the attention and the MLP of each add to the residual stream."""
-    sites = _Sites(model)
+    sites = NamedSites(model)
     parts = _by_layer(sites, [*sites.attention, *sites.mlps, *sites.experts])
     return [
         ComponentGroup(tuple(_added(sites, found)), (0,), str(place), "layer", sites.layer(place))
@@ -191,20 +141,19 @@ def layers(model: nn.Module) -> list[ComponentGroup]:
     ]
 
 
-def _by_layer(
-    sites: _Sites, found: Sequence[_Site]
-) -> dict[Place, list[_Site]]:
+def _by_layer(sites: NamedSites, found: Sequence[Site]) -> dict[Place, list[Site]]:
     """What is in each layer; nothing of what is in none."""
-    by_layer: dict[Place, list[_Site]] = {}
+    by_layer: dict[Place, list[Site]] = {}
     for site in found:
         place = sites.place(site)
-        if place.layer:
+        in_stack = not isinstance(site, MlpSite) or any(part.isdecimal() for part in site.module.split("."))
+        if place.layer and in_stack:  # the linear maps of a plain net are no MLPs of layers
             by_layer.setdefault(Place(place.tower, place.layer), []).append(site)
     order = sorted(by_layer, key=lambda place: (place.tower, [int(part) for part in place.layer.split(".")]))
     return {place: by_layer[place] for place in order}
 
 
-def _added(sites: _Sites, found: Sequence[_Site]) -> list[Slices]:
+def _added(sites: NamedSites, found: Sequence[Site]) -> list[Slices]:
     slices: list[Slices] = []
     for site in found:
         if isinstance(site, ExpertSite):

@@ -185,7 +185,7 @@ def _check_regression(regression: RegressionConfig) -> None:
 
 def _check_task(config: Config) -> None:
     model, train, components = config.task.model, config.train, config.components
-    if (components.selector == "rules") != bool(components.rules):
+    if ("rules" in components.selectors) != bool(components.rules):
         raise ConfigError(
             f"components.rules={components.rules} and components.selector={components.selector!r}: rules are used by "
             f"the selector 'rules', which needs at least one."

@@ -14,12 +14,12 @@ from coar_dist.errors import CoarDistError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_OWN_INDEX = "components=ComponentIndex(...)"
 OF_ATTRIBUTE = {
     "run.dir": "run_dir",
     "run.previews": "previews",
     "components.selector": "components",
-    "components.exclude": _OWN_INDEX,
+    "components.include": "include",
+    "components.exclude": "exclude",
     "design.kind": "design",
     "design.num_masks": "num_masks",
     "design.ablation_fraction": "ablation_fraction",
@@ -32,7 +32,7 @@ OF_ATTRIBUTE = {
 """What the command line calls an argument of ``attribute``, and its name there."""
 OF_ABLATED_OUTPUTS = {
     "components.selector": "components",
-    "components.exclude": _OWN_INDEX,
+    "components.exclude": "components=ComponentIndex(...)",
     "task.output_function": "output",
     "ablation.mode=weights": "plan=None",
     "ablation.precision": "precision",

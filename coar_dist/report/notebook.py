@@ -111,7 +111,7 @@ def component_frame(
         weights, errors = _mean_and_error(reader, ids, method)
     strongest = np.argsort(-np.abs(weights), kind="stable")[:num]
     table = reader.components.table()
-    names = ("component_id", "name", "kind", "layer", "parameter", "module", "index", "axis")
+    names = ("component_id", "name", "kind", "layer")
     columns = {name: [table[name][i] for i in strongest] for name in names} | {"weight": weights[strongest]}
     if errors is not None:
         columns["standard_error"] = errors[strongest]

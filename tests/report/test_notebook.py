@@ -81,8 +81,8 @@ def test_top_components_of_one_example_and_of_several(small_run: Run) -> None:
     np.testing.assert_array_equal(top.weight, weights[top.component_id])
     assert "standard_error" not in top
     for _, row in top.iterrows():
-        assert row.component_id == run.components.ids(row.parameter)[row["index"]]
-        assert (row.parameter, row.axis) == (f"{row.module}.weight", 0)
+        assert run.components[row["name"]].id == row.component_id
+        assert (row.kind, row.layer) == ("filter", None)
     ids = np.flatnonzero(run.examples()["label"] == run.examples()["label"][0])
     several = run.top_components(ids, num=99, method="leave_one_out")
     assert len(several) == run.components.num_components
