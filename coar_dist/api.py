@@ -19,7 +19,6 @@ from coar_dist.config.schema import (
     AblationConfig,
     BaselineConfig,
     ClusterConfig,
-    ComponentsConfig,
     Config,
     DesignConfig,
     EditConfig,
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from coar_dist.components.discovery import Components
-    from coar_dist.components.index import ComponentIndex
     from coar_dist.designs.design import MaskDesign
     from coar_dist.editing.edit import Edit
     from coar_dist.editing.groups import Examples
@@ -329,138 +327,7 @@ def attribute(
     if num_gradient_masks is not None:
         gradients.num_masks = num_gradient_masks
     gradients.seed = index(seed) + 2_000_000
-    components_given, asked = asked_components(model, components, include, exclude)
-    config = Config(stages=["edit"], run=RunConfig(location), edit=edit, cluster=cluster or ClusterConfig())
-        run_stages(config, console, task, held_out=held_out)
-        return load_edit(f"{location.rstrip('/')}/{EDITS}/{edit.name}")
-
-
-def open_run(run_dir: str | Path) -> Run:
-    """Open a run directory, a path or an ``s3://`` or ``gs://`` URL, for reading and for edits.
-
-    Raises:
-        RunNotFoundError: there is no run in it.
-
-    Example:
-        >>> run = open_run("runs/digits")  # doctest: +SKIP
-        >>> run.weights(example_ids=[3, 5]).shape  # doctest: +SKIP
-        (2, 240)
-    """
-    return Run(RunDirectory.open(storage_at(run_dir)))
-
-
-def _task_of(
-    model: nn.Module,
-    inputs: Inputs,
-    targets: Tensor,
-    columns: Mapping[str, Any] | None,
-    output_function: str | Callable[[Any, Tensor], Tensor],
-) -> Task:
-    from coar_dist.tasks.outputs import output_function as named
-    from coar_dist.tasks.task import ExampleSet, Task, by_keyword
-
-    return Task(model, ExampleSet.of(by_keyword(model, inputs), targets, columns), named(output_function))
-
-
-@in_python_words(OF_ATTRIBUTE)
-def attribute(
-    model: nn.Module,
-    inputs: Inputs,
-    targets: Tensor,
-    *,
-    run_dir: str | Path,
-    components: Components = "auto",
-    include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
-    num_masks: int | None = None,
-    num_gradient_masks: int | None = None,
-    budget: float | None = None,
-    ablation_fraction: float = 0.05,
-    seed: int = 0,
-    design: str | Callable[[MaskDesign, int], NDArray[np.bool_]] = "bernoulli",
-    output_function: str | Callable[[Any, Tensor], Tensor] = "margin",
-    columns: Mapping[str, Any] | None = None,
-    stages: Sequence[str] = ("ablate", "fit"),
-    baselines: Sequence[str] = (),
-    baseline_settings: BaselineConfig | None = None,
-    evaluation: EvaluationConfig | None = None,
-    ablation: AblationConfig | None = None,
-    regression: RegressionConfig | None = None,
-    cluster: ClusterConfig | None = None,
-    tracking: Sequence[str] = (),
-    previews: bool = True,
-    console: Console | None = None,
-) -> Run:
-    """Attribute the outputs of any model to its components: the same pipeline as the command line.
-
-    Calling it again with the same arguments continues an interrupted run, or finds all done.
-
-    Args:
-        model: any module; it is not changed.
-        inputs: (num_examples, ...) tensor given to ``model`` as its first argument, or a dict of tensors given by
-            keyword.
-        targets: (num_examples, ...) what the output function compares with; int64 class labels for ``margin``.
-        run_dir: the run directory, a path or an ``s3://`` or ``gs://`` URL; created if it is not there.
-        components: a selector (``coar_dist.find_components`` lists what each finds), a ``ComponentRule``, a list of
-            these, a ``ComponentIndex``, or a function of the model that gives one.
-        include: shell patterns; a component is taken if its name, or its parameter's, matches one of them.
-        exclude: shell patterns; a component is left out if its name, or its parameter's, matches one of them.
-        num_masks: ablation masks; a later call with more extends the run. None is the configuration's default.
-        num_gradient_masks: masks that are run with gradients, for the attributions ``gradient_ridge``: 100 of them and
-            500 others are worth thousands. ``num_masks`` may then be 0. None is none.
-        budget: passes to spend, in units of one without gradients. The two numbers above are then a pilot (None: a
-            small one), from which their best values within the budget follow.
-        ablation_fraction: alpha, the share of components that a mask ablates.
-        seed: of the masks.
-        design: ``bernoulli``, ``fixed_size``, ``balanced``, ``module:function`` of your own, or a function
-            ``(design, mask_id) -> (num_components,)`` bool, True = kept, of ``design.seed``, ``design.num_components``,
-            ``design.ablation_fraction`` and the mask's id alone.
-        output_function: a registered name, ``module:function``, or ``(outputs, targets) -> (num_rows,)``.
-        columns: further values of the examples by name, (num_examples,) each, e.g. group labels; ``Run.examples`` reads
-            them.
-        stages: add ``"evaluate"`` and ``"report"`` for correlations on held-out masks.
-        baselines: of ``"leave_one_out"``, ``"gradient_x_parameter"``, ``"neuron_conductance"``,
-            ``"internal_influence"``.
-        baseline_settings: steps and batches of the last three; None is the default.
-        evaluation: held-out masks; None is the default, around ``ablation_fraction``, where ``stages`` has
-            ``"evaluate"``, and none otherwise.
-        ablation: forward passes; None is the default.
-        regression: fit; None is the default.
-        cluster: Ray; None starts it on this machine.
-        tracking: of ``"tensorboard"``, ``"wandb"``, ``"mlflow"``: where figures go, too.
-        previews: whether the run keeps small pictures of the examples and their column ``excerpt``.
-        console: where progress is printed; None is standard output.
-
-    Returns:
-        The run, opened for reading.
-
-    Raises:
-        CoarDistError: naming what is wrong and the way out.
-    """
-    from coar_dist.components.discovery import asked_components
-    from coar_dist.stages.pipeline import run_stages
-
-    for key, names in (("stages", stages), ("baselines", baselines), ("tracking", tracking)):
-        if isinstance(names, str):
-            raise ConfigError(f"{key}={names!r}: must be a list, e.g. [{names!r}].")
-    if PLAN in stages:
-        raise ConfigError(f"stages={list(stages)}: {PLAN} works on the command line only: coar-dist 'stages=[{PLAN}]'.")
-    if evaluation is None:
-        evaluation = EvaluationConfig(ablation_fractions=None if "evaluate" in stages else [], seed=index(seed) + 1)
-    masks, gradients = DesignConfig(design, ablation_fraction=ablation_fraction, seed=seed), GradientsConfig()
-    if budget is not None:
-        masks.num_masks, gradients.num_masks = PILOT_MASKS, PILOT_GRADIENT_MASKS
-    if num_masks is not None:
-        masks.num_masks = num_masks
-    if num_gradient_masks is not None:
-        gradients.num_masks = num_gradient_masks
-    gradients.seed = index(seed) + 2_000_000
-    index_given: ComponentIndex | None = None
-    if isinstance(components, ComponentIndex) or callable(components):
-        index_given, chosen = chosen_components(model, components, include, exclude), ComponentsConfig()
-    else:
-        selectors, rules = selectors_and_rules(components)
-        chosen = ComponentsConfig(selectors, rules, list(include), list(exclude))
+    given, asked = asked_components(model, components, include, exclude)
     config = Config(
         stages=list(stages),
         run=RunConfig(str(run_dir), previews),
@@ -477,7 +344,7 @@ def attribute(
         tracking=list(tracking),
     )
     task = _task_of(model, inputs, targets, columns, output_function)
-    run_stages(config, console, task, components_given)
+    run_stages(config, console, task, given)
     run = open_run(run_dir)
     run._task = task
     return run

@@ -28,6 +28,7 @@ class NamedSites:
         self._places = {kind: dict(zip(names[kind], found, strict=True)) for kind, found in places(names).items()}
 
     def place(self, site: Site) -> Place:
+        """The layer and the tower of a site."""
         kind = {AttentionSite: _ATTENTION, MlpSite: _MLPS, ExpertSite: _EXPERTS}[type(site)]
         return self._places[kind][_name(site)]
 
@@ -43,6 +44,7 @@ class NamedSites:
         return numbers
 
     def layer(self, place: Place) -> int | None:
+        """The number of a place's layer; None of what is in no layer."""
         return self._layers[place.tower, place.layer] if place.layer else None
 
     def group(self, slices: Sequence[Slices], num: int, place: Place, letter: str, kind: str) -> ComponentGroup:
@@ -50,6 +52,7 @@ class NamedSites:
         return ComponentGroup(tuple(slices), range(num), place.named(letter, "{}"), kind, self.layer(place))
 
     def length(self, parameter: str, axis: int) -> int:
+        """Indices along an axis of a parameter."""
         return self._model.get_parameter(parameter).shape[axis]
 
     def output(self, parameter: str, input_axis: int) -> list[Slices]:
