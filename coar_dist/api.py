@@ -275,8 +275,7 @@ def attribute(
         run_dir: the run directory, a path or an ``s3://`` or ``gs://`` URL; created if it is not there.
         components: a selector (``coar_dist.find_components`` lists what each finds), a ``ComponentRule``, a list of
             these, a ``ComponentIndex``, or a function of the model that gives one.
-        include: shell patterns; a component is taken if its name, or its parameter's, matches one of them.
-        exclude: shell patterns; a component is left out if its name, or its parameter's, matches one of them.
+        include, exclude: shell patterns of names of components, or of parameters, that are taken and that are left out.
         num_masks: ablation masks; a later call with more extends the run. None is the configuration's default.
         num_gradient_masks: masks that are run with gradients, for the attributions ``gradient_ridge``: 100 of them and
             500 others are worth thousands. ``num_masks`` may then be 0. None is none.

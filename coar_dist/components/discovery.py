@@ -91,17 +91,30 @@ def discover(
     for name in names:
         if name in FORMER_NAMES:
             _log.warning("components.selector=%s is called %s now", name, FORMER_NAMES[name])
-        found += by_rules(model, rules) if name == _RULES else SELECTORS[FORMER_NAMES.get(name, name)](model)
+        selected = by_rules(model, rules) if name == _RULES else SELECTORS[FORMER_NAMES.get(name, name)](model)
+        if not selected:
+            raise _nothing_found(model, name, (), include, exclude)
+        found += selected
     groups = [kept for group in _told_apart(found) if (kept := _chosen(group, include, exclude)) is not None]
     if not groups:
         raise _nothing_found(model, selector, found, include, exclude)
-    for name in names:
-        for module, why in passed_over(model, name).items():
-            _log.info("%s: %s has none: %s", name, module, why)
+    _say(model, names, groups)
     try:
         return ComponentIndex(tuple(groups))
     except ValueError as error:
         raise ComponentMismatchError(f"{error}. Leave one of the two out (components.exclude).") from error
+
+
+def _say(model: nn.Module, names: Sequence[str], groups: Sequence[ComponentGroup]) -> None:
+    """One line in the log per kind that was found, and per module that was passed over."""
+    kinds = Counter({group.kind: 0 for group in groups})
+    for group in groups:
+        kinds[group.kind] += group.num_components
+    for kind, num in kinds.items():
+        _log.info("%s: %s in %s", kind, f"{num:,}", counted(sum(group.kind == kind for group in groups), "group"))
+    for name in names:
+        for module, why in passed_over(model, name).items():
+            _log.info("%s: none in %s: %s", name, module, why)
 
 
 def chosen_components(

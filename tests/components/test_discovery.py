@@ -33,7 +33,7 @@ def test_include_and_exclude() -> None:
 
 
 def test_a_selector_without_a_match_says_what_there_is() -> None:
-    with pytest.raises(NoComponentsError, match=r"matches nothing in Linear.*'Linear': 1.*'linear_rows': 1"):
+    with pytest.raises(NoComponentsError, match=r"matches nothing in Linear.*'Linear': 1.*'linear_rows': 5"):
         discover(nn.Linear(3, 5), "conv_filters")
     with pytest.raises(ConfigError, match=r"components\.selector='filters'.*conv_filters"):
         discover(SmallResNet(), "filters")

@@ -79,7 +79,7 @@ def of_model(**options: Any) -> dict[str, Any]:
         (of_regression(regularisation=1.0, num_penalties=4), "num_penalties=4 has no effect with regression.regularis"),
         (of_regression(method="lasso", selection="bic", held_out_fraction=0.5), "no effect with regression.selection="),
         ({"components": ComponentsConfig("rules")}, "rules are used by the selector 'rules', which needs at least one"),
-        ({"components": ComponentsConfig(rules=[ComponentRule("*")])}, "components.selector='conv_filters': rules are"),
+        ({"components": ComponentsConfig(rules=[ComponentRule("*")])}, "components.selector='auto': rules are"),
         (of_model(input_mean=[0.5]), "task.model.input_mean is set alone: input_mean and input_std go together"),
         (of_model(input_std=[0.5]), "task.model.input_std is set alone"),
         (of_model(input_mean=[0.5], input_std=[0.5, 0.5]), "task.model.input_std=[0.5, 0.5]: must be as long as"),

@@ -38,7 +38,7 @@ FILES = {
         ("design.num_masks=1 design.seed=-1", "design.seed=-1: must be a whole number in 0..2**64-1."),
         ("experiment=imagenet_resnet50 train.epochs=3", "train.epochs=3: train is null, so it has no epochs. Choose"),
         ("experiment=digit", "experiment=digit: there is no such choice. Did you mean digits?"),
-        ("components=x", "components=x: there is no such choice. Choose one of attention_heads, conv_filters"),
+        ("components=x", "components=x: there is no such choice. Choose one of attention_blocks, attention_heads"),
         ("regresion=lasso", "regresion: unknown key. Did you mean regression?"),
         ("+regression=lasso", "+regression: there is one already. Leave out the +."),
         ("+design.seed=3", "+design.seed: it is there already. Leave out the +."),

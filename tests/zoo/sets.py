@@ -18,7 +18,8 @@ _MOST_GROUPS = 8
 def random_sets(model: nn.Module, seed: int = 0) -> ComponentIndex:
     """Up to eight groups of one to three components, of one or two weights each, some with the biases of their rows.
 
-    A weight has one to three groups along one of its axes, which may interlock; a bias follows some of the rows.
+    A weight has one or two groups along one of its axes, which may interlock; a bias follows some of the rows. At most
+    half of a weight is ablated at once: a projection that is zero has no direction for those who divide by its norm.
     """
     random = np.random.default_rng([seed, zlib.crc32(type(model).__name__.encode())])
     parameters = {name: p for name, p in model.named_parameters() if p.ndim >= 2 and max(p.shape[:2]) > 1}
@@ -27,9 +28,10 @@ def random_sets(model: nn.Module, seed: int = 0) -> ComponentIndex:
     for name in names:
         shape = parameters[name].shape
         axis = int(random.integers(2)) if min(shape[:2]) > 1 else int(np.argmax(shape[:2]))
-        size = int(random.choice([size for size in _SIZES if shape[axis] % size == 0]))
+        size = int(random.choice([size for size in _SIZES if shape[axis] % size == 0 and shape[axis] > size]))
         slots = random.permutation(shape[axis] // size)
-        for places in np.array_split(slots[: int(random.integers(1, 6))], int(random.integers(1, 3))):
+        some = slots[: min(int(random.integers(1, 6)), max(len(slots) // 2, 1))]
+        for places in np.array_split(some, int(random.integers(1, 3))):
             if len(places):
                 parts.append(_with_bias(model, name, axis, size, places, random))
     groups = []
