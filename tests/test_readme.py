@@ -326,7 +326,7 @@ def test_options_that_the_prose_names_exist() -> None:
             continue
         part, rest, value = match.groups()
         if part in groups and not rest and value:
-            assert all((REPOSITORY / f"conf/{part}/{one}.yaml").is_file() for one in value.split(",")), word
+            assert all((REPOSITORY / f"conf/{part}/{one}.yaml").is_file() for one in value.strip("[]").split(",")), word
             choices += 1
         elif is_option(part) and rest:
             assert is_option(part + rest), word

@@ -158,10 +158,18 @@ def asked_components(
 
 
 def _told_apart(groups: Sequence[ComponentGroup]) -> list[ComponentGroup]:
-    """The groups; those that share a name are called by their first parameter as well."""
-    counts = Counter(group.name for group in groups if "{}" in group.name)
+    """The groups; where two have a component of one name, they are called by their first parameter as well."""
+    alike: dict[str, list[ComponentGroup]] = {}
+    for group in groups:
+        alike.setdefault(group.name, []).append(group)
+    repeated = {
+        name
+        for name, members in alike.items()
+        if len(members) > 1
+        and len(set[int]().union(*(group.numbers for group in members))) < sum(len(group.numbers) for group in members)
+    }
     return [
-        replace(group, name=f"{group.parameter}:{group.name}") if counts[group.name] > 1 else group for group in groups
+        replace(group, name=f"{group.parameter}:{group.name}") if group.name in repeated else group for group in groups
     ]
 
 

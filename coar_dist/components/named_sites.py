@@ -64,5 +64,5 @@ class NamedSites:
 
 
 def _name(site: Site) -> str:
-    """A plain net may have more than one layer of neurons in a module."""
-    return site.parameter.removesuffix(".weight") if isinstance(site, MlpSite) else site.module
+    """A plain net may have more than one layer of neurons in a module: each is called after what gives it."""
+    return site.inputs[0] if isinstance(site, MlpSite) else site.module

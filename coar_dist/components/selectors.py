@@ -20,7 +20,7 @@ from coar_dist.components.attention_sites import AttentionSite, attention_sites,
 from coar_dist.components.expert_sites import ExpertSite
 from coar_dist.components.groups import ComponentGroup, Slices
 from coar_dist.components.head_slices import Rules
-from coar_dist.components.mlp_sites import MlpSite
+from coar_dist.components.mlp_sites import MlpSite, passed_over_mlps
 from coar_dist.components.named_sites import NamedSites, Site
 from coar_dist.components.places import Place
 
@@ -144,7 +144,10 @@ def layers(model: nn.Module) -> list[ComponentGroup]:
 def _by_layer(sites: NamedSites, found: Sequence[Site]) -> dict[Place, list[Site]]:
     """What is in each layer; nothing of what is in none."""
     by_layer: dict[Place, list[Site]] = {}
+    mixtures = tuple(f"{site.module}." for site in sites.experts)
     for site in found:
+        if isinstance(site, MlpSite) and site.module.startswith(mixtures):
+            continue  # an expert, which its mixture has already
         place = sites.place(site)
         in_stack = not isinstance(site, MlpSite) or any(part.isdecimal() for part in site.module.split("."))
         if place.layer and in_stack:  # the linear maps of a plain net are no MLPs of layers
@@ -268,7 +271,7 @@ def passed_over(model: nn.Module, selector: str) -> dict[str, str]:
             missing = [site.module for site in attention_sites(model) if site.query is None]
             without |= dict.fromkeys(missing, "how its query's rows belong to heads is not known")
         return without
-    return {}
+    return passed_over_mlps(model) if selector in ("neurons", "mlp_blocks") else {}
 
 
 SELECTORS: dict[str, Selector] = {

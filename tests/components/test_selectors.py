@@ -114,6 +114,22 @@ def test_an_expert_adds_nothing_and_a_block_of_experts_is_all_of_them() -> None:
         assert not outputs_of(model, "model.layers.1.mlp", None, blocks).any()
 
 
+def test_experts_in_a_list_are_in_their_mixture_once() -> None:
+    class Mixture(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = nn.Linear(4, 2)
+            self.experts = nn.ModuleList(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)) for _ in range(2))
+
+    model = nn.ModuleDict({"layers": nn.ModuleList(nn.ModuleDict({"mlp": Mixture()}) for _ in range(2))})
+    blocks = discover(model, "mlp_blocks")
+    assert blocks.names() == ["L0.mlp", "L1.mlp"]
+    assert {part[0] for part in blocks["L1.mlp"].slices} == {
+        f"layers.1.mlp.experts.{expert}.2.{kind}" for expert in range(2) for kind in ("weight", "bias")
+    }
+    assert discover(model, "experts").names() == [f"L{layer}E{expert}" for layer in range(2) for expert in range(2)]
+
+
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_an_ablated_recurrent_unit_stays_zero(kind: type[nn.RNNBase]) -> None:
     model = randomise(nn.ModuleDict({"net": kind(4, 5, num_layers=2, bidirectional=True, batch_first=True)}))
@@ -129,7 +145,7 @@ def test_an_ablated_recurrent_unit_stays_zero(kind: type[nn.RNNBase]) -> None:
 
 def test_auto_takes_what_the_kind_of_net_is_made_of() -> None:
     mlp = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2))
-    assert discover(mlp).names() == [*(f"L2N{unit}" for unit in range(5)), *(f"L4N{unit}" for unit in range(4))]
+    assert discover(mlp).names() == [*(f"L0N{unit}" for unit in range(5)), *(f"L2N{unit}" for unit in range(4))]
     convolutions = SmallResNet()
     assert discover(convolutions).fingerprint == discover(convolutions, "conv_filters").fingerprint
     assert {group.kind for group in discover(gpt2()).groups} == {"head", "neuron"}
