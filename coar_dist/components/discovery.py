@@ -162,12 +162,11 @@ def _told_apart(groups: Sequence[ComponentGroup]) -> list[ComponentGroup]:
     alike: dict[str, list[ComponentGroup]] = {}
     for group in groups:
         alike.setdefault(group.name, []).append(group)
-    repeated = {
-        name
-        for name, members in alike.items()
-        if len(members) > 1
-        and len(set[int]().union(*(group.numbers for group in members))) < sum(len(group.numbers) for group in members)
-    }
+    repeated = set()
+    for name, members in alike.items():
+        numbers = [number for group in members for number in group.numbers] if len(members) > 1 else []
+        if len(set(numbers)) < len(numbers):
+            repeated.add(name)
     return [
         replace(group, name=f"{group.parameter}:{group.name}") if group.name in repeated else group for group in groups
     ]
