@@ -247,7 +247,7 @@ def attribute(
     num_masks: int | None = None,
     num_gradient_masks: int | None = None,
     budget: float | None = None,
-    ablation_fraction: float = 0.05,
+    ablation_fraction: float | None = None,
     seed: int = 0,
     design: str | Callable[[MaskDesign, int], NDArray[np.bool_]] = "bernoulli",
     output_function: str | Callable[[Any, Tensor], Tensor] = "margin",
@@ -281,7 +281,7 @@ def attribute(
             500 others are worth thousands. ``num_masks`` may then be 0. None is none.
         budget: passes to spend, in units of one without gradients. The two numbers above are then a pilot (None: a
             small one), from which their best values within the budget follow.
-        ablation_fraction: alpha, the share of components that a mask ablates.
+        ablation_fraction: alpha, the share of components that a mask ablates. None is 5%, or one component of few.
         seed: of the masks.
         design: ``bernoulli``, ``fixed_size``, ``balanced``, ``module:function`` of your own, or a function
             ``(design, mask_id) -> (num_components,)`` bool, True = kept, of ``design.seed``, ``design.num_components``,

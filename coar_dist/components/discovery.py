@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
+from coar_dist.components.attention_sites import AttentionSite, attention_sites
 from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.plain_model import plain_model
@@ -31,9 +32,12 @@ def by_rules(model: nn.Module, rules: Sequence[ComponentRule]) -> list[Component
 
     Raises:
         NoComponentsError: a rule matches no parameter; the message lists some.
-        ComponentMismatchError: the axis does not exist, or its length is not a multiple of the block size.
+        ComponentMismatchError: the axis does not exist, its length is not a multiple of the block size, or blocks cut
+            through attention heads.
     """
     groups: list[tuple[int, ComponentGroup]] = []
+    cuts_blocks = any(rule.block_size > 1 for rule in rules)
+    heads = {(site.parameter, site.axis): site for site in attention_sites(model)} if cuts_blocks else {}
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     for rule in rules:
         matches = [(i, name) for i, name in enumerate(shapes) if fnmatchcase(name, rule.parameter)]
@@ -44,8 +48,18 @@ def by_rules(model: nn.Module, rules: Sequence[ComponentRule]) -> list[Component
             )
         for i, name in matches:
             module, _, parameter = name.rpartition(".")
+            _check_heads(heads.get((name, rule.axis)), rule.block_size)
             groups.append((i, _group(module, parameter, shapes[name], rule.axis, rule.block_size)))
     return [group for _, group in sorted(groups, key=lambda entry: entry[0])]
+
+
+def _check_heads(site: AttentionSite | None, block_size: int) -> None:
+    """A block of an output projection is a head, several, or an equal part of one."""
+    if site is not None and site.head_size % block_size and block_size % site.head_size:
+        raise ComponentMismatchError(
+            f"components.rules: blocks of {block_size} cut through the heads of {site.parameter}, which are "
+            f"{site.num_heads} of {site.head_size}. Use block_size={site.head_size}, or components=heads."
+        )
 
 
 def _group(module: str, parameter: str, shape: Sequence[int], axis: int, block_size: int) -> ComponentGroup:

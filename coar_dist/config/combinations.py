@@ -101,8 +101,8 @@ def _check_seeds(config: Config) -> None:
 
 
 def _check_evaluation(config: Config) -> None:
-    evaluation, fractions = config.evaluation, held_out_fractions(config)
-    if "ablate" in config.stages and {"evaluate", "report"} & set(config.stages) and not fractions:
+    evaluation, fractions = config.evaluation, config.evaluation.ablation_fractions
+    if "ablate" in config.stages and {"evaluate", "report"} & set(config.stages) and fractions == []:
         raise ConfigError(
             "evaluation.ablation_fractions=[]: the stages evaluate and report need at least one. Leave these stages "
             "out, or name a fraction."
@@ -122,7 +122,18 @@ def _check_evaluation(config: Config) -> None:
             f"evaluation.ceiling_pairs={pairs} needs components that are ablated independently, but evaluation.kind="
             f"{evaluation.kind}. Use evaluation.kind=bernoulli, or evaluation.ceiling_pairs=0."
         )
-    if pairs and _ablates(config) and trained not in fractions:
+    if pairs and _ablates(config) and trained is not None:
+        check_ceiling_fraction(config, trained)
+
+
+def check_ceiling_fraction(config: Config, trained: float) -> None:
+    """Check that pairs for the ceiling have held-out masks of the fraction ``trained``.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    pairs, fractions = config.evaluation.ceiling_pairs, held_out_fractions(config, trained)
+    if pairs and trained not in fractions:
         raise ConfigError(
             f"evaluation.ceiling_pairs={pairs} take held-out masks at design.ablation_fraction={trained}, which is "
             f"not in evaluation.ablation_fractions={fractions}. Add it, or leave out the pairs."

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from coar_dist.config.combinations import check_ceiling_fraction
 from coar_dist.config.methods import LEAVE_ONE_OUT
-from coar_dist.config.schema import Config, DesignConfig, EvaluationConfig, GradientsConfig, held_out_fractions
+from coar_dist.config.schema import (
+    Config,
+    DesignConfig,
+    EvaluationConfig,
+    GradientsConfig,
+    ablation_fraction,
+    held_out_fractions,
+)
 from coar_dist.designs.design import MaskDesign
 from coar_dist.designs.given import LeaveOneOut
 from coar_dist.designs.independent import Correlated
@@ -42,21 +50,23 @@ def designs_of(config: Config, num_components: int) -> dict[str, RunDesign]:
         ConfigError: a kind is unknown, or two designs have the same masks.
     """
     design, evaluation = config.design, config.evaluation
+    trained = ablation_fraction(config, num_components)
+    check_ceiling_fraction(config, trained)
 
     def masks_of(key: str, settings: DesignConfig | GradientsConfig | EvaluationConfig, fraction: float) -> MaskDesign:
         kind = settings.kind
         return design_of(f"{key}.kind", kind, num_components, settings.num_masks, fraction, settings.seed)
 
-    designs = {TRAIN_DESIGN: RunDesign("train", masks_of("design", design, design.ablation_fraction))}
+    designs = {TRAIN_DESIGN: RunDesign("train", masks_of("design", design, trained))}
     if config.gradients.num_masks:
-        masks = masks_of("gradients", config.gradients, design.ablation_fraction)
+        masks = masks_of("gradients", config.gradients, trained)
         designs[GRADIENT_DESIGN] = RunDesign("gradients", masks)
     if LEAVE_ONE_OUT in config.baselines:
         designs[LEAVE_ONE_OUT] = RunDesign("baseline", LeaveOneOut.of(num_components))
-    for fraction in held_out_fractions(config):
+    for fraction in held_out_fractions(config, trained):
         held_out = masks_of("evaluation", evaluation, fraction)
         designs[f"evaluation_{fraction!r}"] = RunDesign("evaluation", held_out)
-        if evaluation.ceiling_pairs and fraction == design.ablation_fraction:
+        if evaluation.ceiling_pairs and fraction == trained:
             pairs, correlation = evaluation.ceiling_pairs, evaluation.ceiling_correlation
             partners = Correlated(num_components, pairs, fraction, evaluation.seed, correlation)
             designs[partners_of(f"evaluation_{fraction!r}")] = RunDesign("ceiling", partners)

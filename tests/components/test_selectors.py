@@ -183,6 +183,16 @@ def test_what_cannot_go_together_is_refused_by_name() -> None:
         discover(model, ["heads", "hats"])
 
 
+def test_blocks_that_cut_through_heads_are_refused() -> None:
+    model = llama()
+    for size, num in ((1, 32), (2, 16), (4, 8), (8, 4), (16, 2)):
+        assert discover(model, "rules", rules=[ComponentRule("*.o_proj.weight", 1, size)]).num_components == num
+    wide = LlamaForCausalLM(LlamaConfig(vocab_size=9, hidden_size=24, num_hidden_layers=1, num_attention_heads=4))
+    with pytest.raises(ComponentMismatchError, match=r"blocks of 8 cut.*which are 4 of 6\. Use block_size=6"):
+        discover(wide, "rules", rules=[ComponentRule("*.o_proj.weight", 1, 8)])
+    assert discover(wide, "rules", rules=[ComponentRule("*.o_proj.weight", 0, 8)]).num_components == 3
+
+
 def test_everything_that_python_may_give() -> None:
     model = llama()
     rule = ComponentRule("*.down_proj.weight", 1, 12)

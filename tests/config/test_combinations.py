@@ -65,7 +65,10 @@ def of_model(**options: Any) -> dict[str, Any]:
         ({"evaluation": EvaluationConfig(ceiling_correlation=0.4)}, "evaluation.ceiling_correlation=0.4 has no effect"),
         ({"evaluation": changed(PAIRS, ceiling_pairs=61)}, "evaluation.ceiling_pairs=61 is above evaluation.num_masks"),
         ({"evaluation": changed(PAIRS, kind="fixed_size")}, "evaluation.ceiling_pairs=50 needs components that are ab"),
-        ({"evaluation": changed(PAIRS, ablation_fractions=[0.1])}, "design.ablation_fraction=0.05, which is not in"),
+        (
+            {"evaluation": changed(PAIRS, ablation_fractions=[0.1]), "design": DesignConfig(ablation_fraction=0.05)},
+            "design.ablation_fraction=0.05, which is not in",
+        ),
         ({"baseline_settings": BaselineConfig(num_steps=20)}, "baseline_settings.num_steps=20 has no effect with base"),
         ({"baseline_settings": BaselineConfig(rows_per_pass=9)}, "it applies to gradient_x_parameter, neuron_cond"),
         (of_regression(selection="bic"), "regression.selection='bic': must be one of gcv, leave_one_out for regressio"),

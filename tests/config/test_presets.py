@@ -25,6 +25,7 @@ from coar_dist.config.schema import (
     ExampleGroup,
     ExamplesConfig,
     ModelConfig,
+    ablation_fraction,
     held_out_fractions,
 )
 from coar_dist.config.schema.values import NameOrFunction
@@ -137,7 +138,8 @@ def test_it_composes_and_is_valid(name: str, estimator: str) -> None:
     assert config.task.model.source in MODELS
     assert config.task.output_function in OUTPUT_FUNCTIONS
     assert bool(config.gradients.num_masks) == (estimator != "coar")
-    assert config.design.ablation_fraction in held_out_fractions(config)
+    trained = ablation_fraction(config, 500)
+    assert trained in held_out_fractions(config, trained)
     if name not in ("digits", "cifar10_resnet20", "cifar10_resnet", "cifar10_backdoor"):
         assert not config.baselines  # as many masks as components
 

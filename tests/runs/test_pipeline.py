@@ -23,6 +23,7 @@ from coar_dist.config.schema import (
     EvaluationConfig,
     RegressionConfig,
     RunConfig,
+    ablation_fraction,
     held_out_fractions,
 )
 from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunMismatchError, TaskError
@@ -226,9 +227,10 @@ def test_the_paper_s_least_squares(small_run: RunReader, tmp_path: Path) -> None
 )
 def test_held_out_fractions_are_around_the_training_one(trained: float, expected: list[float]) -> None:
     config = Config(design=DesignConfig(ablation_fraction=trained))
-    assert held_out_fractions(config) == expected
+    assert ablation_fraction(config, 7) == trained
+    assert held_out_fractions(config, trained) == expected
     config.evaluation.ablation_fractions = [0.4]
-    assert held_out_fractions(config) == [0.4]
+    assert held_out_fractions(config, trained) == [0.4]
 
 
 @pytest.mark.parametrize(

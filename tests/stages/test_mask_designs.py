@@ -53,3 +53,25 @@ def test_designs_are_those_that_are_asked_for() -> None:
         "evaluation_0.1": ("evaluation", Bernoulli(20, 50, 0.1, 5)),
         "ceiling_evaluation_0.2": ("ceiling", Correlated(20, 40, 0.2, 5, 0.5)),
     }
+
+
+@pytest.mark.parametrize(
+    ("num_components", "fraction"), [(2, 0.5), (7, 0.1429), (12, 0.08333), (19, 0.05263), (20, 0.05), (500, 0.05)]
+)
+def test_masks_of_few_components_ablate_one_on_average(num_components: int, fraction: float) -> None:
+    config = Config(
+        design=DesignConfig("fixed_size", num_masks=30),
+        gradients=GradientsConfig(num_masks=10),
+        evaluation=EvaluationConfig(ceiling_pairs=3),
+    )
+    found = designs_of(config, num_components)
+    assert found["train"].design.ablation_fraction == fraction
+    assert found["gradients"].design.ablation_fraction == fraction
+    assert f"ceiling_evaluation_{fraction}" in found
+    ablated = [(~entry.design.masks(0, 10)).sum(axis=1) for entry in (found["train"], found["gradients"])]
+    assert min(rows.min() for rows in ablated) >= 1
+    pinned = Config(design=DesignConfig(ablation_fraction=0.3), evaluation=EvaluationConfig(ablation_fractions=[0.4]))
+    assert designs_of(pinned, num_components)["train"].design.ablation_fraction == 0.3
+    pinned.evaluation.ceiling_pairs = 3
+    with pytest.raises(ConfigError, match=r"ceiling_pairs=3 take held-out masks at design\.ablation_fraction=0\.3"):
+        designs_of(pinned, num_components)

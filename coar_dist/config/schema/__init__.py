@@ -25,7 +25,7 @@ from coar_dist.config.schema.edit import (
 )
 from coar_dist.config.schema.evaluation import MIN_CEILING_MASKS, EvaluationConfig
 from coar_dist.config.schema.regression import SELECTIONS, RegressionConfig, penalty_range
-from coar_dist.config.schema.run import PLAN, STAGES, Config, RunConfig, held_out_fractions
+from coar_dist.config.schema.run import PLAN, STAGES, Config, RunConfig, ablation_fraction, held_out_fractions
 from coar_dist.config.schema.task import ExamplesConfig, ModelConfig, SubsetConfig, TaskConfig
 from coar_dist.config.schema.train import TrainConfig
 
@@ -60,6 +60,7 @@ __all__ = [
     "SubsetConfig",
     "TaskConfig",
     "TrainConfig",
+    "ablation_fraction",
     "held_out_fractions",
     "kept_groups",
     "penalty_range",

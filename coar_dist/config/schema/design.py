@@ -20,7 +20,7 @@ class DesignConfig(Part):
     """``bernoulli``, ``fixed_size``, ``balanced``, or your own: ``module:function``, or in Python a function,
     ``(design, mask_id) -> (num_components,)`` bool, True = kept, of the design's seed and the mask's id alone."""
     num_masks: NumMasks = 4000
-    ablation_fraction: Share = 0.05
+    ablation_fraction: Share | None = None
     seed: Seed = 0
 
 

@@ -66,10 +66,24 @@ class Config(Part):
     """Of ``tensorboard``, ``wandb``, ``mlflow``: where the ablate and evaluate stages' figures go, too."""
 
 
-def held_out_fractions(config: Config) -> list[float]:
-    """The ablation fractions on which attributions are evaluated."""
+_ABLATION_FRACTION = 0.05
+
+
+def ablation_fraction(config: Config, num_components: int) -> float:
+    """The share of components that a mask ablates: as configured, else 5%, or one component of few, at most half.
+
+    Example:
+        >>> [ablation_fraction(Config(), num_components) for num_components in (1, 12, 20, 5000)]
+        [0.5, 0.08333, 0.05, 0.05]
+    """
+    if config.design.ablation_fraction is not None:
+        return config.design.ablation_fraction
+    return min(max(_ABLATION_FRACTION, float(f"{1 / num_components:.4g}")), 0.5)
+
+
+def held_out_fractions(config: Config, trained: float) -> list[float]:
+    """The ablation fractions on which attributions of masks of the fraction ``trained`` are evaluated."""
     if config.evaluation.ablation_fractions is not None:
         return config.evaluation.ablation_fractions
-    trained = config.design.ablation_fraction
     others = [float(f"{trained * factor:.12g}") for factor in (2.0, 1.5, 0.5)]  # .075, not .07500000000000001
     return [fraction for fraction in (*others[:2], trained, others[2]) if fraction < 1.0]
