@@ -72,11 +72,11 @@ def transformer_task(**options: bool) -> Task:
 
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("selector", ["linear_rows", "attention_heads", "embedding_rows"])
+@pytest.mark.parametrize("selector", ["linear_rows", "heads", "embedding_rows"])
 def test_attention_and_embeddings(selector: str, batch_first: bool, bias: bool) -> None:
     task = transformer_task(batch_first=batch_first, bias=bias)
     components = discover(task.model, selector)
-    counts = {"linear_rows": 24 + 8 + 12 + 8 + 4, "attention_heads": 2, "embedding_rows": 11}
+    counts = {"linear_rows": 24 + 8 + 12 + 8 + 4, "heads": 2, "embedding_rows": 11}
     assert components.num_components == counts[selector]
     assert_exact(task, components, random_masks(6, components.num_components, 0.3))
 
@@ -106,7 +106,7 @@ def gpt2_task() -> Task:
     [
         ("transposed_linear_inputs", 2 * (8 + 8 + 8 + 32)),
         ("transposed_linear_outputs", 2 * (24 + 8 + 32 + 8)),
-        ("attention_heads", 4),
+        ("heads", 4),
     ],
 )
 def test_gpt2(selector: str, count: int) -> None:
@@ -125,7 +125,7 @@ def test_tied_embeddings_are_gated_wherever_they_are_read() -> None:
 
 def test_padding_does_not_change_a_margin() -> None:
     task = gpt2_task()
-    engine = AblationEngine(task, discover(task.model, "attention_heads"), "cpu", "float32")
+    engine = AblationEngine(task, discover(task.model, "heads"), "cpu", "float32")
     short = {"input_ids": task.examples.inputs["input_ids"][1:2, :5]}
     with torch.no_grad():
         logits = task.model(**short).logits[0]

@@ -182,11 +182,11 @@ def test_out_of_memory_halves_the_rows_and_goes_on(monkeypatch: pytest.MonkeyPat
 
 KINDS = [
     (transformer_task, "linear_rows"),
-    (transformer_task, "attention_heads"),
+    (transformer_task, "heads"),
     (transformer_task, "embedding_rows"),
     (gpt2_task, "transposed_linear_inputs"),
     (gpt2_task, "transposed_linear_outputs"),
-    (gpt2_task, "attention_heads"),
+    (gpt2_task, "heads"),
 ]
 
 

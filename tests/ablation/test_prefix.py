@@ -207,7 +207,7 @@ def t5_task() -> Task:
 
 
 TASKS: dict[str, tuple[Callable[[], Task], str, int]] = {
-    "gpt2": (gpt2_task, "attention_heads", 2),
+    "gpt2": (gpt2_task, "heads", 2),
     "gpt2, every row": (gpt2_task, "transposed_linear_outputs", 6),
     "bert": (bert_task, "linear_rows", 13),
     "t5": (t5_task, "linear_rows", 10),

@@ -197,7 +197,7 @@ def test_behind_a_nonlinearity_a_residual_stream_has_the_ordinary_derivative() -
     torch.testing.assert_close(gradients, linear.relu() * slope)
 
 
-@pytest.mark.parametrize("selector", ["transposed_linear_inputs", "transposed_linear_outputs", "attention_heads"])
+@pytest.mark.parametrize("selector", ["transposed_linear_inputs", "transposed_linear_outputs", "heads"])
 def test_functions_that_the_mode_does_not_know_leave_the_derivatives(selector: str) -> None:
     """LayerNorm and attention read GPT-2's residual stream; what lies before its GELU is tested above."""
     task = gpt2_task()

@@ -53,8 +53,8 @@ def problems() -> dict[str, tuple[Task, ComponentIndex, literal.Forward]]:
         (*of_selectors(conv, "conv_filters", "linear_rows").groups, ComponentGroup.of("linear.weight", 1, 4))
     )
     inputs = ComponentIndex((ComponentGroup.of("0.weight", 0, 4, 2), ComponentGroup.of("2.weight", 1, 8)))
-    kinds = ("linear_rows", "attention_heads", "embedding_rows")
-    both = of_selectors(gpt2, "transposed_linear_outputs", "attention_heads", exclude=("lm_head.weight",))
+    kinds = ("linear_rows", "heads", "embedding_rows")
+    both = of_selectors(gpt2, "transposed_linear_outputs", "heads", exclude=("lm_head.weight",))
     return {
         "conv filters": (conv, filters, literal.small_resnet),
         "linear rows and columns": (linear, inputs, literal.hooked),
@@ -192,7 +192,7 @@ def test_layers_that_the_margin_does_not_depend_on_have_weights_of_zero() -> Non
 @pytest.mark.parametrize("method", GRADIENT_BASELINES)
 @pytest.mark.parametrize("task", [small_task(3), transformer_task(), gpt2_task()], ids=["conv", "attention", "gpt2"])
 def test_the_model_is_as_before_after_an_error(task: Task, method: str) -> None:
-    selector = "conv_filters" if hasattr(task.model, "conv1") else "attention_heads"
+    selector = "conv_filters" if hasattr(task.model, "conv1") else "heads"
     baselines = baselines_of(task, discover(task.model, selector))
     before = {key: tensor.clone() for key, tensor in task.model.state_dict().items()}
     last = list(task.model.modules())[-1]

@@ -79,7 +79,7 @@ CASES: list[tuple[dict[str, Any], type[CoarDistError], str]] = [
     ({"train": TrainConfig(examples(), loss="cross")}, ConfigError, "train.loss='cross': must be one of cross_entropy"),
     ({"train": TrainConfig(examples(), optimizer="adam")}, ConfigError, "train.optimizer='adam': must be one of sgd"),
     ({"components": ComponentsConfig("filters")}, ConfigError, "components.selector='filters': must be one of auto"),
-    ({"components": ComponentsConfig("attention_heads")}, NoComponentsError, "'attention_heads' matches nothing in"),
+    ({"components": ComponentsConfig("heads")}, NoComponentsError, "'heads' matches nothing in"),
     ({"components": ComponentsConfig(include=["x.*"])}, NoComponentsError, "components.include=['x.*'] and"),
     ({"design": DesignConfig("halves")}, ConfigError, "design.kind='halves': must be one of bernoulli"),
     ({"gradients": GradientsConfig(20, "halves")}, ConfigError, "gradients.kind='halves': must be one of bernoulli"),

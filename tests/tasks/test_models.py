@@ -232,7 +232,7 @@ def test_torchvision_and_timm(monkeypatch: pytest.MonkeyPatch) -> None:
         assert vit.encoder.pos_embedding.shape == (1, 5, 768)
         small = {"name": "vit_tiny_patch16_224", "num_classes": 3, "settings": {"img_size": 32}}
         timm_vit = build_model(ModelConfig("timm", small))
-        assert discover(timm_vit, "attention_heads").num_components == 12 * 3
+        assert discover(timm_vit, "heads").num_components == 12 * 3
     for arguments, message in [
         ({"name": "resnet1"}, "torchvision has no 'resnet1'|resnet1"),
         ({"name": "resnet18", "weights": "IMAGENET9K"}, "IMAGENET9K"),
