@@ -138,8 +138,8 @@ class Taps(nn.Module):
     def _new_places(self, place: Place, first: int) -> list[int]:
         """The keys of taps for a gate's place, whose components' ids begin at ``first``."""
         part, num_parts = place.slices, 3 if place.kind == "projections" else 1
-        ids = torch.full((place.length,), -1)
-        ids[torch.from_numpy(part.indices())] = first + torch.arange(len(part.starts)).repeat_interleave(part.size)
+        owners = torch.from_numpy(part.owners(place.length, -1))
+        ids = torch.where(owners < 0, -1, first + owners)
         where = f"{place.module} ({part.parameter}, axis {part.axis})"
         keys = [len(self._places) + number for number in range(num_parts)]
         self._places += [_Place(where, own, place.channel_axis, place.kind == "rows") for own in ids.chunk(num_parts)]

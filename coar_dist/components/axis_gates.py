@@ -37,7 +37,8 @@ class AxisGates:
             return
         num_before, places = 0, np.full(length, sum(len(part.starts) for part in parts))
         for part in parts:
-            places[part.indices()] = num_before + np.repeat(np.arange(len(part.starts)), part.size)
+            owners = part.owners(length, -1)
+            places[owners >= 0] = num_before + owners[owners >= 0]
             num_before += len(part.starts)
         self.places = torch.from_numpy(places)
 

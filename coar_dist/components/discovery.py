@@ -269,13 +269,13 @@ def check_components(model: nn.Module, components: ComponentIndex) -> None:
 def _refuse_whole_beside_slices(components: ComponentIndex, shapes: Mapping[str, Sequence[int]]) -> None:
     """Rows and columns of one weight may cross; a component that is all of it contains the others."""
     axes: dict[str, set[int]] = {}
-    whole: dict[str, tuple[str, int]] = {}
+    whole: dict[str, str] = {}
     for group in components.groups:
         for part in group.slices:
             axes.setdefault(part.parameter, set()).add(part.axis)
             if part.size == shapes[part.parameter][part.axis] and len(shapes[part.parameter]) > 1:
-                whole[part.parameter] = group.name.format(group.numbers[0]), part.axis
-    for parameter, (name, _) in whole.items():
+                whole[part.parameter] = group.name.format(group.numbers[0])
+    for parameter, name in whole.items():
         if len(axes[parameter]) > 1:
             others = [g.name.format(g.numbers[0]) for g in components.groups if parameter in g.parameters]
             other = next(each for each in others if each != name)

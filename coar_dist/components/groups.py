@@ -72,6 +72,12 @@ class Slices:
             starts = starts if places is None else starts[places]
         return starts if self.size == 1 else np.asarray((starts[:, None] + np.arange(self.size)).reshape(-1))
 
+    def owners(self, length: int, none: int) -> NDArray[np.int64]:
+        """(length,) int64: the place in the group of the component that has each index of the axis, or ``none``."""
+        owners = np.full(length, none, dtype=np.int64)
+        owners[self.indices()] = np.repeat(np.arange(len(self.starts)), self.size)
+        return owners
+
 
 @dataclass(frozen=True)
 class ComponentGroup:

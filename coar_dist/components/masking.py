@@ -58,9 +58,7 @@ class WeightMasker:
         length, num = live.shape[part.axis], len(part.starts)
         if part.covers == length:
             return None
-        places = np.full(length, num)
-        places[part.indices()] = np.repeat(np.arange(num), part.size)
-        return torch.from_numpy(places).to(live.device)
+        return torch.from_numpy(part.owners(length, num)).to(live.device)
 
     @contextmanager
     def ablating(self) -> Iterator[Callable[[NDArray[np.bool_]], None]]:
