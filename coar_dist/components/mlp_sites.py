@@ -27,7 +27,7 @@ from coar_dist.components.projections import (
 _MLPS = ("mlp", "ffn", "ff", "feedforward", "densereludense", "mlpblock")
 _NO_MLPS = {
     *("classifier", "head", "headdist", "lmhead", "score", "pooler", "prelogits", "preclassifier", "summary"),
-    *("adapter", "laurel", "se", "squeezeexcite", "router", "gate", "perlayerinputgate", "perlayerprojection"),
+    *("adapter", "laurel", "se", "squeezeexcite", "router", "gate", "perlayerinputgate"),
 }
 _BRIDGES = ("projector", "merger", "connector", "projection")
 """Names, as ``bare`` gives them, of modules whose pairs of linear maps are no MLPs of the body."""

@@ -143,6 +143,7 @@ def excitation() -> nn.Module:
         (Own(6, 8, 3), {"fc1.weight": 8}),
         (Own(8, 16, 8, 3), {"fc1.weight": 16, "fc2.weight": 8}),
         (Own(6, 8, 6), {"fc1.weight": 8}),
+        (Own(8, 16, 16, 8), {"fc1.weight": 16, "fc2.weight": 16}),  # a chain, though its ends are a pair
         (LeNet(), {"fc2.weight": 120, "fc3.weight": 84}),
         (Residual(), {"blocks.0.2.weight": 20, "blocks.1.2.weight": 20}),
         (BodyAndHead(), {"body.3.weight": 8, "head.weight": 6}),
@@ -173,6 +174,53 @@ def test_what_is_no_mlp_is_left_out() -> None:
     for name, module in model.items():
         setattr(wrapper, name, module)
     assert [site.module for site in mlp_sites(wrapper)] == ["layer", "body.layers.0"]
+
+
+def pair(width: int = 12, neurons: int = 30) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, neurons), nn.GELU(), nn.Linear(neurons, width))
+
+
+def beside_attention(**modules: nn.Module) -> nn.Module:
+    model = nn.Module()
+    model.layer = nn.TransformerEncoderLayer(12, 4, 20)
+    for name, module in modules.items():
+        setattr(model, name, module)
+    return model
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("classifier", "head", "head_dist", "lm_head", "score", "pooler", "pre_logits", "pre_classifier", "summary"),
+        *("adapter", "laurel", "se", "squeeze_excite", "router", "gate", "per_layer_input_gate"),
+    ],
+)
+def test_names_of_what_is_no_mlp(name: str) -> None:
+    """Nor is what lies in it, unless it is called an MLP."""
+    assert [site.module for site in mlp_sites(beside_attention(**{name: pair()}))] == ["layer"]
+    holder = nn.Module()
+    holder.layers, holder.feed_forward = pair(), pair()
+    assert [site.module for site in mlp_sites(beside_attention(**{name: holder}))] == ["layer", f"{name}.feed_forward"]
+
+
+@pytest.mark.parametrize("name", ["multi_modal_projector", "merger", "connector", "per_layer_projection"])
+def test_names_of_bridges(name: str) -> None:
+    """Not even what is called an MLP in one."""
+    assert [site.module for site in mlp_sites(beside_attention(**{name: pair()}))] == ["layer"]
+    holder = nn.ModuleDict({"mlp": pair()})
+    assert [site.module for site in mlp_sites(beside_attention(**{name: holder}))] == ["layer"]
+
+
+@pytest.mark.parametrize("name", ["mlp", "ffn", "ff", "feed_forward", "DenseReluDense", "mlp_block"])
+def test_names_of_mlps(name: str) -> None:
+    """What is called one may hold a convolution over places, or lie in a head. If it is none, that is said."""
+    depthwise = nn.Sequential(nn.Conv2d(12, 30, 1), nn.Conv2d(30, 30, 3, groups=30), nn.Conv2d(30, 12, 1))
+    assert [site.module for site in mlp_sites(beside_attention(**{name: depthwise}))] == ["layer", name]
+    assert [site.module for site in mlp_sites(beside_attention(other=depthwise))] == ["layer"]
+    in_head = beside_attention(head=nn.ModuleDict({name: pair()}))
+    assert [site.module for site in mlp_sites(in_head)] == ["layer", f"head.{name}"]
+    wrong = beside_attention(**{name: nn.Sequential(nn.Linear(12, 30), nn.Linear(20, 12))})
+    assert passed_over_mlps(wrong) == {name: "no linear maps from d to N and back"}
 
 
 def test_an_mlp_within_attention_is_as_wide_as_it() -> None:
