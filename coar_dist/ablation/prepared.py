@@ -20,6 +20,7 @@ from coar_dist.ablation.effects import Effects
 from coar_dist.ablation.folding import fold_batch_norms
 from coar_dist.ablation.gate_probe import ungated_groups
 from coar_dist.ablation.graphs import why_not_recorded
+from coar_dist.ablation.heads_check import check_heads
 from coar_dist.ablation.placement import (
     fits_on,
     lay_out,
@@ -65,7 +66,7 @@ class PreparedModel:
         why_not_recorded: why passes of the module cannot be CUDA graphs; None where they may be.
 
     Raises:
-        ComponentMismatchError: the components are not the model's.
+        ComponentMismatchError: the components are not the model's, or its heads are others.
         TaskError: the model is random in eval mode, keeps a state, or mixes the rows of a batch.
     """
 
@@ -77,6 +78,8 @@ class PreparedModel:
         self.output_function = task.output_function
         self.precision = precision
         self.effects = Effects(module, value.components, task.examples, task.output_function, self.device)
+        few = self.effects.examples.rows(0, 1)
+        check_heads(module, value.components, lambda: self.effects.margins(module, few))
         examples = self._read_alone(module, task.examples.without_columns())
         self.module, self._layout = _made_fast(module, value, self.effects)
         self.examples = self._placed_examples(examples)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from coar_dist.components.discovery import discover
+from coar_dist.components.index import ComponentIndex
+from coar_dist.components.plain_model import plain_model
 from coar_dist.components.selectors import SELECTORS, passed_over
 from coar_dist.errors import ComponentMismatchError, NoComponentsError, listed
 
@@ -19,7 +21,8 @@ def find_components(model: nn.Module) -> DataFrame:
 
     Returns:
         A row per selector that finds something: ``components``, how many; ``layers``, in how many groups, one per layer
-        and kind; ``first`` and ``last``, their names; ``passed_over``, modules that look as if there should be some.
+        and kind; ``parameters``, how many of the model's numbers they are made of; ``first`` and ``last``, their names;
+        ``passed_over``, modules that look as if there should be some.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 10))
@@ -28,6 +31,7 @@ def find_components(model: nn.Module) -> DataFrame:
     """
     from pandas import DataFrame
 
+    model = plain_model(model)
     rows, names = [], []
     for name in SELECTORS:
         try:
@@ -35,9 +39,20 @@ def find_components(model: nn.Module) -> DataFrame:
         except NoComponentsError:
             continue
         except ComponentMismatchError as error:
-            rows.append((0, 0, "", "", str(error)))
+            rows.append((0, 0, 0, "", "", str(error)))
         else:
             without = listed(list(passed_over(model, name)))
-            rows.append((len(index), len(index.groups), index.name_of(0), index.name_of(len(index) - 1), without))
+            ends = index.name_of(0), index.name_of(len(index) - 1)
+            rows.append((len(index), len(index.groups), _num_parameters(model, index), *ends, without))
         names.append(name)
-    return DataFrame(rows, index=names, columns=["components", "layers", "first", "last", "passed_over"])
+    return DataFrame(rows, index=names, columns=["components", "layers", "parameters", "first", "last", "passed_over"])
+
+
+def _num_parameters(model: nn.Module, index: ComponentIndex) -> int:
+    """Entries of the slices; where rows and columns of one matrix cross, both count."""
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
+    return sum(
+        len(part.starts) * part.size * shapes[part.parameter].numel() // shapes[part.parameter][part.axis]
+        for group in index.groups
+        for part in group.slices
+    )

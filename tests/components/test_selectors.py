@@ -225,6 +225,6 @@ def test_a_table_of_what_every_selector_finds() -> None:
     assert table.components["heads"] == 144
     assert table.components["neurons"] == 36864
     assert table.components["transposed_linear_inputs"] == 64512
-    assert table.loc["layers"].tolist() == [12, 12, "L0", "L11", ""]
+    assert table.loc["layers"].tolist() == [12, 12, 12 * (768 * 768 + 4 * 768 * 768 + 2 * 768), "L0", "L11", ""]
     assert "experts" not in table.index
     assert find_components(SmallResNet()).components["conv_filters"] > 0
