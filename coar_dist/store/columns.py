@@ -41,13 +41,9 @@ def bytes_of(column: pa.ChunkedArray) -> NDArray[np.uint8]:
     return _values(column).reshape(len(column), -1)
 
 
-def _values(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
-    """The flat values of a column of numbers, booleans, fixed-size lists or fixed-size binaries; null becomes NaN."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if pa.types.is_fixed_size_list(array.type):
-        array = array.flatten()
+def _values(column: pa.ChunkedArray) -> NDArray[Any]:
+    """The flat values of a column of fixed-size lists or fixed-size binaries."""
+    array = column.combine_chunks()  # a copy, which begins where its buffers do
     if pa.types.is_fixed_size_binary(array.type):
-        width = array.type.byte_width
-        data = np.frombuffer(array.buffers()[1], dtype=np.uint8, count=(array.offset + len(array)) * width)
-        return data[array.offset * width :]
-    return np.asarray(array.to_numpy(zero_copy_only=False))
+        return np.frombuffer(array.buffers()[1], dtype=np.uint8, count=len(array) * array.type.byte_width)
+    return np.asarray(array.flatten().to_numpy(zero_copy_only=False))
