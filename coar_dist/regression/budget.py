@@ -66,10 +66,10 @@ def spend(
     def of_weights(prior: NDArray[np.float64], masks: int, noise: float) -> float:
         return kept_variance * float((prior / (1.0 + prior * kept_variance * masks / noise)).sum())
 
-    noise = fit.error
-    for _ in range(50):  # error = noise + what the weights' errors add, which depends on noise
-        prior = noise / fit.penalty * fit.variances
-        noise = max(fit.error - of_weights(prior, first + plain, noise), _LEAST_NOISE * fit.error)
+    # error = noise + what the weights' errors add, which is in proportion to noise: so are the prior's variances.
+    added = of_weights(fit.variances / fit.penalty, first + plain, 1.0)
+    noise = fit.error * max(1.0 / (1.0 + added), _LEAST_NOISE)
+    prior = noise / fit.penalty * fit.variances
     if fit.plan.prior is None:  # gradients say nothing here
         masks = max(plain, int(budget - cost * first))
         return Passes(first, masks, noise + of_weights(prior, first + masks, noise))

@@ -111,7 +111,7 @@ class BlockMargins:
             count += len(masks)
             predicted = torch.from_numpy(masks.view(np.uint8)).double() @ mean
             yield masks, (margins - predicted.numpy()).astype(np.float32)
-        self._squares = np.maximum(sums[1] - sums[0] ** 2 / max(count, 1), 0.0)
+        self._squares = np.maximum(sums[1] - sums[0] ** 2 / count, 0.0)
 
     def squares(self, statistics: MarginStatistics, design: DesignStatistics) -> torch.Tensor:
         """The margins' own centred sum of squares (n,) float64, after a whole ``read`` has made ``statistics``."""

@@ -1,0 +1,331 @@
+"""Where one way of fitting ends and another begins, what is reported of a fit, and what each is by definition."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import ElasticNet, Ridge
+
+from coar_dist.cluster.execution import in_this_process
+from coar_dist.config.schema import RegressionConfig
+from coar_dist.errors import CoarWarning, ConfigError, MissingWorkError
+from coar_dist.regression import factor as factor_module
+from coar_dist.regression import planning
+from coar_dist.regression.factor import PackedMasks, choose_solver
+from coar_dist.regression.fit import fit
+from coar_dist.regression.gate_prior import GateSources, SourceStatistics, prior_variances, source_statistics
+from coar_dist.regression.observations import BlockMargins, Observations
+from coar_dist.regression.planning import gradient_plan, lasso_plan, ridge_plan
+from coar_dist.regression.plans import SharedFactor
+from coar_dist.regression.statistics import DesignStatistics, margin_statistics
+from coar_dist.store.reader import RunReader
+from tests.regression import test_gradient_ridge as gradients
+from tests.regression.problems import packed, problem, projected
+from tests.regression.test_fit import run_of
+from tests.regression.test_gradient_ridge import BALANCED, EXAMPLES, World
+
+
+@pytest.mark.parametrize(
+    ("num_masks", "num_components", "gigabytes", "solver"),
+    [
+        (1000, 2000, 0.040, "dual"),  # 24 MB of masks x masks, 16 MB of masks x components
+        (1000, 2000, 0.0399, "iterative"),
+        (1999, 2000, 0.128, "dual"),
+        (1999, 2000, 0.1, "primal"),  # 96 MB of components x components
+        (2000, 2000, 1.0, "primal"),
+        (9000, 2000, 0.096, "primal"),
+        (9000, 2000, 0.0959, "iterative"),
+    ],
+)
+def test_the_solver_is_the_cheapest_that_fits(
+    num_masks: int, num_components: int, gigabytes: float, solver: str
+) -> None:
+    assert choose_solver(num_masks, num_components, gigabytes * 1e9)[0] == solver
+
+
+def test_the_sizes_of_solvers_are_said() -> None:
+    said = choose_solver(1000, 2000, 16e9)[1]
+    assert said == "1000 masks, 2000 components; primal 0.10 GB, dual 0.04 GB, regression.memory_gb=16"
+
+
+@pytest.mark.parametrize(("solver", "used"), [("dual", "factorise_dual"), ("primal", "factorise")])
+@pytest.mark.parametrize("with_gradients", [False, True])
+def test_a_plan_factorises_what_it_is_told_to(
+    solver: str, used: str, with_gradients: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Either gives the same weights; the memory it takes is another."""
+    calls = []
+    for name in ("factorise", "factorise_dual"):
+        function = getattr(planning, name)
+        monkeypatch.setattr(planning, name, lambda *given, _f=function, _n=name: (calls.append(_n), _f(*given))[1])
+    run, config = gradients.run_of(tmp_path, World()), RegressionConfig()
+    sources = GateSources(tuple(run.gradients("gradients")), None)
+    observations = Observations(run.margins("train"), sources.gradients if with_gradients else ())
+    if with_gradients:
+        gradient_plan(observations, sources, config, solver, "torch", in_this_process)
+    else:
+        ridge_plan(observations, config, solver, "torch", in_this_process)
+    assert set(calls) == {used}
+
+
+def test_a_solver_that_cannot_do_without_a_factorisation_is_refused(tmp_path: Path) -> None:
+    masks, margins = problem(num_masks=40, num_components=30)
+    with pytest.raises(ConfigError, match=r"backend='sklearn' needs a factorisation"):
+        fit(run_of(tmp_path, masks, margins), RegressionConfig(backend="sklearn", memory_gb=1e-6), lambda _: None)
+
+
+@pytest.mark.parametrize("num_masks", [1, 2])
+def test_a_regression_takes_two_masks(num_masks: int, tmp_path: Path) -> None:
+    masks, margins = np.eye(2, dtype=bool)[:num_masks], np.array([[3.0], [7.0]], np.float32)[:num_masks]
+    run = run_of(tmp_path, masks, margins)
+    few = contextlib.nullcontext() if num_masks == 2 else pytest.raises(MissingWorkError, match="there are 1")
+    with few:
+        fit(run, RegressionConfig(regularisation=0.5), lambda _: None)
+        expected = Ridge(alpha=0.5).fit(masks.astype(float), margins).coef_
+        np.testing.assert_allclose(RunReader(run).weights(), expected.reshape(1, 2), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("num_masks", "options", "message"),
+    [
+        (30, {"selection": "bic"}, "'bic' cannot judge 30 masks of 30 components"),
+        (31, {"selection": "bic"}, None),
+        (30, {"selection": "bic", "regularisation": 0.1}, None),
+        (40, {"memory_gb": 32 * 30**2 / 1e9}, None),
+        (40, {"memory_gb": 31.9 * 30**2 / 1e9}, r"of 30 components, 2\.9e-05 GB with its copies"),
+        (40, {"held_out_fraction": 0.05}, None),  # 2 of 40
+        (40, {"held_out_fraction": 0.03}, "leaves fewer than 2"),
+        (40, {"held_out_fraction": 0.95}, None),  # all but 2
+        (40, {"held_out_fraction": 0.97}, "leaves fewer than 2"),
+        (40, {"held_out_fraction": 0.97, "regularisation": 0.1}, None),
+        (40, {"held_out_fraction": 0.97, "selection": "bic"}, None),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:nothing can be said")
+def test_what_the_lasso_can_be_asked_for(
+    num_masks: int, options: dict[str, Any], message: str | None, tmp_path: Path
+) -> None:
+    masks, margins = problem(num_masks=num_masks, num_components=30)
+    store = run_of(tmp_path, masks, margins).margins("train")
+    refused = pytest.raises((ConfigError, MissingWorkError), match=message)
+    with contextlib.nullcontext() if message is None else refused:
+        plan = lasso_plan(store, RegressionConfig(method="lasso", **options), "torch", in_this_process)
+        num_held = 0 if plan.held_out is None else plan.held_out.num_masks
+        is_chosen_by_them = "regularisation" not in options and "selection" not in options
+        assert num_held == (round(num_masks * options.get("held_out_fraction", 0.1)) if is_chosen_by_them else 0)
+        assert (plan.ratios is None) == ("regularisation" in options)
+
+
+@pytest.mark.parametrize("options", [{}, {"regularisation": 3.0}, {"memory_gb": 1e-6, "tolerance": 1e-10}])
+@pytest.mark.parametrize(("num_masks", "num_components"), [(40, 8), (25, 40)])
+def test_r2_is_the_share_that_is_explained_and_r2_new_that_of_cross_validation(
+    num_masks: int, num_components: int, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """The null model is the mean of the other masks, whose error on a mask left out is m / (m - 1) of its residual."""
+    masks, margins = problem(num_masks, num_components)
+    run = run_of(tmp_path, masks, margins)
+    fit(run, RegressionConfig(**options), lambda _: None)
+    found = RunReader(run).quality()
+    x, y = masks - masks.mean(axis=0), margins.astype(float) - margins.astype(float).mean(axis=0)
+    null = ((y * num_masks / (num_masks - 1)) ** 2).mean(axis=0)
+    for column, penalty in enumerate(found["regularisation"]):
+        hat = x @ np.linalg.solve(x.T @ x + penalty * np.eye(num_components), x.T)
+        residual = y[:, column] - hat @ y[:, column]
+        assert found["r2"][column] == pytest.approx(1 - (residual**2).sum() / (y[:, column] ** 2).sum(), abs=1e-6)
+        gcv = (residual**2).mean() / (1 - (1 + np.trace(hat)) / num_masks) ** 2
+        is_estimated = "memory_gb" in options
+        assert found["r2_new"][column] == pytest.approx(1 - gcv / null[column], abs=0.1 if is_estimated else 1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*chose a penalty at an end")
+@pytest.mark.parametrize("l1_ratio", [1.0, 0.5])
+def test_r2_of_the_lasso_is_that_of_the_masks_it_has_and_has_not_seen(l1_ratio: float, tmp_path: Path) -> None:
+    masks, margins = problem(200, 12, kind="bernoulli")
+    run = run_of(tmp_path, masks, margins)
+    config = RegressionConfig(method="lasso", l1_ratio=l1_ratio, held_out_fraction=0.25, tolerance=1e-9)
+    fit(run, config, lambda _: None)
+    found = RunReader(run).quality(method="coar_lasso" if l1_ratio == 1.0 else "coar_elastic_net")
+    x, y = masks.astype(float), margins.astype(float)
+    for column, alpha in enumerate(found["regularisation"]):
+        model = ElasticNet(alpha=alpha, l1_ratio=l1_ratio, tol=1e-12, max_iter=100_000)
+        whole = model.fit(x, y[:, column]).score(x, y[:, column])
+        assert found["r2"][column] == pytest.approx(whole, abs=1e-6)
+        errors = y[150:, column] - model.fit(x[:150], y[:150, column]).predict(x[150:])
+        null = y[150:, column] - y[:150, column].mean()
+        assert found["r2_new"][column] == pytest.approx(1 - (errors**2).sum() / (null**2).sum(), abs=0.01)
+
+
+@pytest.mark.parametrize(("tenth", "is_said"), [(1, False), (2, True)])
+def test_ends_of_the_grid_are_said_where_more_than_a_tenth_choose_them(
+    tenth: int, is_said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks, margins = problem(num_examples=10)
+    run = run_of(tmp_path, masks, margins, per_block=10)
+    monkeypatch.setattr("coar_dist.regression.plans._at_edge", lambda *_: tenth)
+    config = RegressionConfig(penalty_range=[0.1, 10.0])
+    with pytest.warns(CoarWarning, match=rf"^{tenth} of 10") if is_said else contextlib.nullcontext():
+        fit(run, config, lambda _: None)
+
+
+@pytest.mark.parametrize(("factor", "is_said"), [(1.9, False), (2.1, True)])
+def test_a_gap_is_said_where_it_is_twice_what_was_asked_for(
+    factor: float, is_said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library measures its own gap otherwise."""
+    masks, margins = problem(num_examples=3)
+    gaps = torch.tensor([0.0, factor * 1e-3, 1e-4], dtype=torch.float64)
+    monkeypatch.setattr("coar_dist.regression.lasso.exact_gaps", lambda *_: gaps)
+    config = RegressionConfig(method="lasso", backend="sklearn", regularisation=0.1, tolerance=1e-3)
+    said = pytest.warns(CoarWarning, match=r"^sklearn left a duality gap of 2\.1e-03, .*tolerance=0\.001 was asked")
+    with said if is_said else contextlib.nullcontext():
+        fit(run_of(tmp_path, masks, margins), config, lambda _: None)
+
+
+def constant_at(example: int) -> Callable[[World], World]:
+    def change(world: World) -> World:
+        world.weights[example], world.pairs[example] = 0.0, 0.0
+        return world
+
+    return change
+
+
+def test_an_example_with_constant_margins_leaves_the_prior_of_the_others(tmp_path: Path) -> None:
+    """It has gradients, of noise, all the same."""
+    run = gradients.run_of(tmp_path, constant_at(5)(World()))
+    with pytest.warns(CoarWarning, match=f"same margin under every mask: 1 of {EXAMPLES}"):
+        fit(run, RegressionConfig(), lambda _: None)
+    sources = GateSources(tuple(run.gradients("gradients")), None)
+    found = RunReader(run).quality(method="gradient_ridge")
+    assert np.isnan(found["r2"]).nonzero()[0].tolist() == [5]
+    observations = Observations(run.margins("train"), sources.gradients)
+    design = observations.packed_masks().design
+    parts = [source_statistics(observations, sources, design, block, "cpu") for block in ((0, 4), (4, 8), (8, 11))]
+    assert all(np.isfinite(part.products).all() and part.products.max() < 1e3 for part in parts)
+
+
+def test_statistics_of_the_prior_s_sources_are_their_definitions(tmp_path: Path) -> None:
+    world = World()
+    run = gradients.run_of(tmp_path, world, plain=40, loo=False)
+    sources = GateSources(tuple(run.gradients("gradients")), None)
+    observations = Observations(run.margins("train"), sources.gradients)
+    masks = np.concatenate(list(observations.mask_batches()))
+    y = world.margins(masks).astype(float)[:, 4:8]
+    yc, xc = y - y.mean(axis=0), masks - masks.mean(axis=0)
+    found = source_statistics(observations, sources, observations.packed_masks().design, (4, 8), "cpu")
+    values = [source.astype(float) for source in sources.read((4, 8)).values]
+    predicted, sizes = [xc @ source.T for source in values], (yc**2).sum(axis=0)
+    products = [[((a * b).sum(axis=0) / sizes).sum() for b in predicted] for a in predicted]
+    np.testing.assert_allclose(found.products, products, rtol=1e-12)
+    np.testing.assert_allclose(found.cross, [((a * yc).sum(axis=0) / sizes).sum() for a in predicted], rtol=1e-11)
+    np.testing.assert_allclose(found.sizes, [[(a * b).sum(axis=0) for b in values] for a in values], rtol=1e-12)
+    assert found.variance == pytest.approx(y.var(axis=0).sum(), rel=1e-12)
+    assert (found.num_examples, found.mean_variance) == (4, pytest.approx(y.var(axis=0).mean(), rel=1e-12))
+    both = found + found
+    for name, value in vars(found).items():
+        expected = value if name in ("counts", "known") else 2 * value
+        np.testing.assert_array_equal(getattr(both, name), expected, name)
+
+
+@pytest.mark.parametrize("case", ["all", "some", "none", "no noise", "no size"])
+def test_prior_variances_are_those_of_the_gradients_and_wide_without(case: str) -> None:
+    random = np.random.default_rng(0)
+    known = {"some": np.arange(6) < 4, "none": np.zeros(6, np.bool_)}.get(case, np.ones(6, np.bool_))
+    counts = np.array([[8.0, 8, 8, 8, 10, 0], [2.0, 2, 2, 2, 0, 10]])
+    within, sizes = random.random(6), random.random((2, 2, 6))
+    within[~known] = sizes[:, :, ~known] = 0.0
+    within, sizes = within * (case != "no noise"), sizes * (case != "no size")
+    statistics = SourceStatistics(np.eye(2), np.ones(2), sizes, within, counts, 1.0, 3, known)
+    b = np.array([0.7, 0.2])
+    freedom = np.array([8, 8, 8, 8, 9, 9]) * 3
+    noise = within / freedom * (0.49 / np.maximum(counts[0], 1) + 0.04 / np.maximum(counts[1], 1))
+    size = sum(b[i] * b[j] * sizes[i, j] for i in (0, 1) for j in (0, 1))
+    if case == "none":
+        expected = np.ones(6)
+    else:
+        parts = [part / part[known].mean() if part.any() else np.ones(6) for part in (noise, size)]
+        variances = parts[0] + parts[1] + 0.02
+        expected = np.where(known, variances, 10 * variances[known].mean())
+        expected /= expected.mean()
+    np.testing.assert_allclose(prior_variances(statistics, b), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("num_blocks", [1, 3])
+def test_masks_with_gradients_come_first_whatever_the_number_of_blocks(num_blocks: int, tmp_path: Path) -> None:
+    run = gradients.run_of(tmp_path, World())
+    stores = tuple(run.gradients("gradients"))[:num_blocks]
+    observations = Observations(run.margins("train"), stores)
+    whole = np.concatenate([BALANCED.masks(0, 20), gradients.BERNOULLI.masks(0, 40)])
+    np.testing.assert_array_equal(np.concatenate(list(observations.mask_batches())), whole)
+    assert (observations.num_masks, observations.num_gradient_masks) == (60, 20)
+    without = Observations(run.margins("train"))
+    assert (without.num_masks, without.num_gradient_masks) == (40, 0)
+    design = observations.packed_masks().design
+    np.testing.assert_array_equal(design.kept, whole.sum(axis=0))
+    block = observations.of_block((0, 4))
+    np.testing.assert_array_equal(
+        np.concatenate([margins for _, margins in block.read(0, 60)]), World().margins(whole)[:, :4]
+    )
+
+
+def test_margins_less_a_prior_mean_keep_their_own_sum_of_squares(tmp_path: Path) -> None:
+    masks, margins = problem(num_masks=70, num_examples=4)
+    store = run_of(tmp_path, masks, margins, [0, 30, 70]).margins("train")
+    mean = np.random.default_rng(1).normal(size=(4, masks.shape[1])).astype(np.float32)
+    block = BlockMargins((0, 4), store, None)
+    residuals = block.without(mean)
+    read = list(residuals.read(0, 70))
+    exact = margins.astype(float) - masks @ mean.T.astype(float)
+    np.testing.assert_allclose(np.concatenate([part for _, part in read]), exact, rtol=1e-6, atol=1e-5)
+    statistics, design = margin_statistics(read), DesignStatistics(70, masks.sum(axis=0).astype(float))
+    y = margins.astype(float)
+    np.testing.assert_allclose(residuals.squares(statistics, design), ((y - y.mean(axis=0)) ** 2).sum(axis=0), 1e-9)
+    of_block = margin_statistics(block.read(0, 70))
+    np.testing.assert_allclose(block.squares(of_block, design), ((y - y.mean(axis=0)) ** 2).sum(axis=0), 1e-9)
+
+
+@pytest.mark.parametrize("regularisation", [None, 2.5])
+def test_a_penalty_that_is_given_is_used_with_gradients_too(regularisation: float | None, tmp_path: Path) -> None:
+    run = gradients.run_of(tmp_path, World())
+    fit(run, RegressionConfig(regularisation=regularisation, shared_penalty=True), lambda _: None)
+    penalties = np.unique(RunReader(run).quality(method="gradient_ridge")["regularisation"])
+    assert len(penalties) == 1
+    assert (penalties.tolist() == [2.5]) == (regularisation is not None)
+
+
+@pytest.mark.parametrize("num_components", [5, 8, 16, 17, 40])
+def test_packed_masks_are_unpacked_in_blocks(num_components: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factor_module, "_COLUMNS_PER_BLOCK", 16)
+    masks = np.random.default_rng(0).random((11, num_components)) < 0.7
+    found: PackedMasks = packed(masks)
+    columns = list(found.columns())
+    assert [(part.start, part.stop) for part, _ in columns] == [
+        (start, min(start + 16, num_components)) for start in range(0, num_components, 16)
+    ]
+    np.testing.assert_array_equal(np.concatenate([bits for _, bits in columns], axis=1), masks)
+    for size in (1, 4, 11, 20):
+        rows = list(found.rows(size))
+        assert [len(part) for part in rows] == [size] * (11 // size) + ([11 % size] if 11 % size else [])
+        np.testing.assert_array_equal(np.concatenate(rows), masks)
+    np.testing.assert_array_equal(found.design.kept, masks.sum(axis=0))
+
+
+def test_a_factor_travels_as_arrays() -> None:
+    _, factor, _, _ = projected(*problem())
+    for scale in (None, torch.arange(1.0, 13.0, dtype=torch.float64)):
+        back = SharedFactor.of(replace(factor, scale=scale)).on("cpu")
+        assert torch.equal(back.vectors, factor.vectors)
+        assert torch.equal(back.values, factor.values)
+        assert back.num_masks == factor.num_masks
+        assert (back.scale is None) == (scale is None)
+        rows = torch.ones(12, 2, dtype=torch.float64)
+        expected = torch.ones(12, 2) if scale is None else torch.arange(1.0, 13.0)[:, None].expand(12, 2)
+        assert torch.equal(back.scaled(rows), expected.double())
+        assert torch.equal(back.scaled(rows[:, 0]), expected[:, 0].double())
