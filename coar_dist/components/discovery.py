@@ -14,16 +14,18 @@ from torch import Tensor, nn
 from coar_dist.components.attention_sites import AttentionSite, attention_sites
 from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
+from coar_dist.components.left_out import passed_over
 from coar_dist.components.plain_model import plain_model
-from coar_dist.components.selectors import FORMER_NAMES, SELECTORS, passed_over
+from coar_dist.components.selectors import FORMER_NAMES, SELECTORS
 from coar_dist.config.schema import ComponentRule, ComponentsConfig
-from coar_dist.errors import ComponentMismatchError, ConfigError, NoComponentsError, counted
+from coar_dist.errors import ComponentMismatchError, ConfigError, NoComponentsError, counted, listed
 
 Components: TypeAlias = (
     str | ComponentRule | Sequence[str | ComponentRule] | ComponentIndex | Callable[[nn.Module], ComponentIndex]
 )
 """What a Python caller may give for components: see ``chosen_components``."""
 _RULES = "rules"
+_NOT_ALWAYS_IN_AUTO = ("neurons", "experts", "conv_filters", "recurrent_units")
 _log = logging.getLogger(__name__)
 
 
@@ -109,7 +111,7 @@ def discover(
         if not selected:
             raise _nothing_found(model, name, (), include, exclude)
         found += selected
-    groups = [kept for group in _told_apart(found) if (kept := _chosen(group, include, exclude)) is not None]
+    groups = [kept for group in told_apart(found) if (kept := _chosen(group, include, exclude)) is not None]
     if not groups:
         raise _nothing_found(model, selector, found, include, exclude)
     _say(model, names, groups)
@@ -120,15 +122,27 @@ def discover(
 
 
 def _say(model: nn.Module, names: Sequence[str], groups: Sequence[ComponentGroup]) -> None:
-    """One line in the log per kind that was found, and per module that was passed over."""
+    """One line in the log per kind that was found, and per reason why modules were passed over."""
     kinds = Counter({group.kind: 0 for group in groups})
     for group in groups:
         kinds[group.kind] += group.num_components
     for kind, num in kinds.items():
         _log.info("%s: %s in %s", kind, f"{num:,}", counted(sum(group.kind == kind for group in groups), "group"))
     for name in names:
-        for module, why in passed_over(model, name).items():
-            _log.info("%s: none in %s: %s", name, module, why)
+        for why, modules in _by_reason(passed_over(model, name)).items():
+            _log.info("%s: none in %s: %s", name, listed(modules), why)
+    if "auto" in names:
+        others = {name: Counter(group.kind for group in SELECTORS[name](model)) for name in _NOT_ALWAYS_IN_AUTO}
+        left_out = [name for name, found in others.items() if found and not found.keys() & kinds.keys()]
+        if left_out:
+            _log.info("auto: leaves out %s, which are to be asked for by name", ", ".join(left_out))
+
+
+def _by_reason(passed_over: Mapping[str, str]) -> dict[str, list[str]]:
+    by_reason: dict[str, list[str]] = {}
+    for module, why in passed_over.items():
+        by_reason.setdefault(why, []).append(module)
+    return by_reason
 
 
 def chosen_components(
@@ -171,7 +185,7 @@ def asked_components(
     return None, ComponentsConfig(names if len(names) != 1 else names[0], rules, list(include), list(exclude))
 
 
-def _told_apart(groups: Sequence[ComponentGroup]) -> list[ComponentGroup]:
+def told_apart(groups: Sequence[ComponentGroup]) -> list[ComponentGroup]:
     """The groups; where two have a component of one name, they are called by their first parameter as well."""
     alike: dict[str, list[ComponentGroup]] = {}
     for group in groups:
@@ -223,9 +237,12 @@ def _nothing_found(
         )
     kinds = Counter(type(module).__name__ for module in model.modules() if not list(module.children()))
     counts = {name: sum(group.num_components for group in select(model)) for name, select in SELECTORS.items()}
+    asked = [selector] if isinstance(selector, str) else selector
+    reasons = _by_reason({module: why for name in asked for module, why in passed_over(model, name).items()})
+    said = "".join(f" Passed over: {listed(modules, most=2)}: {why}." for why, modules in list(reasons.items())[:3])
     return NoComponentsError(
         f"components.selector={selector!r} matches nothing in {type(model).__name__}, whose layers are "
-        f"{dict(kinds)}. Components found per selector: { ({name: num for name, num in counts.items() if num}) }."
+        f"{dict(kinds)}. Components found per selector: { ({name: num for name, num in counts.items() if num}) }.{said}"
     )
 
 

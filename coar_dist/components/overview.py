@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from coar_dist.components.discovery import discover
+from coar_dist.components.discovery import told_apart
 from coar_dist.components.index import ComponentIndex
+from coar_dist.components.left_out import passed_over
 from coar_dist.components.plain_model import plain_model
-from coar_dist.components.selectors import SELECTORS, passed_over
-from coar_dist.errors import ComponentMismatchError, NoComponentsError, listed
+from coar_dist.components.selectors import SELECTORS
+from coar_dist.errors import listed
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -33,12 +34,13 @@ def find_components(model: nn.Module) -> DataFrame:
 
     model = plain_model(model)
     rows, names = [], []
-    for name in SELECTORS:
-        try:
-            index = discover(model, name)
-        except NoComponentsError:
+    for name, select in SELECTORS.items():
+        groups = told_apart(select(model))
+        if not groups:
             continue
-        except ComponentMismatchError as error:
+        try:
+            index = ComponentIndex(tuple(groups))
+        except ValueError as error:
             rows.append((0, 0, 0, "", "", str(error)))
         else:
             without = listed(list(passed_over(model, name)))

@@ -7,6 +7,8 @@ from itertools import islice
 
 from torch import Tensor, nn
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 Slice = tuple[str, int, int, int]
 """A parameter's dotted name, an axis, and the first index and the number of indices along it."""
 
@@ -64,7 +66,7 @@ def projection_of(name: str, module: nn.Module) -> Projection | None:
     if isinstance(module, nn.Linear):
         if tuple(weight.shape) != (module.out_features, module.in_features):  # packed
             return None
-    elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    elif isinstance(module, CONVOLUTIONS):
         if module.groups != 1 or {*module.kernel_size, *module.stride} != {1}:
             return None
         is_convolution = True

@@ -16,11 +16,12 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from coar_dist.components.attention_sites import AttentionSite, attention_sites, passed_over_attention
+from coar_dist.components.attention_sites import AttentionSite
 from coar_dist.components.expert_sites import ExpertSite
 from coar_dist.components.groups import ComponentGroup, Slices
 from coar_dist.components.head_slices import Rules
-from coar_dist.components.mlp_sites import MlpSite, passed_over_mlps
+from coar_dist.components.left_out import has_state_space_mixers, output_convolution
+from coar_dist.components.mlp_sites import MlpSite
 from coar_dist.components.named_sites import NamedSites, Site
 from coar_dist.components.places import Place
 
@@ -256,22 +257,16 @@ def recurrent_units(model: nn.Module) -> list[ComponentGroup]:
 
 
 def auto(model: nn.Module) -> list[ComponentGroup]:
-    """Heads and neurons of transformers, filters of convolutional nets, units of recurrent nets and of MLPs."""
+    """Heads and neurons of transformers, filters of convolutional nets, units of recurrent nets and of MLPs.
+
+    Convolutions inside state-space mixers are no filters of a convolutional net, and never is the output layer.
+    """
     transformer = heads(model)
-    if transformer:
+    if transformer or has_state_space_mixers(model):
         return [*transformer, *neurons(model)]
-    return conv_filters(model) or recurrent_units(model) or neurons(model)
-
-
-def passed_over(model: nn.Module, selector: str) -> dict[str, str]:
-    """Modules that look as if a selector should find components in them, and have none, with the reason."""
-    if selector in ("heads", "query_heads", "key_value_groups", "attention_blocks", "auto"):
-        without = passed_over_attention(model)
-        if selector == "query_heads":
-            missing = [site.module for site in attention_sites(model) if site.query is None]
-            without |= dict.fromkeys(missing, "how its query's rows belong to heads is not known")
-        return without
-    return passed_over_mlps(model) if selector in ("neurons", "mlp_blocks") else {}
+    output = output_convolution(model)
+    filters = [group for group in conv_filters(model) if group.module != output]
+    return filters or recurrent_units(model) or neurons(model)
 
 
 SELECTORS: dict[str, Selector] = {

@@ -228,3 +228,33 @@ def test_a_table_of_what_every_selector_finds() -> None:
     assert table.loc["layers"].tolist() == [12, 12, 12 * (768 * 768 + 4 * 768 * 768 + 2 * 768), "L0", "L11", ""]
     assert "experts" not in table.index
     assert find_components(SmallResNet()).components["conv_filters"] > 0
+
+
+class StateSpaceMixer(nn.Module):
+    """The parameters of a Mamba's mixer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.A_log = nn.Parameter(torch.zeros(width))
+        self.in_proj = nn.Linear(width, 2 * width)
+        self.conv1d = nn.Conv1d(width, width, 4, groups=width)
+        self.out_proj = nn.Linear(width, width)
+
+
+def test_auto_takes_no_convolution_of_a_state_space_model_for_a_filter(caplog: pytest.LogCaptureFixture) -> None:
+    mixers = nn.Sequential(*(nn.Sequential(StateSpaceMixer(6)) for _ in range(3)))
+    with pytest.raises(NoComponentsError, match=r"'conv_filters': 18.*Passed over: 0\.0, 1\.0 and 1 more: a state-sp"):
+        discover(mixers)
+    block = nn.ModuleDict({"mixer": StateSpaceMixer(6), "mlp": nn.Sequential(nn.Linear(6, 9), nn.Linear(9, 6))})
+    with caplog.at_level(logging.INFO):
+        assert discover(nn.Sequential(block)).names() == [f"L0N{unit}" for unit in range(9)]
+    assert "auto: leaves out conv_filters, which are to be asked for by name" in caplog.text
+
+
+def test_auto_leaves_out_a_convolution_that_gives_the_outputs(caplog: pytest.LogCaptureFixture) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.AdaptiveAvgPool2d(1))
+    with caplog.at_level(logging.INFO):
+        assert discover(net).names() == [f"0[{number}]" for number in range(4)]
+    assert "auto: none in 2: the output layer" in caplog.text
+    assert find_components(net).loc["auto", "passed_over"] == "2"
+    assert discover(net, "conv_filters").num_components == 6
