@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
+import hashlib
+import io
 import json
 import platform
 from importlib import metadata
@@ -17,14 +20,17 @@ from coar_dist.designs.given import Imported, LeaveOneOut, Listed, packed
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.designs.subsets import FixedSize
 from coar_dist.errors import RunMismatchError
+from coar_dist.store import encoding, object_storage
 from coar_dist.store.baselines import BaselineStore
+from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable
 from coar_dist.store.columns import bytes_column, bytes_of, masks_of, matrix_column, matrix_of, packed_column
 from coar_dist.store.edits import CHOICE, MEASURE, EditStore
 from coar_dist.store.gradients import GateGradients, GradientStore
-from coar_dist.store.identity import check_design
+from coar_dist.store.identity import IMPORTED_FROM, check_design, check_identity
 from coar_dist.store.local_storage import LocalStorage
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.methods import best_method, methods_of
+from coar_dist.store.object_storage import ObjectStorage
 from coar_dist.store.parquet import why_wrong
 from coar_dist.store.rehearsal import Rehearsal
 from coar_dist.store.run_directory import RunDesign, RunDirectory
@@ -107,6 +113,9 @@ def test_what_run_json_says(run: RunDirectory) -> None:
     assert record.keys() == {
         *("format", "created", "versions", "identity", "probe_margins", "designs", "baselines", "sha256"),
     }
+    created = datetime.datetime.fromisoformat(record["created"])
+    assert record["created"] == run.created == created.isoformat(timespec="seconds")
+    assert created.utcoffset() == datetime.timedelta(0)
     packages = ("torch", "ray", "numpy", "pyarrow", "coar-dist")
     versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
     assert record["versions"] == run.versions == versions
@@ -301,3 +310,71 @@ def test_columns_come_back_whole_cut_and_joined(parts: list[slice]) -> None:
     np.testing.assert_array_equal(matrix_of(cut(matrix_column(numbers))), expected(numbers))
     np.testing.assert_array_equal(bytes_of(cut(bytes_column(rows))), expected(rows))
     np.testing.assert_array_equal(masks_of(cut(packed_column(masks)), 11), expected(masks))
+
+
+def test_a_run_directory_s_label_is_its_name_and_a_hash_of_its_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hashed(place: str) -> str:
+        return hashlib.sha256(place.encode()).hexdigest()[:6]
+
+    monkeypatch.chdir(tmp_path)
+    assert LocalStorage("a/run").label == f"run-{hashed(f'{tmp_path}/a/run')}"
+    assert ObjectStorage("s3://bucket/a/run").label == f"run-{hashed('s3://bucket/a/run')}"
+    assert ObjectStorage("s3://bucket/a/run/").label == f"run-{hashed('s3://bucket/a/run/')}"
+    assert ObjectStorage("s3://bucket/a/run/").where("b") == "s3://bucket/a/run/b"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "set_by_the_user", "has_own"),
+    [("s3", None, True), ("s3", "AWS_RETRY_MODE", False), ("s3", "AWS_MAX_ATTEMPTS", False), ("gs", None, False)],
+)
+def test_requests_are_repeated_by_the_client_as_the_user_or_this_package_says(
+    protocol: str, set_by_the_user: str | None, has_own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_RETRY_MODE", "AWS_MAX_ATTEMPTS"):
+        monkeypatch.delenv(name, raising=False)
+    if set_by_the_user is not None:
+        monkeypatch.setenv(set_by_the_user, "4")
+    monkeypatch.setattr("fsspec.filesystem", lambda *given, **options: (given, options))
+    given, options = object_storage._filesystem.__wrapped__(protocol)
+    own = {"config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 8}}}
+    always = {"use_listings_cache": False, "skip_instance_cache": True}
+    assert (given, options) == ((protocol,), {**always, **(own if has_own else {})})
+
+
+def test_a_curve_is_of_as_many_masks_as_the_run_has_now(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    held_out = RunDesign("evaluation", Bernoulli(11, 40, 0.2, 2))
+    set_train(run, 20, held_out=held_out)
+    for first, end in run.margins("train").blocks:
+        weights = Attributions.of_weights(np.ones((end - first, 11), np.float32), np.zeros(end - first))
+        AttributionTable(run, "coar").write((first, end), {}, weights)
+    table = BudgetCurveTable(run, "coar", "held_out")
+    table.write(BudgetCurve(np.arange(2), np.array([5, 20]), np.ones((2, 2))), {})
+    assert table.read() is not None
+    set_train(run, 30, held_out=held_out)
+    assert table.read() is None
+    assert not table.is_complete({})
+    set_train(run, 20, held_out=RunDesign("evaluation", Bernoulli(11, 50, 0.2, 2)))
+    assert table.read() is None
+
+
+def test_imported_margins_are_of_the_run_that_they_were_imported_to(tmp_path: Path) -> None:
+    storage, own, imported = local_storage(tmp_path), {"a": 1}, {"a": 1, IMPORTED_FROM: "the research code"}
+    check_identity(storage, imported, imported)
+    check_identity(storage, own, own)
+    with pytest.raises(RunMismatchError, match=r"imported from the research code\. The ablate stage cannot add"):
+        check_identity(storage, imported, own)
+    with pytest.raises(RunMismatchError, match=rf"{IMPORTED_FROM} is 'the research code', but .* made with None"):
+        check_identity(storage, own, imported)
+    with pytest.raises(RunMismatchError, match=r"a is None, but the run was made with 1; b is 2, but .* with None"):
+        check_identity(storage, {"a": 1}, {"b": 2})
+
+
+def test_parts_of_a_file_are_read_as_a_file_is() -> None:
+    parts = encoding._Parts(10, {0: b"0123", 6: b"6789"})
+    assert (parts.readable(), parts.seekable(), parts.tell()) == (True, True, 0)
+    assert (parts.read(2), parts.tell(), parts.read(2), parts.read(2)) == (b"01", 2, b"23", b"")
+    assert (parts.seek(-3, io.SEEK_END), parts.read()) == (7, b"789")
+    assert (parts.seek(6), parts.seek(1, io.SEEK_CUR), parts.read(1), parts.read(9)) == (6, 7, b"7", b"89")
