@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -74,6 +75,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def _one_thread() -> None:
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+
+
+@pytest.fixture
+def package_log() -> Iterator[None]:
+    """The package's log as it was before: an actor's process is its own, where its handler may stay."""
+    logger = logging.getLogger("coar_dist")
+    handlers, level = list(logger.handlers), logger.level
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

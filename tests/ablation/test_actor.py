@@ -1,16 +1,14 @@
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from torch import nn
 
-from coar_dist.ablation.actor import AblationActor, AblationJob
-from coar_dist.ablation.device_map import check_device_map
+from coar_dist.ablation.actor import AblationActor, AblationJob, EngineActor
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.ablation.trial import TrialActor
 from coar_dist.ablation.work import ExpectedMasks
@@ -19,10 +17,11 @@ from coar_dist.components.discovery import discover
 from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.independent import Bernoulli
-from coar_dist.errors import ConfigError
 from coar_dist.store.gradients import GradientStore
 from coar_dist.store.margins import MarginStore
 from tests.models import local_storage, slow_margins, small_task
+
+pytestmark = pytest.mark.usefixtures("package_log")
 
 
 def test_a_range_has_a_margin_for_each_mask_and_each_example_of_its_store(tmp_path: Path) -> None:
@@ -36,26 +35,6 @@ def test_a_range_has_a_margin_for_each_mask_and_each_example_of_its_store(tmp_pa
     assert counts == {"train": 6 * 9, "gradients of examples 4..8": 6 * 5}
 
 
-def test_a_device_map_takes_a_model_that_says_how_it_can_be_spread() -> None:
-    model = nn.Linear(2, 2)
-    check_device_map(None, model)
-    with pytest.raises(ConfigError, match=r"ablation\.device_map='auto' has no effect on Linear"):
-        check_device_map("auto", model)
-    model._no_split_modules = ["Linear"]
-    check_device_map("auto", model)
-
-
-@pytest.fixture
-def _package_log() -> Iterator[None]:
-    """An actor's process is its own; here its handler would stay."""
-    logger = logging.getLogger("coar_dist")
-    handlers, level = list(logger.handlers), logger.level
-    yield
-    logger.handlers[:] = handlers
-    logger.setLevel(level)
-
-
-@pytest.mark.usefixtures("_package_log")
 def test_a_trial_takes_over_a_plan_and_an_actor_writes_what_is_true(tmp_path: Path) -> None:
     task, design = small_task(), Bernoulli(12, 6, 0.3, 0)
     components = discover(task.model, "conv_filters")
@@ -78,3 +57,37 @@ def test_a_trial_takes_over_a_plan_and_an_actor_writes_what_is_true(tmp_path: Pa
         ((masks, margins),) = store.read(block, 6)
         np.testing.assert_array_equal(masks, design.masks(0, 6))
         np.testing.assert_allclose(margins, truth[:, slice(*block)], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", [TrialActor, AblationActor])
+def test_what_a_gradient_pass_costs_is_measured_where_there_are_any(
+    kind: type[EngineActor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masks are shared by the actors; a share that is begun counts as one."""
+    asked: list[dict[str, Any]] = []
+
+    def choose(engine: object, pins: PlanPins, plain: int, gradient_masks_per_actor: int) -> EnginePlan:
+        asked.append({"pins": pins, "plain": plain, "with gradients": gradient_masks_per_actor})
+        return EnginePlan("weights", 3, compiled=False)
+
+    monkeypatch.setattr("coar_dist.ablation.actor.choose_plan", choose)
+    monkeypatch.setattr("coar_dist.ablation.actor.gradient_cost", lambda engine: 2.5)
+    task = small_task()
+    job = AblationJob(discover(task.model, "conv_filters"), {}, "float32", None, PlanPins("weights", 3, False))
+    actor = kind()
+    actor.setup(copy.deepcopy(task), job, num_threads=1)
+    found = [actor.start(ExpectedMasks(*masks), 4, None) for masks in ((9, 0), (8, 0.5), (0, 9))]
+    assert [start.gradient_cost for start in found] == [None, 2.5, 2.5]
+    assert [(each["plain"], each["with gradients"]) for each in asked] == [(3, 0), (2, 1), (1, 3)]
+    assert {each["pins"] for each in asked} == {job.pins}
+
+
+@pytest.mark.parametrize("device_map", [None, "balanced"])
+def test_a_model_is_spread_where_a_device_map_says_so(device_map: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    spread: list[tuple[nn.Module, str]] = []
+    monkeypatch.setattr("coar_dist.ablation.actor.spread_over_devices", lambda *given: spread.append(given))
+    task = small_task()
+    job = AblationJob(discover(task.model, "conv_filters"), {}, "float32", device_map, PlanPins())
+    AblationActor().setup(task, job, num_threads=1)
+    assert spread == ([] if device_map is None else [(task.model, "balanced")])
+    assert job.storage is None

@@ -75,6 +75,17 @@ def test_only_what_depends_on_ablated_weights_is_emptied() -> None:
         assert model.table.places is table
 
 
+class Names(list[str]):
+    """A list of a kind of its own."""
+
+
+class Numbers(dict[str, int]):
+    """A dict of a kind of its own."""
+
+    def __init__(self, keys: str) -> None:
+        super().__init__(dict.fromkeys(keys, 0))
+
+
 class Noting(nn.Module):
     """Notes what it has seen, as fx runs it on stand-ins for tensors."""
 
@@ -83,6 +94,7 @@ class Noting(nn.Module):
         self.seen: list[Any] = ["before"]
         self.by_name: dict[str, Any] = {"kept": INPUTS}
         self.last: Any = None
+        self.names, self.numbers = Names("ab"), Numbers("ab")
         self.linear = nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,4 +121,5 @@ def test_tracing_leaves_modules_as_they_were() -> None:
     assert seen == ["before"]
     assert list(by_name) == ["kept"]
     assert noting.last is None
+    assert (noting.names, noting.numbers) == (["a", "b"], {"a": 0, "b": 0})  # kinds of their own stay as they are
     assert set(vars(noting)) == names

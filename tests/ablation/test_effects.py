@@ -240,6 +240,20 @@ def test_the_callers_tensors_never_change() -> None:
     assert effects.failures(margins) == []
 
 
+@pytest.mark.parametrize("num_rows", [None, 1, 2, 4])
+def test_a_model_that_changes_its_inputs_at_times_is_known_to(num_rows: int | None) -> None:
+    """With so many rows: all, one row or two are run at a time, all of them first."""
+
+    class AtTimes(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) == num_rows:
+                x -= 0.5
+                return super().forward(x)
+            return super().forward(x - 0.5)
+
+    assert effects_of(AtTimes()).changes_inputs == (num_rows is not None)
+
+
 def _masked(model: nn.Module, mask: NDArray[np.bool_]) -> Callable[[Tensor], Tensor]:
     def call(x: Tensor) -> Tensor:
         with WeightMasker(model, GROUPS).ablated(mask):

@@ -305,6 +305,7 @@ def test_a_group_whose_gradients_are_not_finite_costs_only_itself() -> None:
     assert not masks[:, 0].all()
     gradients = engine.gate_gradients(masks, (0, 12))
     assert gradients.known.tolist() == [False] + [True] * 4
+    assert engine._gradients.ungated == {0: "its gradients are not finite on the examples of the probe"}
     assert all(np.isfinite(getattr(gradients, name)).all() for name in FIELDS)
     assert np.abs(gradients.kept[:, 1:]).max() > 0.1
     np.testing.assert_allclose(gradients.margins, engine.margins(masks), rtol=1e-4, atol=1e-5)

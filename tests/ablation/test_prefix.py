@@ -87,6 +87,28 @@ class Skips(nn.Module):
         return logits
 
 
+class ReadsATable(Skips):
+    """A module gives three rows whatever the number of examples: as many as one of the probe's passes has."""
+
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows = nn.Parameter(torch.zeros(3, 4))
+
+        def forward(self) -> Tensor:
+            return torch.tanh(self.rows)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = self.Table()
+
+    def forward(self, x: Tensor) -> Tensor:
+        table = self.table()
+        x = torch.tanh(self.two(torch.relu(self.one(x))))
+        logits: Tensor = self.head(torch.tanh(self.three(x)) @ table.T @ table)
+        return logits
+
+
 class OverwritesReused(Skips):
     """What is behind the cut works in place on what is before it."""
 
@@ -213,6 +235,7 @@ TASKS: dict[str, tuple[Callable[[], Task], str, int]] = {
     "t5": (t5_task, "linear_rows", 10),
     "blocks that give tuples": (blocks_task, "linear_rows", 6),
     "skips": (lambda: task_of(Skips()), "linear_rows", 3),
+    "reads a table": (lambda: task_of(ReadsATable()), "linear_rows", 4),
     "overwrites": (lambda: task_of(OverwritesReused()), "linear_rows", 3),
 }
 

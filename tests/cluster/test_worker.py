@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,14 +34,7 @@ class Talking(Worker):
         return lambda: _log.info("writing")
 
 
-@pytest.fixture(autouse=True)
-def _package_log() -> Iterator[None]:
-    """An actor's process is its own; here its handler would stay."""
-    logger = logging.getLogger("coar_dist")
-    handlers, level = list(logger.handlers), logger.level
-    yield
-    logger.handlers[:] = handlers
-    logger.setLevel(level)
+pytestmark = pytest.mark.usefixtures("package_log")
 
 
 def test_a_node_that_does_not_see_the_run_directory_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
