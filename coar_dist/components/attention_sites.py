@@ -28,7 +28,7 @@ _OUTPUTS = (
     *("outputproj", "linearout", "attentionout", "output", "toout", "fcout", "postproj", "post", "out"),
 )
 """Names of an output projection as ``bare`` gives them, the surest first."""
-_NUM_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_q_heads", "heads", "nhead")
+NUM_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_q_heads", "heads", "nhead")
 _HEAD_SIZES = ("v_head_dim", "head_dim", "head_size", "attention_head_size", "key_value_proj_dim", "dim_head")
 _NUM_KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_heads", "n_kv_heads", "n_kv_head")
 
@@ -108,7 +108,7 @@ def _site(name: str, modules: dict[str, nn.Module]) -> AttentionSite | str:
     num_heads, head_size = _heads_of_width(width, said, sizes)
     if num_heads == 0:
         return f"the {width} inputs of {projection.name} are not whole heads"
-    if _number(module, _NUM_HEADS) not in (None, num_heads):  # some of what is read is no attention (ConvBERT)
+    if _number(module, NUM_HEADS) not in (None, num_heads):  # some of what is read is no attention (ConvBERT)
         return AttentionSite(name, projection.weight, projection.input_axis, num_heads, head_size, num_heads)
     groups = _num_key_value_heads(name, module, num_heads, head_size)
     counts = HeadCounts(num_heads, groups, head_size)
@@ -171,11 +171,11 @@ def _output_projection(name: str, modules: dict[str, nn.Module]) -> Projection |
 
 def _num_heads(name: str, modules: dict[str, nn.Module]) -> int | None:
     """The module's own number, else that of the configuration it holds, else of the nearest one above it."""
-    own = _number(modules[name], _NUM_HEADS)
+    own = _number(modules[name], NUM_HEADS)
     if own is not None:
         return own
     for above in with_those_above(name):
-        found = _number(_attribute(modules[above], "config"), _NUM_HEADS)
+        found = _number(_attribute(modules[above], "config"), NUM_HEADS)
         if found is not None:
             return found
     return None

@@ -26,11 +26,13 @@ from coar_dist.components.projections import (
 
 _MLPS = ("mlp", "ffn", "ff", "feedforward", "densereludense", "mlpblock")
 _NO_MLPS = {
-    *("classifier", "head", "headdist", "lmhead", "score", "pooler", "prelogits", "preclassifier", "summary"),
+    *("classifier", "headdist", "score", "pooler", "prelogits", "preclassifier", "summary"),
     *("adapter", "laurel", "se", "squeezeexcite", "router", "gate", "perlayerinputgate"),
 }
 _BRIDGES = ("projector", "merger", "connector", "projection")
 """Names, as ``bare`` gives them, of modules whose pairs of linear maps are no MLPs of the body."""
+A_MIXTURE = "a mixture of experts of unknown form"
+"""Why a mixture is passed over that holds its experts in shared parameters and is not among ``expert_sites``."""
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -65,6 +67,7 @@ def mlp_sites(model: nn.Module) -> list[MlpSite]:
     """
     attention = {site.module: site.parameter for site in attention_sites(model)}
     mixers = {*attention, *passed_over_attention(model)}
+    around = {path for mixer in mixers for path in with_those_above(mixer)}
     modules = dict(model.named_modules())
     sites: list[MlpSite] = []
     has_blocks = bool(mixers)
@@ -74,6 +77,9 @@ def mlp_sites(model: nn.Module) -> list[MlpSite]:
         if found and inside is not None:  # an MLP as wide as the attention's output is one, a position bias is none
             width = _num_outputs(attention.get(inside), modules)
             found = [site for site in found if name != inside and _num_outputs(site.parameter, modules) == width]
+        elif found and name in around:  # beside attention: what reads an input of the model and predicts it is no MLP
+            widths = _widths_of_attention(name, module, around)
+            found = [site for site in found if _num_outputs(site.parameter, modules) in widths]
         has_blocks = has_blocks or _comes_back(found, modules)
         sites += found
     return sites if has_blocks else _chain("", _all_linear(modules))
@@ -81,15 +87,20 @@ def mlp_sites(model: nn.Module) -> list[MlpSite]:
 
 def passed_over_mlps(model: nn.Module) -> dict[str, str]:
     """Modules that are called an MLP and hold none of ``mlp_sites``, by dotted name, with the reason."""
-    around = {path for site in mlp_sites(model) for path in with_those_above(site.module)}
+    holders = {site.module for site in mlp_sites(model)}
+    around = {path for holder in holders for path in with_those_above(holder)}
     passed_over: dict[str, str] = {}
     for name, module in model.named_modules():
-        is_called_so = bare(name.rpartition(".")[2]) in _MLPS
+        parent, _, own = name.rpartition(".")
+        is_half = own == "intermediate" and parent not in holders  # the other half is called output
         is_known = name in around or any(path in passed_over for path in with_those_above(name))
-        if is_called_so and not is_known and sum(value.ndim > 1 for value in module.parameters()) > 1:
+        num_needed = 1 if is_half else 2
+        if not (is_half or bare(own) in _MLPS) or is_known:
+            continue
+        if sum(value.ndim > 1 for value in module.parameters()) >= num_needed:
             inside = (each for each in module.modules() if not isinstance(each, _CONVOLUTIONS))
             has_experts = any(value.ndim == 3 for each in inside for value in each.parameters(recurse=False))
-            passed_over[name] = "a mixture of experts" if has_experts else "no linear maps from d to N and back"
+            passed_over[name] = A_MIXTURE if has_experts else "no linear maps from d to N and back"
     return passed_over
 
 
@@ -98,7 +109,13 @@ def _is_no_mlp(name: str, module: nn.Module) -> bool:
     is_list = isinstance(module, nn.ModuleList) or (isinstance(module, nn.ModuleDict) and parts[-1] not in _MLPS)
     if is_list or is_state_space(module) or any(part.endswith(_BRIDGES) for part in parts):
         return True
-    return parts[-1] in _NO_MLPS or (parts[0] in _NO_MLPS and parts[-1] not in _MLPS)
+    if parts[0].endswith("norm"):  # what a norm makes its scales of
+        return True
+    return _is_head(parts[-1]) or (_is_head(parts[0]) and parts[-1] not in _MLPS)
+
+
+def _is_head(name: str) -> bool:
+    return name in _NO_MLPS or name.endswith("head")
 
 
 def _sites_in(name: str, module: nn.Module, is_plain: bool) -> list[MlpSite]:
@@ -153,7 +170,7 @@ def _projections(name: str, module: nn.Module) -> list[Projection]:
         path, own = dotted(name, child), bare(child)
         is_around_one = child.startswith(("intermediate", "output")) or _is_normed(value)
         projection = only_projection(path, value) if is_around_one else projection_of(path, value)
-        if projection is not None and own not in _NO_MLPS and not own.endswith(_BRIDGES):
+        if projection is not None and not _is_head(own) and not own.endswith(_BRIDGES):
             found.append(projection)
         elif _is_between(value, most=0 if isinstance(module, nn.Sequential) else 1):
             if len(found) > 1:
@@ -191,6 +208,13 @@ def _is_conv_mlp(name: str, module: nn.Module, last: Projection) -> bool:
 def _all_linear(modules: dict[str, nn.Module]) -> list[Projection]:
     found = [projection_of(name, module) for name, module in modules.items()]
     return [projection for projection in found if projection is not None and not projection.is_convolution]
+
+
+def _widths_of_attention(name: str, module: nn.Module, around: set[str]) -> set[int]:
+    """What the linear maps give in those children of a module that hold its attention."""
+    holders = [child for path, child in module.named_children() if dotted(name, path) in around]
+    found = (projection_of("", each) for holder in holders for each in holder.modules())
+    return {projection.num_outputs for projection in found if projection is not None}
 
 
 def _comes_back(sites: Sequence[MlpSite], modules: dict[str, nn.Module]) -> bool:

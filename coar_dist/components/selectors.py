@@ -20,7 +20,12 @@ from coar_dist.components.attention_sites import AttentionSite
 from coar_dist.components.expert_sites import ExpertSite
 from coar_dist.components.groups import ComponentGroup, Slices
 from coar_dist.components.head_slices import Rules
-from coar_dist.components.left_out import has_state_space_mixers, output_convolution
+from coar_dist.components.left_out import (
+    has_overlapping_windows,
+    has_state_space_mixers,
+    output_convolution,
+    passed_over,
+)
 from coar_dist.components.mlp_sites import MlpSite
 from coar_dist.components.named_sites import NamedSites, Site
 from coar_dist.components.places import Place
@@ -259,14 +264,17 @@ def recurrent_units(model: nn.Module) -> list[ComponentGroup]:
 def auto(model: nn.Module) -> list[ComponentGroup]:
     """Heads and neurons of transformers, filters of convolutional nets, units of recurrent nets and of MLPs.
 
-    Convolutions inside state-space mixers are no filters of a convolutional net, and never is the output layer.
+    Convolutions inside state-space mixers, and those that cut an image into patches, make no convolutional net. The
+    output layer is never taken.
     """
     transformer = heads(model)
     if transformer or has_state_space_mixers(model):
         return [*transformer, *neurons(model)]
     output = output_convolution(model)
     filters = [group for group in conv_filters(model) if group.module != output]
-    return filters or recurrent_units(model) or neurons(model)
+    if filters and has_overlapping_windows(model):
+        return filters
+    return recurrent_units(model) or neurons(model) or ([] if passed_over(model, "heads") else filters)
 
 
 SELECTORS: dict[str, Selector] = {
