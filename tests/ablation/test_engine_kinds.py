@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import dispatch_model
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,6 +25,7 @@ from coar_dist.designs.given import LeaveOneOut
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import ExampleSet, Task
 from tests.models import random_masks, randomise, slow_margins, small_task
+from tests.untimed import UNTIMED
 
 
 def assert_exact(task: Task, components: ComponentIndex, masks: np.ndarray, rows: int = 3) -> None:
@@ -217,7 +218,7 @@ def networks(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     return randomise(model, draw(st.integers(0, 99))), inputs
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(UNTIMED, max_examples=40)
 @given(network=networks(), rows=st.integers(1, 6), alpha=st.sampled_from([0.0, 0.1, 0.5, 1.0]), data=st.data())
 def test_random_networks_selectors_and_masks(
     network: tuple[nn.Module, Tensor], rows: int, alpha: float, data: st.DataObject

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coar_dist.cluster.ranges import RangesToDo, WorkRange
+from tests.untimed import UNTIMED
 
 
 def test_gaps_are_cut_at_the_same_places_in_every_run() -> None:
@@ -19,6 +20,7 @@ def test_gaps_are_cut_at_the_same_places_in_every_run() -> None:
     assert not RangesToDo({"train": []}, {"train": 10}, "masks")
 
 
+@UNTIMED
 @given(st.lists(st.integers(0, 200), unique=True).map(sorted), st.integers(1, 30))
 def test_the_length_is_the_number_of_ranges(limits: list[int], units_per_shard: int) -> None:
     gaps = list(zip(limits[::2], limits[1::2], strict=False))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from coar_dist.cluster.ranges import RangesToDo, WorkRange
 from coar_dist.cluster.schedule import Schedule
 from coar_dist.errors import ClusterError, RangeFailedError
+from tests.untimed import UNTIMED
 
 
 def ranges(count: int) -> list[WorkRange]:
@@ -256,7 +257,7 @@ def test_a_range_that_failed_on_all_actors_is_tried_again() -> None:
     assert schedule.next_for("a", 1.0) is not None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(UNTIMED, max_examples=200)
 @given(
     count=st.integers(0, 60),
     num_actors=st.integers(1, 8),

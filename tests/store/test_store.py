@@ -36,6 +36,7 @@ from coar_dist.store.record import fingerprint_of
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 from coar_dist.store.tables import Attributions, AttributionTable, EvaluationTable
 from tests.models import local_storage, random_masks
+from tests.untimed import UNTIMED
 
 COMPONENTS = ComponentIndex((ComponentGroup.of("a.weight", 0, 7), ComponentGroup.of("b.weight", 1, 4, 2)))
 IDENTITY = {"model.weights": "w", "ablation.examples_per_block": 3, "ablation.margins_dtype": "float32"}
@@ -160,7 +161,7 @@ def test_margins_that_cannot_be_stored_are_refused(tmp_path: Path, value: float)
     assert store.ranges() == [(8, 12)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(UNTIMED, max_examples=60)
 @given(position=st.floats(0, 1, exclude_max=True), damage=st.sampled_from(["flip", "truncate"]), bit=st.integers(0, 7))
 def test_a_damaged_shard_is_never_used(
     tmp_path_factory: pytest.TempPathFactory, position: float, damage: str, bit: int

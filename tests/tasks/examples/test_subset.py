@@ -16,6 +16,7 @@ from coar_dist.config.schema import SubsetConfig
 from coar_dist.errors import ConfigError, TaskError
 from coar_dist.tasks.examples.source import IndexedSource, StreamedSource, load_subset
 from coar_dist.tasks.task import ExampleSet
+from tests.untimed import UNTIMED
 
 LABELS = np.array([3, 0, 1, 1, 0, 3, 1, 1, 0, 3, 0, 1])
 KEY = "task.examples.subset"
@@ -84,6 +85,7 @@ def test_a_stream_is_read_no_further_than_needed() -> None:
         assert passed == list(range(last + 1)), subset
 
 
+@UNTIMED
 @given(st.integers(0, 2**64 - 1), st.integers(1, 7))
 def test_samples_are_nested_in_order_and_do_not_depend_on_other_options(seed: int, size: int) -> None:
     small, large = (taken(in_memory(), sample=count, seed=seed) for count in (size, size + 5))
