@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,21 @@ def test_metrics_go_with_output_functions(output: str, metric: str | None, expec
     task = Task(task.model, task.examples, output_function(output))
     measured = measured_task(task, edit).output_function.name
     assert measured == ("margin" if expected == "accuracy" else output)
+
+
+@pytest.mark.parametrize(
+    ("output", "metric", "measured"),
+    [
+        *((name, "accuracy", "margin") for name in ("margin", "logsumexp_margin", "logit", "loss")),
+        ("answer_token_margin", "accuracy", "answer_token_margin"),
+        *((name, "output", name) for name in ("next_token_margin", "mean_token_logprob", "of the user's own")),
+    ],
+)
+def test_where_outputs_say_what_is_right_accuracy_is_measured(output: str, metric: str, measured: str) -> None:
+    task = small_task()
+    task = Task(task.model, task.examples, replace(output_function("margin"), name=output))
+    assert metric_of(EditConfig(), output) == metric
+    assert measured_task(task, EditConfig()).output_function.name == measured
 
 
 def test_what_says_nothing_of_right_and_wrong_has_no_accuracy() -> None:

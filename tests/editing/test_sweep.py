@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from coar_dist.editing.sweep import Sweep
@@ -30,5 +32,6 @@ def test_masks_are_the_first_components_of_every_order() -> None:
 def test_the_name_is_that_of_the_masks() -> None:
     orders = {"a": np.arange(9), "b": np.arange(9)[::-1]}
     name = Sweep.of(orders, (0, 2), 9).name
+    assert re.fullmatch("sweep_[0-9a-f]{12}", name)
     assert name == Sweep.of({"c": orders["a"], "d": orders["b"]}, (0, 2), 9).name
     assert len({name, Sweep.of(orders, (0, 3), 9).name, Sweep.of(orders, (0, 2), 10).name}) == 3

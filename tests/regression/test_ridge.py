@@ -162,6 +162,18 @@ def test_leave_one_out_scores_are_errors_of_fits_without_the_mask() -> None:
     np.testing.assert_allclose(scores[0], np.mean(errors, axis=0), rtol=1e-7)
 
 
+def test_a_mask_that_alone_decides_its_own_prediction_has_an_infinite_score() -> None:
+    """The last component is ablated by the last mask alone, so least squares fits it whatever its margin is."""
+    masks, margins = problem(num_masks=30, num_components=6)
+    masks[:, 5] = np.arange(30) != 29
+    margins[:, 2] = 4.0  # with no residual either
+    design, factor, block, part = projected(masks, margins)
+    scores = leave_one_out_scores(factor, design, block, part, np.array([0.0, 1.0]), batches(masks, 7, margins))
+    assert torch.isinf(scores[0]).all()
+    assert torch.isfinite(scores[1]).all()
+    assert best_penalties(scores, np.array([0.0, 1.0])).tolist() == [1.0] * 5
+
+
 def test_standard_errors_are_the_spread_over_draws_of_noise() -> None:
     random = np.random.default_rng(0)
     masks, _ = problem(num_masks=60, num_components=8)

@@ -19,7 +19,7 @@ import pytest
 from coar_dist.designs.given import Imported, LeaveOneOut, Listed, packed
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.designs.subsets import FixedSize
-from coar_dist.errors import RunMismatchError
+from coar_dist.errors import MissingWorkError, RunMismatchError
 from coar_dist.store import encoding, object_storage
 from coar_dist.store.baselines import BaselineStore
 from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable
@@ -32,6 +32,7 @@ from coar_dist.store.margins import MarginStore
 from coar_dist.store.methods import best_method, methods_of
 from coar_dist.store.object_storage import ObjectStorage
 from coar_dist.store.parquet import why_wrong
+from coar_dist.store.reader import RunReader
 from coar_dist.store.rehearsal import Rehearsal
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 from coar_dist.store.shards import ShardFolder
@@ -94,6 +95,14 @@ def test_what_files_say_that_they_belong_to(run: RunDirectory) -> None:
     assert gradients.keys() == {
         *("content", "design", "start", "stop", "examples", "masks", "known", "kept_squares", "ablated_squares")
     }
+    evaluation = said_by(root / "evaluation/coar.evaluation_0.2.parquet")
+    assert evaluation.keys() == {"content", "run", "settings"}
+    assert evaluation["settings"].keys() == {"design", "num_masks", "attributions", "metrics"}
+    assert evaluation["settings"]["design"] == run.margins("evaluation_0.2").fingerprint
+    curve = said_by(root / "evaluation/budget_curve/coar.parquet")
+    assert curve.keys() == {
+        *("content", "run", "design", "num_masks", "num_train_masks", "attributions", "settings"),
+    }
     ceiling = said_by(root / "evaluation/ceiling.evaluation_0.2.parquet")
     assert ceiling["ceiling"] == {
         "mean": 0.9,
@@ -129,6 +138,24 @@ def test_what_run_json_says(run: RunDirectory) -> None:
         "active": True,
     }
     assert record["baselines"] == {"neuron_conductance": {"num_steps": 2}}
+
+
+def test_a_reader_says_what_it_reads(run: RunDirectory) -> None:
+    masks = {"train": 20, "evaluation_0.2": 40, "gradients": 4}
+    assert repr(RunReader(run)) == f"RunReader({str(run.storage)!r}: 8 examples, 11 components, masks {masks})"
+
+
+@pytest.mark.parametrize(("num_stored", "missing"), [(5, r"3 of 8 examples: 5\.\.7"), (0, r"8 of 8 examples: 0\.\.7")])
+def test_what_folders_of_shards_lack_is_said_in_their_unit(tmp_path: Path, num_stored: int, missing: str) -> None:
+    store = BaselineStore(local_storage(tmp_path), "baselines/a", "fingerprint", 4, 8, "a")
+    if num_stored:
+        store.write(0, np.ones((num_stored, 4), np.float32))
+    with pytest.raises(MissingWorkError, match=f"baselines/a lacks {missing}"):
+        store.require_complete()
+    margins = MarginStore(local_storage(tmp_path), "margins/a", "fingerprint", 4, 8, 2, 2, "float32")
+    with pytest.raises(MissingWorkError, match=r"margins/a lacks 8 of 8 masks: 0\.\.7"):
+        margins.require_complete()
+    assert (store.has(0, 5), store.has(0, 8), store.has(5, 8)) == (num_stored == 5, False, False)
 
 
 def test_a_package_that_is_not_installed_has_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
