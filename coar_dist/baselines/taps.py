@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from coar_dist.components.attention import PLACEMENTS, AttentionGates, gated_attention
-from coar_dist.components.gate_places import Place, places_of
+from coar_dist.components.gate_places import GatePlace, places_of
 from coar_dist.components.index import ComponentIndex
 from coar_dist.errors import ConfigError, TaskError
 
@@ -114,17 +114,21 @@ class Taps(nn.Module):
         (model,) = self._model
         modules = dict(model.named_modules())
         attention: dict[str, AttentionGates] = {}
+        tapped: set[tuple[str, str]] = set()
         groups, starts = self._components.groups, self._components.offsets[:-1]
         places_of_groups = places_of(model, self._components)  # before anything is replaced
         self._places = []
         with ExitStack() as stack:
             stack.callback(self.start)  # frees the last pass
             for group, start, places in zip(groups, starts, places_of_groups, strict=True):
-                if len({place.slices.parameter for place in places}) < len(places):
+                if len({place.slices for place in places}) < len(places):
                     raise ConfigError(f"{group.parameter} is tied, so that its components have no one activation.")
                 for place in places:
                     module, keys = modules[place.module], self._new_places(place, int(start))
                     if place.kind in PLACEMENTS:
+                        if (place.module, place.kind) in tapped:
+                            raise ConfigError(f"{group.parameter} is cut twice along one axis, where one tap can be.")
+                        tapped.add((place.module, place.kind))
                         if place.module not in attention:
                             attention[place.module] = AttentionGates()
                             stack.enter_context(_replaced_attention(module, attention[place.module]))
@@ -135,7 +139,7 @@ class Taps(nn.Module):
                         stack.callback(module.register_forward_hook(self._output_hook(keys[0])).remove)
             yield
 
-    def _new_places(self, place: Place, first: int) -> list[int]:
+    def _new_places(self, place: GatePlace, first: int) -> list[int]:
         """The keys of taps for a gate's place, whose components' ids begin at ``first``."""
         part, num_parts = place.slices, 3 if place.kind == "projections" else 1
         owners = torch.from_numpy(part.owners(place.length, -1))

@@ -49,9 +49,8 @@ def by_rules(model: nn.Module, rules: Sequence[ComponentRule]) -> list[Component
                 f"{', ...' if len(shapes) > 20 else ''}."
             )
         for i, name in matches:
-            module, _, parameter = name.rpartition(".")
             _check_heads(heads.get((name, rule.axis)), rule.block_size)
-            groups.append((i, _group(module, parameter, shapes[name], rule.axis, rule.block_size)))
+            groups.append((i, _group(name, shapes[name], rule.axis, rule.block_size)))
     return [group for _, group in sorted(groups, key=lambda entry: entry[0])]
 
 
@@ -64,8 +63,7 @@ def _check_heads(site: AttentionSite | None, block_size: int) -> None:
         )
 
 
-def _group(module: str, parameter: str, shape: Sequence[int], axis: int, block_size: int) -> ComponentGroup:
-    name = f"{module}.{parameter}" if module else parameter
+def _group(name: str, shape: Sequence[int], axis: int, block_size: int) -> ComponentGroup:
     if not 0 <= axis < len(shape) or shape[axis] % block_size:
         raise ComponentMismatchError(
             f"{name} of shape {tuple(shape)} cannot be cut along axis {axis} into blocks of {block_size}."
@@ -211,7 +209,7 @@ def _chosen(group: ComponentGroup, include: Sequence[str], exclude: Sequence[str
     is_included = matches(group.parameter, include)
     if is_included and not exclude:
         return group
-    names = [group.name.format(number) for number in group.numbers]
+    names = group.names()
     places = [
         place
         for place, name in enumerate(names)
@@ -286,16 +284,17 @@ def check_components(model: nn.Module, components: ComponentIndex) -> None:
 def _refuse_whole_beside_slices(components: ComponentIndex, shapes: Mapping[str, Sequence[int]]) -> None:
     """Rows and columns of one weight may cross; a component that is all of it contains the others."""
     axes: dict[str, set[int]] = {}
-    whole: dict[str, str] = {}
+    whole: dict[str, ComponentGroup] = {}
     for group in components.groups:
         for part in group.slices:
             axes.setdefault(part.parameter, set()).add(part.axis)
             if part.size == shapes[part.parameter][part.axis] and len(shapes[part.parameter]) > 1:
-                whole[part.parameter] = group.name.format(group.numbers[0])
-    for parameter, name in whole.items():
+                whole[part.parameter] = group
+    for parameter, group in whole.items():
         if len(axes[parameter]) > 1:
-            others = [g.name.format(g.numbers[0]) for g in components.groups if parameter in g.parameters]
-            other = next(each for each in others if each != name)
+            others = [each for each in components.groups if parameter in each.parameters and each is not group]
+            other = (others or [group])[0].name_of(0)
             raise ComponentMismatchError(
-                f"components overlap: {name} is all of {parameter}, and {other} a part of it. Leave one of the two out."
+                f"components overlap: {group.name_of(0)} is all of {parameter}, and {other} a part of it. Leave one of "
+                f"the two out."
             )

@@ -10,15 +10,12 @@ from torch import nn
 from coar_dist.components.attention import PLACEMENTS, can_be_gated
 from coar_dist.components.groups import ComponentGroup, Slices
 from coar_dist.components.index import ComponentIndex
+from coar_dist.components.projections import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, is_transposed_linear
 from coar_dist.components.read_weights import read_directly
-from coar_dist.components.selectors import is_transposed_linear
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
-class Place:
+class GatePlace:
     """Where a gate stands.
 
     Attributes:
@@ -50,7 +47,7 @@ def owners_of(model: nn.Module) -> dict[int, list[tuple[str, str]]]:
     return owners
 
 
-def places_of(model: nn.Module, components: ComponentIndex, read: Collection[str] = ()) -> list[list[Place]]:
+def places_of(model: nn.Module, components: ComponentIndex, read: Collection[str] = ()) -> list[list[GatePlace]]:
     """Per group the places of its gates: one in every module that owns the parameter. [] is no gated form.
 
     A place says where a gate may stand, by axes alone and whatever the module's class. Whether a gate there does what
@@ -72,9 +69,9 @@ def _places_of_group(
     owners: Mapping[int, list[tuple[str, str]]],
     group: ComponentGroup,
     read: Collection[str],
-) -> list[Place]:
+) -> list[GatePlace]:
     """A group's places for all of its slices: the components' gates stand at each; [] where one has none."""
-    places: list[Place] = []
+    places: list[GatePlace] = []
     biases: list[tuple[str, Slices]] = []
     for part in group.slices:
         parameter = model.get_parameter(part.parameter)
@@ -84,7 +81,7 @@ def _places_of_group(
                 continue
             length = parameter.shape[part.axis]
             if part.parameter in read:
-                place: Place | None = Place(module, "read", -1, name, part, length)
+                place: GatePlace | None = GatePlace(module, "read", -1, name, part, length)
             else:
                 place = _place(modules, module, name, part, length)
             if place is None:
@@ -106,11 +103,11 @@ def _is_bias(module: nn.Module, name: str) -> bool:
     return name == "bias" or (parameter.ndim == 2 and name.endswith("_bias"))
 
 
-def _same(place: Place, other: Place) -> bool:
+def _same(place: GatePlace, other: GatePlace) -> bool:
     return (place.module, place.kind) == (other.module, other.kind)
 
 
-def _adds_bias(place: Place, module: str, bias: Slices) -> bool:
+def _adds_bias(place: GatePlace, module: str, bias: Slices) -> bool:
     """Whether the gates at ``place`` are those of a bias that ``module`` adds there."""
     cut = place.slices.starts, place.slices.size
     return (place.module, cut) == (module, (bias.starts, bias.size)) and place.kind in ("output", "routing")
@@ -135,11 +132,13 @@ def weights_read(model: nn.Module, components: ComponentIndex, run: Callable[[],
     return read_directly(model, hooked, run)
 
 
-def _place(modules: Mapping[str, nn.Module], module_name: str, name: str, part: Slices, length: int) -> Place | None:
+def _place(
+    modules: Mapping[str, nn.Module], module_name: str, name: str, part: Slices, length: int
+) -> GatePlace | None:
     module, axis = modules[module_name], part.axis
 
-    def at(kind: str, channel_axis: int, where: str = module_name) -> Place:
-        return Place(where, kind, channel_axis, name, part, length)
+    def at(kind: str, channel_axis: int, where: str = module_name) -> GatePlace:
+        return GatePlace(where, kind, channel_axis, name, part, length)
 
     parent_name = module_name.rpartition(".")[0]
     parent = modules.get(parent_name) if module_name else None
@@ -155,7 +154,7 @@ def _place(modules: Mapping[str, nn.Module], module_name: str, name: str, part: 
         weight is not None
         and weight.ndim == 3
         and axis == 0
-        and not isinstance(module, (*CONVOLUTIONS, *_TRANSPOSED_CONVOLUTIONS))
+        and not isinstance(module, (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS))
     ):
         return at("routing", 0)  # experts: their outputs are weighed and added up
     if name != "weight" or weight is None or weight.ndim < 2:
@@ -163,7 +162,7 @@ def _place(modules: Mapping[str, nn.Module], module_name: str, name: str, part: 
     if isinstance(module, nn.Embedding):
         return at(("rows", "output")[axis], -1) if module.max_norm is None else None
     is_grouped = getattr(module, "groups", 1) != 1
-    transposed = is_transposed_linear(module) or isinstance(module, _TRANSPOSED_CONVOLUTIONS)
+    transposed = is_transposed_linear(module) or isinstance(module, TRANSPOSED_CONVOLUTIONS)
     output_axis, input_axis = (1, 0) if transposed else (0, 1)
     channel_axis = 1 if weight.ndim > 2 else -1
     if axis == output_axis and not (transposed and is_grouped):

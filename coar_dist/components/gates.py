@@ -29,10 +29,10 @@ from coar_dist.components.gate_hooks import (
     weight_gate,
     whole_output_hook,
 )
-from coar_dist.components.gate_places import CONVOLUTIONS, Place, places_of
+from coar_dist.components.gate_places import GatePlace, places_of
 from coar_dist.components.index import ComponentIndex
+from coar_dist.components.projections import CONVOLUTIONS, dotted, is_transposed_linear
 from coar_dist.components.read_weights import stand_in
-from coar_dist.components.selectors import is_transposed_linear
 
 _PLAIN_FORWARDS = (nn.Linear.forward, *(kind.forward for kind in CONVOLUTIONS))
 
@@ -88,11 +88,11 @@ class GatedModel:
         components: ComponentIndex,
         gate_output: GateOutput,
         without: Collection[int],
-        all_places: Sequence[Sequence[Place]],
+        all_places: Sequence[Sequence[GatePlace]],
     ) -> None:
         """Put gates in place. Groups that are cut out of one axis of one weight share a hook."""
         modules = dict(self.model.named_modules())
-        shared: dict[tuple[Any, ...], list[tuple[int, Place]]] = {}
+        shared: dict[tuple[Any, ...], list[tuple[int, GatePlace]]] = {}
         for number, places in enumerate(all_places):
             if number in without:
                 continue
@@ -101,7 +101,7 @@ class GatedModel:
             self._slices.append((start, stop, []))
             for name in dict.fromkeys(place.module for place in places):
                 self._register(modules[name], f"component_gate_{number}", self.gates[:, start:stop])
-                self._slices[-1][2].append(f"{name}.component_gate_{number}".removeprefix("."))
+                self._slices[-1][2].append(dotted(name, f"component_gate_{number}"))
             for place in places:
                 # A bias that is gated itself comes behind gates that leave it in.
                 key = (place.with_bias, place.module, place.kind, place.parameter, place.slices.axis)
@@ -109,7 +109,7 @@ class GatedModel:
         for members in (shared[key] for key in sorted(shared, key=lambda key: key[0])):
             self._stand(modules[members[0][1].module], members, gate_output)
 
-    def _stand(self, module: nn.Module, members: Sequence[tuple[int, Place]], gate_output: GateOutput) -> None:
+    def _stand(self, module: nn.Module, members: Sequence[tuple[int, GatePlace]], gate_output: GateOutput) -> None:
         """Put the gates of some groups, of one axis of one weight, in one place."""
         numbers, place = [number for number, _ in members], members[0][1]
         gates = self._axis_gates(module, members)
@@ -136,7 +136,7 @@ class GatedModel:
                 module.register_forward_hook(output_hook(gates, place.channel_axis, gate_output, subtracts, note))
             )
 
-    def _axis_gates(self, module: nn.Module, members: Sequence[tuple[int, Place]]) -> AxisGates:
+    def _axis_gates(self, module: nn.Module, members: Sequence[tuple[int, GatePlace]]) -> AxisGates:
         keys = [f"component_gate_{number}" for number, _ in members]
         places_key = f"component_places_{len(self._undo)}"
         gates = AxisGates(keys, [place.slices for _, place in members], members[0][1].length, places_key)
@@ -197,7 +197,7 @@ class GatedModel:
         self._undo.append(lambda: module.register_parameter("bias", bias))
         return True
 
-    def _gate_attention(self, place: Place, module: nn.Module, gates: list[Gate]) -> None:
+    def _gate_attention(self, place: GatePlace, module: nn.Module, gates: list[Gate]) -> None:
         assert isinstance(module, nn.MultiheadAttention)
         if place.module not in self._attention:
             self._attention[place.module] = AttentionGates()

@@ -130,6 +130,14 @@ class ComponentGroup:
         """How many components."""
         return len(self.numbers)
 
+    def name_of(self, place: int) -> str:
+        """The name of the component at a place of the group."""
+        return self.name.format(self.numbers[place])
+
+    def names(self) -> list[str]:
+        """The names of all components."""
+        return [self.name.format(number) for number in self.numbers]
+
     @property
     def parameter(self) -> str:
         """The parameter of the first slices, by which messages and layers of a report name the group."""

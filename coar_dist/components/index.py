@@ -104,7 +104,7 @@ class ComponentIndex:
             for number, group in enumerate(self.groups)
             if layer in (None, group.layer) and kind in (None, group.kind)
             for place in range(group.num_components)
-            if name == "*" or fnmatchcase(group.name.format(group.numbers[place]), name)
+            if name == "*" or fnmatchcase(group.name_of(place), name)
         ]
         if not ids:
             kinds = sorted({group.kind for group in self.groups})
@@ -143,32 +143,27 @@ class ComponentIndex:
     def name_of(self, component_id: int) -> str:
         """For people, e.g. ``L3H5`` or ``layer1.0.conv1[5]``."""
         number = int(np.searchsorted(self.offsets, component_id, side="right")) - 1
-        group = self.groups[number]
-        return group.name.format(group.numbers[component_id - int(self.offsets[number])])
+        return self.groups[number].name_of(component_id - int(self.offsets[number]))
 
     def names(self) -> list[str]:
         """All names, in the order of the ids."""
-        return [group.name.format(number) for group in self.groups for number in group.numbers]
+        return [name for group in self.groups for name in group.names()]
 
     def table(self) -> dict[str, list[Any]]:
         """One row per component: the content of ``components.parquet``; the last columns are of its first slice."""
         sizes = np.diff(self.offsets)
-
-        def repeated(values: Sequence[Any]) -> list[Any]:
-            return np.repeat(np.array(values, dtype=object), sizes).tolist()
-
         return {
             "component_id": list(range(self.num_components)),
             "name": self.names(),
-            "kind": repeated([group.kind for group in self.groups]),
-            "layer": repeated([group.layer for group in self.groups]),
-            "group": repeated(range(len(self.groups))),
+            "kind": _repeated([group.kind for group in self.groups], sizes),
+            "layer": _repeated([group.layer for group in self.groups], sizes),
+            "group": _repeated(range(len(self.groups)), sizes),
             "index": [number for group in self.groups for number in group.numbers],
-            "module": repeated([group.module for group in self.groups]),
-            "parameter": repeated([group.parameter for group in self.groups]),
-            "axis": repeated([group.slices[0].axis for group in self.groups]),
+            "module": _repeated([group.module for group in self.groups], sizes),
+            "parameter": _repeated([group.parameter for group in self.groups], sizes),
+            "axis": _repeated([group.slices[0].axis for group in self.groups], sizes),
             "start": [start for group in self.groups for start in group.slices[0].starts],
-            "size": repeated([group.slices[0].size for group in self.groups]),
+            "size": _repeated([group.slices[0].size for group in self.groups], sizes),
         }
 
     def slice_table(self) -> dict[str, list[Any]]:
@@ -179,16 +174,12 @@ class ComponentIndex:
             for part in group.slices
         ]
         sizes = [len(part.starts) for _, part in parts]
-
-        def repeated(values: Sequence[Any]) -> list[Any]:
-            return np.repeat(np.array(values, dtype=object), sizes).tolist()
-
         return {
             "component_id": [first + place for first, part in parts for place in range(len(part.starts))],
-            "parameter": repeated([part.parameter for _, part in parts]),
-            "axis": repeated([part.axis for _, part in parts]),
+            "parameter": _repeated([part.parameter for _, part in parts], sizes),
+            "axis": _repeated([part.axis for _, part in parts], sizes),
             "start": [start for _, part in parts for start in part.starts],
-            "size": repeated([part.size for _, part in parts]),
+            "size": _repeated([part.size for _, part in parts], sizes),
         }
 
     @classmethod
@@ -225,6 +216,11 @@ class ComponentIndex:
         """SHA-256 over the ordered components' slices; names do not count."""
         content = [_content_of(group) for group in self.groups]
         return "sha256:" + hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _repeated(values: Sequence[Any], sizes: Sequence[int] | NDArray[np.int64]) -> list[Any]:
+    """Each value as often as its size says."""
+    return np.repeat(np.array(values, dtype=object), sizes).tolist()  # type: ignore[no-any-return]
 
 
 def _content_of(group: ComponentGroup) -> list[Any]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from coar_dist.components.attention_sites import attention_sites, passed_over_attention
 from coar_dist.components.projections import (
+    CONVOLUTIONS,
     Projection,
     bare,
     dotted,
@@ -33,7 +34,6 @@ _BRIDGES = ("projector", "merger", "connector", "projection")
 """Names, as ``bare`` gives them, of modules whose pairs of linear maps are no MLPs of the body."""
 A_MIXTURE = "a mixture of experts of unknown form"
 """Why a mixture is passed over that holds its experts in shared parameters and is not among ``expert_sites``."""
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def passed_over_mlps(model: nn.Module) -> dict[str, str]:
         if not (is_half or bare(own) in _MLPS) or is_known:
             continue
         if sum(value.ndim > 1 for value in module.parameters()) >= num_needed:
-            inside = (each for each in module.modules() if not isinstance(each, _CONVOLUTIONS))
+            inside = (each for each in module.modules() if not isinstance(each, CONVOLUTIONS))
             has_experts = any(value.ndim == 3 for each in inside for value in each.parameters(recurse=False))
             passed_over[name] = A_MIXTURE if has_experts else "no linear maps from d to N and back"
     return passed_over
@@ -201,7 +201,7 @@ def _is_conv_mlp(name: str, module: nn.Module, last: Projection) -> bool:
     """Whether 1x1 convolutions are an MLP: they widen, and no other convolution mixes places between them."""
     if last.num_inputs < last.num_outputs:
         return False
-    kernels = {size for child in module.modules() if isinstance(child, _CONVOLUTIONS) for size in child.kernel_size}
+    kernels = {size for child in module.modules() if isinstance(child, CONVOLUTIONS) for size in child.kernel_size}
     return kernels == {1} or bare(name.rpartition(".")[2]) in _MLPS
 
 

@@ -35,10 +35,10 @@ class NamedSites:
     @cached_property
     def _layers(self) -> dict[tuple[str, str], int]:
         """The number of every layer within its tower: its own, or its rank where stages hold blocks."""
-        found = {(place.tower, place.layer) for of_kind in self._places.values() for place in of_kind.values()}
+        found = {Place(place.tower, place.layer) for of_kind in self._places.values() for place in of_kind.values()}
         ranks: dict[str, int] = {}
         numbers = {}
-        for tower, layer in sorted(found, key=lambda key: (key[0], [int(part) for part in key[1].split(".") if part])):
+        for tower, layer in ((place.tower, place.layer) for place in sorted(found, key=lambda place: place.order)):
             ranks[tower] = ranks.get(tower, -1) + bool(layer)
             numbers[tower, layer] = int(layer) if layer.isdecimal() else ranks[tower]
         return numbers

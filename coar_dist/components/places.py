@@ -33,6 +33,11 @@ class Place:
     layer: str = ""
     part: str = ""
 
+    @property
+    def order(self) -> tuple[str, list[int]]:
+        """Sorts layers by tower and number."""
+        return self.tower, [int(number) for number in self.layer.split(".") if number]
+
     def __str__(self) -> str:
         return ".".join(part for part in (self.tower, f"L{self.layer}" if self.layer else "", self.part) if part)
 

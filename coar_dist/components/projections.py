@@ -79,6 +79,12 @@ def projection_of(name: str, module: nn.Module) -> Projection | None:
     return Projection(name, dotted(name, "weight"), bias, axis, inputs, outputs, is_convolution)
 
 
+def is_transposed_linear(module: nn.Module) -> bool:
+    """Whether the module is Hugging Face's ``Conv1D``: a linear map whose weight is [in, out]."""
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+
+
 def only_projection(name: str, module: nn.Module) -> Projection | None:
     """``module`` as a projection, or the one inside it that holds its only matrix, beside norms and activations."""
     found = projection_of(name, module)

@@ -29,10 +29,9 @@ from coar_dist.components.left_out import (
 from coar_dist.components.mlp_sites import MlpSite
 from coar_dist.components.named_sites import NamedSites, Site
 from coar_dist.components.places import Place
+from coar_dist.components.projections import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, dotted, is_transposed_linear
 
 Selector = Callable[[nn.Module], list[ComponentGroup]]
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def heads(model: nn.Module) -> list[ComponentGroup]:
@@ -116,35 +115,26 @@ def _experts(sites: NamedSites, site: ExpertSite) -> list[ComponentGroup]:
 def attention_blocks(model: nn.Module) -> list[ComponentGroup]:
     """Whole attention modules: all that each adds, the output projection and its bias."""
     sites = NamedSites(model)
-    return [
-        ComponentGroup(
-            tuple(sites.output(site.parameter, site.axis)),
-            (0,),
-            f"{sites.place(site)}.attention".removeprefix("."),
-            "attention block",
-            sites.layer(sites.place(site)),
-        )
-        for site in sites.attention
-    ]
+    return [_whole(sites, sites.place(site), "attention", "attention block", [site]) for site in sites.attention]
 
 
 def mlp_blocks(model: nn.Module) -> list[ComponentGroup]:
     """Whole MLPs of layers, mixtures of experts with their shared experts: all that each adds."""
     sites = NamedSites(model)
-    return [
-        ComponentGroup(tuple(_added(sites, found)), (0,), f"{place}.mlp", "MLP block", sites.layer(place))
-        for place, found in _by_layer(sites, [*sites.mlps, *sites.experts]).items()
-    ]
+    by_layer = _by_layer(sites, [*sites.mlps, *sites.experts])
+    return [_whole(sites, place, "mlp", "MLP block", found) for place, found in by_layer.items()]
 
 
 def layers(model: nn.Module) -> list[ComponentGroup]:
     """Whole layers: all that the attention and the MLP of each add to the residual stream."""
     sites = NamedSites(model)
-    parts = _by_layer(sites, [*sites.attention, *sites.mlps, *sites.experts])
-    return [
-        ComponentGroup(tuple(_added(sites, found)), (0,), str(place), "layer", sites.layer(place))
-        for place, found in parts.items()
-    ]
+    by_layer = _by_layer(sites, [*sites.attention, *sites.mlps, *sites.experts])
+    return [_whole(sites, place, "", "layer", found) for place, found in by_layer.items()]
+
+
+def _whole(sites: NamedSites, place: Place, part: str, kind: str, found: Sequence[Site]) -> ComponentGroup:
+    """One component: all that some sites of one place add."""
+    return ComponentGroup(tuple(_added(sites, found)), (0,), dotted(str(place), part), kind, sites.layer(place))
 
 
 def _by_layer(sites: NamedSites, found: Sequence[Site]) -> dict[Place, list[Site]]:
@@ -158,8 +148,7 @@ def _by_layer(sites: NamedSites, found: Sequence[Site]) -> dict[Place, list[Site
         in_stack = not isinstance(site, MlpSite) or any(part.isdecimal() for part in site.module.split("."))
         if place.layer and in_stack:  # the linear maps of a plain net are no MLPs of layers
             by_layer.setdefault(Place(place.tower, place.layer), []).append(site)
-    order = sorted(by_layer, key=lambda place: (place.tower, [int(part) for part in place.layer.split(".")]))
-    return {place: by_layer[place] for place in order}
+    return {place: by_layer[place] for place in sorted(by_layer, key=lambda place: place.order)}
 
 
 def _added(sites: NamedSites, found: Sequence[Site]) -> list[Slices]:
@@ -189,10 +178,10 @@ def conv_filters(model: nn.Module) -> list[ComponentGroup]:
     """Output filters of every convolution, grouped and transposed ones too; not of transposed ones in groups."""
     found = []
     for name, module in model.named_modules():
-        if isinstance(module, _CONVOLUTIONS):
-            found.append(ComponentGroup.of(_weight(name), 0, module.out_channels, kind="filter"))
-        elif isinstance(module, _TRANSPOSED) and module.groups == 1:
-            found.append(ComponentGroup.of(_weight(name), 1, module.out_channels, kind="filter"))
+        if isinstance(module, CONVOLUTIONS):
+            found.append(ComponentGroup.of(dotted(name, "weight"), 0, module.out_channels, kind="filter"))
+        elif isinstance(module, TRANSPOSED_CONVOLUTIONS) and module.groups == 1:
+            found.append(ComponentGroup.of(dotted(name, "weight"), 1, module.out_channels, kind="filter"))
     return found
 
 
@@ -202,20 +191,20 @@ def linear_rows(model: nn.Module) -> list[ComponentGroup]:
     found = []
     for name, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-            parameter = f"{name}.in_proj_weight".removeprefix(".")
+            parameter = dotted(name, "in_proj_weight")
             found.append(ComponentGroup.of(parameter, 0, len(module.in_proj_weight), kind="row"))
-        elif isinstance(module, nn.Linear) and id(module.weight) not in embeddings:
-            found.append(ComponentGroup.of(_weight(name), 0, len(module.weight), kind="row"))
+        elif isinstance(module, nn.Linear) and id(module.weight) not in embeddings and len(module.weight):
+            found.append(ComponentGroup.of(dotted(name, "weight"), 0, len(module.weight), kind="row"))
         elif is_transposed_linear(module):
             num_outputs = module.get_parameter("weight").shape[1]
-            found.append(ComponentGroup.of(_weight(name), 1, num_outputs, kind="row"))
+            found.append(ComponentGroup.of(dotted(name, "weight"), 1, num_outputs, kind="row"))
     return found
 
 
 def transposed_linear_inputs(model: nn.Module) -> list[ComponentGroup]:
     """Input features (axis 0) of every Hugging Face Conv1D, whose weight is [in, out]: the research code's rows."""
     return [
-        ComponentGroup.of(_weight(name), 0, len(module.get_parameter("weight")), kind="input")
+        ComponentGroup.of(dotted(name, "weight"), 0, len(module.get_parameter("weight")), kind="input")
         for name, module in model.named_modules()
         if is_transposed_linear(module)
     ]
@@ -224,7 +213,7 @@ def transposed_linear_inputs(model: nn.Module) -> list[ComponentGroup]:
 def transposed_linear_outputs(model: nn.Module) -> list[ComponentGroup]:
     """Output neurons (axis 1) of every Hugging Face Conv1D, whose weight is [in, out]."""
     return [
-        ComponentGroup.of(_weight(name), 1, module.get_parameter("weight").shape[1], kind="row")
+        ComponentGroup.of(dotted(name, "weight"), 1, module.get_parameter("weight").shape[1], kind="row")
         for name, module in model.named_modules()
         if is_transposed_linear(module)
     ]
@@ -233,7 +222,7 @@ def transposed_linear_outputs(model: nn.Module) -> list[ComponentGroup]:
 def embedding_rows(model: nn.Module) -> list[ComponentGroup]:
     """Rows (one per token, or per position) of every Embedding."""
     return [
-        ComponentGroup.of(_weight(name), 0, module.num_embeddings, kind="embedding")
+        ComponentGroup.of(dotted(name, "weight"), 0, module.num_embeddings, kind="embedding")
         for name, module in model.named_modules()
         if isinstance(module, nn.Embedding)
     ]
@@ -251,12 +240,12 @@ def recurrent_units(model: nn.Module) -> list[ComponentGroup]:
                 kinds = [f"{kind}_l{layer}{suffix}" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
                 parameters = {kind: module._parameters.get(kind) for kind in kinds}
                 slices = tuple(
-                    Slices(f"{name}.{kind}".removeprefix("."), 0, 1, range(gate, gate + size))
+                    Slices(dotted(name, kind), 0, 1, range(gate, gate + size))
                     for kind, parameter in parameters.items()
                     if parameter is not None
                     for gate in range(0, len(parameter), size)
                 )
-                where = f"{name}.l{layer}{suffix}".removeprefix(".")
+                where = dotted(name, f"l{layer}{suffix}")
                 found.append(ComponentGroup(slices, range(size), f"{where}[{{}}]", "recurrent unit", layer))
     return found
 
@@ -296,13 +285,3 @@ SELECTORS: dict[str, Selector] = {
 }
 FORMER_NAMES = {"attention_heads": "heads"}
 """Names of earlier versions, which are understood for one more."""
-
-
-def is_transposed_linear(module: nn.Module) -> bool:
-    """Whether the module is Hugging Face's ``Conv1D``: a linear map whose weight is [in, out]."""
-    kind = type(module)
-    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
-
-
-def _weight(module: str) -> str:
-    return f"{module}.weight" if module else "weight"

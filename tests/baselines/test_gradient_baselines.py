@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from coar_dist.baselines import gradient_baselines
 from coar_dist.baselines.gradient_baselines import GradientBaselines, check_gradient_baselines
 from coar_dist.components.discovery import SELECTORS, discover
-from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.groups import ComponentGroup, Slices
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config.methods import GRADIENT_BASELINES, PATH_BASELINES
 from coar_dist.errors import ConfigError, TaskError
@@ -130,6 +130,24 @@ def test_conductance_of_a_layer_adds_up_to_the_margins_change() -> None:
         change -= task.output_function(task.model(torch.zeros(4, 5)), task.examples.targets)
     total = baselines.weights("neuron_conductance", task.examples).sum(axis=1)
     np.testing.assert_allclose(total, change.numpy(), rtol=2e-2, atol=2e-2)
+
+
+def test_a_set_of_slices_of_one_weight_has_the_sum_of_their_weights() -> None:
+    task = linear_task()
+    rows = ComponentIndex((ComponentGroup.of("0.weight", 0, 8),))
+    pairs = tuple(Slices("0.weight", 0, 1, range(first, first + 4)) for first in (0, 4))
+    sets = ComponentIndex((ComponentGroup(pairs, range(4), "pair {}"),))
+    for method in GRADIENT_BASELINES:
+        one, other = (baselines_of(task, index).weights(method, task.examples) for index in (rows, sets))
+        assert_close(other, one[:, :4] + one[:, 4:], method)
+
+
+def test_two_cuts_of_one_attention_have_no_taps() -> None:
+    task = transformer_task()
+    (heads, *_) = discover(task.model, "heads").groups
+    halves = ComponentIndex((heads.only([0]), heads.only([1])))
+    with pytest.raises(ConfigError, match="cut twice"):
+        baselines_of(task, halves).weights(PATH_BASELINES[0], task.examples)
 
 
 def test_components_without_a_gate_have_their_parameters_gradients() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from coar_dist.components.discovery import check_components, discover
-from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.groups import ComponentGroup, Slices
 from coar_dist.components.index import ComponentIndex
 from coar_dist.errors import ComponentMismatchError, ConfigError, NoComponentsError
 from coar_dist.tasks.models import cifar_resnet20, digits_resnet
@@ -57,3 +57,19 @@ def test_tied_components_are_refused_by_name() -> None:
     model[1].weight = model[0].weight
     with pytest.raises(ComponentMismatchError, match=r"1\.weight and 0\.weight are one tied parameter"):
         check_components(model, discover(model, "linear_rows"))
+
+
+def test_a_whole_weight_beside_its_slices_is_refused_whatever_they_are_called() -> None:
+    model = nn.Linear(3, 5)
+    whole = ComponentGroup((Slices("weight", 0, 5, (0,)),), (0,), "one")
+    column = ComponentGroup((Slices("weight", 1, 1, (2,)),), (0,), "one")
+    with pytest.raises(ComponentMismatchError, match="one is all of weight, and one a part of it"):
+        check_components(model, ComponentIndex((whole, column)))
+    both = ComponentGroup((*whole.slices, *column.slices), (0,), "both")
+    with pytest.raises(ComponentMismatchError, match="both is all of weight, and both a part of it"):
+        check_components(model, ComponentIndex((both,)))
+
+
+def test_a_layer_without_outputs_has_no_rows() -> None:
+    rows = discover(nn.Sequential(nn.Linear(3, 0), nn.Linear(3, 2)), "linear_rows")
+    assert rows.names() == ["1[0]", "1[1]"]
