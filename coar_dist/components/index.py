@@ -220,7 +220,7 @@ class ComponentIndex:
 
 def _repeated(values: Sequence[Any], sizes: Sequence[int] | NDArray[np.int64]) -> list[Any]:
     """Each value as often as its size says."""
-    return np.repeat(np.array(values, dtype=object), sizes).tolist()  # type: ignore[no-any-return]
+    return np.repeat(np.array(values, dtype=object), sizes).tolist()
 
 
 def _content_of(group: ComponentGroup) -> list[Any]:
