@@ -70,3 +70,18 @@ def test_every_line_of_an_actor_s_log_is_told_once() -> None:
         ),
         ((logging.INFO, "computing masks 1..1 of 'train'"), (logging.INFO, "writing")),
     ]
+
+
+def test_what_one_actor_finds_out_and_another_takes_over() -> None:
+    class Planned(Talking):
+        def choose(self, request: Any, num_actors: int, plan: Any) -> Any:
+            return ("found out", request, num_actors, plan)
+
+        def adopt(self, plan: Any) -> None:
+            self.adopted = plan
+
+    actor = Planned()
+    actor.setup("task", None, 1)
+    assert actor.start("request", 3, None) == ("found out", "request", 3, None)
+    actor.use("plan")
+    assert actor.adopted == "plan"
