@@ -103,6 +103,84 @@ def test_what_is_no_mixture(model: nn.Module) -> None:
     assert expert_sites(model) == []
 
 
+def experts_of(**shapes: tuple[int, ...]) -> nn.Module:
+    module = nn.Module()
+    for name, shape in shapes.items():
+        setattr(module, name, nn.Parameter(torch.zeros(shape)))
+    return nn.ModuleDict({"moe": module})
+
+
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [
+        ("gate_up_proj", "down_proj"),
+        ("up_proj", "down_proj"),
+        ("up", "down"),
+        ("w1", "w2"),
+        ("w13", "w2"),
+        ("w_up", "w_down"),
+        ("wi", "wo"),
+        ("fc1", "fc2"),
+        ("input_linear", "output_linear"),
+        ("mlp1_weight", "mlp2_weight"),
+        ("linear1", "linear2"),
+        ("c_fc", "c_proj"),
+    ],
+)
+def test_experts_in_parameters_by_every_name(first: str, last: str) -> None:
+    """With a bias of each expert, whose name follows the parameter's."""
+    bias = f"{last.removesuffix('_weight')}_bias"
+    (site,) = expert_sites(experts_of(**{first: (3, 12, 6), last: (3, 6, 12), bias: (3, 6)}))
+    assert (site.module, site.num_experts) == ("moe", 3)
+    assert site.slices[1] == ((f"moe.{last}", 0, 1, 1), (f"moe.{bias}", 0, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "name", ["num_experts", "moe_num_experts", "num_local_experts", "n_routed_experts", "n_experts"]
+)
+@pytest.mark.parametrize(("number", "is_found"), [(4, True), (5, False), (0, False), ("4", False)])
+def test_experts_in_rows_by_every_name_of_their_number(name: str, number: object, is_found: bool) -> None:
+    model = experts_of(w1=(12, 6), w2=(12, 6))
+    setattr(model["moe"], name, number)
+    rows = tuple(((("moe.w2", 0, expert * 3, 3),)) for expert in range(4))
+    assert [site.slices for site in expert_sites(model)] == ([rows] if is_found else [])
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"w1": (3, 12, 6), "w2": (4, 6, 12)},  # of different numbers
+        {"w1": (3, 12, 6)},
+        {"w2": (3, 6, 12)},
+        {"w1": (12, 6), "w2": (3, 6, 12)},
+        {"a": (3, 12, 6), "b": (3, 6, 12)},
+    ],
+)
+def test_parameters_that_are_no_experts(shapes: dict[str, tuple[int, ...]]) -> None:
+    assert expert_sites(experts_of(**shapes)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("w2_bias", (4, 6)), ("w2_bias", (3,)), ("w1_bias", (3, 6)), ("w2_b", (3, 6))]
+)
+def test_what_is_no_bias_of_the_output_projections(name: str, shape: tuple[int, ...]) -> None:
+    (site,) = expert_sites(experts_of(**{"w1": (3, 12, 6), "w2": (3, 6, 12), name: shape}))
+    assert site.slices[2] == (("moe.w2", 0, 2, 1),)
+
+
+@pytest.mark.parametrize("router", ["gate", "router", "gating", None])
+@pytest.mark.parametrize("holder", ["experts", "local_experts", "blocks"])
+def test_lists_of_mlps_are_experts_by_their_name_or_beside_a_router(router: str | None, holder: str) -> None:
+    mlps = nn.ModuleList(nn.Sequential(nn.Linear(6, 9, bias=False), nn.ReLU(), nn.Linear(9, 6)) for _ in range(2))
+    model = nn.ModuleDict({holder: mlps, **({} if router is None else {router: nn.Linear(6, 2)})})
+    slices = [((f"{holder}.{expert}.2.weight", 0, 0, 6), (f"{holder}.{expert}.2.bias", 0, 0, 6)) for expert in (0, 1)]
+    found = [site.slices for site in expert_sites(model)]
+    assert found == ([tuple(slices)] if router is not None or holder != "blocks" else [])
+    unlike = nn.ModuleList([mlps[0], nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6))])
+    assert expert_sites(nn.ModuleDict({holder: unlike, "gate": nn.Linear(6, 2)})) == []
+    assert expert_sites(nn.ModuleDict({holder: nn.ModuleList(mlps[:1]), "gate": nn.Linear(6, 2)})) == []
+
+
 def test_experts_on_the_meta_device() -> None:
     module = nn.Module()
     module.gate_up_proj = nn.Parameter(torch.empty(5, 24, 16, device="meta"))
