@@ -109,7 +109,7 @@ def _is_no_mlp(name: str, module: nn.Module) -> bool:
     is_list = isinstance(module, nn.ModuleList) or (isinstance(module, nn.ModuleDict) and parts[-1] not in _MLPS)
     if is_list or is_state_space(module) or any(part.endswith(_BRIDGES) for part in parts):
         return True
-    if parts[0].endswith("norm"):  # what a norm makes its scales of
+    if parts[0].endswith("norm") or parts[-1] == "output":  # what a norm makes its scales of; an MLP's other half
         return True
     return _is_head(parts[-1]) or (_is_head(parts[0]) and parts[-1] not in _MLPS)
 

@@ -102,6 +102,15 @@ def test_an_intermediate_without_neurons_is_named(kind: type[nn.Module], num: in
     assert list(passed_over(layers, "neurons")) == [f"{layer}.intermediate" for layer in range(num)]
 
 
+def test_an_output_of_two_maps_is_half_of_an_mlp() -> None:
+    """MobileBERT's layers: the second map of ``output`` leads out of the bottleneck."""
+    layer = nn.Module()
+    layer.attention, layer.intermediate, layer.output = Attention(6), Half(nn.Linear), Half(nn.Linear)
+    layer.output.bottleneck = nn.Linear(6, 6)
+    assert not mlp_sites(layer)
+    assert list(passed_over(layer, "neurons")) == ["intermediate"]
+
+
 def test_what_embeds_an_input_and_predicts_it_beside_attention_is_no_mlp() -> None:
     class Decisions(nn.Module):
         def __init__(self) -> None:
