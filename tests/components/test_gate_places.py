@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from coar_dist.components.axis_gates import AxisGates
 from coar_dist.components.gate_hooks import GateError, spread
-from coar_dist.components.gate_places import Place, places_of
+from coar_dist.components.gate_places import GatePlace, places_of
 from coar_dist.components.groups import ComponentGroup, Slices
 from coar_dist.components.index import ComponentIndex
 
@@ -206,5 +206,5 @@ def test_places_are_of_the_group_s_parameter() -> None:
     model = nn.Sequential(nn.Linear(8, 6))
     group = ComponentGroup.of("0.weight", 1, 4, 2)
     assert places_of(model, ComponentIndex((group,))) == [
-        [Place("0", "input", -1, "weight", group.slices[0], 8, with_bias=False)]
+        [GatePlace("0", "input", -1, "weight", group.slices[0], 8, with_bias=False)]
     ]
