@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from coar_dist.config.python_words import OF_ATTRIBUTE, OF_EDIT, in_python_words
 from coar_dist.config.schema import (
+    CONSTANTS,
+    MEAN,
     PILOT_GRADIENT_MASKS,
     PILOT_MASKS,
     PLAN,
@@ -181,9 +183,10 @@ class Run(RunReader):
         from coar_dist.editing.groups import group_of
         from coar_dist.stages.pipeline import run_stages
         from coar_dist.store.edits import EDITS
+        from coar_dist.tasks.build import task_in_memory
 
         if model is not None and inputs is not None and targets is not None:
-            task = _task_of(model, inputs, targets, columns, output_function)
+            task = task_in_memory(model, inputs, targets, columns, output_function)
         elif self._task is not None and model is None and inputs is None and targets is None:
             task = self._task
         else:
@@ -221,19 +224,6 @@ def open_run(run_dir: str | Path) -> Run:
     return Run(RunDirectory.open(storage_at(run_dir)))
 
 
-def _task_of(
-    model: nn.Module,
-    inputs: Inputs,
-    targets: Tensor,
-    columns: Mapping[str, Any] | None,
-    output_function: str | Callable[[Any, Tensor], Tensor],
-) -> Task:
-    from coar_dist.tasks.outputs import output_function as named
-    from coar_dist.tasks.task import ExampleSet, Task, by_keyword
-
-    return Task(model, ExampleSet.of(by_keyword(model, inputs), targets, columns), named(output_function))
-
-
 @in_python_words(OF_ATTRIBUTE)
 def attribute(
     model: nn.Module,
@@ -250,6 +240,8 @@ def attribute(
     ablation_fraction: float | None = None,
     seed: int = 0,
     design: str | Callable[[MaskDesign, int], NDArray[np.bool_]] = "bernoulli",
+    ablation_value: str | Mapping[str, Tensor] | None = None,
+    reference: Inputs | None = None,
     output_function: str | Callable[[Any, Tensor], Tensor] = "margin",
     columns: Mapping[str, Any] | None = None,
     stages: Sequence[str] = ("ablate", "fit"),
@@ -286,6 +278,9 @@ def attribute(
         design: ``bernoulli``, ``fixed_size``, ``balanced``, ``module:function`` of your own, or a function
             ``(design, mask_id) -> (num_components,)`` bool, True = kept, of ``design.seed``, ``design.num_components``,
             ``design.ablation_fraction`` and the mask's id alone.
+        ablation_value: what ablated components are replaced by: ``zero_weights`` (the paper's), ``zero``, ``mean``, or
+            tensors (num_channels,) by site, e.g. ``{"layer1.conv.output": ...}``. None is what ``ablation`` says.
+        reference: of ``mean``: the inputs whose mean it is; None is ``inputs``.
         output_function: a registered name, ``module:function``, or ``(outputs, targets) -> (num_rows,)``.
         columns: further values of the examples by name, (num_examples,) each, e.g. group labels; ``Run.examples`` reads
             them.
@@ -310,6 +305,8 @@ def attribute(
     """
     from coar_dist.components.discovery import asked_components
     from coar_dist.stages.pipeline import run_stages
+    from coar_dist.tasks.build import task_in_memory
+    from coar_dist.tasks.task import by_keyword, inputs_alone
 
     for key, names in (("stages", stages), ("baselines", baselines), ("tracking", tracking)):
         if isinstance(names, str):
@@ -326,6 +323,13 @@ def attribute(
     if num_gradient_masks is not None:
         gradients.num_masks = num_gradient_masks
     gradients.seed = index(seed) + 2_000_000
+    ablation, values = ablation or AblationConfig(), None
+    if isinstance(ablation_value, Mapping):
+        ablation, values = replace(ablation, value=CONSTANTS), dict(ablation_value)
+    elif ablation_value is not None:
+        ablation = replace(ablation, value=ablation_value)
+    if reference is not None and ablation.value != MEAN:
+        raise ConfigError(f"ablation.reference has no effect with ablation.value={ablation.value!r}. Leave it out.")
     given, asked = asked_components(model, components, include, exclude)
     config = Config(
         stages=list(stages),
@@ -337,13 +341,14 @@ def attribute(
         baselines=list(baselines),
         baseline_settings=baseline_settings or BaselineConfig(),
         evaluation=evaluation,
-        ablation=ablation or AblationConfig(),
+        ablation=ablation,
         regression=regression or RegressionConfig(),
         cluster=cluster or ClusterConfig(),
         tracking=list(tracking),
     )
-    task = _task_of(model, inputs, targets, columns, output_function)
-    run_stages(config, console, task, given)
+    task = task_in_memory(model, inputs, targets, columns, output_function)
+    means_of = None if reference is None else inputs_alone(by_keyword(model, reference))
+    run_stages(config, console, task, given, reference=means_of, values=values)
     run = open_run(run_dir)
     run._task = task
     return run

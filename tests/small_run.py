@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import coar_dist
 from coar_dist.ablation.plan import EnginePlan
+from coar_dist.cluster.execution import Execute
 from coar_dist.cluster.work import Counts, DriverCallbacks, Work
 from coar_dist.config.schema import AblationConfig, ClusterConfig, EvaluationConfig
 from coar_dist.store.reader import RunReader
@@ -87,7 +88,15 @@ def without_ray() -> Iterator[None]:
             num_units += work_range.num_units
             callbacks.on_progress(Counts(num_units, num_shards, num_failed=0, num_retried=0, num_lost=0, num_actors=1))
 
-    with mock.patch("coar_dist.cluster.driver.run_ranges", run_here):
+    @contextlib.contextmanager
+    def tasks_here(config: ClusterConfig, _way_out: str) -> Iterator[Execute]:
+        yield lambda function, shared, items: (function(copy.deepcopy(shared), item) for item in items)
+
+    with (
+        mock.patch("coar_dist.cluster.driver.run_ranges", run_here),
+        mock.patch("coar_dist.stages.values.on_cluster", tasks_here),
+        mock.patch("coar_dist.stages.values.connect", return_value=contextlib.nullcontext()),
+    ):
         yield
 
 

@@ -14,10 +14,10 @@ from coar_dist.ablation.device_map import spread_over_devices
 from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.ablation.unablated import Unablated
+from coar_dist.ablation.value import AblationValue
 from coar_dist.ablation.work import ExpectedMasks, Stores
 from coar_dist.cluster.ranges import WorkRange
 from coar_dist.cluster.worker import StartReport, Worker
-from coar_dist.components.index import ComponentIndex
 from coar_dist.store.gradients import GradientStore
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.shards import ShardFolder
@@ -30,14 +30,14 @@ class AblationJob:
     """What every actor needs besides the task: the same for all.
 
     Attributes:
-        components: the component index.
+        value: what ablated components are replaced by.
         stores: per ``store_name`` of a range the masks, and where their margins or gate gradients go.
         precision: of the engine.
         device_map: how accelerate spreads the model over the actor's GPUs; None: one device.
         pins: what the user fixed of the engine plan.
     """
 
-    components: ComponentIndex
+    value: AblationValue
     stores: Stores
     precision: str
     device_map: str | None
@@ -92,7 +92,7 @@ class EngineActor(Worker):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if job.device_map is not None:
             spread_over_devices(task.model, job.device_map)
-        self._engine = AblationEngine(task, job.components, device, job.precision)
+        self._engine = AblationEngine(task, job.value.components, device, job.precision, value=job.value)
         self._job = job
 
     def _choose(

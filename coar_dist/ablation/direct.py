@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,17 @@ from torch import Tensor, nn
 
 from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.plan import EnginePlan
+from coar_dist.ablation.site_means import site_means
+from coar_dist.ablation.value import AblationValue, SiteValues, ZeroWeights
 from coar_dist.components.discovery import Components, chosen_components
+from coar_dist.components.index import ComponentIndex
 from coar_dist.components.plain_model import plain_model
+from coar_dist.components.sites import checked_values
 from coar_dist.config.python_words import OF_ABLATED_OUTPUTS, in_python_words
+from coar_dist.config.schema import MEAN, ZERO, ZERO_WEIGHTS
+from coar_dist.errors import ConfigError
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import ExampleSet, Inputs, Task, by_keyword
+from coar_dist.tasks.task import ExampleSet, Inputs, Task, by_keyword, inputs_alone
 
 
 @in_python_words(OF_ABLATED_OUTPUTS)
@@ -30,6 +36,8 @@ def ablated_outputs(
     output: str | Callable[[Any, Tensor], Tensor] = "margin",
     precision: str = "float32",
     plan: EnginePlan | None = None,
+    ablation_value: str | Mapping[str, Tensor] = ZERO_WEIGHTS,
+    reference: Inputs | None = None,
 ) -> NDArray[np.float32]:
     """Outputs of ``model`` under given masks, computed in this process: no Ray, no run directory. ``model`` is copied.
 
@@ -41,7 +49,10 @@ def ablated_outputs(
         targets: (num_examples, ...) what the output function compares with, e.g. int64 class labels.
         output: a registered output function, ``module:function``, or a callable ``(outputs, targets) -> (num_rows,)``.
         precision: ``float32``, or ``bfloat16`` for autocast.
-        plan: how to run; None zeroes weights, one mask at a time.
+        plan: how to run; None runs one mask at a time.
+        ablation_value: what ablated components are replaced by: ``zero_weights``, ``zero``, ``mean``, or a tensor
+            (num_channels,) for every site, by its name.
+        reference: of ``mean``: the inputs whose mean it is; None is ``inputs``.
 
     Returns:
         (num_masks, num_examples) float32.
@@ -58,10 +69,28 @@ def ablated_outputs(
         >>> ablated_outputs(model, "conv_filters", np.eye(4) == 0, images, labels).shape
         (4, 5)
     """
+    if reference is not None and ablation_value != MEAN:
+        raise ConfigError(f"ablation.reference has no effect with ablation.value={ablation_value!r}. Leave it out.")
     index = chosen_components(model, components)
     task = Task(
         copy.deepcopy(plain_model(model)), ExampleSet.of(by_keyword(model, inputs), targets), output_function(output)
     )
     task.check()
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    return AblationEngine(task, index, str(device), precision, plan).margins(masks)
+    means_of = task.examples if reference is None else inputs_alone(by_keyword(model, reference))
+    value = _value_of(ablation_value, task.model, index, means_of, device)
+    return AblationEngine(task, index, str(device), precision, plan, value).margins(masks)
+
+
+def _value_of(
+    given: str | Mapping[str, Tensor], model: nn.Module, components: ComponentIndex, reference: ExampleSet, device: Any
+) -> AblationValue:
+    if given == ZERO_WEIGHTS:
+        return ZeroWeights(components)
+    if isinstance(given, Mapping):
+        return SiteValues(components, values=checked_values(given, model, components))
+    if given == ZERO:
+        return SiteValues(components, values={})
+    if given == MEAN:
+        return SiteValues(components, values=site_means(model.eval(), components, reference, device, False))
+    raise ConfigError(f"ablation.value={given!r}: must be {ZERO_WEIGHTS}, {ZERO}, {MEAN}, or tensors by site.")

@@ -1,6 +1,6 @@
-"""The effects that every form of a model is held to before it is used: what zeroed weights change.
+"""The effects that every form of a model is held to before it is used: what ablated components change.
 
-A form is any other way to compute margins than zeroing weights of the untouched model: folded, in another layout, with
+A form is any other way to compute margins than the plainest on the untouched model: folded, in another layout, with
 gates, on reused activations, compiled, recorded. It is compared by the differences that masks make, group by group,
 relative to the size of that group's own differences. A tolerance in the units of the margin would let in gates that do
 nothing wherever margins are large beside effects, or small beside the tolerance.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from coar_dist.ablation.caches import forget_between_passes
 from coar_dist.ablation.placement import modules_called
 from coar_dist.ablation.unsuitable import refuse_mixed_rows, refuse_unrepeatable
-from coar_dist.components.index import ComponentIndex
-from coar_dist.components.masking import WeightMasker
+from coar_dist.ablation.value import AblationValue
+from coar_dist.components.gate_places import weights_read
 from coar_dist.errors import in_one_line
 from coar_dist.tasks.outputs import OutputFunction
 from coar_dist.tasks.task import ExampleSet, call_model
@@ -68,19 +68,20 @@ class Failure:
 
 
 class Effects:
-    """Margins of the untouched model with zeroed weights, over masks that ablate each group alone.
+    """Margins of the untouched model under masks that ablate each group alone.
 
     Every group has two masks, complementary halves of its components at random, so that every component is ablated in
     one of them. Each runs two examples; a form that gives every row a mask of its own is held to the same pairs.
 
     Args:
         model: the untouched model, in eval mode, on ``device``.
-        components: the component index.
+        value: what ablated components are replaced by.
         examples: all of them; a few are used.
         output_function: from outputs and targets to margins.
         device: where the model takes its inputs.
 
     Attributes:
+        value: as given, with the parameters that the model reads itself.
         examples: those of the probe, on ``device``.
         unablated: (num_probe_examples,) float64 margins.
         rounding: the model's own, root mean square, in units of the margin.
@@ -93,24 +94,26 @@ class Effects:
     def __init__(
         self,
         model: nn.Module,
-        components: ComponentIndex,
+        value: AblationValue,
         examples: ExampleSet,
         output_function: OutputFunction,
         device: torch.device,
     ) -> None:
-        self._components, self._output_function = components, output_function
+        self._components, self._output_function = value.components, output_function
         self.changes_inputs = False
         self._device = device
         self.take_from(examples)
-        forgotten = forget_between_passes(model, components, lambda: self.margins(model, self.examples))
+        forgotten = forget_between_passes(model, self._components, lambda: self.margins(model, self.examples))
         if forgotten:
             _log.info("%s: computed from weights, and kept by the model; computed in every pass now", forgotten)
-        self._halves = [_halves(number, group.num_components) for number, group in enumerate(components.groups)]
-        zeroed = self._zeroed(model)
-        self._expected = self.run(zeroed)
+        read = weights_read(model, value.components, lambda: self.margins(model, self.examples))
+        self.value = replace(value, read=read)
+        self._halves = [_halves(number, group.num_components) for number, group in enumerate(self._components.groups)]
+        ablated = self._ablated(model)
+        self._expected = self.run(ablated)
         self.unablated = self._expected[: len(self.examples)]
         self.rounding = _LEAST_ROUNDING * _epsilon_of(model) * _largest(self._expected)
-        self._check_repeats(zeroed, type(model).__name__)
+        self._check_repeats(ablated, type(model).__name__)
         self.rounding = self._measured_rounding(model)
         refuse_mixed_rows(model, self.examples, self.margins, self.unablated, _ROUNDINGS * self.rounding)
 
@@ -119,14 +122,14 @@ class Effects:
         chosen = np.unique(np.linspace(0, len(examples) - 1, NUM_EXAMPLES).astype(np.int64))
         self.examples = examples.without_columns().select(chosen).map(lambda tensor: tensor.to(self._device))
 
-    def _zeroed(self, model: nn.Module) -> MarginsOf:
-        masker = WeightMasker(model, self._components)
+    def _ablated(self, model: nn.Module) -> MarginsOf:
+        masker = self.value.truth(model)
 
-        def zeroed(mask: NDArray[np.bool_], batch: ExampleSet) -> Tensor:
+        def ablated(mask: NDArray[np.bool_], batch: ExampleSet) -> Tensor:
             with masker.ablated(mask):
                 return self.margins(model, batch)
 
-        return zeroed
+        return ablated
 
     def margins(self, model: Callable[..., Any], batch: ExampleSet) -> Tensor:
         """Float64 margins of a batch; the model gets tensors of its own, which it may change."""
@@ -229,9 +232,9 @@ class Effects:
         """(num_pairs,) margins of the untouched model with zeroed weights."""
         return self._expected.copy()
 
-    def _check_repeats(self, zeroed: MarginsOf, name: str) -> None:
+    def _check_repeats(self, ablated: MarginsOf, name: str) -> None:
         """Twice in a row: a model may be random, or keep a state."""
-        again = self.run(zeroed, _REPEATED_MASKS)
+        again = self.run(ablated, _REPEATED_MASKS)
         refuse_unrepeatable(self._expected[: len(again)], again, _ROUNDINGS * self.rounding, name)
 
     def _measured_rounding(self, model: nn.Module) -> float:
@@ -248,7 +251,7 @@ class Effects:
         except Exception as error:  # a model may not be copied
             _log.info("the model's rounding is not measured: %s", in_one_line(error))
             return least
-        changed = self.run(self._zeroed(other), _ROUNDING_MASKS)
+        changed = self.run(self._ablated(other), _ROUNDING_MASKS)
         return max(least / _LEAST_ROUNDING / 2, _size(changed - self._expected[: len(changed)]))
 
 

@@ -32,7 +32,7 @@ from coar_dist.ablation.prefix import CutError, find_cuts
 from coar_dist.ablation.prepared import PreparedModel
 from coar_dist.ablation.rows_form import RowsForm
 from coar_dist.ablation.unablated import Unablated, run_unablated
-from coar_dist.ablation.value import ZeroWeights
+from coar_dist.ablation.value import AblationValue, ZeroWeights
 from coar_dist.ablation.weights_form import WeightsForm
 from coar_dist.components.gate_hooks import GateError
 from coar_dist.components.index import ComponentIndex
@@ -63,6 +63,7 @@ class AblationEngine:
         device: a torch device.
         precision: ``float32``, or ``bfloat16`` for autocast.
         plan: how to run; ``use`` changes it.
+        value: what ablated components are replaced by; None is zeroed weights.
 
     Attributes:
         components: the component index.
@@ -83,9 +84,10 @@ class AblationEngine:
         device: str,
         precision: str,
         plan: EnginePlan | None = None,
+        value: AblationValue | None = None,
     ) -> None:
         self.components = components
-        self.model = model = PreparedModel(task, ZeroWeights(components), torch.device(device), precision)
+        self.model = model = PreparedModel(task, value or ZeroWeights(components), torch.device(device), precision)
         self._cuts = find_cuts(model)
         self.reuse_activations = self._cuts is not None
         self._say_ungated()
@@ -191,13 +193,10 @@ class AblationEngine:
         halves = np.random.default_rng(11).random((_NUM_HALVES // 2, self.components.num_components)) < 0.5
         return np.concatenate([np.ones_like(halves[:1]), halves, ~halves])
 
-    def _name(self, number: int) -> str:
-        return self.components.groups[number].parameter
-
     def _say_ungated(self) -> None:
         """One line in the log that names the groups, and the way out."""
         if self.ungated:
-            names = [self._name(number) for number in self.ungated]
+            names = [self.components.groups[number].parameter for number in self.ungated]
             _log.info(
                 "no gates for %d of %d parameters, which are zeroed in the weights instead, a mask at a time "
                 "(components.exclude leaves them out): %s: %s",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coar_dist.ablation.effects import Effects, Failure
-from coar_dist.ablation.value import ZeroWeights
+from coar_dist.ablation.value import AblationValue
 from coar_dist.components.gate_places import places_of
 from coar_dist.errors import ConfigError, in_one_line
 from coar_dist.tasks.task import ExampleSet
@@ -26,7 +26,7 @@ GatedMargins = Callable[[Collection[int]], NDArray[np.float64]]
 
 def ungated_groups(
     effects: Effects,
-    value: ZeroWeights,
+    value: AblationValue,
     model: nn.Module,
     device: torch.device,
     uncalled: bool = False,

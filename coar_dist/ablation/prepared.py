@@ -7,7 +7,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -32,10 +31,8 @@ from coar_dist.ablation.placement import (
     with_layout,
 )
 from coar_dist.ablation.unread import with_logits_read_alone
-from coar_dist.ablation.value import ZeroWeights
+from coar_dist.ablation.value import AblationValue
 from coar_dist.components.discovery import check_components
-from coar_dist.components.gate_places import weights_read
-from coar_dist.components.index import ComponentIndex
 from coar_dist.errors import in_one_line
 from coar_dist.tasks.task import ExampleSet, Inputs, Task, call_model
 
@@ -70,20 +67,19 @@ class PreparedModel:
         TaskError: the model is random in eval mode, keeps a state, or mixes the rows of a batch.
     """
 
-    def __init__(self, task: Task, value: ZeroWeights, device: torch.device, precision: str) -> None:
+    def __init__(self, task: Task, value: AblationValue, device: torch.device, precision: str) -> None:
         repeat_exactly(device, precision)
         check_components(task.model, value.components)
         module, self.device = placed(task.model, device)
-        self.value = value
         self.output_function = task.output_function
         self.precision = precision
-        self.effects = Effects(module, value.components, task.examples, task.output_function, self.device)
+        self.effects = Effects(module, value, task.examples, task.output_function, self.device)
         few = self.effects.examples.rows(0, 1)
         check_heads(module, value.components, lambda: self.effects.margins(module, few))
+        self.value = self.effects.value
         examples = self._read_alone(module, task.examples.without_columns())
-        self.module, self._layout = _made_fast(module, value, self.effects)
+        self.module, self._layout, self.value = _made_fast(module, self.value, self.effects)
         self.examples = self._placed_examples(examples)
-        self.value = replace(value, read=self._weights_read(value.components))
         self.rounding = self._rounding()
         self.ungated = self._ungated()
         self.why_not_recorded = why_not_recorded(self.module, self.device)
@@ -107,10 +103,6 @@ class PreparedModel:
         self.effects.examples = whole
         _log.info("all logits are made, not only those that are read: %s", why_wrong)
         return examples
-
-    def _weights_read(self, components: ComponentIndex) -> frozenset[str]:
-        batch = self.effects.examples
-        return weights_read(self.module, components, lambda: self.effects.margins(self.module, batch))
 
     def _placed_examples(self, examples: ExampleSet) -> ExampleSet:
         examples = examples.map(lambda tensor: with_layout(tensor, self._layout))
@@ -217,31 +209,38 @@ def even_size(total: int, most: int) -> int:
     return math.ceil(total / math.ceil(total / most))
 
 
-def _made_fast(module: nn.Module, value: ZeroWeights, effects: Effects) -> tuple[nn.Module, torch.memory_format]:
-    """The fastest of the module's forms that has the effects of the untouched one, and its layout.
+def _made_fast(
+    module: nn.Module, value: AblationValue, effects: Effects
+) -> tuple[nn.Module, torch.memory_format, AblationValue]:
+    """The fastest of the module's forms that has the effects of the untouched one, its layout, and the value in it.
 
-    BatchNorm folded and convolutions channels last, or one of the two, or the module as it is.
+    BatchNorm folded and convolutions channels last, or one of the two, or the module as it is; values are written into
+    biases, or put in place of activations.
     """
-    forms = [module]
+    forms = [(module, value)]
     if any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules()):
         folded = copy.deepcopy(module)
-        if fold_batch_norms(folded, value.components):
-            forms.insert(0, folded)
-    for form in forms:
+        changes = fold_batch_norms(folded, value.components)
+        if changes:
+            forms.insert(0, (folded, value.folded(changes)))
+    for form, in_form in forms:
+        written = in_form.prepared(form)
         for layout in dict.fromkeys([layout_of(form), torch.preserve_format]):
-            if form is module and layout == torch.preserve_format:
-                break
-            lay_out(form, layout)
-            why_wrong = _why_wrong(form, layout, value, effects)
-            if why_wrong is None:
-                return form, layout
-            lay_out(form, torch.contiguous_format)
-            what = ["BatchNorm folded"] * (form is not module) + ["channels last"] * (layout == torch.channels_last)
-            _log.info("not used: %s: %s", " and ".join(what), why_wrong)
-    return module, torch.preserve_format
+            for each in [written] if written is in_form else [written, in_form]:
+                if form is module and layout == torch.preserve_format and each is in_form:
+                    break
+                lay_out(form, layout)
+                why_wrong = _why_wrong(form, layout, each, effects)
+                if why_wrong is None:
+                    return form, layout, each
+                lay_out(form, torch.contiguous_format)
+                what = ["BatchNorm folded"] * (form is not module) + ["channels last"] * (layout == torch.channels_last)
+                what += ["values in biases"] * (each is not in_form)
+                _log.info("not used: %s: %s", " and ".join(what), why_wrong)
+    return module, torch.preserve_format, value
 
 
-def _why_wrong(form: nn.Module, layout: torch.memory_format, value: ZeroWeights, effects: Effects) -> str | None:
+def _why_wrong(form: nn.Module, layout: torch.memory_format, value: AblationValue, effects: Effects) -> str | None:
     masker = value.masker(form)
 
     def margins_of(mask: NDArray[np.bool_], batch: ExampleSet) -> Tensor:

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from typing_extensions import override
 
+from coar_dist.ablation.folding import Folded
 from coar_dist.components.gate_hooks import GateOutput
 from coar_dist.components.gates import GatedModel, plain_gate_output
 from coar_dist.components.index import ComponentIndex
-from coar_dist.components.masking import WeightMasker
+from coar_dist.components.masking import Masker, WeightMasker
+from coar_dist.components.site_masking import BiasMasker, SiteMasker, give_biases, why_not_in_biases
+from coar_dist.components.sites import Values, sites_of
 
 
 @dataclass(frozen=True)
-class ZeroWeights:
-    """The paper's ablation value: a component's slices of the weights are zero, its bias stays.
+class AblationValue(ABC):
+    """What ablated components are replaced by.
 
-    ``masker`` and ``gated`` give the same margins, by two means: one mask for all rows, or a mask for each row.
+    ``truth``, ``masker`` and ``gated`` give the same margins, by three means: the plainest, the fastest with one mask
+    for all rows, and a mask for each row.
 
     Attributes:
         components: what can be ablated.
@@ -30,10 +37,15 @@ class ZeroWeights:
     components: ComponentIndex
     read: frozenset[str] = frozenset()
 
-    def masker(self, model: nn.Module) -> WeightMasker:
-        """Applies one mask at a time to the weights of ``model``, in place."""
-        return WeightMasker(model, self.components)
+    @abstractmethod
+    def truth(self, model: nn.Module) -> Masker:
+        """Ablates ``model`` in the plainest way; all other ways are held to it."""
 
+    @abstractmethod
+    def masker(self, model: nn.Module) -> Masker:
+        """Applies one mask at a time to ``model``, in place."""
+
+    @abstractmethod
     def gated(
         self,
         model: nn.Module,
@@ -53,7 +65,14 @@ class ZeroWeights:
             without: groups that get no gates.
             called: takes the groups whose gates are passed.
         """
-        return GatedModel(model, self.components, num_rows, device, gate_output, without, called, self.read)
+
+    @abstractmethod
+    def prepared(self, model: nn.Module) -> Self:
+        """The value as it can be written fastest into ``model``, which may get biases of zeros; ``read`` is known."""
+
+    @abstractmethod
+    def folded(self, folded: Mapping[str, Folded]) -> Self:
+        """The value for a model in which BatchNorms are folded into the layers of these names."""
 
     def held_by(self, groups: Collection[int]) -> NDArray[np.bool_]:
         """(num_components,) the components of some groups."""
@@ -61,3 +80,87 @@ class ZeroWeights:
         for number in groups:
             held[self.components.offsets[number] : self.components.offsets[number + 1]] = True
         return held
+
+
+@dataclass(frozen=True)
+class ZeroWeights(AblationValue):
+    """The paper's ablation value: a component's slices of the weights are zero, its bias stays."""
+
+    @override
+    def truth(self, model: nn.Module) -> Masker:
+        return WeightMasker(model, self.components)
+
+    @override
+    def masker(self, model: nn.Module) -> Masker:
+        return WeightMasker(model, self.components)
+
+    @override
+    def gated(
+        self,
+        model: nn.Module,
+        num_rows: int,
+        device: torch.device,
+        gate_output: GateOutput = plain_gate_output,
+        without: Collection[int] = (),
+        called: set[int] | None = None,
+    ) -> GatedModel:
+        return GatedModel(model, self.components, num_rows, device, gate_output, without, called, self.read)
+
+    @override
+    def prepared(self, model: nn.Module) -> Self:
+        return self
+
+    @override
+    def folded(self, folded: Mapping[str, Folded]) -> Self:
+        return self
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SiteValues(AblationValue):
+    """A component's activation is replaced by constants at its sites: zeros, means, or a user's own.
+
+    Attributes:
+        values: per site (``sites.site_name``) one constant per channel, or one per position and channel.
+        in_biases: whether masks are written into weights and biases; else activations are replaced in hooks.
+    """
+
+    values: Values
+    in_biases: bool = False
+
+    @override
+    def truth(self, model: nn.Module) -> Masker:
+        return SiteMasker(model, self.components, self.values, self.read)
+
+    @override
+    def masker(self, model: nn.Module) -> Masker:
+        kind = BiasMasker if self.in_biases else SiteMasker
+        return kind(model, self.components, self.values, self.read)
+
+    @override
+    def gated(
+        self,
+        model: nn.Module,
+        num_rows: int,
+        device: torch.device,
+        gate_output: GateOutput = plain_gate_output,
+        without: Collection[int] = (),
+        called: set[int] | None = None,
+    ) -> GatedModel:
+        return GatedModel(
+            model, self.components, num_rows, device, gate_output, without, called, self.read, self.values
+        )
+
+    @override
+    def prepared(self, model: nn.Module) -> Self:
+        places = sites_of(model, self.components, self.read)
+        give_biases(model, places)
+        return replace(self, in_biases=True) if why_not_in_biases(model, places, self.values) is None else self
+
+    @override
+    def folded(self, folded: Mapping[str, Folded]) -> Self:
+        values = dict(self.values)
+        for module, change in folded.items():
+            name = f"{module}.output"
+            if name in values:
+                values[name] = change(values[name])
+        return replace(self, values=values)

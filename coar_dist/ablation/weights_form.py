@@ -28,6 +28,7 @@ class WeightsForm(Form):
     def __init__(self, model: PreparedModel, rows_per_forward: int) -> None:
         super().__init__(model, even_size(len(model.examples), rows_per_forward))
         self._masker = model.value.masker(model.module)
+        self._masker.stay()
 
     @override
     def whole(self, masks: NDArray[np.bool_], examples: ExampleSet) -> Tensor:
@@ -78,4 +79,4 @@ class WeightsForm(Form):
 
     @override
     def close(self) -> None:
-        """Nothing to do: every call has restored the weights."""
+        self._masker.leave()

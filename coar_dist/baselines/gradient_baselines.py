@@ -74,7 +74,7 @@ class GradientBaselines:
         self._rows = rows_per_pass or (_ROWS_ON_GPU if device.type == "cuda" else _ROWS)
         self._layout = layout_of(task.model)
         value = ZeroWeights(components)
-        effects = Effects(task.model, components, task.examples, task.output_function, device)
+        effects = Effects(task.model, value, task.examples, task.output_function, device)
         ungated = ungated_groups(effects, value, task.model, device, uncalled=True)
         why = next((f"{components.groups[number].parameter}: {reason}" for number, reason in ungated.items()), None)
         self.why_not_gated = why

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from coar_dist.components.attention import Gate
 from coar_dist.components.axis_gates import AxisGates
 from coar_dist.components.read_weights import WeightGate
+from coar_dist.components.sites import Replace, placed
 
 GateOutput = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """From a linear map's output without bias, its gate and its bias (or None) to the gated output."""
@@ -61,12 +62,23 @@ def output_hook(gates: AxisGates, channel_axis: int, gate_output: GateOutput, su
         if note is not None:
             note()
         gate = spread(gates.of_channels(module), output, channel_axis, module)
-        shape = [1] * output.ndim
-        shape[channel_axis] = -1
-        bias = None if module.component_bias is None else module.component_bias.to(output.dtype).reshape(shape)
+        bias = None if module.component_bias is None else placed(module.component_bias, output, channel_axis)
         return gate_output(output if bias is None or not subtracts else output - bias, gate, bias)
 
     return hook
+
+
+def site_gate(module: Any, gates: AxisGates, value_key: str, gate_output: GateOutput, note: Note) -> Replace:
+    """At a site: between the activation and the site's value, which lies on the module."""
+
+    def gate(activation: Tensor, channel_axis: int, part: slice) -> Tensor:
+        if note is not None:
+            note()
+        of_channels, value = gates.of_channels(module)[:, part], getattr(module, value_key)
+        value = placed(value[..., part], activation, channel_axis)
+        return gate_output(activation - value, spread(of_channels, activation, channel_axis, module), value)
+
+    return gate
 
 
 def whole_output_hook(gates: AxisGates, channel_axis: int, gate_output: GateOutput, note: Note) -> Any:

@@ -26,6 +26,7 @@ from coar_dist.components.gate_hooks import (
     input_hook,
     output_hook,
     routing_hook,
+    site_gate,
     weight_gate,
     whole_output_hook,
 )
@@ -33,6 +34,7 @@ from coar_dist.components.gate_places import GatePlace, places_of
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.projections import CONVOLUTIONS, dotted, is_transposed_linear
 from coar_dist.components.read_weights import stand_in
+from coar_dist.components.sites import Sites, Values, reads, sites_of, value_at
 
 _PLAIN_FORWARDS = (nn.Linear.forward, *(kind.forward for kind in CONVOLUTIONS))
 
@@ -55,6 +57,7 @@ class GatedModel:
         without: groups that get no gates, by their place among the groups; their gates have no effect.
         called: takes the groups whose gates are passed; None keeps the forward pass free of it.
         read: parameters that are gated where a function reads them, as from ``weights_read``.
+        values: per site what an ablated component's activation is; None is zeroed weights.
 
     Attributes:
         gates: (num_rows, num_components) float32; write it before a forward pass. 1 is kept, 0 is ablated.
@@ -70,15 +73,19 @@ class GatedModel:
         without: Collection[int] = (),
         called: set[int] | None = None,
         read: Collection[str] = (),
+        values: Values | None = None,
     ) -> None:
         self.model = model
+        self._values = values
+        self._sites = Sites(model)
         self.gates = torch.ones(num_rows, components.num_components, device=device)
         self._called = called
         self._undo: list[Callable[[], None]] = []
         self._slices: list[tuple[int, int, list[str]]] = []  # of the gates, and the names of their buffers
         self._attention: dict[str, AttentionGates] = {}
         try:
-            self._gate(components, gate_output, without, places_of(model, components, read))
+            find_places = places_of if values is None else sites_of
+            self._gate(components, gate_output, without, find_places(model, components, read))
         except BaseException:
             self.remove()
             raise
@@ -104,7 +111,8 @@ class GatedModel:
                 self._slices[-1][2].append(dotted(name, f"component_gate_{number}"))
             for place in places:
                 # A bias that is gated itself comes behind gates that leave it in.
-                key = (place.with_bias, place.module, place.kind, place.parameter, place.slices.axis)
+                is_behind = place.with_bias and self._values is None
+                key = (is_behind, place.module, place.kind, place.parameter, place.slices.axis)
                 shared.setdefault(key, []).append((number, place))
         for members in (shared[key] for key in sorted(shared, key=lambda key: key[0])):
             self._stand(modules[members[0][1].module], members, gate_output)
@@ -114,7 +122,9 @@ class GatedModel:
         numbers, place = [number for number, _ in members], members[0][1]
         gates = self._axis_gates(module, members)
         note: Note = None if self._called is None else partial(self._called.update, numbers)
-        if place.kind in PLACEMENTS:
+        if self._values is not None:
+            self._stand_at_site(module, place, gates, gate_output, note)
+        elif place.kind in PLACEMENTS:
             num_parts = 3 if place.kind == "projections" else 1
             width = place.length // num_parts
             parts = [slice(part * width, (part + 1) * width) for part in range(num_parts)]
@@ -135,6 +145,23 @@ class GatedModel:
             self._hook(
                 module.register_forward_hook(output_hook(gates, place.channel_axis, gate_output, subtracts, note))
             )
+
+    def _stand_at_site(
+        self, module: nn.Module, place: GatePlace, gates: AxisGates, gate_output: GateOutput, note: Note
+    ) -> None:
+        """Between the activation (gate 1) and the site's value (gate 0)."""
+        assert self._values is not None
+        value = value_at(self._values, place).to(self.gates.device)
+        if place.kind == "output":
+            subtracts = not self._move_bias(module, value)
+            self._hook(
+                module.register_forward_hook(output_hook(gates, place.channel_axis, gate_output, subtracts, note))
+            )
+            return
+        key = f"component_value_{len(self._undo)}"
+        self._register(module, key, value)
+        gate_output = plain_gate_output if reads(place) else gate_output
+        self._sites.stand(place, site_gate(module, gates, key, gate_output, note))
 
     def _axis_gates(self, module: nn.Module, members: Sequence[tuple[int, GatePlace]]) -> AxisGates:
         keys = [f"component_gate_{number}" for number, _ in members]
@@ -185,14 +212,24 @@ class GatedModel:
         module.register_buffer(key, tensor, persistent=False)
         self._undo.append(lambda: delattr(module, key))
 
-    def _move_bias(self, module: nn.Module) -> bool:
-        """Move a module's bias behind its gate, where its forward is known to add it last; whether that is so."""
+    def _move_bias(self, module: nn.Module, value: Tensor | None = None) -> bool:
+        """Move a module's bias behind its gate, where its forward is known to add it last; whether that is so.
+
+        With a value, what stands behind the gate is the value, and the module's own bias is less by so much.
+        """
         bias = module._parameters.get("bias")
-        self._register(module, "component_bias", None if bias is None else bias.detach())
+        behind = value if value is not None else None if bias is None else bias.detach()
+        self._register(module, "component_bias", behind)
         needs_one = is_transposed_linear(module)  # its forward reads a bias
         if bias is None or not (needs_one or type(module).forward in _PLAIN_FORWARDS):
-            return bias is None
-        unbiased = nn.Parameter(torch.zeros_like(bias), requires_grad=False) if needs_one else None
+            return behind is None
+        if value is not None:
+            if value.ndim > 1:
+                return False
+            less = bias.detach() - value.to(bias.device, bias.dtype)
+            unbiased: nn.Parameter | None = nn.Parameter(less, requires_grad=False)
+        else:
+            unbiased = nn.Parameter(torch.zeros_like(bias), requires_grad=False) if needs_one else None
         module.register_parameter("bias", unbiased)
         self._undo.append(lambda: module.register_parameter("bias", bias))
         return True
@@ -207,6 +244,7 @@ class GatedModel:
 
     def remove(self) -> None:
         """Take hooks, gates and moved biases off the model again."""
+        self._sites.remove()
         for undo in reversed(self._undo):
             undo()
         self._undo = []

@@ -6,21 +6,50 @@ normalisation layers stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from typing_extensions import override
 
 from coar_dist.components.discovery import check_components
 from coar_dist.components.groups import Slices
 from coar_dist.components.index import ComponentIndex
 
 
-class WeightMasker:
+class Masker(ABC):
+    """Applies one mask at a time to a model, in place, within ``with`` blocks; each exit leaves it as it was."""
+
+    @abstractmethod
+    def ablating(self) -> AbstractContextManager[Callable[[NDArray[np.bool_]], None]]:
+        """A function that makes the model that of a mask (num_components,) bool, True = kept, until its next call."""
+
+    @contextmanager
+    def ablated(self, mask: NDArray[np.bool_]) -> Iterator[None]:
+        """Ablate the components that ``mask`` does not keep, for the length of a ``with`` block.
+
+        Args:
+            mask: (num_components,) bool, True = kept.
+        """
+        with self.ablating() as ablate:
+            ablate(mask)
+            yield
+
+    @abstractmethod
+    def stay(self) -> None:
+        """Leave on the model what masks need, all of them kept: for compiled and recorded passes. ``leave`` ends it."""
+
+    @abstractmethod
+    def leave(self) -> None:
+        """Take off what ``stay`` left."""
+
+
+class WeightMasker(Masker):
     """Zeroes slices of a model's weights for the length of a ``with`` block.
 
     It keeps one copy of every parameter that has components, from which the exact bits are restored. The weights must
@@ -49,6 +78,12 @@ class WeightMasker:
     def _gathered(self) -> list[Tensor | None]:
         return [self._places(part) for _, part in self._parts]
 
+    def _keep(self, name: str, parameter: Tensor) -> None:
+        """Restore this one too."""
+        if name not in self._live:
+            self._live[name], self._original[name] = parameter, parameter.clone()
+            self._devices.add(parameter.device)
+
     def _places(self, part: Slices) -> Tensor | None:
         """(length of the axis,) int64: each index's place among the components, or one behind the last of a kept one.
 
@@ -60,32 +95,26 @@ class WeightMasker:
             return None
         return torch.from_numpy(part.owners(length, num)).to(live.device)
 
+    @override
     @contextmanager
     def ablating(self) -> Iterator[Callable[[NDArray[np.bool_]], None]]:
-        """A function that makes the weights those of a mask (num_components,) bool, True = kept, until its next call.
-
-        Every exit restores the exact bits.
-        """
         with torch.no_grad():
             try:
                 yield self._zero
             finally:
                 self._restore()
 
-    @contextmanager
-    def ablated(self, mask: NDArray[np.bool_]) -> Iterator[None]:
-        """Zero the components that ``mask`` does not keep; restore the exact bits on every exit.
+    @override
+    def stay(self) -> None:
+        """Nothing: masks are in the weights."""
 
-        Args:
-            mask: (num_components,) bool, True = kept.
-        """
-        with self.ablating() as zero:
-            zero(mask)
-            yield
+    @override
+    def leave(self) -> None:
+        """Nothing: every call has restored the weights."""
 
     def _zero(self, mask: NDArray[np.bool_]) -> None:
         if self.writes_whole:
-            self._write_whole(mask)
+            self._write_whole(self._on_devices(mask))
         else:
             self._restore()
             self._write_ablated(mask)
@@ -105,13 +134,15 @@ class WeightMasker:
             self._undo.append(partial(live.index_copy_, axis, indices, original))
             live.index_fill_(axis, indices, 0)
 
-    def _write_whole(self, mask: NDArray[np.bool_]) -> None:
-        if not self._undo:
-            self._undo = [partial(live.copy_, self._original[name]) for name, live in self._live.items()]
+    def _on_devices(self, mask: NDArray[np.bool_]) -> dict[torch.device, Tensor]:
         on_host = torch.from_numpy(np.ascontiguousarray(mask))
         if torch.cuda.is_available():
             on_host = on_host.pin_memory()  # else the copy waits for all that the device still has to do
-        kept = {device: on_host.to(device, non_blocking=True) for device in self._devices}
+        return {device: on_host.to(device, non_blocking=True) for device in self._devices}
+
+    def _write_whole(self, kept: Mapping[torch.device, Tensor]) -> None:
+        if not self._undo:
+            self._undo = [partial(live.copy_, self._original[name]) for name, live in self._live.items()]
         written = set[str]()
         for (ids, part), places in zip(self._parts, self._gathered, strict=True):
             live, shape = self._live[part.parameter], [1] * self._live[part.parameter].ndim

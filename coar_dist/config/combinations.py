@@ -11,9 +11,13 @@ from coar_dist.config.edit_combinations import check_edit
 from coar_dist.config.fields import checked
 from coar_dist.config.methods import GRADIENT_BASELINES, PATH_BASELINES
 from coar_dist.config.schema import (
+    ALL_POSITIONS,
+    CONSTANTS,
+    MEAN,
     PLAN,
     SELECTIONS,
     STAGES,
+    ZERO_WEIGHTS,
     BaselineConfig,
     Config,
     EvaluationConfig,
@@ -47,6 +51,7 @@ def validate(config: Config) -> Config:
     _check_gradients(config)
     _check_regression(config.regression)
     _check_task(config)
+    _check_value(config)
     _check_cluster(config)
     if config.edit is not None:
         check_edit(config.edit)
@@ -245,6 +250,25 @@ def _check_normalisation(model: ModelConfig) -> None:
     if not len(mean) == len(std) > 0:
         raise ConfigError(
             f"task.model.input_std={std}: must be as long as task.model.input_mean={mean}, one value per channel."
+        )
+
+
+def _check_value(config: Config) -> None:
+    ablation = config.ablation
+    for key, of, is_set in (
+        ("mean_over", MEAN, ablation.mean_over != ALL_POSITIONS),
+        ("reference", MEAN, ablation.reference is not None),
+        ("constants", CONSTANTS, ablation.constants is not None),
+    ):
+        if is_set and ablation.value != of:
+            raise ConfigError(
+                f"ablation.{key} has no effect with ablation.value={ablation.value}: it belongs to "
+                f"ablation.value={of}. Leave one out."
+            )
+    methods = [method for method in GRADIENT_BASELINES if method in config.baselines]
+    if methods and ablation.value != ZERO_WEIGHTS:
+        raise ConfigError(
+            f"baselines={methods} are of zeroed weights, not of ablation.value={ablation.value}. Leave them out."
         )
 
 

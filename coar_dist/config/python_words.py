@@ -26,6 +26,9 @@ OF_ATTRIBUTE = {
     "design.seed": "seed",
     "gradients.num_masks": "num_gradient_masks",
     "task.output_function": "output_function",
+    "ablation.value": "ablation_value",
+    "ablation.constants": "ablation_value",
+    "ablation.reference": "reference",
     "estimator=coar": "num_gradient_masks=0",
     "estimator=budget": "num_gradient_masks=None",
 }
@@ -36,6 +39,9 @@ OF_ABLATED_OUTPUTS = {
     "task.output_function": "output",
     "ablation.mode=weights": "plan=None",
     "ablation.precision": "precision",
+    "ablation.value": "ablation_value",
+    "ablation.constants": "ablation_value",
+    "ablation.reference": "reference",
 }
 """The same for ``ablated_outputs``."""
 OF_EDIT = {f"edit.{entry.name}": entry.name for entry in fields(EditConfig)}

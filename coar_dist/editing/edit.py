@@ -11,18 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from coar_dist.components.discovery import check_components
 from coar_dist.components.index import ComponentIndex
-from coar_dist.components.masking import WeightMasker
+from coar_dist.components.masking import Masker, WeightMasker
 from coar_dist.components.plain_model import is_plain, plain_model
+from coar_dist.components.site_masking import BiasMasker, SiteMasker, why_not_in_biases
+from coar_dist.components.sites import Values, sites_of
 from coar_dist.components.stale_values import forget_as_in_training
 from coar_dist.errors import ComponentMismatchError, ConfigError
 from coar_dist.store.edits import EditStore
 from coar_dist.store.locations import storage_at
 from coar_dist.store.run_directory import RunDirectory
+from coar_dist.store.values import values_of_run
 from coar_dist.tasks.task import fingerprint_of_tensors
 
 
@@ -78,8 +82,10 @@ class Edit:
         measured: before and after by group, by the models as they are.
         paired_correlation: of the margins of two forms of the same examples, before and after; None without pairs.
         each: of edits of one target each: number of targets, of those that became right, and their costs.
+        read: parameters that the model's forward methods read themselves, where ``values`` stand at their uses.
         components: the component index.
         storage: where it lies.
+        values: what takes the place of the components' activations, by site; None is zeroed weights.
     """
 
     name: str
@@ -101,6 +107,8 @@ class Edit:
     each: Mapping[str, float] | None
     components: ComponentIndex = field(repr=False)
     storage: str
+    read: tuple[str, ...] = ()
+    values: Values | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def mask(self) -> NDArray[np.bool_]:
@@ -130,30 +138,60 @@ class Edit:
                 f"{type(model).__name__} computes weights from others (parametrisations, pruning, adapters), so they "
                 f"cannot be edited in place. Use edit.edited(model), which gives a copy with plain weights."
             )
-        with self._applied(plain_model(model), example_id):
+        plain = plain_model(model)
+        self._check(plain)
+        masker: Masker
+        if self.values is None:
+            masker = WeightMasker(plain, self.components)
+        else:
+            masker = SiteMasker(plain, self.components, self.values, self.read)
+        with self._applied(plain, masker, example_id):
             yield model
 
     @contextmanager
-    def _applied(self, model: nn.Module, example_id: int | None) -> Iterator[None]:
+    def _applied(self, model: nn.Module, masker: Masker, example_id: int | None) -> Iterator[None]:
         mask = self._mask_of(example_id)
-        self._check(model)
         try:
-            with WeightMasker(model, self.components).ablated(mask):
+            with masker.ablated(mask):
                 forget_as_in_training(model)
                 yield
         finally:
             forget_as_in_training(model)
 
     def edited(self, model: nn.Module, example_id: int | None = None) -> nn.Module:
-        """A copy of ``model`` with the components zeroed for good; ``model`` itself stays as it is.
+        """A copy of ``model`` with the components ablated for good; ``model`` itself stays as it is.
 
         The copy is without wrappers (``torch.compile``, ``DataParallel``), and holds effective weights as parameters.
+        Values that take the place of activations are in its biases.
 
-        Args, Raises: as ``applied``.
+        Args: as ``applied``.
+
+        Raises:
+            ComponentMismatchError: as ``applied``.
+            ConfigError: as ``applied``, or weights cannot hold the values; ``why_not_in_weights`` says why.
         """
         plain = plain_model(model)
-        with self._applied(plain, example_id):
+        self._check(plain)
+        why = self.why_not_in_weights(plain)
+        if why is not None:
+            raise ConfigError(
+                f"the edit {self.name!r} cannot be written into weights: {why}. Use edit.applied(model), which "
+                f"replaces activations."
+            )
+        masker: Masker
+        if self.values is None:
+            masker = WeightMasker(plain, self.components)
+        else:
+            masker = BiasMasker(plain, self.components, self.values, self.read)
+        with self._applied(plain, masker, example_id):
             return copy.deepcopy(plain)
+
+    def why_not_in_weights(self, model: nn.Module) -> str | None:
+        """Why ``edited`` cannot be had of a model; None where it can."""
+        if self.values is None:
+            return None
+        places = sites_of(plain_model(model), self.components, self.read)
+        return why_not_in_biases(plain_model(model), places, self.values)
 
     def _mask_of(self, example_id: int | None) -> NDArray[np.bool_]:
         if (example_id is None) != (self.each is None):
@@ -188,33 +226,37 @@ class Edit:
             slices = [dict(zip(("parameter", "axis", "start", "size"), each, strict=True)) for each in component.slices]
             score = None if self.scores is None else self.scores[i]
             spelt.append({"component_id": component_id, "name": component.name, "score": score, "slices": slices})
-        left_out = ("components", "component_ids", "scores", "storage")
+        left_out = ("components", "component_ids", "scores", "storage", "values")
         values = {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self) if entry.name not in left_out}
         return {**values, "components": spelt}
 
     @classmethod
-    def of_record(cls, record: Mapping[str, Any], components: ComponentIndex, storage: str) -> Edit:
+    def of_record(
+        cls, record: Mapping[str, Any], components: ComponentIndex, storage: str, values: Values | None = None
+    ) -> Edit:
         """The inverse of ``record``."""
-        values = dict(record)
-        spelt = values.pop("components")
+        fields_of = dict(record)
+        spelt = fields_of.pop("components")
         scores = [entry["score"] for entry in spelt]
-        pair = values["paired_correlation"]
+        pair = fields_of["paired_correlation"]
         return cls(
             **{
-                **values,
-                "targets": tuple(values["targets"]),
-                "references": tuple(values["references"]),
+                **fields_of,
+                "read": tuple(fields_of.get("read", ())),
+                "targets": tuple(fields_of["targets"]),
+                "references": tuple(fields_of["references"]),
                 "component_ids": tuple(entry["component_id"] for entry in spelt),
                 "scores": None if None in scores else tuple(scores),
-                "selected": {name: Selected(**of) for name, of in values["selected"].items()},
-                "measured": {name: Measured(**of) for name, of in values["measured"].items()},
+                "selected": {name: Selected(**of) for name, of in fields_of["selected"].items()},
+                "measured": {name: Measured(**of) for name, of in fields_of["measured"].items()},
                 "paired_correlation": None if pair is None else (_nan(pair[0]), _nan(pair[1])),
                 "each": None
-                if values["each"] is None
-                else {name: _nan(number) for name, number in values["each"].items()},
+                if fields_of["each"] is None
+                else {name: _nan(number) for name, number in fields_of["each"].items()},
             },
             components=components,
             storage=storage,
+            values=values,
         )
 
 
@@ -226,7 +268,17 @@ def load_edit(folder: str | Path) -> Edit:
         DamagedFileError: it is damaged.
     """
     sweep = RunDirectory.open(storage_at(folder))
-    return Edit.of_record(EditStore(sweep).read()[0], sweep.components, str(folder))
+    return Edit.of_record(EditStore(sweep).read()[0], sweep.components, str(folder), values_of(sweep))
+
+
+def values_of(run: RunDirectory) -> Values | None:
+    """What takes the place of a run's ablated activations, by site; None is zeroed weights.
+
+    Raises:
+        MissingWorkError, DamagedFileError: they are not there, or damaged.
+    """
+    arrays = values_of_run(run.storage, run.identity)
+    return None if arrays is None else {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def weights_fingerprint(model: nn.Module) -> str:

@@ -18,6 +18,7 @@ from coar_dist.interchange.attribution_files import OWN_KEY
 from coar_dist.interchange.units import MaskUnits
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
 from coar_dist.store.tables import AttributionTable
+from coar_dist.store.values import VALUE
 
 DTYPES = ("float32", "float16")
 _MASKS_PER_BATCH = 1024
@@ -50,6 +51,7 @@ def export_attributions(
         StorageError: the file cannot be written.
     """
     path = Path(path)
+    _check_value(run)
     _check_new(path, dtype)
     table = AttributionTable(run, method)
     blocks, num_components = run.margins(TRAIN_DESIGN).blocks, run.components.num_components
@@ -113,6 +115,7 @@ def export_margins(
         StorageError: the folder cannot be written.
     """
     folder = Path(folder)
+    _check_value(run)
     store = run.margins(design_name)
     chosen = dtype or store.dtype
     _check_new(folder, chosen)
@@ -152,6 +155,14 @@ def export_margins(
         for array in maps.values():
             array.flush()
         target.replace(folder)
+
+
+def _check_value(run: RunDirectory) -> None:
+    if VALUE in run.identity:
+        raise ConfigError(
+            f"{run.storage} was made with ablation.value={run.identity[VALUE]}: the research code's files are of "
+            f"zeroed weights alone. Export a run with ablation.value=zero_weights."
+        )
 
 
 def _check_new(path: Path, dtype: str) -> None:

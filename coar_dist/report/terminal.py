@@ -13,6 +13,7 @@ from coar_dist.report.summary import Summary, forecast_in_words
 from coar_dist.store.ceilings import CEILING_LABEL
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.run_directory import RunDirectory
+from coar_dist.store.values import value_in_words
 
 
 def print_report(run: RunDirectory, summary: Summary, terminal: Terminal) -> None:
@@ -43,7 +44,7 @@ def print_report(run: RunDirectory, summary: Summary, terminal: Terminal) -> Non
     accuracy = f", accuracy {np.mean(examples['label'] == examples['prediction']):.3f}" if known.all() else ""
     terminal.print(
         f"{counted(run.num_examples, 'example')}{accuracy}; {counted(run.components.num_components, 'component')} in "
-        f"{counted(len(run.components.groups), 'parameter')}."
+        f"{counted(len(run.components.groups), 'parameter')}, ablated: {value_in_words(run.identity)}."
     )
 
 

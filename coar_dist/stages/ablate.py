@@ -46,11 +46,13 @@ def _collect(session: Session, config: Config, task: Task, components: Component
     from coar_dist.stages.inputs import identity_of
     from coar_dist.stages.mask_designs import designs_of
     from coar_dist.stages.previews import write_previews
+    from coar_dist.stages.values import check_value, identity_of_value
 
     designs = designs_of(config, components.num_components)
     probe_margins = task.check()
-    identity = identity_of(session, task)
+    check_value(session, task, components)
     session.take()
+    identity = {**identity_of(session, task), **identity_of_value(session, task, components)}
     run = RunDirectory.create(session.storage, identity, components, len(task.examples), probe_margins)
     run.set_designs(designs)
     baselines = MissingBaselines.of(run, session)

@@ -20,6 +20,7 @@ from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, Ru
 from coar_dist.stages.inputs import components_of, examples_of, is_to_be_trained, task_of, untrained_task
 from coar_dist.stages.mask_designs import check_kinds, designs_of
 from coar_dist.stages.session import Session
+from coar_dist.stages.values import check_value
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.record import RUN_FILE
 from coar_dist.tasks.outputs import output_function
@@ -59,6 +60,7 @@ def check_ablate_stage(session: Session) -> None:
     session.components = components = components_of(session, task.model)
     designs_of(config, components.num_components)
     task.check()
+    check_value(session, task, components)
     check_device_map(config.ablation.device_map, task.model)
     methods = [method for method in GRADIENT_BASELINES if method in config.baselines]
     if methods:

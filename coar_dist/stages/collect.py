@@ -19,6 +19,7 @@ from coar_dist.console.progress import StageProgress
 from coar_dist.console.tracking import Tracking
 from coar_dist.errors import counted
 from coar_dist.stages.session import Session
+from coar_dist.stages.values import value_of_run
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.tasks.task import EXCERPT, Task
@@ -133,7 +134,7 @@ def recorded_plan(run: RunDirectory, config: Config, work: MissingWork) -> Engin
 def job_of(run: RunDirectory, config: Config, components: ComponentIndex, stores: Stores) -> AblationJob:
     """What every actor is told."""
     return AblationJob(
-        components=components,
+        value=value_of_run(run, components),
         stores=stores,
         precision=str(run.identity["ablation.precision"]),
         device_map=config.ablation.device_map,

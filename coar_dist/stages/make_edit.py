@@ -6,16 +6,19 @@ sweep of margins, which the fast engine runs.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import safetensors.torch
+from numpy.typing import NDArray
 
+from coar_dist.components.gate_places import weights_read
 from coar_dist.config.schema import ALL, kept_groups
 from coar_dist.editing.choose_sizes import choose_sizes
 from coar_dist.editing.criterion import describe, sizes
-from coar_dist.editing.edit import Edit, Measured, weights_fingerprint
+from coar_dist.editing.edit import Edit, Measured, values_of, weights_fingerprint
 from coar_dist.editing.edit_each import fix_each, sweep_name
 from coar_dist.editing.held_out import HeldOut
 from coar_dist.editing.plain import plain_outputs
@@ -26,6 +29,11 @@ from coar_dist.stages.edit_inputs import EditInputs
 from coar_dist.stages.sweep_run import SweepRun
 from coar_dist.store.edits import MEASURE
 from coar_dist.tasks.checkpoints import state_to_save
+from coar_dist.tasks.task import call_model
+
+_TOLERANCE = 1e-4
+"""Share of the outputs by which edited weights may be off from replaced activations: sums in another order."""
+_log = logging.getLogger(__name__)
 
 
 def make_edit(inputs: EditInputs, held_out: HeldOut, sweeps: SweepRun) -> Edit:
@@ -56,11 +64,7 @@ def make_edit(inputs: EditInputs, held_out: HeldOut, sweeps: SweepRun) -> Edit:
     )
     before = after = held_out.outputs
     if component_ids.size:
-        edited = made.edited(model)
-        content = safetensors.torch.save(state_to_save(edited), {"edit": edit.name, "run": inputs.run.fingerprint})
-        sweeps.edits.write_weights(content)
-        edited.load_state_dict(safetensors.torch.load(content))  # what is measured is what is exported
-        after, _ = plain_outputs(replace(held_out.task, model=edited))
+        after = _after(made, held_out, sweeps)
     parts = {group: held_out.part(group, MEASURE) for group in held_out.groups}
     measured = {
         group: Measured(len(ids), held_out.metrics(before[ids]), held_out.metrics(after[ids]))
@@ -74,6 +78,27 @@ def make_edit(inputs: EditInputs, held_out: HeldOut, sweeps: SweepRun) -> Edit:
     made = replace(made, measured=measured)
     save_figure(sweeps.storage, "curve", draw_edit_curves(made, chosen.curve))
     return made
+
+
+def _after(made: Edit, held_out: HeldOut, sweeps: SweepRun) -> NDArray[np.float32]:
+    """Outputs of the edited model, whose weights are written where they can hold the edit."""
+    model, applied = held_out.task.model, None
+    why = made.why_not_in_weights(model)
+    if made.values is not None:
+        with made.applied(model):
+            applied, _ = plain_outputs(held_out.task)
+    if why is None:
+        edited = made.edited(model)
+        content = safetensors.torch.save(state_to_save(edited), {"edit": made.name, "run": made.run})
+        edited.load_state_dict(safetensors.torch.load(content))  # what is measured is what is exported
+        after, _ = plain_outputs(replace(held_out.task, model=edited))
+        if applied is None or np.allclose(after, applied, rtol=_TOLERANCE, atol=_TOLERANCE * np.abs(applied).max()):
+            sweeps.edits.write_weights(content)
+            return after
+        why = f"outputs would be off by {np.abs(after - applied).max():.2g}"
+    assert applied is not None
+    _log.warning("no edited weights are written: %s. edit.applied(model) has the measured outputs", why)
+    return applied
 
 
 def make_edit_of_each(inputs: EditInputs, held_out: HeldOut, sweeps: SweepRun) -> Edit:
@@ -110,7 +135,14 @@ def make_edit_of_each(inputs: EditInputs, held_out: HeldOut, sweeps: SweepRun) -
 
 def _edit(inputs: EditInputs, held_out: HeldOut, sweeps: SweepRun, criterion: str, **results: Any) -> Edit:
     """An edit without components and measurements yet."""
+    task, values = held_out.task, values_of(inputs.run)
+    read: frozenset[str] = frozenset()
+    if values is not None:
+        first = task.examples.rows(0, 1)
+        read = weights_read(task.model, inputs.run.components, lambda: call_model(task.model, first.inputs))
     return Edit(
+        read=tuple(sorted(read)),
+        values=values,
         name=inputs.edit.name,
         run=inputs.run.fingerprint,
         model_weights=weights_fingerprint(held_out.task.model),

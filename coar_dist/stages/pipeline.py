@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -20,6 +21,8 @@ from coar_dist.stages.session import Session
 from coar_dist.stages.train import TRAIN
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from coar_dist.components.index import ComponentIndex
     from coar_dist.tasks.task import ExampleSet, Task
 
@@ -33,6 +36,8 @@ def run_stages(
     task: Task | None = None,
     components: ComponentIndex | None = None,
     held_out: ExampleSet | None = None,
+    reference: ExampleSet | None = None,
+    values: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Run the stages that ``config.stages`` names, in the pipeline's order, whatever their order there.
 
@@ -44,13 +49,15 @@ def run_stages(
         task: what to explain; None builds it from ``config.task``.
         components: the component index; None discovers it by ``config.components``.
         held_out: examples on which an edit is chosen and measured, in the place of ``config.edit.examples``.
+        reference: examples whose means take the place of components, in the place of ``config.ablation.reference``.
+        values: what takes the place of components, by site, in the place of ``config.ablation.constants``.
 
     Raises:
         CoarDistError: anything that a user can put right; the message says how. What is finished stays.
     """
     config = validate(config)
     stages = [stage for stage in PIPELINE if stage.name in config.stages]
-    with Session(config, Terminal(console), task, components, held_out) as session:
+    with Session(config, Terminal(console), task, components, held_out, reference, values) as session:
         check_tracking(config.tracking, session.storage)
         for stage in stages:
             if stage.check is not None:

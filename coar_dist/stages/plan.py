@@ -36,6 +36,7 @@ def _run(session: Session) -> None:
     from coar_dist.stages.mask_designs import ROLE_WORDS, designs_of
     from coar_dist.stages.print_estimate import print_estimate
     from coar_dist.stages.timing import timed_start
+    from coar_dist.stages.values import identity_of_value
 
     config, terminal = session.config, session.terminal
     if _is_untrained(session):
@@ -46,7 +47,7 @@ def _run(session: Session) -> None:
     components = components_of(session, task.model)
     probe_margins = task.check()
     with connect(config.cluster) as cluster:
-        identity = identity_of(session, task)
+        identity = {**identity_of(session, task), **identity_of_value(session, task, components, find=False)}
         rehearsal = Rehearsal(session.storage)
         run = RunDirectory.create(rehearsal, identity, components, len(task.examples), probe_margins)
         config = with_recorded_passes(config, run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from types import TracebackType
@@ -21,6 +22,8 @@ from coar_dist.store.lock import Hold, only_writer
 from coar_dist.store.run_directory import FOLDERS, RunDirectory
 
 if TYPE_CHECKING:  # a command that reads loads no torch
+    from torch import Tensor
+
     from coar_dist.components.index import ComponentIndex
     from coar_dist.tasks.task import ExampleSet, Task
 
@@ -38,6 +41,8 @@ class Session:
         task: what to explain; None builds it from ``config.task``.
         components: the component index; None discovers it by ``config.components``.
         held_out: examples on which an edit is chosen and measured, in the place of ``config.edit.examples``.
+        reference: examples whose means take the place of components, in the place of ``config.ablation.reference``.
+        values: what takes the place of components, by site, in the place of ``config.ablation.constants``.
 
     Attributes:
         storage: the run directory.
@@ -56,9 +61,12 @@ class Session:
         task: Task | None = None,
         components: ComponentIndex | None = None,
         held_out: ExampleSet | None = None,
+        reference: ExampleSet | None = None,
+        values: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.config, self.terminal = config, terminal
         self.task, self.components, self.held_out = task, components, held_out
+        self.reference, self.values = reference, values
         self.untrained: Task | None = None
         self.examples: dict[str, ExampleSet] = {}
         self.storage = storage_at(config.run.dir)
@@ -91,6 +99,10 @@ class Session:
             enter(self.tracking.opened(self.storage, configuration))
             enter(damaged_set_aside(self.storage, self._hold))
         return self._hold
+
+    def keep(self, context: AbstractContextManager[object]) -> None:
+        """Enter a context that lasts as long as the right to write."""
+        self._until_release.enter_context(context)
 
     def release(self) -> None:
         """Complete the log and let others write; nothing where nothing was taken."""

@@ -12,6 +12,7 @@ from coar_dist.store.local_storage import LocalStorage
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 from coar_dist.store.storage import Storage
+from coar_dist.store.values import OF_VALUES, values_of_run, write_values
 from coar_dist.tasks.task import Task
 
 _AS_COLLECTED = ("ablation.precision", "ablation.margins_dtype", "ablation.examples_per_block")
@@ -40,7 +41,11 @@ class SweepRun:
         self.storage = storage
         if isinstance(storage, LocalStorage):
             storage.create()
-        identity = {**task.identity(), **{key: edited.identity[key] for key in _AS_COLLECTED}}
+        collected = {key: edited.identity[key] for key in (*_AS_COLLECTED, *OF_VALUES) if key in edited.identity}
+        identity = {**task.identity(), **collected}
+        values = values_of_run(edited.storage, edited.identity)
+        if values:
+            write_values(storage, values)
         try:
             self._run = RunDirectory.create(storage, identity, edited.components, len(task.examples))
         except RunMismatchError as error:

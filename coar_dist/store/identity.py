@@ -11,7 +11,9 @@ from coar_dist.designs.design import MaskDesign
 from coar_dist.designs.given import Imported
 from coar_dist.errors import RunMismatchError
 from coar_dist.store.storage import Storage
+from coar_dist.store.values import OF_VALUES, VALUE
 
+_LEFT_OUT = {VALUE: "zero_weights"}
 IMPORTED_FROM = "imported_from"
 """Key of the identity of a run whose margins were collected elsewhere: by whom."""
 
@@ -29,9 +31,13 @@ def check_identity(storage: Storage, stored: Mapping[str, Any], asked: Mapping[s
             f"or another run.dir."
         )
     differing = [key for key in {**stored, **asked} if stored.get(key) != asked.get(key)]
+    if VALUE in differing:  # the others say what that value is
+        differing = [key for key in differing if key == VALUE or key not in OF_VALUES]
     if differing:
+        values = [(each.get(key, _LEFT_OUT.get(key)) for each in (asked, stored)) for key in differing]
         lines = "; ".join(
-            f"{key} is {asked.get(key)!r}, but the run was made with {stored.get(key)!r}" for key in differing
+            f"{key} is {now!r}, but the run was made with {then!r}"
+            for key, (now, then) in zip(differing, values, strict=True)
         )
         raise RunMismatchError(f"{storage} belongs to another run: {lines}. Use another run.dir, or undo the change.")
 

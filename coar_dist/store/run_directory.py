@@ -25,6 +25,7 @@ from coar_dist.store.parquet import read_content, write_table
 from coar_dist.store.record import RUN_FILE, fingerprint_of, new_record, read_record, write_record
 from coar_dist.store.shards import ShardFolder
 from coar_dist.store.storage import Storage
+from coar_dist.store.values import VALUE_FILES
 
 COMPONENT_FILES = {"components.parquet": "named components", "slices.parquet": "slices"}
 """The files of the component index, with what their metadata call them."""
@@ -32,7 +33,17 @@ _TYPES = {"layer": pa.int64()}
 """Of columns that may have no value."""
 TRAIN_DESIGN, GRADIENT_DESIGN = "train", "gradients"
 PREVIEWS = "previews"
-FOLDERS = ("", "attributions", "evaluation", "evaluation/budget_curve", MASK_FILES, PREVIEWS, "report", "logs")
+FOLDERS = (
+    "",
+    "attributions",
+    "evaluation",
+    "evaluation/budget_curve",
+    MASK_FILES,
+    VALUE_FILES,
+    PREVIEWS,
+    "report",
+    "logs",
+)
 """Where files lie, besides the folders of shards."""
 ROLES = ("train", "gradients", "baseline", "evaluation", "ceiling", "edit")
 

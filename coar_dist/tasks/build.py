@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from coar_dist.tasks.examples.source import IndexedSource, StreamedSource, load_
 from coar_dist.tasks.models import MODELS, has_weights
 from coar_dist.tasks.normalisation import normalise_inputs
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import ExampleSet, Task
+from coar_dist.tasks.task import ExampleSet, Inputs, Task, by_keyword
 
 
 def build_model(config: ModelConfig) -> nn.Module:
@@ -84,3 +85,18 @@ def build_task(
         model.load_state_dict(trained)
     outputs = output_function(config.output_function)
     return Task(model, load_examples(), outputs)
+
+
+def task_in_memory(
+    model: nn.Module,
+    inputs: Inputs,
+    targets: Tensor,
+    columns: Mapping[str, Any] | None,
+    function: str | Callable[[Any, Tensor], Tensor],
+) -> Task:
+    """What a Python caller explains.
+
+    Raises:
+        TaskError, ConfigError: inputs and targets do not fit each other, or there is no such output function.
+    """
+    return Task(model, ExampleSet.of(by_keyword(model, inputs), targets, columns), output_function(function))

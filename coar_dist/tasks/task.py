@@ -220,6 +220,17 @@ def by_keyword(model: nn.Module, inputs: Any) -> Any:
     return dict(zip(names, inputs, strict=False))
 
 
+def inputs_alone(inputs: Any) -> ExampleSet:
+    """Inputs whose targets nobody reads, as an example set.
+
+    Raises:
+        TaskError: as ``ExampleSet.of``.
+    """
+    tensors = inputs.values() if isinstance(inputs, Mapping) else [inputs]
+    num_rows = next((len(each) for each in tensors if not isinstance(each, _CONSTANTS)), 0)
+    return ExampleSet.of(inputs, torch.zeros(num_rows))
+
+
 def _tensor(key: str, value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value

@@ -11,6 +11,7 @@ from torch import nn
 from coar_dist.ablation.actor import AblationActor, AblationJob, EngineActor
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.ablation.trial import TrialActor
+from coar_dist.ablation.value import ZeroWeights
 from coar_dist.ablation.work import ExpectedMasks
 from coar_dist.cluster.ranges import WorkRange
 from coar_dist.components.discovery import discover
@@ -30,7 +31,9 @@ def test_a_range_has_a_margin_for_each_mask_and_each_example_of_its_store(tmp_pa
         "train": (design, MarginStore(storage, "margins/train", "x", 11, 40, 9, 4, "float32")),
         "gradients of examples 4..8": (design, GradientStore(storage, "gradients/gradients/1", "x", 11, 40, (4, 9))),
     }
-    job = AblationJob(ComponentIndex((ComponentGroup.of("a.weight", 0, 11),)), stores, "float32", None, PlanPins())
+    job = AblationJob(
+        ZeroWeights(ComponentIndex((ComponentGroup.of("a.weight", 0, 11),))), stores, "float32", None, PlanPins()
+    )
     counts = {name: job.num_margins(WorkRange(name, 10, 16, "masks")) for name in stores}
     assert counts == {"train": 6 * 9, "gradients of examples 4..8": 6 * 5}
 
@@ -39,7 +42,9 @@ def test_a_trial_takes_over_a_plan_and_an_actor_writes_what_is_true(tmp_path: Pa
     task, design = small_task(), Bernoulli(12, 6, 0.3, 0)
     components = discover(task.model, "conv_filters")
     store = MarginStore(local_storage(tmp_path), "margins/train", "x", 12, 6, 7, 4, "float32")
-    job = AblationJob(components, {"train": (design, store)}, "float32", None, PlanPins("weights", 3, False))
+    job = AblationJob(
+        ZeroWeights(components), {"train": (design, store)}, "float32", None, PlanPins("weights", 3, False)
+    )
     plan = EnginePlan("rows", 5, compiled=False)
     for kind in (TrialActor, AblationActor):
         actor = kind()

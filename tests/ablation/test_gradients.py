@@ -101,7 +101,7 @@ def test_sums_are_the_slow_truth_however_they_are_batched(rows: int | None) -> N
 
 
 def test_unfolded_batch_norms_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coar_dist.ablation.prepared.fold_batch_norms", lambda model, components: 0)
+    monkeypatch.setattr("coar_dist.ablation.prepared.fold_batch_norms", lambda model, components: {})
     engine = engine_for(TASK, FILTERS)
     assert any(isinstance(module, nn.BatchNorm2d) for module in engine.model.module.modules())
     assert_true(engine.gate_gradients(MASKS, BLOCK))

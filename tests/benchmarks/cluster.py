@@ -26,6 +26,7 @@ from rich.table import Table
 
 from coar_dist.ablation.actor import AblationActor, AblationJob
 from coar_dist.ablation.plan import EnginePlan, PlanPins
+from coar_dist.ablation.value import ZeroWeights
 from coar_dist.ablation.work import ROWS_KEY
 from coar_dist.cluster.driver import run_ranges
 from coar_dist.cluster.ranges import RangesToDo, WorkRange
@@ -70,7 +71,7 @@ def run(
     directory = RunDirectory.create(storage_at(folder), identity, components, len(task.examples))
     directory.set_designs({"train": RunDesign("train", design)})
     store = directory.margins("train")
-    job = AblationJob(components, {"train": (design, store)}, "float32", None, PlanPins())
+    job = AblationJob(ZeroWeights(components), {"train": (design, store)}, "float32", None, PlanPins())
     ranges = RangesToDo({"train": store.missing()}, {"train": MASKS_PER_SHARD}, "masks")
     plan = SharedPlan(EnginePlan("weights", 7, compiled=False), request=None)
     work = Work("benchmark", PacedActor, task, job, ranges, plan, ROWS_KEY)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from coar_dist.ablation.actor import AblationActor, AblationJob, Start
 from coar_dist.ablation.plan import EnginePlan, PlanPins
+from coar_dist.ablation.value import ZeroWeights
 from coar_dist.ablation.work import ROWS_KEY, ExpectedMasks
 from coar_dist.cluster.driver import run_ranges
 from coar_dist.cluster.ranges import RangesToDo
@@ -76,7 +77,7 @@ def drive(
         run=run.storage.label,
         actor=AblationActor,
         task=task,
-        job=AblationJob(components, {"train": (design, store)}, "float32", None, pins),
+        job=AblationJob(ZeroWeights(components), {"train": (design, store)}, "float32", None, pins),
         ranges=RangesToDo({"train": store.missing()}, {"train": MASKS_PER_SHARD}, "masks"),
         plan=SharedPlan(plan, ExpectedMasks(store.num_masks, 0), must_start=needs_unablated),
         memory_key=ROWS_KEY,

@@ -19,6 +19,7 @@ from rich.console import Console
 import coar_dist
 from coar_dist.ablation.actor import AblationActor, AblationJob
 from coar_dist.ablation.plan import PlanPins
+from coar_dist.ablation.value import ZeroWeights
 from coar_dist.baselines.actor import BaselineActor
 from coar_dist.cluster.metrics import METRICS, RunMetrics
 from coar_dist.cluster.ranges import WorkRange
@@ -96,7 +97,11 @@ def test_time_adds_up_to_the_time_of_the_actor(tmp_path: Path) -> None:
     design = Bernoulli(components.num_components, 20, 0.2, seed=2)
     store = MarginStore(local_storage(tmp_path), "margins/train", "x", components.num_components, 20, 7, 7, "float32")
     actor = AblationActor()
-    actor.setup(task, AblationJob(components, {"train": (design, store)}, "float32", None, PlanPins()), num_threads=1)
+    actor.setup(
+        task,
+        AblationJob(ZeroWeights(components), {"train": (design, store)}, "float32", None, PlanPins()),
+        num_threads=1,
+    )
     actor.use(PLAN)
     reports = [actor.run(WorkRange("train", start, start + 10, "masks")) for start in (0, 10)]
     assert [sum(getattr(report, name) > 0 for name in ("wait_s", "forward_s", "write_s")) for report in reports] == [

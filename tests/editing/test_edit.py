@@ -226,3 +226,35 @@ def test_a_selection_without_attributions_is_refused(reader: RunReader, options:
     message = rf"edit\.{key}='lasso': the run has attributions of coar, neuron_conductance\. Use one of these, greedy"
     with pytest.raises(ConfigError, match=message):
         Selector.of(reader, EditConfig(**options))
+
+
+def test_values_are_in_the_place_of_activations_and_in_the_biases_of_a_copy() -> None:
+    """By hand: row 2 of the first layer is 0.7, and the inputs 2 and 3 of the second are -0.4 and 1.1."""
+    values = {"0.output": torch.full((6,), 0.7), "2.input": torch.tensor([0.0, 0.0, -0.4, 1.1, 0.0, 0.0])}
+    edit = edit_of(component_ids=(2, 7), values=values)
+    plain = model()
+    hidden = plain[0](X)
+    hidden[:, 2] = 0.7
+    hidden = hidden.tanh()
+    hidden[:, 2], hidden[:, 3] = -0.4, 1.1
+    expected = plain[2](hidden)
+    with edit.applied(plain):
+        torch.testing.assert_close(plain(X), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(plain(X), model()(X), rtol=0, atol=0)
+    torch.testing.assert_close(edit.edited(plain)(X), expected, rtol=0, atol=1e-6)
+    assert edit.why_not_in_weights(plain) is None
+    assert [name for name, _ in edit.edited(plain).named_parameters()] == [name for name, _ in plain.named_parameters()]
+
+
+def test_values_that_weights_cannot_hold_are_applied_alone() -> None:
+    without_bias = randomise(nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3, bias=False)))
+    values = {"0.output": torch.full((6,), 0.7), "2.input": torch.full((6,), 0.3)}
+    edit = edit_of(model_weights=weights_fingerprint(without_bias), values=values)
+    with pytest.raises(ConfigError, match=r"'mine' cannot be written into weights: the layer of 2.input has no bias"):
+        edit.edited(without_bias)
+    hidden = without_bias[0](X)
+    hidden[:, 2] = 0.7
+    hidden = hidden.tanh()
+    hidden[:, 2:4] = 0.3
+    with edit.applied(without_bias):
+        torch.testing.assert_close(without_bias(X), without_bias[2](hidden), rtol=0, atol=1e-6)

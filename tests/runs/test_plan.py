@@ -16,6 +16,7 @@ import coar_dist
 from coar_dist.ablation import trial
 from coar_dist.ablation.actor import AblationJob
 from coar_dist.ablation.plan import EnginePlan, PlanPins
+from coar_dist.ablation.value import ZeroWeights
 from coar_dist.ablation.work import ExpectedMasks
 from coar_dist.cluster.interruption import Interruption
 from coar_dist.cluster.resources import Cluster
@@ -210,7 +211,11 @@ def test_the_trial_takes_over_a_run_s_own_engine_plan() -> None:
     plan_of_run = EnginePlan("weights", 3, compiled=False)
     actor = trial.TrialActor()
     task = small_task()
-    actor.setup(task, AblationJob(discover(task.model, "conv_filters"), {}, "float32", None, PlanPins()), num_threads=1)
+    actor.setup(
+        task,
+        AblationJob(ZeroWeights(discover(task.model, "conv_filters")), {}, "float32", None, PlanPins()),
+        num_threads=1,
+    )
     found = actor.start(ExpectedMasks(10, 0), 1, plan_of_run)
     assert found.plan == plan_of_run
     assert found.gradient_cost is None

@@ -7,7 +7,15 @@ Import from here: the modules divide the options by subject, and have the names 
 
 from __future__ import annotations
 
-from coar_dist.config.schema.ablation import AblationConfig
+from coar_dist.config.schema.ablation import (
+    ALL_POSITIONS,
+    CONSTANTS,
+    MEAN,
+    POSITION,
+    ZERO,
+    ZERO_WEIGHTS,
+    AblationConfig,
+)
 from coar_dist.config.schema.baselines import BaselineConfig
 from coar_dist.config.schema.cluster import ClusterConfig
 from coar_dist.config.schema.components import ComponentRule, ComponentsConfig
@@ -31,17 +39,23 @@ from coar_dist.config.schema.train import TrainConfig
 
 __all__ = [
     "ALL",
+    "ALL_POSITIONS",
+    "CONSTANTS",
     "GREEDY",
     "MAGNITUDE",
+    "MEAN",
     "MIN_CEILING_MASKS",
     "OTHERS",
     "PILOT_GRADIENT_MASKS",
     "PILOT_MASKS",
     "PLAN",
+    "POSITION",
     "RANDOM",
     "SELECTIONS",
     "STAGES",
     "TARGETS",
+    "ZERO",
+    "ZERO_WEIGHTS",
     "AblationConfig",
     "BaselineConfig",
     "ClusterConfig",

@@ -5,13 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from coar_dist.config.schema.task import ExamplesConfig
 from coar_dist.config.schema.values import Count, Part, one_of
+
+ZERO_WEIGHTS, ZERO, MEAN, CONSTANTS = "zero_weights", "zero", "mean", "constants"
+ALL_POSITIONS, POSITION = "all", "position"
 
 
 @dataclass
 class AblationConfig(Part):
-    """How the forward passes are run and stored."""
+    """What ablated components are replaced by, and how the forward passes are run and stored."""
 
+    value: Annotated[str, one_of(ZERO_WEIGHTS, ZERO, MEAN, CONSTANTS)] = ZERO_WEIGHTS
+    """``zero_weights``: a component's slices of the weights are zero, its bias stays (the paper's). The others replace
+    its activation: by ``zero``, by its ``mean`` over the reference, or by ``constants`` of your own."""
+    mean_over: Annotated[str, one_of(ALL_POSITIONS, POSITION)] = ALL_POSITIONS
+    """Of ``value=mean``: the mean over ``all`` examples and positions, or one for every ``position`` of inputs of one
+    length."""
+    reference: ExamplesConfig | None = None
+    """Of ``value=mean``: the examples whose mean it is; None: the run's own."""
+    constants: str | None = None
+    """Of ``value=constants``: a safetensors file with a tensor (num_channels,) for every site, by its name."""
     precision: Annotated[str, one_of("float32", "bfloat16", "auto")] = "float32"
     """``float32``, ``bfloat16`` (autocast), or ``auto``: bfloat16 where the actors' device computes it natively. What
     ``auto`` gave is part of the run's identity."""

@@ -30,6 +30,7 @@ from coar_dist.store.edits import edit_names
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDirectory
+from coar_dist.store.values import value_in_words
 
 if TYPE_CHECKING:
     from coar_dist.report.page.edits import ShownEdit
@@ -97,6 +98,7 @@ def _rendered(run: RunDirectory, summary: Summary, examples: ShownExamples, figu
         title=run.storage.location.rstrip("/").rpartition("/")[2],
         subtitle=f"Component attribution of {counted(num_components, 'component')} for "
         f"{counted(run.num_examples, 'example')}; "
+        f"ablated: {value_in_words(run.identity)}; "
         f"run made {run.created[:10]}, {run.storage}",
         css=Markup(_file("page.css")),
         js=Markup(_file("page.js")),

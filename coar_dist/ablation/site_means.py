@@ -1,0 +1,173 @@
+"""The mean activations of the unablated model at the sites of components, in one streamed pass over a reference."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coar_dist.ablation.placement import modules_called
+from coar_dist.components.gate_places import GatePlace, weights_read
+from coar_dist.components.index import ComponentIndex
+from coar_dist.components.sites import Sites, Values, site_name, sites_of
+from coar_dist.errors import TaskError, listed
+from coar_dist.tasks.task import ExampleSet, Inputs, call_model
+
+_NUM_ROWS = 32
+_log = logging.getLogger(__name__)
+
+
+def site_means(
+    model: nn.Module, components: ComponentIndex, examples: ExampleSet, device: torch.device, by_position: bool
+) -> Values:
+    """Mean activations at the sites of ``components``, over examples and, unless by position, positions.
+
+    Positions that an ``attention_mask`` among the inputs leaves out (padding) do not count.
+
+    Args:
+        model: in eval mode, on ``device``; it is as before on every exit.
+        components: whose sites.
+        examples: the reference; their targets are not read.
+        device: where the model takes its inputs.
+        by_position: a mean for every position, of examples of one length.
+
+    Returns:
+        Per site (num_channels,) float32, or (k, ...) by position.
+
+    Raises:
+        ComponentMismatchError: a component has no site.
+        TaskError: padding, or positions, cannot be told at a site; a mean is not finite.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> hidden = ComponentIndex((ComponentGroup.of("2.weight", 1, 4),))
+        >>> examples = ExampleSet(torch.rand(5, 3), torch.zeros(5))
+        >>> {name: tuple(value.shape) for name, value in site_means(model, hidden, examples, "cpu", False).items()}
+        {'2.input': (4,)}
+    """
+
+    def run(batch: ExampleSet) -> None:
+        own = batch.map(lambda tensor: tensor.to(device, copy=True))  # the model may change its inputs
+        with torch.no_grad(), modules_called():
+            call_model(model, own.inputs)
+
+    read = weights_read(model, components, lambda: run(examples.rows(0, 1)))
+    places = {site_name(place): place for found in sites_of(model, components, read) for place in found}
+    sums = {name: _Sum(name, place, by_position) for name, place in places.items()}
+    sites = Sites(model)
+    try:
+        for name, place in places.items():
+            sites.stand(place, partial(_noted, sums[name]))
+        start, num_rows = 0, _NUM_ROWS
+        while start < len(examples):
+            batch = examples.rows(start, start + num_rows).map(lambda tensor: tensor.to(device))
+            for each in sums.values():
+                each.begin(len(batch), batch.inputs)
+            try:
+                run(batch)
+            except torch.OutOfMemoryError:
+                if num_rows == 1:
+                    raise
+                num_rows //= 2
+                continue
+            for each in sums.values():
+                each.end()
+            start += num_rows
+    finally:
+        sites.remove()
+    unread = [name for name, each in sums.items() if not each.is_reached]
+    if unread:
+        _log.warning("not reached by any example of the reference, and zero there: %s", listed(unread))
+    return {name: each.mean() for name, each in sums.items()}
+
+
+def _padding(inputs: Inputs, is_in_decoder: bool) -> Tensor | None:
+    """(num_rows, length) bool, True where a token counts; None where all do."""
+    if not isinstance(inputs, dict):
+        return None
+    has_two = any(name.startswith("decoder_") for name in inputs)
+    mask = inputs.get("decoder_attention_mask" if has_two and is_in_decoder else "attention_mask")
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or bool((mask != 0).all()):
+        return None
+    return mask != 0
+
+
+def _noted(total: _Sum, activation: Tensor, channel_axis: int, part: slice) -> Tensor:
+    total.add(activation, channel_axis, part)
+    return activation
+
+
+class _Sum:
+    """The sum of a site's activations over a reference; what a batch adds counts once its pass is done."""
+
+    def __init__(self, name: str, place: GatePlace, by_position: bool) -> None:
+        self._name, self._length, self._by_position = name, place.length, by_position
+        self._is_in_decoder = "decoder" in name
+        self._parts: dict[tuple[int | None, int | None], tuple[Tensor, int]] = {}
+
+    @property
+    def is_reached(self) -> bool:
+        return bool(self._parts)
+
+    def begin(self, num_rows: int, inputs: Inputs) -> None:
+        """A pass of so many rows begins."""
+        self._num_rows, self._padding = num_rows, _padding(inputs, self._is_in_decoder)
+        self._added: list[tuple[Tensor, int, slice]] = []
+
+    def add(self, activation: Tensor, channel_axis: int, part: slice) -> None:
+        """An activation of the pass."""
+        if len(activation) % self._num_rows:
+            raise TaskError(
+                f"{self._name}: an activation of shape {tuple(activation.shape)} has not a row per example, so that no "
+                f"mean can be had. Leave its components out (components.exclude)."
+            )
+        if self._by_position:
+            if self._padding is not None:
+                raise TaskError(
+                    "ablation.mean_over=position needs inputs of one length, and the reference has padding. Use "
+                    "ablation.mean_over=all, or another ablation.reference."
+                )
+            of_rows = activation.detach().reshape(self._num_rows, -1, *activation.shape[1:])
+            self._added.append((of_rows.double().sum(dim=0), self._num_rows, part))
+            return
+        channels = activation.detach().movedim(channel_axis, -1)
+        flat = channels[self._counted(channels)] if self._padding is not None else channels.flatten(0, -2)
+        self._added.append((flat.double().sum(dim=0), len(flat), part))
+
+    def _counted(self, channels: Tensor) -> Any:
+        """Which entries of (num_rows * k, ...) are no padding."""
+        lengths, padding = channels.shape[:-1], self._padding
+        assert padding is not None
+        if lengths == (self._num_rows,):  # what is pooled has no positions
+            return slice(None)
+        if lengths not in (padding.shape, (padding.numel(),)):
+            raise TaskError(
+                f"{self._name}: padding cannot be told in an activation of shape {tuple(channels.shape)}. Give a "
+                f"reference without padding (ablation.reference), or leave these components out (components.exclude)."
+            )
+        return padding.reshape(lengths)
+
+    def end(self) -> None:
+        """The pass is done."""
+        for added, count, part in self._added:
+            key = part.start, part.stop
+            total, num = self._parts.get(key, (torch.zeros_like(added), 0))
+            if total.shape != added.shape:
+                raise TaskError(
+                    f"ablation.mean_over=position needs inputs of one length: {self._name} has activations of shapes "
+                    f"{tuple(total.shape)} and {tuple(added.shape)}. Use ablation.mean_over=all."
+                )
+            self._parts[key] = total + added, num + count
+
+    def mean(self) -> Tensor:
+        """(num_channels,) float32, or (k, ...) by position; zeros where nothing came by."""
+        if not self._parts:
+            return torch.zeros(self._length)
+        means = [total / num for _, (total, num) in sorted(self._parts.items(), key=lambda item: item[0][0] or 0)]
+        mean = (means[0] if len(means) == 1 else torch.cat(means, dim=-1)).float().cpu()
+        if not bool(mean.isfinite().all()):
+            raise TaskError(f"the mean activation at {self._name} is not finite. Look at ablation.reference.")
+        return mean
