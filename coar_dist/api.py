@@ -288,12 +288,11 @@ def attribute(
         baselines: of ``"leave_one_out"``, ``"gradient_x_parameter"``, ``"neuron_conductance"``,
             ``"internal_influence"``.
         baseline_settings: steps and batches of the last three; None is the default.
-        evaluation: held-out masks; None is the default, around ``ablation_fraction``, where ``stages`` has
-            ``"evaluate"``, and none otherwise.
+        evaluation: held-out masks; None is the default around ``ablation_fraction`` for the stage ``"evaluate"``.
         ablation: forward passes; None is the default.
         regression: fit; None is the default.
         cluster: Ray; None starts it on this machine.
-        tracking: of ``"tensorboard"``, ``"wandb"``, ``"mlflow"``: where figures go, too.
+        tracking: of ``"tensorboard"``, ``"wandb"``, ``"mlflow"``.
         previews: whether the run keeps small pictures of the examples and their column ``excerpt``.
         console: where progress is printed; None is standard output.
 
