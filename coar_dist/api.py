@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,7 +180,7 @@ class Run(RunReader):
             0.25
         """
         from coar_dist.editing.edit import load_edit
-        from coar_dist.editing.groups import group_of
+        from coar_dist.editing.groups import edit_of
         from coar_dist.stages.pipeline import run_stages
         from coar_dist.store.edits import EDITS
         from coar_dist.tasks.build import task_in_memory
@@ -194,16 +194,10 @@ class Run(RunReader):
                 "a run that was opened from its files has no model: give model, inputs and targets, the ones that it "
                 "explains, to edit. (A run that attribute returned has them.)"
             )
-        known = [entry.name for entry in fields(EditConfig)]
-        for name in options:
-            if name not in known:
-                raise ConfigError(f"edit: unknown option {name!r}; the options are {', '.join(known)}.")
-        chosen = {"direction": direction, "target": group_of(target), **options}
-        chosen |= {} if reference is None else {"reference": group_of(reference)}
-        chosen |= {} if max_components is None else {"max_components": max_components}
-        if "groups" in options:
-            chosen["groups"] = {name: group_of(group) for name, group in options["groups"].items()}
-        edit = replace(settings or EditConfig(), **chosen)
+        options |= {"direction": direction, "target": target}
+        options |= {} if reference is None else {"reference": reference}
+        options |= {} if max_components is None else {"max_components": max_components}
+        edit = edit_of(settings or EditConfig(), options)
         location = self.directory.storage.location
         config = Config(stages=["edit"], run=RunConfig(location), edit=edit, cluster=cluster or ClusterConfig())
         run_stages(config, console, task, held_out=held_out)

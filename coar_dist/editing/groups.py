@@ -6,7 +6,7 @@ A group's conditions are applied in the order of their fields in ``ExampleGroup`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from operator import index
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coar_dist.config.functions import resolve
-from coar_dist.config.schema import ExampleGroup
+from coar_dist.config.schema import EditConfig, ExampleGroup
 from coar_dist.errors import ConfigError, TaskError, counted
 
 Columns = Mapping[str, NDArray[Any]]
@@ -51,6 +51,22 @@ def group_of(examples: Examples) -> ExampleGroup:
         if name not in known:
             raise ConfigError(f"a group of examples has no condition {name!r}; the conditions are {', '.join(known)}.")
     return ExampleGroup(**examples)
+
+
+def edit_of(settings: EditConfig, options: Mapping[str, Any]) -> EditConfig:
+    """The settings with some options replaced, whose groups may be written as ``group_of`` takes them.
+
+    Raises:
+        ConfigError: an option, or a condition of a group, is unknown.
+    """
+    known = [entry.name for entry in fields(EditConfig)]
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"edit: unknown option {name!r}; the options are {', '.join(known)}.")
+    chosen = {name: group_of(value) if name in ("target", "reference") else value for name, value in options.items()}
+    if "groups" in options:
+        chosen["groups"] = {name: group_of(group) for name, group in options["groups"].items()}
+    return replace(settings, **chosen)
 
 
 def members(
