@@ -63,7 +63,8 @@ def edit_of(settings: EditConfig, options: Mapping[str, Any]) -> EditConfig:
     for name in options:
         if name not in known:
             raise ConfigError(f"edit: unknown option {name!r}; the options are {', '.join(known)}.")
-    chosen = {name: group_of(value) if name in ("target", "reference") else value for name, value in options.items()}
+    chosen: dict[str, Any] = dict(options)
+    chosen |= {name: group_of(options[name]) for name in ("target", "reference") if name in options}
     if "groups" in options:
         chosen["groups"] = {name: group_of(group) for name, group in options["groups"].items()}
     return replace(settings, **chosen)
