@@ -80,6 +80,35 @@ def test_mixtures_of_unknown_form_are_passed_over_by_experts_and_blocks() -> Non
         assert passed_over(model, selector) == {"layers.0.mlp": "a mixture of experts of unknown form"}
 
 
+@pytest.mark.parametrize(
+    ("selector", "names_attention", "names_mlps"),
+    [
+        *((selector, True, False) for selector in ("heads", "query_heads", "key_value_groups", "attention_blocks")),
+        *((selector, False, True) for selector in ("neurons", "mlp_blocks")),
+        *((selector, True, True) for selector in ("layers", "auto")),
+        *((selector, False, False) for selector in ("experts", "linear_rows", "conv_filters", "recurrent_units")),
+    ],
+)
+def test_every_selector_names_what_is_of_its_kind(selector: str, names_attention: bool, names_mlps: bool) -> None:
+    odd = Attention()
+    odd.num_heads = 5
+    mlp = nn.Sequential(nn.Linear(12, 30), nn.Linear(20, 12))
+    model = nn.ModuleDict({"attn": odd, "mlp": mlp, "more": Attention()})
+    expected = {"attn": "the 12 inputs of attn.out_proj are not whole heads"} if names_attention else {}
+    expected |= {"mlp": "no linear maps from d to N and back"} if names_mlps else {}
+    assert passed_over(model, selector) == expected
+
+
+def test_query_heads_of_an_unknown_layout_are_named() -> None:
+    halves = Attention()
+    halves.lambda_q1 = nn.Parameter(torch.zeros(3))
+    halves.num_heads = 4  # two of differential attention, each of two softmaxes
+    model = in_layers("attn", halves, Attention())
+    why = "how its query's rows belong to heads is not known"
+    assert passed_over(model, "query_heads") == {"layers.0.attn": why}
+    assert passed_over(model, "heads") == {}
+
+
 class Half(nn.Module):
     def __init__(self, kind: type[nn.Module]) -> None:
         super().__init__()
