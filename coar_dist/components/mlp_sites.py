@@ -72,7 +72,8 @@ def mlp_sites(model: nn.Module) -> list[MlpSite]:
     sites: list[MlpSite] = []
     has_blocks = bool(mixers)
     for name, module in modules.items():
-        found = [] if _is_no_mlp(name, module) else _sites_in(name, module, is_plain=not mixers)
+        is_half = name.endswith("output") and f"{name.removesuffix('output')}intermediate" in modules
+        found = [] if is_half or _is_no_mlp(name, module) else _sites_in(name, module, is_plain=not mixers)
         inside = next((path for path in with_those_above(name) if path in mixers), None)
         if found and inside is not None:  # an MLP as wide as the attention's output is one, a position bias is none
             width = _num_outputs(attention.get(inside), modules)
@@ -109,7 +110,7 @@ def _is_no_mlp(name: str, module: nn.Module) -> bool:
     is_list = isinstance(module, nn.ModuleList) or (isinstance(module, nn.ModuleDict) and parts[-1] not in _MLPS)
     if is_list or is_state_space(module) or any(part.endswith(_BRIDGES) for part in parts):
         return True
-    if parts[0].endswith("norm") or parts[-1] == "output":  # what a norm makes its scales of; an MLP's other half
+    if parts[0].endswith("norm"):  # what a norm makes its scales of
         return True
     return _is_head(parts[-1]) or (_is_head(parts[0]) and parts[-1] not in _MLPS)
 
