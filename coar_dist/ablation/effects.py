@@ -108,6 +108,7 @@ class Effects:
             _log.info("%s: computed from weights, and kept by the model; computed in every pass now", forgotten)
         read = weights_read(model, value.components, lambda: self.margins(model, self.examples))
         self.value = replace(value, read=read)
+        self.value.check(model, lambda: self.margins(model, self.examples))
         self._halves = [_halves(number, group.num_components) for number, group in enumerate(self._components.groups)]
         ablated = self._ablated(model)
         self._expected = self.run(ablated)

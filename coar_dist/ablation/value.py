@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import override
 
 from coar_dist.ablation.folding import Folded
@@ -19,7 +20,8 @@ from coar_dist.components.gates import GatedModel, plain_gate_output
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import Masker, WeightMasker
 from coar_dist.components.site_masking import BiasMasker, SiteMasker, give_biases, why_not_in_biases
-from coar_dist.components.sites import Values, sites_of
+from coar_dist.components.sites import Sites, Values, site_name, sites_of
+from coar_dist.errors import ComponentMismatchError
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,29 @@ class AblationValue(ABC):
     def folded(self, folded: Mapping[str, Folded]) -> Self:
         """The value for a model in which BatchNorms are folded into the layers of these names."""
 
+    @abstractmethod
+    def check(self, model: nn.Module, margins: Callable[[], Tensor]) -> None:
+        """Check on a few examples that the plainest way acts on every component.
+
+        Args:
+            model: the untouched model.
+            margins: runs it on the examples.
+
+        Raises:
+            ComponentMismatchError: a component's weights have an effect, and its site is never reached.
+        """
+
     def held_by(self, groups: Collection[int]) -> NDArray[np.bool_]:
         """(num_components,) the components of some groups."""
         held = np.zeros(self.components.num_components, np.bool_)
         for number in groups:
             held[self.components.offsets[number] : self.components.offsets[number + 1]] = True
         return held
+
+
+def _noted(reached: set[str], name: str, activation: Tensor, _channel_axis: int, _part: slice) -> Tensor:
+    reached.add(name)
+    return activation
 
 
 @dataclass(frozen=True)
@@ -105,6 +124,10 @@ class ZeroWeights(AblationValue):
         called: set[int] | None = None,
     ) -> GatedModel:
         return GatedModel(model, self.components, num_rows, device, gate_output, without, called, self.read)
+
+    @override
+    def check(self, model: nn.Module, margins: Callable[[], Tensor]) -> None:
+        """Nothing: weights are zeroed wherever they are read."""
 
     @override
     def prepared(self, model: nn.Module) -> Self:
@@ -149,6 +172,28 @@ class SiteValues(AblationValue):
         return GatedModel(
             model, self.components, num_rows, device, gate_output, without, called, self.read, self.values
         )
+
+    @override
+    def check(self, model: nn.Module, margins: Callable[[], Tensor]) -> None:
+        found, reached, sites = sites_of(model, self.components, self.read), set[str](), Sites(model)
+        try:
+            for place in (place for places in found for place in places):
+                sites.stand(place, partial(_noted, reached, site_name(place)))
+            unablated = margins()
+        finally:
+            sites.remove()
+        for number, places in enumerate(found):
+            missed = [site_name(place) for place in places if site_name(place) not in reached]
+            if not missed:
+                continue
+            with WeightMasker(model, self.components).ablated(~self.held_by([number])):
+                has_effect = not torch.equal(margins(), unablated)
+            if has_effect:
+                raise ComponentMismatchError(
+                    f"{self.components.name_of(int(self.components.offsets[number]))}: its weights have an effect, and "
+                    f"its site {missed[0]} is not reached: the model reads {self.components.groups[number].parameter} "
+                    f"in a way of its own. Leave it out (components.exclude), or use ablation.value=zero_weights."
+                )
 
     @override
     def prepared(self, model: nn.Module) -> Self:

@@ -361,3 +361,20 @@ def test_components_without_a_site_are_refused_by_name(selector: str, message: s
     model = llama().model if selector == "embedding_rows" else nn.LSTM(3, 4)
     with pytest.raises(ComponentMismatchError, match=message):
         sites_of(model, discover(model, selector))
+
+
+def test_a_site_that_a_pass_never_reaches_is_refused_unless_nothing_depends_on_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Unused(Functional):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = nn.Linear(3, 4)
+
+    monkeypatch.setattr("coar_dist.ablation.effects.weights_read", lambda *_: frozenset())
+    task = of_model(Unused(), 6)
+    unused = ComponentIndex((ComponentGroup.of("unused.weight", 0, 4),))
+    assert np.ptp(engine_of(task, unused, {"unused.output": noise(4)}).margins(masks_of(unused)), axis=0).max() == 0
+    components = ComponentIndex((*unused.groups, ComponentGroup.of("first.weight", 0, 8)))
+    with pytest.raises(ComponentMismatchError, match=r"first\[0\]: its weights have an effect, and its site first"):
+        engine_of(task, components, {})
