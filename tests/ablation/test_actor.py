@@ -78,7 +78,9 @@ def test_what_a_gradient_pass_costs_is_measured_where_there_are_any(
     monkeypatch.setattr("coar_dist.ablation.actor.choose_plan", choose)
     monkeypatch.setattr("coar_dist.ablation.actor.gradient_cost", lambda engine: 2.5)
     task = small_task()
-    job = AblationJob(discover(task.model, "conv_filters"), {}, "float32", None, PlanPins("weights", 3, False))
+    job = AblationJob(
+        ZeroWeights(discover(task.model, "conv_filters")), {}, "float32", None, PlanPins("weights", 3, False)
+    )
     actor = kind()
     actor.setup(copy.deepcopy(task), job, num_threads=1)
     found = [actor.start(ExpectedMasks(*masks), 4, None) for masks in ((9, 0), (8, 0.5), (0, 9))]
@@ -92,7 +94,7 @@ def test_a_model_is_spread_where_a_device_map_says_so(device_map: str | None, mo
     spread: list[tuple[nn.Module, str]] = []
     monkeypatch.setattr("coar_dist.ablation.actor.spread_over_devices", lambda *given: spread.append(given))
     task = small_task()
-    job = AblationJob(discover(task.model, "conv_filters"), {}, "float32", device_map, PlanPins())
+    job = AblationJob(ZeroWeights(discover(task.model, "conv_filters")), {}, "float32", device_map, PlanPins())
     AblationActor().setup(task, job, num_threads=1)
     assert spread == ([] if device_map is None else [(task.model, "balanced")])
     assert job.storage is None

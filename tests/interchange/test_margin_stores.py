@@ -350,18 +350,23 @@ def test_run_directories_of_our_own_are_what_they_were(tmp_path: Path) -> None:
     assert stored == {"role": "train", **design.identity(), "num_masks": 5, "active": True}
 
 
+def made_store(folder: Path, num_masks: int, num_components: int, num_examples: int) -> Path:
+    initialize_store(folder, num_masks, {"masks": ("bool_", num_components), "test_margins": ("float16", num_examples)})
+    random = np.random.default_rng(0)
+    for key in ("masks", "test_margins"):
+        array = open_memmap(folder / f"{key}.npy", mode="r+")
+        for start in range(0, num_masks, 100):
+            array[start : start + 100] = random.random((min(num_masks, 100), array.shape[1])) * 3 > 0.3
+    open_memmap(folder / "_completed.npy", mode="r+")[:] = True
+    return folder
+
+
 def test_stores_are_read_and_written_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """28 MB of masks and margins through a few times 256 KB."""
     num_masks, num_components, num_examples, block = 4000, 3000, 2000, 2**18
-    initialize_store(
-        tmp_path / "store", num_masks, {"masks": ("bool_", num_components), "test_margins": ("float16", num_examples)}
-    )
-    random = np.random.default_rng(0)
-    for key in ("masks", "test_margins"):
-        array = open_memmap(tmp_path / "store" / f"{key}.npy", mode="r+")
-        for start in range(0, num_masks, 100):
-            array[start : start + 100] = random.random((100, array.shape[1])) * 3 > 0.3
-    open_memmap(tmp_path / "store" / "_completed.npy", mode="r+")[:] = True
+    small = open_store(made_store(tmp_path / "small", 20, 30, 20))  # what is imported on first use takes memory, too
+    import_margins(small, small.examine(), storage_at(tmp_path / "small run"))
+    made_store(tmp_path / "store", num_masks, num_components, num_examples)
     monkeypatch.setattr(MarginStore, "write", counted := CountRows(MarginStore.write))
     tracemalloc.start()
     try:
