@@ -34,7 +34,7 @@ def check_identity(storage: Storage, stored: Mapping[str, Any], asked: Mapping[s
     if VALUE in differing:  # the others say what that value is
         differing = [key for key in differing if key == VALUE or key not in OF_VALUES]
     if differing:
-        values = [(each.get(key, _LEFT_OUT.get(key)) for each in (asked, stored)) for key in differing]
+        values = [[each.get(key, _LEFT_OUT.get(key)) for each in (asked, stored)] for key in differing]
         lines = "; ".join(
             f"{key} is {now!r}, but the run was made with {then!r}"
             for key, (now, then) in zip(differing, values, strict=True)

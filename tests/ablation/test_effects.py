@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coar_dist.ablation.effects import Effects
+from coar_dist.ablation.value import ZeroWeights
 from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import WeightMasker
@@ -43,7 +44,7 @@ def value(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def effects_of(model: nn.Module, components: ComponentIndex = GROUPS, examples: ExampleSet = EXAMPLES) -> Effects:
-    return Effects(model.eval(), components, examples, output_function(value), torch.device("cpu"))
+    return Effects(model.eval(), ZeroWeights(components), examples, output_function(value), torch.device("cpu"))
 
 
 Change = Callable[[NDArray[np.bool_]], NDArray[np.bool_]]

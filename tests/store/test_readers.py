@@ -331,5 +331,8 @@ def test_only_the_stages_and_the_writers_side_of_the_store_rename_files() -> Non
     assert renaming == {
         "interchange/importing.py",
         *(f"stages/{name}.py" for name in ("session", "train")),
-        *(f"store/{name}.py" for name in ("edits", "mask_file", "previews", "run_directory", "shards", "tables")),
+        *(
+            f"store/{name}.py"
+            for name in ("edits", "mask_file", "previews", "run_directory", "shards", "tables", "values")
+        ),
     }
