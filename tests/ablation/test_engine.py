@@ -181,13 +181,13 @@ def test_batch_norms_are_folded_where_they_may_be() -> None:
     model = copy.deepcopy(TASK.model)
     images = TASK.examples.inputs
     expected = model(images)
-    assert fold_batch_norms(model, FILTERS) == 2
+    assert list(fold_batch_norms(model, FILTERS)) == ["conv1", "conv2"]
     assert not [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     torch.testing.assert_close(model(images), expected)
     with_components = ComponentIndex((ComponentGroup.of("bn1.weight", 0, 4), ComponentGroup.of("conv2.bias", 0, 4)))
-    assert fold_batch_norms(copy.deepcopy(TASK.model), with_components) == 0
+    assert fold_batch_norms(copy.deepcopy(TASK.model), with_components) == {}
     training = copy.deepcopy(TASK.model).train()
-    assert fold_batch_norms(training, FILTERS) == 0
+    assert fold_batch_norms(training, FILTERS) == {}
 
 
 class _Untraceable(nn.Module):
