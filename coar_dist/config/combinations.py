@@ -217,7 +217,7 @@ def _check_task(config: Config) -> None:
 
 
 def _examples_of(config: Config, train: TrainConfig | None) -> list[tuple[str, ExamplesConfig]]:
-    found = [("task.examples", config.task.examples)]
+    found = [("task.examples", config.task.examples), ("ablation.reference", config.ablation.reference)]
     if config.edit is not None and config.edit.examples is not None:
         found.append(("edit.examples", config.edit.examples))
     return found if train is None else [*found, ("train.examples", train.examples)]
@@ -257,7 +257,7 @@ def _check_value(config: Config) -> None:
     ablation = config.ablation
     for key, of, is_set in (
         ("mean_over", MEAN, ablation.mean_over != ALL_POSITIONS),
-        ("reference", MEAN, ablation.reference is not None),
+        ("reference", MEAN, ablation.reference != ExamplesConfig()),
         ("constants", CONSTANTS, ablation.constants is not None),
     ):
         if is_set and ablation.value != of:
@@ -265,6 +265,8 @@ def _check_value(config: Config) -> None:
                 f"ablation.{key} has no effect with ablation.value={ablation.value}: it belongs to "
                 f"ablation.value={of}. Leave one out."
             )
+    if ablation.reference != ExamplesConfig() and not ablation.reference.source:
+        raise ConfigError("ablation.reference has no effect without ablation.reference.source. Set it.")
     methods = [method for method in GRADIENT_BASELINES if method in config.baselines]
     if methods and ablation.value != ZERO_WEIGHTS:
         raise ConfigError(

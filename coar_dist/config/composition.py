@@ -20,6 +20,7 @@ CODE_KEYS = (
     "task.examples.source",
     "task.output_function",
     "train.examples.source",
+    "ablation.reference.source",
     "design.kind",
     "gradients.kind",
     "evaluation.kind",

@@ -100,7 +100,7 @@ def _reference(session: Session, task: Task) -> ExampleSet:
     if session.reference is not None:
         return session.reference
     source = session.config.ablation.reference
-    if source is None:
+    if not source.source:
         return task.examples
     if REFERENCE not in session.examples:
         session.examples[REFERENCE] = build_examples(source, REFERENCE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from coar_dist.config.schema.task import ExamplesConfig
@@ -22,8 +22,8 @@ class AblationConfig(Part):
     mean_over: Annotated[str, one_of(ALL_POSITIONS, POSITION)] = ALL_POSITIONS
     """Of ``value=mean``: the mean over ``all`` examples and positions, or one for every ``position`` of inputs of one
     length."""
-    reference: ExamplesConfig | None = None
-    """Of ``value=mean``: the examples whose mean it is; None: the run's own."""
+    reference: ExamplesConfig = field(default_factory=ExamplesConfig)
+    """Of ``value=mean``: the examples whose mean it is; no source: the run's own."""
     constants: str | None = None
     """Of ``value=constants``: a safetensors file with a tensor (num_channels,) for every site, by its name."""
     precision: Annotated[str, one_of("float32", "bfloat16", "auto")] = "float32"
