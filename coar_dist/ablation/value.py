@@ -39,6 +39,11 @@ class AblationValue(ABC):
     components: ComponentIndex
     read: frozenset[str] = frozenset()
 
+    @property
+    @abstractmethod
+    def at_sites(self) -> Values | None:
+        """What takes the place of activations; None where weights are zeroed."""
+
     @abstractmethod
     def truth(self, model: nn.Module) -> Masker:
         """Ablates ``model`` in the plainest way; all other ways are held to it."""
@@ -47,7 +52,6 @@ class AblationValue(ABC):
     def masker(self, model: nn.Module) -> Masker:
         """Applies one mask at a time to ``model``, in place."""
 
-    @abstractmethod
     def gated(
         self,
         model: nn.Module,
@@ -67,6 +71,9 @@ class AblationValue(ABC):
             without: groups that get no gates.
             called: takes the groups whose gates are passed.
         """
+        return GatedModel(
+            model, self.components, num_rows, device, gate_output, without, called, self.read, self.at_sites
+        )
 
     @abstractmethod
     def prepared(self, model: nn.Module) -> Self:
@@ -105,6 +112,11 @@ def _noted(reached: set[str], name: str, activation: Tensor, _channel_axis: int,
 class ZeroWeights(AblationValue):
     """The paper's ablation value: a component's slices of the weights are zero, its bias stays."""
 
+    @property
+    @override
+    def at_sites(self) -> Values | None:
+        return None
+
     @override
     def truth(self, model: nn.Module) -> Masker:
         return WeightMasker(model, self.components)
@@ -112,18 +124,6 @@ class ZeroWeights(AblationValue):
     @override
     def masker(self, model: nn.Module) -> Masker:
         return WeightMasker(model, self.components)
-
-    @override
-    def gated(
-        self,
-        model: nn.Module,
-        num_rows: int,
-        device: torch.device,
-        gate_output: GateOutput = plain_gate_output,
-        without: Collection[int] = (),
-        called: set[int] | None = None,
-    ) -> GatedModel:
-        return GatedModel(model, self.components, num_rows, device, gate_output, without, called, self.read)
 
     @override
     def check(self, model: nn.Module, margins: Callable[[], Tensor]) -> None:
@@ -150,6 +150,11 @@ class SiteValues(AblationValue):
     values: Values
     in_biases: bool = False
 
+    @property
+    @override
+    def at_sites(self) -> Values | None:
+        return self.values
+
     @override
     def truth(self, model: nn.Module) -> Masker:
         return SiteMasker(model, self.components, self.values, self.read)
@@ -158,20 +163,6 @@ class SiteValues(AblationValue):
     def masker(self, model: nn.Module) -> Masker:
         kind = BiasMasker if self.in_biases else SiteMasker
         return kind(model, self.components, self.values, self.read)
-
-    @override
-    def gated(
-        self,
-        model: nn.Module,
-        num_rows: int,
-        device: torch.device,
-        gate_output: GateOutput = plain_gate_output,
-        without: Collection[int] = (),
-        called: set[int] | None = None,
-    ) -> GatedModel:
-        return GatedModel(
-            model, self.components, num_rows, device, gate_output, without, called, self.read, self.values
-        )
 
     @override
     def check(self, model: nn.Module, margins: Callable[[], Tensor]) -> None:

@@ -140,17 +140,17 @@ class Edit:
             )
         plain = plain_model(model)
         self._check(plain)
-        masker: Masker
-        if self.values is None:
-            masker = WeightMasker(plain, self.components)
-        else:
-            masker = SiteMasker(plain, self.components, self.values, self.read)
-        with self._applied(plain, masker, example_id):
+        with self._applied(plain, SiteMasker, example_id):
             yield model
 
     @contextmanager
-    def _applied(self, model: nn.Module, masker: Masker, example_id: int | None) -> Iterator[None]:
+    def _applied(self, model: nn.Module, kind: type[SiteMasker | BiasMasker], example_id: int | None) -> Iterator[None]:
+        """``kind`` applies values, where the edit has some."""
         mask = self._mask_of(example_id)
+        if self.values is None:
+            masker: Masker = WeightMasker(model, self.components)
+        else:
+            masker = kind(model, self.components, self.values, self.read)
         try:
             with masker.ablated(mask):
                 forget_as_in_training(model)
@@ -178,12 +178,7 @@ class Edit:
                 f"the edit {self.name!r} cannot be written into weights: {why}. Use edit.applied(model), which "
                 f"replaces activations."
             )
-        masker: Masker
-        if self.values is None:
-            masker = WeightMasker(plain, self.components)
-        else:
-            masker = BiasMasker(plain, self.components, self.values, self.read)
-        with self._applied(plain, masker, example_id):
+        with self._applied(plain, BiasMasker, example_id):
             return copy.deepcopy(plain)
 
     def why_not_in_weights(self, model: nn.Module) -> str | None:
