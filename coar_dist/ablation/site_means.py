@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from coar_dist.ablation.placement import modules_called
 from coar_dist.components.gate_places import GatePlace, weights_read
 from coar_dist.components.index import ComponentIndex
-from coar_dist.components.sites import Sites, Values, site_name, sites_of
-from coar_dist.errors import TaskError, listed
+from coar_dist.components.mixture_sites import in_lists_of_experts
+from coar_dist.components.routing import NOT_ADDED_UP, Routing, adds_up
+from coar_dist.components.sites import Sites, Values, site_name, valued_sites_of
+from coar_dist.errors import ComponentMismatchError, TaskError, listed
 from coar_dist.tasks.task import ExampleSet, Inputs, call_model
 
 _NUM_ROWS = 32
@@ -35,10 +37,10 @@ def site_means(
         by_position: a mean for every position, of examples of one length.
 
     Returns:
-        Per site (num_channels,) float32, or (k, ...) by position.
+        Per site (num_channels,) float32, or (k, ...) by position; of experts one for each, as ``Values``.
 
     Raises:
-        ComponentMismatchError: a component has no site.
+        ComponentMismatchError: a component has no site, or experts do not add up.
         TaskError: padding, or positions, cannot be told at a site; a mean is not finite.
 
     Example:
@@ -55,12 +57,18 @@ def site_means(
             call_model(model, own.inputs)
 
     read = weights_read(model, components, lambda: run(examples.rows(0, 1)))
-    places = {site_name(place): place for found in sites_of(model, components, read) for place in found}
-    sums = {name: _Sum(name, place, by_position) for name, place in places.items()}
+    places = {site_name(place): place for found in valued_sites_of(model, components, read) for place in found}
+    in_lists = in_lists_of_experts(model)
+    sums: dict[str, _Sum | _ExpertSums] = {}
     sites = Sites(model)
     try:
         for name, place in places.items():
-            sites.stand(place, partial(_noted, sums[name]))
+            if place.kind == "routing":
+                of_experts = sums[name] = _ExpertSums(name, place, by_position)
+                sites.at_experts(place, of_experts.add)
+            else:
+                total = sums[name] = _Sum(name, place.length, by_position, place.module.startswith(in_lists))
+                sites.stand(place, partial(_noted, total))
         start, num_rows = 0, _NUM_ROWS
         while start < len(examples):
             batch = examples.rows(start, start + num_rows).map(lambda tensor: tensor.to(device))
@@ -103,8 +111,9 @@ def _noted(total: _Sum, activation: Tensor, channel_axis: int, part: slice) -> T
 class _Sum:
     """The sum of a site's activations over a reference; what a batch adds counts once its pass is done."""
 
-    def __init__(self, name: str, place: GatePlace, by_position: bool) -> None:
-        self._name, self._length, self._by_position = name, place.length, by_position
+    def __init__(self, name: str, length: int, by_position: bool, is_chosen: bool = False) -> None:
+        """With ``is_chosen`` a module may see some of the tokens alone, those that a router sends it."""
+        self._name, self._length, self._by_position, self._is_chosen = name, length, by_position, is_chosen
         self._is_in_decoder = "decoder" in name
         self._parts: dict[tuple[int | None, int | None], tuple[Tensor, int]] = {}
 
@@ -119,7 +128,14 @@ class _Sum:
 
     def add(self, activation: Tensor, channel_axis: int, part: slice) -> None:
         """An activation of the pass."""
-        if len(activation) % self._num_rows:
+        if self._is_chosen and activation.ndim == 2:
+            if self._by_position or self._padding is not None:
+                what = "position" if self._by_position else "padding"
+                raise TaskError(
+                    f"{self._name}: a router sends this module some of the tokens, whose {what} cannot be told. Leave "
+                    f"these components out (components.exclude), or use another ablation.mean_over or reference."
+                )
+        elif len(activation) % self._num_rows:
             raise TaskError(
                 f"{self._name}: an activation of shape {tuple(activation.shape)} has not a row per example, so that no "
                 f"mean can be had. Leave its components out (components.exclude)."
@@ -171,3 +187,38 @@ class _Sum:
         if not bool(mean.isfinite().all()):
             raise TaskError(f"the mean activation at {self._name} is not finite. Look at ablation.reference.")
         return mean
+
+
+class _ExpertSums:
+    """The sums of the experts' weighted outputs: what their module gives where all others are weighed by zero."""
+
+    def __init__(self, name: str, place: GatePlace, by_position: bool) -> None:
+        self._name = name
+        self._of_experts = [_Sum(name, place.width, by_position) for _ in range(place.length)]
+
+    @property
+    def is_reached(self) -> bool:
+        return self._of_experts[0].is_reached
+
+    def begin(self, num_rows: int, inputs: Inputs) -> None:
+        for each in self._of_experts:
+            each.begin(num_rows, inputs)
+
+    def add(self, module: nn.Module, routing: Routing, output: Tensor) -> None:
+        """A call of the module; an expert that no token goes to gives zeros."""
+        added, alone = torch.zeros_like(output, dtype=torch.float64), torch.eye(len(self._of_experts)).to(output.device)
+        chosen = set(routing.chosen.flatten().tolist())
+        for expert, total in enumerate(self._of_experts):
+            part = routing.output(module, alone[expert]) if expert in chosen else torch.zeros_like(output)
+            total.add(part, -1, slice(None))
+            added += part
+        if not adds_up(added, output):
+            raise ComponentMismatchError(f"{self._name}: {NOT_ADDED_UP}")
+
+    def end(self) -> None:
+        for each in self._of_experts:
+            each.end()
+
+    def mean(self) -> Tensor:
+        """(num_experts, width) float32, or (num_experts, k, ..., width) by position."""
+        return torch.stack([each.mean() for each in self._of_experts])

@@ -16,9 +16,11 @@ from typing_extensions import override
 
 from coar_dist.ablation.folding import Folded
 from coar_dist.components.gate_hooks import GateOutput
+from coar_dist.components.gate_places import GatePlace
 from coar_dist.components.gates import GatedModel, plain_gate_output
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import Masker, WeightMasker
+from coar_dist.components.routing import NOT_ADDED_UP, Routing, adds_up
 from coar_dist.components.site_masking import BiasMasker, SiteMasker, give_biases, why_not_in_biases
 from coar_dist.components.sites import Sites, Values, site_name, sites_of
 from coar_dist.errors import ComponentMismatchError
@@ -108,6 +110,19 @@ def _noted(reached: set[str], name: str, activation: Tensor, _channel_axis: int,
     return activation
 
 
+def _added_up(reached: set[str], name: str, module: nn.Module, routing: Routing, output: Tensor) -> None:
+    """Held to two halves of the experts, which is all but as good as each alone."""
+    reached.add(name)
+    is_first = torch.arange(int(routing.chosen.max()) + 1, device=output.device) % 2 == 0
+    if not adds_up(routing.output(module, is_first) + routing.output(module, ~is_first), output):
+        raise ComponentMismatchError(f"{name}: {NOT_ADDED_UP}")
+
+
+def _gives(given: dict[str, bool], name: str, activation: Tensor, _channel_axis: int, _part: slice) -> Tensor:
+    given[name] = given.get(name, False) or bool(activation.any())
+    return activation
+
+
 @dataclass(frozen=True)
 class ZeroWeights(AblationValue):
     """The paper's ablation value: a component's slices of the weights are zero, its bias stays."""
@@ -169,7 +184,10 @@ class SiteValues(AblationValue):
         found, reached, sites = sites_of(model, self.components, self.read), set[str](), Sites(model)
         try:
             for place in (place for places in found for place in places):
-                sites.stand(place, partial(_noted, reached, site_name(place)))
+                if place.kind == "routing":
+                    sites.at_experts(place, partial(_added_up, reached, site_name(place)))
+                else:
+                    sites.stand(place, partial(_noted, reached, site_name(place)))
             unablated = margins()
         finally:
             sites.remove()
@@ -184,6 +202,29 @@ class SiteValues(AblationValue):
                     f"{self.components.name_of(int(self.components.offsets[number]))}: its weights have an effect, and "
                     f"its site {missed[0]} is not reached: the model reads {self.components.groups[number].parameter} "
                     f"in a way of its own. Leave it out (components.exclude), or use ablation.value=zero_weights."
+                )
+
+        self._check_blocks(model, found, margins)
+
+    def _check_blocks(self, model: nn.Module, found: list[list[GatePlace]], margins: Callable[[], Tensor]) -> None:
+        """With all that a block has set to zero, the module that is said to give it gives nothing."""
+        blocks = {number: place for number, places in enumerate(found) for place in places if place.kind == "block"}
+        if not blocks:
+            return
+        given, sites = dict[str, bool](), Sites(model)
+        try:
+            for place in blocks.values():
+                sites.stand(place, partial(_gives, given, site_name(place)))
+            with WeightMasker(model, self.components).ablated(~self.held_by(blocks)):
+                margins()
+        finally:
+            sites.remove()
+        for number, place in blocks.items():
+            if given.get(site_name(place), False):
+                name = self.components.name_of(int(self.components.offsets[number]))
+                raise ComponentMismatchError(
+                    f"{name} has no site: {place.module} gives more than its experts' outputs. Leave it out "
+                    f"(components.exclude), or use ablation.value=zero_weights."
                 )
 
     @override

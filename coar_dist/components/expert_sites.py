@@ -26,11 +26,13 @@ class ExpertSite:
         module: dotted name of the module that holds them.
         num_experts: how many.
         slices: by expert, the slices that silence it when they are zero: of its output projection, and of its bias.
+        width: of what each gives; None where shapes do not tell.
     """
 
     module: str
     num_experts: int
     slices: tuple[tuple[Slice, ...], ...]
+    width: int | None
 
 
 def expert_sites(model: nn.Module) -> list[ExpertSite]:
@@ -43,14 +45,14 @@ def expert_sites(model: nn.Module) -> list[ExpertSite]:
         found = (
             _of_list(name, module, model)
             if isinstance(module, nn.ModuleList | nn.ModuleDict)
-            else _of_parameters(name, module)
+            else _of_parameters(name, module, model)
         )
         if found is not None:
             sites.append(found)
     return sites
 
 
-def _of_parameters(name: str, module: nn.Module) -> ExpertSite | None:
+def _of_parameters(name: str, module: nn.Module, model: nn.Module) -> ExpertSite | None:
     """Experts in parameters of the module, or of children whose own weight has an axis of experts (IBM Granite)."""
     own = {bare(path): (path, value) for path, value in module._parameters.items() if value is not None}
     for child, value in module.named_children():
@@ -62,18 +64,33 @@ def _of_parameters(name: str, module: nn.Module) -> ExpertSite | None:
         return None
     path, weight = last
     if weight.ndim == 3 and first[1].ndim == 3 and len(weight) == len(first[1]):
-        held = [path, *(bias for bias, value in own.values() if _is_bias_of(path, bias, value, weight))]
+        biases = [(bias, value) for bias, value in own.values() if _is_bias_of(path, bias, value, weight)]
+        held = [path, *(bias for bias, _ in biases)]
         slices = tuple(tuple((dotted(name, each), 0, expert, 1) for each in held) for expert in range(len(weight)))
-        return ExpertSite(name, len(weight), slices)
+        width = biases[0][1].shape[1] if biases else _width(name, model, weight, first[1])
+        return ExpertSite(name, len(weight), slices, width)
     if weight.ndim == 2 and weight.shape == first[1].shape:  # DBRX: rows of all experts, one after another
-        number = next(
-            (getattr(module, each) for each in _NUM_EXPERTS if isinstance(getattr(module, each, None), int)), 0
-        )
+        number = num_experts_of(module)
         if number > 0 and len(weight) % number == 0:
             size = len(weight) // number
             rows = tuple(((dotted(name, path), 0, expert * size, size),) for expert in range(number))
-            return ExpertSite(name, number, rows)
+            return ExpertSite(name, number, rows, weight.shape[1])
     return None
+
+
+def num_experts_of(module: nn.Module) -> int:
+    """How many experts a module says it has; 0 where it says nothing."""
+    return next((getattr(module, each) for each in _NUM_EXPERTS if isinstance(getattr(module, each, None), int)), 0)
+
+
+def _width(name: str, model: nn.Module, last: Tensor, first: Tensor) -> int | None:
+    """The axis that the experts' projections have in common, or that the router beside them has too."""
+    common = {*last.shape[1:]} & {*first.shape[1:]}
+    if len(common) > 1:
+        beside = model.get_submodule(name.rpartition(".")[0]).parameters()
+        of_router = {size for value in beside if value.ndim == 2 and len(value) == len(last) for size in value.shape}
+        common &= of_router - {len(last)} or of_router
+    return common.pop() if len(common) == 1 else None
 
 
 def _is_bias_of(path: str, other: str, value: Tensor, weight: Tensor) -> bool:
@@ -99,7 +116,7 @@ def _of_list(name: str, holder: nn.Module, model: nn.Module) -> ExpertSite | Non
     assert last is not None
     held = [(last.weight, last.output_axis)] if last.bias is None else [(last.weight, last.output_axis), (last.bias, 0)]
     slices = tuple(tuple((dotted(name, key, each), axis, 0, last.num_outputs) for each, axis in held) for key in keys)
-    return ExpertSite(name, len(experts), slices)
+    return ExpertSite(name, len(experts), slices, last.num_outputs)
 
 
 def _first(own: dict[str, tuple[str, nn.Parameter]], names: tuple[str, ...]) -> tuple[str, nn.Parameter] | None:

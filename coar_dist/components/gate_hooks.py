@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from coar_dist.components.attention import Gate
 from coar_dist.components.axis_gates import AxisGates
 from coar_dist.components.read_weights import WeightGate
+from coar_dist.components.routing import routing_of
 from coar_dist.components.sites import Replace, placed
 
 GateOutput = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -137,20 +138,37 @@ def routing_hook(gates: AxisGates, note: Note) -> Any:
         if note is not None:
             note()
         num_rows = gates.num_rows(module)
-        given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
-        tables = {name: value for name, value in given.items() if isinstance(value, Tensor) and value.ndim == 2}
-        chosen = [value for value in tables.values() if not value.is_floating_point()]
-        weights = [
-            name
-            for name, value in tables.items()
-            if chosen and value.is_floating_point() and value.shape == chosen[0].shape
-        ]
-        if len(chosen) != 1 or len(weights) != 1 or len(chosen[0]) % num_rows:
+        routing = routing_of(args, kwargs)
+        if routing is None or len(routing.chosen) % num_rows:
             raise GateError(f"{type(module).__name__} is not given its tokens' experts and their weights, row by row")
-        experts = chosen[0].long()
-        of_tokens = gates.of_indices(module, experts.reshape(num_rows, -1)).reshape(experts.shape)
-        given[weights[0]] = given[weights[0]] * of_tokens.to(given[weights[0]].dtype)
-        return tuple(given[place] for place in range(len(args))), {name: given[name] for name in kwargs}
+        chosen = routing.chosen
+        return routing.weighed(gates.of_indices(module, chosen.reshape(num_rows, -1)).reshape(chosen.shape))
+
+    return hook
+
+
+def expert_values_hook(gates: AxisGates, value_key: str) -> Any:
+    """On what a module of experts gives: adds the values of those whose gates are closed.
+
+    The values (num_experts, width), or (num_experts, k, ..., width) by position, lie on the module.
+    """
+
+    def hook(module: Any, _inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        value: Tensor = getattr(module, value_key)
+        of_rows = ((1 - gates.of_channels(module)) @ value.flatten(1)).reshape(-1, *value.shape[1:])
+        repeats, rest = output.shape[0] // len(of_rows), output.shape[0] % len(of_rows)
+        if value.ndim == 2:
+            of_rows = of_rows.reshape(len(of_rows), *[1] * (output.ndim - 2), -1)
+            added = of_rows.repeat_interleave(repeats, dim=0) if not rest else of_rows
+        else:
+            added = of_rows.flatten(0, 1)
+        if len(added) != len(output) or (value.ndim > 2 and added.shape != output.shape):
+            raise GateError(
+                f"{type(module).__name__} gave a tensor of shape {tuple(output.shape)} in a pass of {len(of_rows)} "
+                f"rows, where values of shape {tuple(value.shape)} have no place"
+            )
+        gated: Tensor = output + added.to(output.dtype)
+        return gated
 
     return hook
 

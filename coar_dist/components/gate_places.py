@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from coar_dist.components.attention import PLACEMENTS, can_be_gated
+from coar_dist.components.expert_sites import num_experts_of
 from coar_dist.components.groups import ComponentGroup, Slices
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.projections import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, is_transposed_linear
@@ -21,12 +22,14 @@ class GatePlace:
     Attributes:
         module: name of the module.
         kind: ``output``, ``input``, embedding ``rows``, ``routing`` weights of experts, one of ``PLACEMENTS`` within an
-            attention module, or ``read``: wherever a function reads the parameter.
+            attention module, or ``read``: wherever a function reads the parameter. A site may be a ``block`` too: what
+            the module of a mixture gives.
         channel_axis: of the module's input or output, along which the components lie.
         parameter: its name in the module that owns it.
         slices: what is gated.
         length: of the axis that is cut.
         with_bias: whether an output is gated with its bias, which is a part of the components too.
+        width: of what each expert gives, at a site of experts.
     """
 
     module: str
@@ -36,6 +39,7 @@ class GatePlace:
     slices: Slices
     length: int
     with_bias: bool = False
+    width: int = 0
 
 
 def owners_of(model: nn.Module) -> dict[int, list[tuple[str, str]]]:
@@ -92,7 +96,7 @@ def _places_of_group(
         number = next((number for number, place in enumerate(places) if _adds_bias(place, module, part)), None)
         if number is None:
             return []
-        if places[number].kind == "output":
+        if places[number].kind in ("output", "routing"):
             places[number] = replace(places[number], with_bias=True)
     return places
 
@@ -157,6 +161,8 @@ def _place(
         and not isinstance(module, (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS))
     ):
         return at("routing", 0)  # experts: their outputs are weighed and added up
+    if weight is not None and weight.ndim == 2 and axis == 0 and name != "weight" and parent is not None:
+        return _stacked_experts(parent_name, module, name, part, length)
     if name != "weight" or weight is None or weight.ndim < 2:
         return None
     if isinstance(module, nn.Embedding):
@@ -168,3 +174,13 @@ def _place(
     if axis == output_axis and not (transposed and is_grouped):
         return at("output", channel_axis)
     return at("input", channel_axis) if axis == input_axis and not is_grouped else None
+
+
+def _stacked_experts(parent: str, module: nn.Module, name: str, part: Slices, length: int) -> GatePlace | None:
+    """Experts whose rows stand one after another in one matrix, which the module's parent calls it with (DBRX)."""
+    num = num_experts_of(module)
+    size = length // num if num else 0
+    if not size or length % num or part.size % size or any(start % size for start in part.starts):
+        return None
+    experts = Slices(part.parameter, 0, part.size // size, tuple(start // size for start in part.starts))
+    return GatePlace(parent, "routing", 0, name, experts, num)

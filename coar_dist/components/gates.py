@@ -22,6 +22,7 @@ from coar_dist.components.gate_hooks import (
     GateOutput,
     Note,
     embedding_hook,
+    expert_values_hook,
     feature_gate,
     input_hook,
     output_hook,
@@ -160,6 +161,10 @@ class GatedModel:
             return
         key = f"component_value_{len(self._undo)}"
         self._register(module, key, value)
+        if place.kind == "routing":
+            self._hook(module.register_forward_pre_hook(routing_hook(gates, note), with_kwargs=True))
+            self._hook(module.register_forward_hook(expert_values_hook(gates, key)))
+            return
         gate_output = plain_gate_output if reads(place) else gate_output
         self._sites.stand(place, site_gate(module, gates, key, gate_output, note))
 

@@ -22,6 +22,7 @@ from coar_dist.components.attention import PLACEMENTS
 from coar_dist.components.gate_places import GatePlace
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import Masker, WeightMasker
+from coar_dist.components.mixture_sites import MixtureSites
 from coar_dist.components.projections import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, dotted
 from coar_dist.components.sites import Sites, Values, placed, reads, site_name, sites_of, value_at
 
@@ -75,6 +76,9 @@ class SiteMasker(Masker):
             return
         self._sites = Sites(self._model)
         for place, _, kept in self._channels:
+            if place.kind == "routing":
+                self._sites.replace_experts(place, kept, value_at(self._values, place))
+                continue
             self._sites.stand(place, partial(_kept_or, kept, value_at(self._values, place)))
 
     @override
@@ -96,6 +100,8 @@ def _ids_of_groups(components: ComponentIndex) -> list[slice]:
     return [slice(int(first), int(stop)) for first, stop in pairwise(components.offsets)]
 
 
+_OF_MIXTURES = ("routing", "block")
+"""Kinds of places whose values no bias holds: zeros are in the weights alone."""
 _PLAIN_FORWARDS = (nn.Linear.forward, *(kind.forward for kind in (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS)))
 
 
@@ -122,6 +128,12 @@ def why_not_in_biases(model: nn.Module, all_places: Iterable[Iterable[GatePlace]
     biases = dict(model.named_parameters(remove_duplicate=False))
     for place in (place for places in all_places for place in places):
         value = value_at(values, place)
+        if place.kind in _OF_MIXTURES:
+            if value.any():
+                return f"{site_name(place)} is a sum, where no one layer has a bias"
+            if place.kind == "routing" and not MixtureSites(model).are_silenced(place):
+                return f"zeroed weights leave something of {site_name(place)}"
+            continue
         of_components = value[..., torch.from_numpy(place.slices.indices())] if value.ndim == 1 else value
         if reads(place) and not of_components.any():
             continue  # zero times a weight is all there is
@@ -174,7 +186,7 @@ class BiasMasker(WeightMasker):
         for ids, places in zip(_ids_of_groups(components), sites_of(model, components, read), strict=True):
             for place in places:
                 bias, value = _bias_name(place), value_at(values, place)
-                if bias in parameters and not (reads(place) and not value.any()):
+                if bias in parameters and place.kind not in _OF_MIXTURES and not (reads(place) and not value.any()):
                     self._keep(bias, parameters[bias].detach())
                     value = value.to(parameters[bias].device, torch.float32)
                     owners = place.slices.owners(place.length, len(place.slices.starts))

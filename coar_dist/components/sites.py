@@ -1,7 +1,8 @@
 """Sites: where a component's activation is replaced when the ablation value is not zeroed weights.
 
 A filter or a row has its site at its module's output, after the bias. A head, a neuron, or any other slice of what a
-matrix reads, has it at the input of that matrix.
+matrix reads, has it at the input of that matrix. An expert has it at its weighted output, which no tensor of the model
+is: it is replaced by weighing the expert by zero, and adding the value to what the module of experts gives.
 """
 
 from __future__ import annotations
@@ -16,25 +17,24 @@ from torch import Tensor, nn
 from coar_dist.components.attention import PLACEMENTS, AttentionGates, Gate, gated_attention
 from coar_dist.components.gate_places import GatePlace, places_of
 from coar_dist.components.index import ComponentIndex
+from coar_dist.components.mixture_sites import MixtureSites, why_not_weighed
 from coar_dist.components.projections import dotted
 from coar_dist.components.read_weights import WeightGate, stand_in
+from coar_dist.components.routing import Routing, routing_of
 from coar_dist.errors import ComponentMismatchError, ConfigError, listed
 
 Replace = Callable[[Tensor, int, slice], Tensor]
 """From an activation, its axis of channels, and which of the site's channels they are, to what takes its place."""
 Values = Mapping[str, Tensor]
 """Per site (``site_name``) a value for each of its channels, (num_channels,), or per position: see ``placed``. A site
-that is not among them has zeros."""
+of experts has such a value for each: (num_experts, width), or (num_experts, k, ..., width). A site that is not among
+them has zeros."""
 _ALL = slice(None)
-_NOT_A_SITE = {
-    "rows": "an embedding's rows are chosen by tokens",
-    "routing": "the outputs of experts are added up inside their module",
-}
 
 
 def site_name(place: GatePlace) -> str:
     """The name of a place's site, by which values are given and stored: ``layer1.0.conv1.output``."""
-    side = "input" if reads(place) else "output"
+    side = "weighted_output" if place.kind == "routing" else "input" if reads(place) else "output"
     if place.kind in PLACEMENTS:
         return dotted(place.module, "in_proj" if place.kind == "projections" else "out_proj", side)
     is_own = place.kind == "read" and place.parameter != "weight"  # a parameter that is no layer's
@@ -42,9 +42,14 @@ def site_name(place: GatePlace) -> str:
 
 
 def value_at(values: Values, place: GatePlace) -> Tensor:
-    """The value of a place's site: (num_channels,), or one per position."""
+    """The value of a place's site: (num_channels,), or one per position; of experts one for each."""
     value = values.get(site_name(place))
-    return torch.zeros(place.length) if value is None else value
+    return torch.zeros(value_shape(place)) if value is None else value
+
+
+def value_shape(place: GatePlace) -> tuple[int, ...]:
+    """The shape of a value that is the same at all positions."""
+    return (place.length, place.width) if place.kind == "routing" else (place.length,)
 
 
 def reads(place: GatePlace) -> bool:
@@ -65,18 +70,42 @@ def sites_of(model: nn.Module, components: ComponentIndex, read: Collection[str]
     Raises:
         ComponentMismatchError: a group has no site; the message names a component and says why.
     """
-    found = places_of(model, components, read)
+    found = MixtureSites(model).of(components, places_of(model, components, read), read)
     for number, places in enumerate(found):
-        why = next((_NOT_A_SITE[place.kind] for place in places if place.kind in _NOT_A_SITE), None)
+        why = next((why for place in places if (why := _why_not_a_site(model, place)) is not None), None)
         if not places or why is not None:
-            name = components.name_of(int(components.offsets[number]))
             module = components.groups[number].module
             why = why or f"{type(model.get_submodule(module)).__name__} has none along that axis"
-            raise ComponentMismatchError(
-                f"{name} (a slice of {components.groups[number].parameter}) has no site where a value could take its "
-                f"activation's place: {why}. Leave it out (components.exclude), or use ablation.value=zero_weights."
-            )
+            raise _no_site(components, number, f"{why}. Leave it out (components.exclude), or use ")
     return found
+
+
+def valued_sites_of(model: nn.Module, components: ComponentIndex, read: Collection[str] = ()) -> list[list[GatePlace]]:
+    """As ``sites_of``, where values other than zero are to take the place of activations.
+
+    Raises:
+        ComponentMismatchError: as ``sites_of``; or an expert is a module in a list, at whose output zero is zero
+            however it is weighed, and another value is not.
+    """
+    found = sites_of(model, components, read)
+    for number, holder in MixtureSites(model).listed(found).items():
+        why = f"its output is weighed outside {holder}. Leave it out (components.exclude), or use zero or "
+        raise _no_site(components, number, why)
+    return found
+
+
+def _why_not_a_site(model: nn.Module, place: GatePlace) -> str | None:
+    if place.kind == "rows":
+        return "an embedding's rows are chosen by tokens"
+    return why_not_weighed(model, place) if place.kind == "routing" else None
+
+
+def _no_site(components: ComponentIndex, group: int, why: str) -> ComponentMismatchError:
+    name, parameter = components.name_of(int(components.offsets[group])), components.groups[group].parameter
+    return ComponentMismatchError(
+        f"{name} (a slice of {parameter}) has no site where a value could take its activation's place: {why}"
+        f"ablation.value=zero_weights."
+    )
 
 
 def checked_values(given: Values, model: nn.Module, components: ComponentIndex) -> dict[str, Tensor]:
@@ -84,22 +113,23 @@ def checked_values(given: Values, model: nn.Module, components: ComponentIndex) 
 
     Raises:
         ConfigError: a site has none, or one of another shape, or it is not finite; or there is no such site.
-        ComponentMismatchError: as ``sites_of``.
+        ComponentMismatchError: as ``valued_sites_of``.
     """
-    lengths = {site_name(place): place.length for places in sites_of(model, components) for place in places}
-    unknown, missing = [name for name in given if name not in lengths], [name for name in lengths if name not in given]
+    shapes = {site_name(place): value_shape(place) for places in valued_sites_of(model, components) for place in places}
+    unknown, missing = [name for name in given if name not in shapes], [name for name in shapes if name not in given]
     if unknown or missing:
         what = f"there is no site {listed(unknown, 3)}" if unknown else f"no value is given for {listed(missing, 3)}"
-        raise ConfigError(f"ablation.constants: {what}. The components' sites are {listed(list(lengths), 5)}.")
+        raise ConfigError(f"ablation.constants: {what}. The components' sites are {listed(list(shapes), 5)}.")
     for name, value in given.items():
-        if value.shape != (lengths[name],) or not value.is_floating_point():
+        if value.shape != shapes[name] or not value.is_floating_point():
+            of_each = f" of each of its {shapes[name][0]} experts" if len(shapes[name]) > 1 else ""
             raise ConfigError(
                 f"ablation.constants: {name} is {value.dtype} of shape {tuple(value.shape)}, but must be one float for "
-                f"each of its {lengths[name]} channels."
+                f"each of its {shapes[name][-1]} channels{of_each}."
             )
         if not bool(value.isfinite().all()):
             raise ConfigError(f"ablation.constants: {name} has values that are not finite.")
-    return {name: given[name].detach().cpu().float() for name in lengths}
+    return {name: given[name].detach().cpu().float() for name in shapes}
 
 
 def placed(value: Tensor, like: Tensor, channel_axis: int) -> Tensor:
@@ -144,6 +174,13 @@ class Sites:
         if place.kind == "output":
             hook = module.register_forward_hook(lambda _module, _inputs, output: replace(output, axis, _ALL))
             self._undo.append(hook.remove)
+        elif place.kind == "block":
+            self._undo.append(module.register_forward_hook(partial(_replaced_first, replace, axis)).remove)
+        elif place.kind == "routing":
+            raise ComponentMismatchError(
+                f"{site_name(place)}: outputs of experts are added up inside {type(module).__name__}; only constants "
+                f"can take their place. Use ablation.value=mean, or leave them out (components.exclude)."
+            )
         elif place.kind == "input":
             before = module.register_forward_pre_hook(
                 lambda _module, inputs: (replace(inputs[0], axis, _ALL), *inputs[1:])
@@ -156,6 +193,28 @@ class Sites:
             assert place.kind in PLACEMENTS, place
             assert isinstance(module, nn.MultiheadAttention)
             self._stand_in_attention(place, module, replace)
+
+    def at_experts(self, place: GatePlace, see: Callable[[nn.Module, Routing, Tensor], None]) -> None:
+        """Show how a module of experts is called, and what it gave."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            see(module, _routing(place, module, args, kwargs, output), output)
+
+        self._undo.append(self._modules[place.module].register_forward_hook(hook, with_kwargs=True).remove)
+
+    def replace_experts(self, place: GatePlace, kept: Tensor, value: Tensor) -> None:
+        """Put values in the place of the weighted outputs of all experts that are not ``kept``, (num_experts,) bool."""
+
+        def weigh(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return _routing(place, module, args, kwargs).weighed(kept)
+
+        def add(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
+            of_ablated = (~kept).to(output.device, value.dtype) @ value.to(output.device).flatten(1)
+            return output + placed(of_ablated.reshape(value.shape[1:]), output, -1)
+
+        module = self._modules[place.module]
+        self._undo.append(module.register_forward_pre_hook(weigh, with_kwargs=True).remove)
+        self._undo.append(module.register_forward_hook(add).remove)
 
     def _stand_in_attention(self, place: GatePlace, module: nn.MultiheadAttention, replace: Replace) -> None:
         """Gates stand before the biases of an attention module, sites behind them."""
@@ -181,6 +240,24 @@ class Sites:
         for undo in reversed(self._undo):
             undo()
         self._undo, self._attention = [], {}
+
+
+def _replaced_first(replace: Replace, axis: int, _module: nn.Module, _inputs: Any, output: Any) -> Any:
+    """A mixture may give its router's logits beside its own output."""
+    if isinstance(output, tuple):
+        return replace(output[0], axis, _ALL), *output[1:]
+    return replace(output, axis, _ALL)
+
+
+def _routing(place: GatePlace, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> Routing:
+    routing = routing_of(args, kwargs)
+    if routing is None or not isinstance(output, Tensor | None):
+        raise ComponentMismatchError(
+            f"{site_name(place)}: {type(module).__name__} is not given its tokens' experts and their weights, so that "
+            f"no value can take an expert's place. Leave its experts out (components.exclude), or use "
+            f"ablation.value=zero_weights."
+        )
+    return routing
 
 
 def _after(before: Gate, replace: Replace, part: slice, bias: Tensor | None, features: Tensor) -> Tensor:
