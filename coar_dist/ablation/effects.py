@@ -128,7 +128,10 @@ class Effects:
 
         def ablated(mask: NDArray[np.bool_], batch: ExampleSet) -> Tensor:
             with masker.ablated(mask):
-                return self.margins(model, batch)
+                if not self.value.differs_by_row:
+                    return self.margins(model, batch)
+                # One at a time, whatever axis of an activation its rows are.
+                return torch.cat([self.margins(model, batch.rows(row, row + 1)) for row in range(len(batch))])
 
         return ablated
 

@@ -88,7 +88,7 @@ class AblationEngine:
     ) -> None:
         self.components = components
         self.model = model = PreparedModel(task, value or ZeroWeights(components), torch.device(device), precision)
-        self._cuts = find_cuts(model)
+        self._cuts = find_cuts(model) if model.has_one_pass else None
         self.reuse_activations = self._cuts is not None
         self._say_ungated()
         self._twin = model.twin()  # before the model has gates

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any
@@ -30,6 +30,7 @@ from coar_dist.ablation.placement import (
     select_rows,
     with_layout,
 )
+from coar_dist.ablation.row_value import RowValues
 from coar_dist.ablation.unread import with_logits_read_alone
 from coar_dist.ablation.value import AblationValue
 from coar_dist.components.discovery import check_components
@@ -60,6 +61,7 @@ class PreparedModel:
         ungated: the groups that gates cannot stand in for, by their place among the groups, with the reason.
         precision: as given.
         rounding: error of a margin by the precision that the module runs in, root mean square.
+        has_one_pass: whether a pass runs the model once, and not its donors before it.
         why_not_recorded: why passes of the module cannot be CUDA graphs; None where they may be.
 
     Raises:
@@ -73,13 +75,17 @@ class PreparedModel:
         module, self.device = placed(task.model, device)
         self.output_function = task.output_function
         self.precision = precision
-        self.effects = Effects(module, value, task.examples, task.output_function, self.device)
+        examples = value.told(module, task.examples)
+        self.effects = Effects(module, value, examples, task.output_function, self.device)
         few = self.effects.examples.rows(0, 1)
         check_heads(module, value.components, lambda: self.effects.margins(module, few))
         self.value = self.effects.value
-        examples = self._read_alone(module, task.examples.without_columns())
+        examples = self._read_alone(module, examples)
         self.module, self._layout, self.value = _made_fast(module, self.value, self.effects)
         self.examples = self._placed_examples(examples)
+        if isinstance(self.value, RowValues):
+            self.value.make_fast(self.module, self.device, self._placed_inputs, self._why_wrong)
+        self.has_one_pass = not (isinstance(self.value, RowValues) and self.value.runs_donors(self.module))
         self.rounding = self._rounding()
         self.ungated = self._ungated()
         self.why_not_recorded = why_not_recorded(self.module, self.device)
@@ -103,6 +109,15 @@ class PreparedModel:
         self.effects.examples = whole
         _log.info("all logits are made, not only those that are read: %s", why_wrong)
         return examples
+
+    def _why_wrong(self) -> str | None:
+        return _why_wrong(self.module, self._layout, self.value, self.effects)
+
+    def _placed_inputs(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        num_rows = next(len(each) for each in inputs.values() if isinstance(each, Tensor))
+        placed = self._placed_examples(ExampleSet(dict(inputs), torch.zeros(num_rows))).inputs
+        assert isinstance(placed, dict)
+        return placed
 
     def _placed_examples(self, examples: ExampleSet) -> ExampleSet:
         examples = examples.map(lambda tensor: with_layout(tensor, self._layout))

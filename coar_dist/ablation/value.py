@@ -21,9 +21,11 @@ from coar_dist.components.gates import GatedModel, plain_gate_output
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import Masker, WeightMasker
 from coar_dist.components.routing import NOT_ADDED_UP, Routing, adds_up
+from coar_dist.components.row_values import RowForward
 from coar_dist.components.site_masking import BiasMasker, SiteMasker, give_biases, why_not_in_biases
 from coar_dist.components.sites import Sites, Values, site_name, sites_of
 from coar_dist.errors import ComponentMismatchError
+from coar_dist.tasks.task import ExampleSet
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,17 @@ class AblationValue(ABC):
     read: frozenset[str] = frozenset()
 
     @property
+    def differs_by_row(self) -> bool:
+        """Whether what takes the place of a component depends on the example."""
+        return False
+
     @abstractmethod
-    def at_sites(self) -> Values | None:
-        """What takes the place of activations; None where weights are zeroed."""
+    def at_sites(self, model: nn.Module) -> Values | RowForward | None:
+        """What takes the place of the activations of ``model``; None where weights are zeroed."""
+
+    def told(self, _model: nn.Module, examples: ExampleSet) -> ExampleSet:
+        """The examples, without columns, as ``_model`` takes them from now on; it may get another forward method."""
+        return examples.without_columns()
 
     @abstractmethod
     def truth(self, model: nn.Module) -> Masker:
@@ -73,9 +83,8 @@ class AblationValue(ABC):
             without: groups that get no gates.
             called: takes the groups whose gates are passed.
         """
-        return GatedModel(
-            model, self.components, num_rows, device, gate_output, without, called, self.read, self.at_sites
-        )
+        values = self.at_sites(model)
+        return GatedModel(model, self.components, num_rows, device, gate_output, without, called, self.read, values)
 
     @abstractmethod
     def prepared(self, model: nn.Module) -> Self:
@@ -127,9 +136,8 @@ def _gives(given: dict[str, bool], name: str, activation: Tensor, _channel_axis:
 class ZeroWeights(AblationValue):
     """The paper's ablation value: a component's slices of the weights are zero, its bias stays."""
 
-    @property
     @override
-    def at_sites(self) -> Values | None:
+    def at_sites(self, model: nn.Module) -> None:
         return None
 
     @override
@@ -153,31 +161,8 @@ class ZeroWeights(AblationValue):
         return self
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class SiteValues(AblationValue):
-    """A component's activation is replaced by constants at its sites: zeros, means, or a user's own.
-
-    Attributes:
-        values: per site (``sites.site_name``) one constant per channel, or one per position and channel.
-        in_biases: whether masks are written into weights and biases; else activations are replaced in hooks.
-    """
-
-    values: Values
-    in_biases: bool = False
-
-    @property
-    @override
-    def at_sites(self) -> Values | None:
-        return self.values
-
-    @override
-    def truth(self, model: nn.Module) -> Masker:
-        return SiteMasker(model, self.components, self.values, self.read)
-
-    @override
-    def masker(self, model: nn.Module) -> Masker:
-        kind = BiasMasker if self.in_biases else SiteMasker
-        return kind(model, self.components, self.values, self.read)
+class AtSites(AblationValue):
+    """A component's activation is replaced at its sites."""
 
     @override
     def check(self, model: nn.Module, margins: Callable[[], Tensor]) -> None:
@@ -226,6 +211,32 @@ class SiteValues(AblationValue):
                     f"{name} has no site: {place.module} gives more than its experts' outputs. Leave it out "
                     f"(components.exclude), or use ablation.value=zero_weights."
                 )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SiteValues(AtSites):
+    """A component's activation is replaced by constants at its sites: zeros, means, or a user's own.
+
+    Attributes:
+        values: per site (``sites.site_name``) one constant per channel, or one per position and channel.
+        in_biases: whether masks are written into weights and biases; else activations are replaced in hooks.
+    """
+
+    values: Values
+    in_biases: bool = False
+
+    @override
+    def at_sites(self, model: nn.Module) -> Values:
+        return self.values
+
+    @override
+    def truth(self, model: nn.Module) -> Masker:
+        return SiteMasker(model, self.components, self.values, self.read)
+
+    @override
+    def masker(self, model: nn.Module) -> Masker:
+        kind = BiasMasker if self.in_biases else SiteMasker
+        return kind(model, self.components, self.values, self.read)
 
     @override
     def prepared(self, model: nn.Module) -> Self:

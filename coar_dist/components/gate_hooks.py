@@ -11,7 +11,7 @@ from coar_dist.components.attention import Gate
 from coar_dist.components.axis_gates import AxisGates
 from coar_dist.components.read_weights import WeightGate
 from coar_dist.components.routing import routing_of
-from coar_dist.components.sites import Replace, placed
+from coar_dist.components.sites import Replace, ValueOf, placed
 
 GateOutput = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """From a linear map's output without bias, its gate and its bias (or None) to the gated output."""
@@ -69,14 +69,25 @@ def output_hook(gates: AxisGates, channel_axis: int, gate_output: GateOutput, su
     return hook
 
 
-def site_gate(module: Any, gates: AxisGates, value_key: str, gate_output: GateOutput, note: Note) -> Replace:
-    """At a site: between the activation and the site's value, which lies on the module."""
+def constant_value(module: Any, key: str) -> ValueOf:
+    """A site's value that is the same for all rows, and lies on the module."""
+
+    def value(activation: Tensor, channel_axis: int, part: slice) -> Tensor:
+        return placed(getattr(module, key)[..., part], activation, channel_axis)
+
+    return value
+
+
+def site_gate(module: Any, gates: AxisGates, value_of: ValueOf, gate_output: GateOutput, note: Note) -> Replace:
+    """At a site: between the activation and the site's value."""
 
     def gate(activation: Tensor, channel_axis: int, part: slice) -> Tensor:
         if note is not None:
             note()
-        of_channels, value = gates.of_channels(module)[:, part], getattr(module, value_key)
-        value = placed(value[..., part], activation, channel_axis)
+        value = value_of(activation, channel_axis, part)
+        if value is None:
+            return activation
+        of_channels = gates.of_channels(module)[:, part]
         return gate_output(activation - value, spread(of_channels, activation, channel_axis, module), value)
 
     return gate

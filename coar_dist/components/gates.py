@@ -8,7 +8,7 @@ follows the layer anyway. A gate need not be 0 or 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from coar_dist.components.axis_gates import AxisGates
 from coar_dist.components.gate_hooks import (
     GateOutput,
     Note,
+    constant_value,
     embedding_hook,
     expert_values_hook,
     feature_gate,
@@ -35,6 +36,7 @@ from coar_dist.components.gate_places import GatePlace, places_of
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.projections import CONVOLUTIONS, dotted, is_transposed_linear
 from coar_dist.components.read_weights import stand_in
+from coar_dist.components.row_values import RowForward, row_hook
 from coar_dist.components.sites import Sites, Values, reads, sites_of, value_at
 
 _PLAIN_FORWARDS = (nn.Linear.forward, *(kind.forward for kind in CONVOLUTIONS))
@@ -58,7 +60,8 @@ class GatedModel:
         without: groups that get no gates, by their place among the groups; their gates have no effect.
         called: takes the groups whose gates are passed; None keeps the forward pass free of it.
         read: parameters that are gated where a function reads them, as from ``weights_read``.
-        values: per site what an ablated component's activation is; None is zeroed weights.
+        values: per site what an ablated component's activation is, or the model's ``RowForward`` where that differs
+            from row to row; None is zeroed weights.
 
     Attributes:
         gates: (num_rows, num_components) float32; write it before a forward pass. 1 is kept, 0 is ablated.
@@ -74,7 +77,7 @@ class GatedModel:
         without: Collection[int] = (),
         called: set[int] | None = None,
         read: Collection[str] = (),
-        values: Values | None = None,
+        values: Values | RowForward | None = None,
     ) -> None:
         self.model = model
         self._values = values
@@ -117,6 +120,16 @@ class GatedModel:
                 shared.setdefault(key, []).append((number, place))
         for members in (shared[key] for key in sorted(shared, key=lambda key: key[0])):
             self._stand(modules[members[0][1].module], members, gate_output)
+        if isinstance(self._values, RowForward):
+            self._tell_rows(self._values, modules)
+
+    def _tell_rows(self, rows: RowForward, modules: Mapping[str, nn.Module]) -> None:
+        held = [(*names[0].rpartition("."), start, stop) for start, stop, names in self._slices]
+        gates = [(modules[module], key, start, stop) for module, _, key, start, stop in held]
+        rows.set_gates(gates, self.gates.shape[1], self.gates.device)
+        self._undo.append(lambda: rows.set_gates([], self.gates.shape[1], self.gates.device))
+        rows.enter()
+        self._undo.append(rows.leave)
 
     def _stand(self, module: nn.Module, members: Sequence[tuple[int, GatePlace]], gate_output: GateOutput) -> None:
         """Put the gates of some groups, of one axis of one weight, in one place."""
@@ -152,6 +165,10 @@ class GatedModel:
     ) -> None:
         """Between the activation (gate 1) and the site's value (gate 0)."""
         assert self._values is not None
+        if isinstance(self._values, RowForward):
+            gate_output = plain_gate_output if reads(place) else gate_output
+            self._sites.stand(place, site_gate(module, gates, row_hook(self._values, place), gate_output, note))
+            return
         value = value_at(self._values, place).to(self.gates.device)
         if place.kind == "output":
             subtracts = not self._move_bias(module, value)
@@ -166,7 +183,7 @@ class GatedModel:
             self._hook(module.register_forward_hook(expert_values_hook(gates, key)))
             return
         gate_output = plain_gate_output if reads(place) else gate_output
-        self._sites.stand(place, site_gate(module, gates, key, gate_output, note))
+        self._sites.stand(place, site_gate(module, gates, constant_value(module, key), gate_output, note))
 
     def _axis_gates(self, module: nn.Module, members: Sequence[tuple[int, GatePlace]]) -> AxisGates:
         keys = [f"component_gate_{number}" for number, _ in members]

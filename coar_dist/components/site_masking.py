@@ -24,7 +24,8 @@ from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import Masker, WeightMasker
 from coar_dist.components.mixture_sites import MixtureSites
 from coar_dist.components.projections import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, dotted
-from coar_dist.components.sites import Sites, Values, placed, reads, site_name, sites_of, value_at
+from coar_dist.components.row_values import RowForward, row_hook
+from coar_dist.components.sites import Sites, ValueOf, Values, placed, reads, site_name, sites_of, value_at
 
 
 class SiteMasker(Masker):
@@ -33,18 +34,17 @@ class SiteMasker(Masker):
     Args:
         model: gets hooks within calls, or from ``stay`` to ``leave``.
         components: the component index.
-        values: of all sites.
+        values: of all sites; the model's ``RowForward`` where they differ from row to row.
         read: parameters that functions read themselves.
     """
 
     def __init__(
-        self, model: nn.Module, components: ComponentIndex, values: Values, read: Collection[str] = ()
+        self, model: nn.Module, components: ComponentIndex, values: Values | RowForward, read: Collection[str] = ()
     ) -> None:
         self._model, self._values, self._num = model, values, components.num_components
         self._sites: Sites | None = None
-        self._channels: list[
-            tuple[GatePlace, Tensor, Tensor]
-        ] = []  # place, its channels' components, whether they are kept
+        # A place, its channels' components, and whether they are kept.
+        self._channels: list[tuple[GatePlace, Tensor, Tensor]] = []
         for ids, places in zip(_ids_of_groups(components), sites_of(model, components, read), strict=True):
             for place in places:
                 owners = place.slices.owners(place.length, self._num)
@@ -69,6 +69,8 @@ class SiteMasker(Masker):
         with_others = torch.from_numpy(np.append(mask, True))
         for _, owners, kept in self._channels:
             kept.copy_(with_others[owners])
+        if isinstance(self._values, RowForward):
+            self._values.set_mask(mask, self._channels[0][2].device)
 
     @override
     def stay(self) -> None:
@@ -77,23 +79,39 @@ class SiteMasker(Masker):
         self._sites = Sites(self._model)
         for place, _, kept in self._channels:
             if place.kind == "routing":
+                assert not isinstance(self._values, RowForward), "refused by ``activation_sites_of``"
                 self._sites.replace_experts(place, kept, value_at(self._values, place))
                 continue
-            self._sites.stand(place, partial(_kept_or, kept, value_at(self._values, place)))
+            self._sites.stand(place, partial(_kept_or, kept, self._value_of(place)))
+        if isinstance(self._values, RowForward):
+            self._values.enter()
+
+    def _value_of(self, place: GatePlace) -> ValueOf:
+        if isinstance(self._values, RowForward):
+            return row_hook(self._values, place)
+        return partial(_constant, value_at(self._values, place))
 
     @override
     def leave(self) -> None:
         if self._sites is not None:
             self._sites.remove()
+            if isinstance(self._values, RowForward):
+                self._values.leave()
         self._sites = None
 
 
-def _kept_or(kept: Tensor, value: Tensor, activation: Tensor, channel_axis: int, part: slice) -> Tensor:
-    value = value[..., part]
+def _constant(value: Tensor, activation: Tensor, channel_axis: int, part: slice) -> Tensor:
+    return placed(value[..., part].to(activation.device), activation, channel_axis)
+
+
+def _kept_or(kept: Tensor, value_of: ValueOf, activation: Tensor, channel_axis: int, part: slice) -> Tensor:
+    value = value_of(activation, channel_axis, part)
+    if value is None:
+        return activation
     shape = [1] * activation.ndim
     shape[channel_axis] = -1
     kept = kept[part].reshape(shape).to(activation.device)  # a model may move while a masker stays
-    return torch.where(kept, activation, placed(value.to(activation.device), activation, channel_axis))
+    return torch.where(kept, activation, value)
 
 
 def _ids_of_groups(components: ComponentIndex) -> list[slice]:

@@ -25,6 +25,8 @@ from coar_dist.errors import ComponentMismatchError, ConfigError, listed
 
 Replace = Callable[[Tensor, int, slice], Tensor]
 """From an activation, its axis of channels, and which of the site's channels they are, to what takes its place."""
+ValueOf = Callable[[Tensor, int, slice], Tensor | None]
+"""The same to the value at a site, which an ablated component has; None leaves the activation there."""
 Values = Mapping[str, Tensor]
 """Per site (``site_name``) a value for each of its channels, (num_channels,), or per position: see ``placed``. A site
 of experts has such a value for each: (num_experts, width), or (num_experts, k, ..., width). A site that is not among

@@ -40,14 +40,18 @@ class ExampleSet:
         columns: further values by name, (num_examples,) arrays of numbers, booleans or strings, e.g. ``source_id``
             (what the example is called in its source) and group labels. They end up in ``examples.parquet``; margins
             do not depend on them, and neither does the fingerprint.
+        counterfactual: inputs like ``inputs``, row by row: with ``ablation.value=counterfactual`` the activations of
+            ablated components are those of the row's own counterfactual. The fingerprint does not depend on them.
 
     Raises:
-        TaskError: lengths differ, there are no examples, or a column cannot be stored.
+        TaskError: lengths differ, there are no examples, a column cannot be stored, or a counterfactual is no input
+            like its example's; the message names the pair.
     """
 
     inputs: Inputs
     targets: Tensor
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    counterfactual: Inputs | None = None
 
     def __post_init__(self) -> None:
         lengths = {name: len(tensor) for name, tensor in self.tensors()}
@@ -55,9 +59,13 @@ class ExampleSet:
             raise TaskError(f"inputs and targets must have the same, positive number of rows, but have {lengths}.")
         columns = {name: _column(name, values, len(self.targets)) for name, values in self.columns.items()}
         object.__setattr__(self, "columns", columns)
+        if self.counterfactual is not None:
+            _check_pairs(self.inputs, self.counterfactual)
 
     @classmethod
-    def of(cls, inputs: Any, targets: Any, columns: Mapping[str, Any] | None = None) -> ExampleSet:
+    def of(
+        cls, inputs: Any, targets: Any, columns: Mapping[str, Any] | None = None, counterfactual: Any = None
+    ) -> ExampleSet:
         """The example set of tensors, NumPy arrays or lists of numbers.
 
         Raises:
@@ -68,13 +76,8 @@ class ExampleSet:
                 "targets=None: every example needs a target. Give its class label, or torch.zeros(num_examples) where "
                 "the output function reads none."
             )
-        if isinstance(inputs, Mapping):
-            values = {
-                name: value if isinstance(value, _CONSTANTS) else _tensor(f"inputs[{name!r}]", value)
-                for name, value in inputs.items()
-            }
-            return cls(values, _tensor("targets", targets), columns or {})
-        return cls(_tensor("inputs", inputs), _tensor("targets", targets), columns or {})
+        pair = None if counterfactual is None else _inputs("counterfactual", counterfactual)
+        return cls(_inputs("inputs", inputs), _tensor("targets", targets), columns or {}, pair)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -107,16 +110,17 @@ class ExampleSet:
         )
 
     def without_columns(self) -> ExampleSet:
-        """The tensors alone."""
+        """Inputs and targets alone."""
         return ExampleSet(self.inputs, self.targets)
 
     def _mapped(self, function: Callable[[Tensor], Tensor], columns: Mapping[str, NDArray[Any]]) -> ExampleSet:
-        inputs = self.inputs
-        if isinstance(inputs, dict):
-            inputs = {name: function(value) if isinstance(value, Tensor) else value for name, value in inputs.items()}
-        else:
-            inputs = function(inputs)
-        return ExampleSet(inputs, function(self.targets), columns)
+        def mapped(inputs: Inputs) -> Inputs:
+            if isinstance(inputs, Tensor):
+                return function(inputs)
+            return {name: function(value) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+
+        pair = None if self.counterfactual is None else mapped(self.counterfactual)
+        return ExampleSet(mapped(self.inputs), function(self.targets), columns, pair)
 
     def fingerprint(self) -> str:
         """SHA-256 over names, dtypes, shapes and bytes of all tensors, and over the constants among the inputs."""
@@ -229,6 +233,42 @@ def inputs_alone(inputs: Any) -> ExampleSet:
     tensors = inputs.values() if isinstance(inputs, Mapping) else [inputs]
     num_rows = next((len(each) for each in tensors if not isinstance(each, _CONSTANTS)), 0)
     return ExampleSet.of(inputs, torch.zeros(num_rows))
+
+
+def _inputs(key: str, given: Any) -> Inputs:
+    if not isinstance(given, Mapping):
+        return _tensor(key, given)
+    return {
+        name: value if isinstance(value, _CONSTANTS) else _tensor(f"{key}[{name!r}]", value)
+        for name, value in given.items()
+    }
+
+
+def _check_pairs(inputs: Inputs, counterfactual: Inputs) -> None:
+    """A counterfactual is what the model takes in the place of its example, of the same length."""
+    one, other = ({"inputs": each} if isinstance(each, Tensor) else each for each in (inputs, counterfactual))
+    said = [
+        {name: f"{v.dtype} {tuple(v.shape)}" if isinstance(v, Tensor) else repr(v) for name, v in each.items()}
+        for each in (one, other)
+    ]
+    if said[0] != said[1]:
+        raise TaskError(
+            f"a counterfactual must be an input like its example's, of the same shapes and constants: the inputs are "
+            f"{said[0]}, and the counterfactuals {said[1]}."
+        )
+    for name, value in one.items():
+        if not name.endswith("attention_mask") or not isinstance(value, Tensor):
+            continue
+        pairs = [(each != 0).flatten(1) for each in (value, other[name])]
+        different = (pairs[0] != pairs[1]).any(dim=1).nonzero()
+        if len(different):
+            row = int(different[0])
+            lengths = [int(each[row].sum()) for each in pairs]
+            raise TaskError(
+                f"pair {row}: the example has {lengths[0]} tokens and its counterfactual {lengths[1]} ({name}), "
+                f"{'at other positions' if lengths[0] == lengths[1] else 'but both must have as many'}. Leave it out, "
+                f"or give another counterfactual."
+            )
 
 
 def _tensor(key: str, value: Any) -> Tensor:
