@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from coar_dist.config.python_words import OF_ATTRIBUTE, OF_EDIT, in_python_words
 from coar_dist.config.schema import (
     CONSTANTS,
-    MEAN,
     PILOT_GRADIENT_MASKS,
     PILOT_MASKS,
     PLAN,
@@ -236,6 +235,7 @@ def attribute(
     design: str | Callable[[MaskDesign, int], NDArray[np.bool_]] = "bernoulli",
     ablation_value: str | Mapping[str, Tensor] | None = None,
     reference: Inputs | None = None,
+    counterfactual: Inputs | None = None,
     output_function: str | Callable[[Any, Tensor], Tensor] = "margin",
     columns: Mapping[str, Any] | None = None,
     stages: Sequence[str] = ("ablate", "fit"),
@@ -272,9 +272,11 @@ def attribute(
         design: ``bernoulli``, ``fixed_size``, ``balanced``, ``module:function`` of your own, or a function
             ``(design, mask_id) -> (num_components,)`` bool, True = kept, of ``design.seed``, ``design.num_components``,
             ``design.ablation_fraction`` and the mask's id alone.
-        ablation_value: what ablated components are replaced by: ``zero_weights`` (the paper's), ``zero``, ``mean``, or
-            tensors (num_channels,) by site, e.g. ``{"layer1.conv.output": ...}``. None is what ``ablation`` says.
-        reference: of ``mean``: the inputs whose mean it is; None is ``inputs``.
+        ablation_value: what ablated components are replaced by: ``zero_weights`` (the paper's), ``zero``, ``mean``,
+            ``resample``, ``counterfactual``, or tensors (num_channels,) by site, e.g. ``{"layer1.conv.output": ...}``.
+            None is what ``ablation`` says.
+        reference: of ``mean`` and ``resample``: the inputs whose mean it is, or that are drawn; None is ``inputs``.
+        counterfactual: of ``counterfactual``: inputs like ``inputs``, row by row.
         output_function: a registered name, ``module:function``, or ``(outputs, targets) -> (num_rows,)``.
         columns: further values of the examples by name, (num_examples,) each, e.g. group labels; ``Run.examples`` reads
             them.
@@ -296,6 +298,7 @@ def attribute(
     Raises:
         CoarDistError: naming what is wrong and the way out.
     """
+    from coar_dist.ablation.direct import check_given
     from coar_dist.components.discovery import asked_components
     from coar_dist.stages.pipeline import run_stages
     from coar_dist.tasks.build import task_in_memory
@@ -321,8 +324,7 @@ def attribute(
         ablation, values = replace(ablation, value=CONSTANTS), dict(ablation_value)
     elif ablation_value is not None:
         ablation = replace(ablation, value=ablation_value)
-    if reference is not None and ablation.value != MEAN:
-        raise ConfigError(f"ablation.reference has no effect with ablation.value={ablation.value!r}. Leave it out.")
+    check_given(ablation.value, reference, counterfactual)
     given, asked = asked_components(model, components, include, exclude)
     config = Config(
         stages=list(stages),
@@ -339,7 +341,7 @@ def attribute(
         cluster=cluster or ClusterConfig(),
         tracking=list(tracking),
     )
-    task = task_in_memory(model, inputs, targets, columns, output_function)
+    task = task_in_memory(model, inputs, targets, columns, output_function, counterfactual)
     means_of = None if reference is None else inputs_alone(by_keyword(model, reference))
     run_stages(config, console, task, given, reference=means_of, values=values)
     run = open_run(run_dir)

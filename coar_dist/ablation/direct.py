@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.plan import EnginePlan
+from coar_dist.ablation.row_value import Paired, Resampled, RowValues
 from coar_dist.ablation.site_means import site_means
 from coar_dist.ablation.value import AblationValue, SiteValues, ZeroWeights
 from coar_dist.components.discovery import Components, chosen_components
@@ -20,7 +21,7 @@ from coar_dist.components.index import ComponentIndex
 from coar_dist.components.plain_model import plain_model
 from coar_dist.components.sites import checked_values
 from coar_dist.config.python_words import OF_ABLATED_OUTPUTS, in_python_words
-from coar_dist.config.schema import MEAN, ZERO, ZERO_WEIGHTS
+from coar_dist.config.schema import COUNTERFACTUAL, MEAN, RESAMPLE, ZERO, ZERO_WEIGHTS
 from coar_dist.errors import ConfigError
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import ExampleSet, Inputs, Task, by_keyword, inputs_alone
@@ -38,6 +39,7 @@ def ablated_outputs(
     plan: EnginePlan | None = None,
     ablation_value: str | Mapping[str, Tensor] = ZERO_WEIGHTS,
     reference: Inputs | None = None,
+    counterfactual: Inputs | None = None,
 ) -> NDArray[np.float32]:
     """Outputs of ``model`` under given masks, computed in this process: no Ray, no run directory. ``model`` is copied.
 
@@ -50,9 +52,10 @@ def ablated_outputs(
         output: a registered output function, ``module:function``, or a callable ``(outputs, targets) -> (num_rows,)``.
         precision: ``float32``, or ``bfloat16`` for autocast.
         plan: how to run; None runs one mask at a time.
-        ablation_value: what ablated components are replaced by: ``zero_weights``, ``zero``, ``mean``, or a tensor
-            (num_channels,) for every site, by its name.
-        reference: of ``mean``: the inputs whose mean it is; None is ``inputs``.
+        ablation_value: what ablated components are replaced by: ``zero_weights``, ``zero``, ``mean``, ``resample``,
+            ``counterfactual``, or a tensor (num_channels,) for every site, by its name.
+        reference: of ``mean`` and ``resample``: the inputs whose mean it is, or that are drawn; None is ``inputs``.
+        counterfactual: of ``counterfactual``: inputs like ``inputs``, row by row.
 
     Returns:
         (num_masks, num_examples) float32.
@@ -69,28 +72,53 @@ def ablated_outputs(
         >>> ablated_outputs(model, "conv_filters", np.eye(4) == 0, images, labels).shape
         (4, 5)
     """
-    if reference is not None and ablation_value != MEAN:
-        raise ConfigError(f"ablation.reference has no effect with ablation.value={ablation_value!r}. Leave it out.")
+    check_given(ablation_value, reference, counterfactual)
     index = chosen_components(model, components)
-    task = Task(
-        copy.deepcopy(plain_model(model)), ExampleSet.of(by_keyword(model, inputs), targets), output_function(output)
-    )
+    pairs = None if counterfactual is None else by_keyword(model, counterfactual)
+    examples = ExampleSet.of(by_keyword(model, inputs), targets, counterfactual=pairs)
+    task = Task(copy.deepcopy(plain_model(model)), examples, output_function(output))
     task.check()
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    means_of = task.examples if reference is None else inputs_alone(by_keyword(model, reference))
-    value = _value_of(ablation_value, task.model, index, means_of, device)
+    others = None if reference is None else inputs_alone(by_keyword(model, reference))
+    value = _value_of(ablation_value, task, index, others, device)
     return AblationEngine(task, index, str(device), precision, plan, value).margins(masks)
 
 
+def check_given(ablation_value: object, reference: object, counterfactual: object) -> None:
+    """Check that what a Python caller gives belongs to the ablation value.
+
+    Raises:
+        ConfigError: it has no effect, or is missing.
+    """
+    for key, given, values in (
+        ("ablation.reference", reference, (MEAN, RESAMPLE)),
+        ("counterfactual", counterfactual, (COUNTERFACTUAL,)),
+    ):
+        if given is not None and ablation_value not in values:
+            raise ConfigError(f"{key} has no effect with ablation.value={ablation_value!r}. Leave it out.")
+    if ablation_value == COUNTERFACTUAL and counterfactual is None:
+        raise ConfigError("ablation.value='counterfactual': needs counterfactual=..., inputs like inputs, row by row.")
+
+
 def _value_of(
-    given: str | Mapping[str, Tensor], model: nn.Module, components: ComponentIndex, reference: ExampleSet, device: Any
+    given: str | Mapping[str, Tensor],
+    task: Task,
+    components: ComponentIndex,
+    reference: ExampleSet | None,
+    device: torch.device,
 ) -> AblationValue:
+    if isinstance(given, Mapping):
+        return SiteValues(components, values=checked_values(given, task.model, components))
     if given == ZERO_WEIGHTS:
         return ZeroWeights(components)
-    if isinstance(given, Mapping):
-        return SiteValues(components, values=checked_values(given, model, components))
     if given == ZERO:
         return SiteValues(components, values={})
+    others = task.examples if reference is None else reference
     if given == MEAN:
-        return SiteValues(components, values=site_means(model.eval(), components, reference, device, False))
-    raise ConfigError(f"ablation.value={given!r}: must be {ZERO_WEIGHTS}, {ZERO}, {MEAN}, or tensors by site.")
+        return SiteValues(components, values=site_means(task.model.eval(), components, others, device, False))
+    if given == RESAMPLE:
+        return RowValues(components, source=Resampled(0, len(others), reference is None), reference=reference)
+    if given == COUNTERFACTUAL:
+        return RowValues(components, source=Paired())
+    names = f"{ZERO_WEIGHTS}, {ZERO}, {MEAN}, {RESAMPLE}, {COUNTERFACTUAL}"
+    raise ConfigError(f"ablation.value={given!r}: must be {names}, or tensors by site.")

@@ -13,8 +13,11 @@ from coar_dist.config.methods import GRADIENT_BASELINES, PATH_BASELINES
 from coar_dist.config.schema import (
     ALL_POSITIONS,
     CONSTANTS,
+    COUNTERFACTUAL,
     MEAN,
     PLAN,
+    POSITION,
+    RESAMPLE,
     SELECTIONS,
     STAGES,
     ZERO_WEIGHTS,
@@ -256,17 +259,24 @@ def _check_normalisation(model: ModelConfig) -> None:
 def _check_value(config: Config) -> None:
     ablation = config.ablation
     for key, of, is_set in (
-        ("mean_over", MEAN, ablation.mean_over != ALL_POSITIONS),
-        ("reference", MEAN, ablation.reference != ExamplesConfig()),
-        ("constants", CONSTANTS, ablation.constants is not None),
+        ("mean_over", (MEAN,), ablation.mean_over != ALL_POSITIONS),
+        ("reference", (MEAN, RESAMPLE), ablation.reference != ExamplesConfig()),
+        ("constants", (CONSTANTS,), ablation.constants is not None),
     ):
-        if is_set and ablation.value != of:
+        if is_set and ablation.value not in of:
             raise ConfigError(
                 f"ablation.{key} has no effect with ablation.value={ablation.value}: it belongs to "
-                f"ablation.value={of}. Leave one out."
+                f"ablation.value={' and '.join(of)}. Leave one out."
             )
     if ablation.reference != ExamplesConfig() and not ablation.reference.source:
         raise ConfigError("ablation.reference has no effect without ablation.reference.source. Set it.")
+    by_example = ablation.value in (RESAMPLE, COUNTERFACTUAL) or ablation.mean_over not in (ALL_POSITIONS, POSITION)
+    if by_example and "ablate" in config.stages and "edit" in config.stages and config.edit is not None:
+        value = ablation.value if ablation.value != MEAN else f"mean with ablation.mean_over={ablation.mean_over}"
+        raise ConfigError(
+            f"edit: ablation.value={value} differs from example to example, so that no edited model can give it. Set "
+            f"edit=null, or use ablation.value=mean, zero or zero_weights."
+        )
     methods = [method for method in GRADIENT_BASELINES if method in config.baselines]
     if methods and ablation.value != ZERO_WEIGHTS:
         raise ConfigError(

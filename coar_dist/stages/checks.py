@@ -23,6 +23,7 @@ from coar_dist.stages.session import Session
 from coar_dist.stages.values import check_value
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.record import RUN_FILE
+from coar_dist.store.values import differs_by_example, value_in_words
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import ExampleSet
 from coar_dist.tasks.training import check_training, loss_for
@@ -77,6 +78,7 @@ def check_edit_stage(session: Session) -> None:
     edit = session.config.edit
     if edit is None:
         return
+    _refuse_values_by_example(session)
     if edit.metric is not None:
         look_up("edit.metric", edit.metric, METRICS)
     _check_selections(edit)
@@ -96,6 +98,19 @@ def check_edit_stage(session: Session) -> None:
     if edit.max_components is not None and there is not None and edit.max_components > there.num_components:
         raise ConfigError(
             f"edit.max_components={edit.max_components}: the model has {there.num_components} components."
+        )
+
+
+def _refuse_values_by_example(session: Session) -> None:
+    """An edited model knows no partner of its input, nor its class."""
+    try:
+        identity = session.open_run().identity
+    except (RunNotFoundError, DamagedFileError):
+        return  # the stage itself says so
+    if differs_by_example(identity):
+        raise ConfigError(
+            f"edit: the run ablates by {value_in_words(identity)}, which differ from example to example, so that no "
+            f"edited model can give them. Edit a run with ablation.value=mean, zero or zero_weights."
         )
 
 

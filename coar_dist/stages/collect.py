@@ -91,7 +91,7 @@ def collect(
     plan = recorded_plan(run, session.config, work)
     if plan is not None and run.is_new:  # the shards have told it
         run.set_engine_plan(plan.to_json())
-    job = job_of(run, session.config, components, stores)
+    job = job_of(session, run, task, components, stores)
     with session.progress(num_missing, "masks") as progress:
         whole = Work(
             run=run.storage.label,
@@ -131,10 +131,11 @@ def recorded_plan(run: RunDirectory, config: Config, work: MissingWork) -> Engin
     return plan
 
 
-def job_of(run: RunDirectory, config: Config, components: ComponentIndex, stores: Stores) -> AblationJob:
+def job_of(session: Session, run: RunDirectory, task: Task, components: ComponentIndex, stores: Stores) -> AblationJob:
     """What every actor is told."""
+    config = session.config
     return AblationJob(
-        value=value_of_run(run, components),
+        value=value_of_run(session, run, task, components),
         stores=stores,
         precision=str(run.identity["ablation.precision"]),
         device_map=config.ablation.device_map,

@@ -46,7 +46,7 @@ def timed_start(
         run=f"plan of {run.storage.label}",
         actor=TrialActor,
         task=task,
-        job=job_of(run, config, components, {}),
+        job=job_of(session, run, task, components, {}),
         ranges=RangesToDo({}, {}, "masks"),
         plan=SharedPlan(recorded_plan(run, config, work), share, must_start=True),
         memory_key=ROWS_KEY,

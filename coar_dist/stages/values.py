@@ -13,28 +13,46 @@ from torch import Tensor, nn
 
 from coar_dist.ablation.device_map import spread_over_devices
 from coar_dist.ablation.placement import placed
+from coar_dist.ablation.row_value import ClassMeans, Paired, Resampled, RowValues
 from coar_dist.ablation.site_means import site_means
 from coar_dist.ablation.value import AblationValue, SiteValues, ZeroWeights
 from coar_dist.cluster.connection import connect
 from coar_dist.cluster.ray_tasks import on_cluster
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.sites import Values, checked_values, sites_of
-from coar_dist.config.schema import CONSTANTS, MEAN, ZERO_WEIGHTS
+from coar_dist.config.schema import (
+    ALL_POSITIONS,
+    CONSTANTS,
+    COUNTERFACTUAL,
+    MEAN,
+    POSITION,
+    RESAMPLE,
+    ZERO_WEIGHTS,
+    AblationConfig,
+)
 from coar_dist.editing.edit import values_of
 from coar_dist.errors import ConfigError, DamagedFileError, RunNotFoundError
+from coar_dist.stages.donors import (
+    check_counterfactuals,
+    check_donors,
+    check_signature,
+    classes_in,
+    fingerprint_of_pairs,
+)
 from coar_dist.stages.session import Session
+from coar_dist.store import values as keys
 from coar_dist.store.run_directory import RunDirectory
-from coar_dist.store.values import CONTENT, MEAN_OVER, REFERENCE, VALUE, has_values, write_values
+from coar_dist.store.values import has_values, write_values
 from coar_dist.tasks.build import build_examples
 from coar_dist.tasks.task import ExampleSet, Task
 
 
 def check_value(session: Session, task: Task, components: ComponentIndex) -> None:
-    """Check that every component has a site, and that constants and reference fit.
+    """Check that every component has a site, and that constants, reference and counterfactuals fit.
 
     Raises:
         ComponentMismatchError: a component has no site.
-        ConfigError: constants or the reference do not fit; naming the site or the input.
+        ConfigError, TaskError: constants, reference or counterfactuals do not fit; naming the site, input or pair.
     """
     ablation = session.config.ablation
     if ablation.value == ZERO_WEIGHTS:
@@ -43,7 +61,14 @@ def check_value(session: Session, task: Task, components: ComponentIndex) -> Non
     if ablation.value == CONSTANTS:
         _constants(session, task.model, components)
     if ablation.value == MEAN:
-        _check_signature(_reference(session, task), task.examples)
+        reference = _reference(session, task)
+        check_signature(reference, task.examples)
+        if _is_of_classes(ablation):
+            classes_in(ablation.mean_over, reference, task.examples)
+    if ablation.value == RESAMPLE:
+        check_donors(_reference(session, task), task.examples)
+    if ablation.value == COUNTERFACTUAL:
+        check_counterfactuals(task.examples)
 
 
 def identity_of_value(session: Session, task: Task, components: ComponentIndex, find: bool = True) -> dict[str, Any]:
@@ -61,28 +86,64 @@ def identity_of_value(session: Session, task: Task, components: ComponentIndex, 
     ablation = session.config.ablation
     if ablation.value == ZERO_WEIGHTS:
         return {}
-    asked: dict[str, Any] = {VALUE: ablation.value}
-    if ablation.value == MEAN:
-        reference = _reference(session, task)
-        asked |= {MEAN_OVER: ablation.mean_over, REFERENCE: reference.without_columns().fingerprint()}
-        stored = _stored(session)
-        same = all(stored.get(key) == value for key, value in asked.items())
-        content = stored.get(CONTENT)
-        if stored and (not same or (content is not None and has_values(session.storage, content))):
-            return {**asked, CONTENT: content}  # another run's identity is refused for what differs
-        if not find:
-            return {**asked, CONTENT: None}
-        return {**asked, CONTENT: _write(session, _means(session, task, components, reference))}
+    asked: dict[str, Any] = {keys.VALUE: ablation.value}
+    if ablation.value == COUNTERFACTUAL:
+        return {**asked, keys.COUNTERFACTUAL: fingerprint_of_pairs(task.examples)}
     if ablation.value == CONSTANTS:
         values = _constants(session, task.model, components)
-        return {**asked, CONTENT: _write(session, values) if find else None}
+        return {**asked, keys.CONTENT: _write(session, values) if find else None}
+    if ablation.value in (MEAN, RESAMPLE):
+        reference = _reference(session, task)
+        asked[keys.REFERENCE] = reference.without_columns().fingerprint()
+    if ablation.value == RESAMPLE:
+        asked[keys.SEED] = session.config.design.seed
+    if ablation.value == MEAN:
+        asked[keys.MEAN_OVER] = ablation.mean_over
+        if _is_of_classes(ablation):
+            asked[keys.CLASSES] = classes_in(ablation.mean_over, reference, task.examples).names
+        return {**asked, keys.CONTENT: _content_of_means(session, task, components, reference, asked, find)}
     return asked
 
 
-def value_of_run(run: RunDirectory, components: ComponentIndex) -> AblationValue:
+def value_of_run(session: Session, run: RunDirectory, task: Task, components: ComponentIndex) -> AblationValue:
     """What takes the place of a run's ablated components."""
+    identity = run.identity
+    value = identity.get(keys.VALUE)
+    if value == COUNTERFACTUAL:
+        return RowValues(components, source=Paired())
+    if value == RESAMPLE:
+        reference = _reference(session, task)
+        are_examples = reference is task.examples
+        source = Resampled(identity[keys.SEED], len(reference), are_examples)
+        return RowValues(components, source=source, reference=None if are_examples else reference.without_columns())
     values = values_of(run)
-    return ZeroWeights(components) if values is None else SiteValues(components, values=values)
+    if values is None:
+        return ZeroWeights(components)
+    if keys.CLASSES in identity and values:
+        classes = classes_in(identity[keys.MEAN_OVER], _reference(session, task), task.examples)
+        return RowValues(components, source=ClassMeans(values, torch.from_numpy(classes.of_examples)))
+    return SiteValues(components, values=values)
+
+
+def _is_of_classes(ablation: AblationConfig) -> bool:
+    return ablation.mean_over not in (ALL_POSITIONS, POSITION)
+
+
+def _content_of_means(
+    session: Session,
+    task: Task,
+    components: ComponentIndex,
+    reference: ExampleSet,
+    asked: Mapping[str, Any],
+    find: bool,
+) -> str | None:
+    """The fingerprint of the run's means; those of another run are refused for what differs, and not computed."""
+    stored = _stored(session)
+    same = all(stored.get(key) == value for key, value in asked.items())
+    content: str | None = stored.get(keys.CONTENT)
+    if stored and (not same or (content is not None and has_values(session.storage, content))):
+        return content
+    return _write(session, _means(session, task, components, reference)) if find else None
 
 
 def _stored(session: Session) -> dict[str, Any]:
@@ -102,30 +163,20 @@ def _reference(session: Session, task: Task) -> ExampleSet:
     source = session.config.ablation.reference
     if not source.source:
         return task.examples
-    if REFERENCE not in session.examples:
-        session.examples[REFERENCE] = build_examples(source, REFERENCE)
-    return session.examples[REFERENCE]
-
-
-def _check_signature(reference: ExampleSet, examples: ExampleSet) -> None:
-    """A reference is what the model takes in the place of the examples, of any number and length."""
-    found, wanted = (
-        {name: (tensor.dtype, tensor.ndim) for name, tensor in each.tensors() if name != "targets"}
-        for each in (reference, examples)
-    )
-    if found != wanted:
-        spelt = [
-            ", ".join(f"{name} ({dtype}, {ndim} axes)" for name, (dtype, ndim) in each.items())
-            for each in (found, wanted)
-        ]
-        raise ConfigError(f"{REFERENCE}: its inputs are {spelt[0]}, but the model is run on {spelt[1]}.")
+    if keys.REFERENCE not in session.examples:
+        session.examples[keys.REFERENCE] = build_examples(source, keys.REFERENCE)
+    return session.examples[keys.REFERENCE]
 
 
 def _means(session: Session, task: Task, components: ComponentIndex, reference: ExampleSet) -> Values:
     """By one actor, in a pass over the reference."""
     ablation = session.config.ablation
     session.terminal.say(f"mean activations over {len(reference):,} examples of the reference.")
-    shared = task.model, components, reference.without_columns(), ablation.mean_over, ablation.device_map
+    parts = [reference.without_columns()]
+    if _is_of_classes(ablation):
+        classes = classes_in(ablation.mean_over, reference, task.examples)
+        parts = [parts[0].select((classes.of_reference == number).nonzero()[0]) for number in range(len(classes.names))]
+    shared = task.model, components, parts, ablation.mean_over, ablation.device_map
     session.keep(connect(session.config.cluster))  # the masks come next, on the same cluster
     with on_cluster(session.config.cluster, "Use a smaller ablation.reference.") as execute:
         (values,) = execute(_means_on_an_actor, shared, [None])
@@ -134,14 +185,17 @@ def _means(session: Session, task: Task, components: ComponentIndex, reference: 
 
 
 def _means_on_an_actor(
-    shared: tuple[nn.Module, ComponentIndex, ExampleSet, str, str | None], _item: None
+    shared: tuple[nn.Module, ComponentIndex, list[ExampleSet], str, str | None], _item: None
 ) -> dict[str, Tensor]:
-    model, components, reference, mean_over, device_map = shared
+    model, components, parts, mean_over, device_map = shared
     if device_map is not None:
         spread_over_devices(model, device_map)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module, where = placed(model, device)
-    return dict(site_means(module, components, reference, where, mean_over == "position"))
+    means = [site_means(module, components, part, where, mean_over == POSITION) for part in parts]
+    if mean_over in (ALL_POSITIONS, POSITION):
+        return dict(means[0])
+    return {name: torch.stack([of_class[name] for of_class in means]) for name in means[0]}
 
 
 def _constants(session: Session, model: nn.Module, components: ComponentIndex) -> Values:

@@ -23,7 +23,10 @@ VALUE, CONTENT = "ablation.value", "ablation.values"
 """Keys of a run's identity: what takes the place of ablated activations, and the fingerprint of the values."""
 MEAN_OVER, REFERENCE = "ablation.mean_over", "ablation.reference"
 """The same: what the means are over, and the fingerprint of the examples."""
-OF_VALUES = (VALUE, MEAN_OVER, REFERENCE, CONTENT)
+CLASSES, SEED, COUNTERFACTUAL = "ablation.classes", "ablation.seed", "ablation.counterfactual"
+"""The same: the classes that have means of their own, the seed of what is resampled, and the fingerprint of paired
+inputs."""
+OF_VALUES = (VALUE, MEAN_OVER, CLASSES, SEED, REFERENCE, COUNTERFACTUAL, CONTENT)
 """All of them; a run in which weights are zeroed has none."""
 VALUE_FILES = "values"
 Arrays = Mapping[str, NDArray[np.float32]]
@@ -34,6 +37,8 @@ _WORDS = {
     "zero_weights": "weights zeroed",
     "zero": "activations zero",
     "mean": "mean activations",
+    "resample": "activations of other examples",
+    "counterfactual": "activations of counterfactuals",
     "constants": "constant activations",
 }
 
@@ -45,8 +50,13 @@ def value_in_words(identity: Mapping[str, Any]) -> str:
         >>> value_in_words({"ablation.value": "mean", "ablation.mean_over": "position"})
         'mean activations by position'
     """
-    by_position = " by position" if identity.get(MEAN_OVER) == "position" else ""
-    return _WORDS[identity.get(VALUE, "zero_weights")] + by_position
+    over = identity.get(MEAN_OVER, "all")
+    return _WORDS[identity.get(VALUE, "zero_weights")] + ("" if over == "all" else f" by {over}")
+
+
+def differs_by_example(identity: Mapping[str, Any]) -> bool:
+    """Whether what takes the place of a run's ablated components depends on the example."""
+    return CLASSES in identity or identity.get(VALUE) in ("resample", "counterfactual")
 
 
 def fingerprint_of_values(values: Arrays) -> str:

@@ -93,10 +93,14 @@ def task_in_memory(
     targets: Tensor,
     columns: Mapping[str, Any] | None,
     function: str | Callable[[Any, Tensor], Tensor],
+    counterfactual: Inputs | None = None,
 ) -> Task:
     """What a Python caller explains.
 
     Raises:
-        TaskError, ConfigError: inputs and targets do not fit each other, or there is no such output function.
+        TaskError, ConfigError: inputs, targets and counterfactuals do not fit each other, or there is no such output
+            function.
     """
-    return Task(model, ExampleSet.of(by_keyword(model, inputs), targets, columns), output_function(function))
+    pairs = None if counterfactual is None else by_keyword(model, counterfactual)
+    examples = ExampleSet.of(by_keyword(model, inputs), targets, columns, pairs)
+    return Task(model, examples, output_function(function))

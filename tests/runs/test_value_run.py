@@ -125,10 +125,51 @@ def test_zeros_and_constants(tmp_path: Path) -> None:
     np.testing.assert_array_equal(from_file.margins("train")[1][:40], own.margins("train")[1])
 
 
+def test_runs_whose_values_differ_by_example(tmp_path: Path) -> None:
+    task = small_task(9)
+    inputs, targets = task.examples.inputs, task.examples.targets
+    assert isinstance(inputs, torch.Tensor)
+
+    def direct(made: Run, masks: Any, **options: Any) -> Any:
+        return coar_dist.ablated_outputs(task.model, made.components, masks, inputs, targets, **options)
+
+    resampled = run(tmp_path / "resampled", ablation_value="resample")
+    masks, margins = resampled.margins("train")
+    np.testing.assert_allclose(margins, direct(resampled, masks, ablation_value="resample"), rtol=0, atol=1e-5)
+    again = run(tmp_path / "resampled", 60, ablation_value="resample").margins("train")
+    np.testing.assert_array_equal(again[1][:40], margins)
+    other_seed = run(tmp_path / "other seed", ablation_value="resample", seed=1)
+    assert json.loads((tmp_path / "other seed" / "run.json").read_text())["identity"]["ablation.seed"] == 1
+    assert not np.allclose(
+        other_seed.margins("train")[1], direct(other_seed, other_seed.margins("train")[0]), atol=1e-3
+    )
+
+    pairs = {"ablation_value": "counterfactual", "counterfactual": inputs.roll(2, 0)}
+    paired = run(tmp_path / "paired", **pairs)
+    masks, margins = paired.margins("train")
+    np.testing.assert_allclose(margins, direct(paired, masks, **pairs), rtol=0, atol=1e-5)
+    with pytest.raises(RunMismatchError, match=r"ablation.counterfactual is 'sha256:.*', but the run was made with"):
+        run(tmp_path / "paired", **{**pairs, "counterfactual": inputs.roll(1, 0)})
+
+    groups = np.array(["b", "a", "a", "b", "c", "a", "b", "c", "c"])
+    of_groups = AblationConfig("mean", mean_over="group", mode="weights", rows_per_forward=7, compile=False)
+    by_class = run(tmp_path / "classes", ablation=of_groups, columns={"group": groups})
+    masks, margins = by_class.margins("train")
+    for group in "abc":
+        rows = np.flatnonzero(groups == group)
+        means = site_means(task.model, by_class.components, task.examples.select(rows), torch.device("cpu"), False)
+        expected = direct(by_class, masks, ablation_value=means)[:, rows]
+        np.testing.assert_allclose(margins[:, rows], expected, rtol=0, atol=1e-5)
+    again = run(tmp_path / "classes", 60, ablation=of_groups, columns={"group": groups}).margins("train")
+    np.testing.assert_array_equal(again[1][:40], margins)
+    with pytest.raises(ConfigError, match="the run ablates by mean activations by group, which differ from example"):
+        by_class.edit([0, 1], console=Console(file=io.StringIO()))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ablation_value": "median"}, "ablation_value='median': must be one of zero_weights, zero, mean, constants"),
+        ({"ablation_value": "median"}, "ablation_value='median': must be one of zero_weights, zero, mean, resample, "),
         ({"ablation_value": "constants"}, "ablation_value=constants: needs"),
         ({"ablation_value": {"conv1.output": torch.zeros(4)}}, "no value is given for conv2.output, grouped.output"),
         (
@@ -139,6 +180,23 @@ def test_zeros_and_constants(tmp_path: Path) -> None:
         (
             {"ablation_value": "mean", "reference": torch.zeros(3, 6)},
             r"reference: its inputs are inputs .*2 axes.*4 axes",
+        ),
+        (
+            {"ablation": AblationConfig("mean", mean_over="place")},
+            r"mean_over=place: must be all, position, or a column",
+        ),
+        ({"ablation_value": "counterfactual"}, r"ablation_value='counterfactual': needs counterfactual"),
+        (
+            {"ablation_value": "counterfactual", "counterfactual": torch.zeros(3, 1, 6, 6)},
+            r"a counterfactual must be an input like its example's, of the same shapes",
+        ),
+        (
+            {"ablation_value": "resample", "reference": torch.zeros(1, 1, 6, 6)},
+            r"ablation_value=resample needs at least two donors, and there is 1",
+        ),
+        (
+            {"ablation_value": "resample", "reference": torch.zeros(4, 1, 7, 7)},
+            r"reference: its inputs is of shape \(1, 7, 7\) and the examples' of \(1, 6, 6\)",
         ),
         (
             {"ablation": AblationConfig(mean_over="position")},

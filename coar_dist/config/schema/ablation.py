@@ -9,6 +9,7 @@ from coar_dist.config.schema.task import ExamplesConfig
 from coar_dist.config.schema.values import Count, Part, one_of
 
 ZERO_WEIGHTS, ZERO, MEAN, CONSTANTS = "zero_weights", "zero", "mean", "constants"
+RESAMPLE, COUNTERFACTUAL = "resample", "counterfactual"
 ALL_POSITIONS, POSITION = "all", "position"
 
 
@@ -16,14 +17,16 @@ ALL_POSITIONS, POSITION = "all", "position"
 class AblationConfig(Part):
     """What ablated components are replaced by, and how the forward passes are run and stored."""
 
-    value: Annotated[str, one_of(ZERO_WEIGHTS, ZERO, MEAN, CONSTANTS)] = ZERO_WEIGHTS
+    value: Annotated[str, one_of(ZERO_WEIGHTS, ZERO, MEAN, RESAMPLE, COUNTERFACTUAL, CONSTANTS)] = ZERO_WEIGHTS
     """``zero_weights``: a component's slices of the weights are zero, its bias stays (the paper's). The others replace
-    its activation: by ``zero``, by its ``mean`` over the reference, or by ``constants`` of your own."""
-    mean_over: Annotated[str, one_of(ALL_POSITIONS, POSITION)] = ALL_POSITIONS
+    its activation: by ``zero``, by its ``mean`` over the reference, by that of another example, drawn for every mask
+    (``resample``), or of the example's own ``counterfactual``, or by ``constants`` of your own."""
+    mean_over: str = ALL_POSITIONS
     """Of ``value=mean``: the mean over ``all`` examples and positions, or one for every ``position`` of inputs of one
-    length."""
+    length, or the name of a column of the examples (``label`` among them): the mean of the example's own class."""
     reference: ExamplesConfig = field(default_factory=ExamplesConfig)
-    """Of ``value=mean``: the examples whose mean it is; no source: the run's own."""
+    """Of ``value=mean`` and ``resample``: the examples whose mean it is, or that are drawn; no source: the run's
+    own."""
     constants: str | None = None
     """Of ``value=constants``: a safetensors file with a tensor (num_channels,) for every site, by its name."""
     precision: Annotated[str, one_of("float32", "bfloat16", "auto")] = "float32"

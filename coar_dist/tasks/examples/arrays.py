@@ -116,6 +116,7 @@ def numpy_arrays(
     inputs: str | dict[str, str],
     targets: str,
     columns: list[str] | None = None,
+    counterfactual: str | dict[str, str] | None = None,
 ) -> IndexedSource:
     """Arrays as they are stored, row i of each being example i.
 
@@ -124,6 +125,7 @@ def numpy_arrays(
         inputs: the array's name, or names by the keywords under which the model takes them.
         targets: the targets' name; one-dimensional integers are class labels.
         columns: further one-dimensional arrays to keep with the examples, e.g. group labels.
+        counterfactual: as ``inputs``: the paired inputs of ``ablation.value=counterfactual``.
 
     Returns:
         Tensors of the arrays' own dtypes; ``source_id`` is the row.
@@ -131,7 +133,7 @@ def numpy_arrays(
     Raises:
         TaskError: the file or an array is missing or damaged, or numbers of rows differ.
     """
-    names = [*(inputs.values() if isinstance(inputs, dict) else [inputs]), targets, *(columns or ())]
+    names = [*_names(inputs), *_names(counterfactual), targets, *(columns or ())]
     arrays = {name: _numpy_array(Path(path), name) for name in names}
     lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     if len(set(lengths.values())) != 1:
@@ -140,7 +142,10 @@ def numpy_arrays(
     def read(names: list[str], ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         return {name: np.array(arrays[name][ids]) for name in names}
 
-    return _of_columns(lengths[targets], read, inputs, targets, columns or [], arrays[targets].ndim == 1, None, path)
+    may_be_labels = arrays[targets].ndim == 1
+    return _of_columns(
+        lengths[targets], read, inputs, targets, columns or [], may_be_labels, None, path, counterfactual
+    )
 
 
 def parquet_table(
@@ -149,6 +154,7 @@ def parquet_table(
     targets: str,
     columns: list[str] | None = None,
     shape: list[int] | None = None,
+    counterfactual: str | list[str] | dict[str, str] | None = None,
 ) -> IndexedSource:
     """Columns of Parquet files, row i being example i.
 
@@ -159,6 +165,7 @@ def parquet_table(
         targets: the targets' column; integers are class labels.
         columns: further columns to keep with the examples.
         shape: of one example's input, where its list is flat, e.g. ``[3, 32, 32]``; for one input column.
+        counterfactual: as ``inputs``: the paired inputs of ``ablation.value=counterfactual``.
 
     Returns:
         Tensors of the columns' own dtypes; ``source_id`` is the row, counted through all files.
@@ -169,7 +176,13 @@ def parquet_table(
     table = ParquetTable(path)
     if shape is not None and not isinstance(inputs, str):
         raise ConfigError(f"shape={shape} is the shape of one input column, but inputs={inputs}.")
-    return _of_columns(table.num_rows, table.read, inputs, targets, columns or [], True, shape, path)
+    return _of_columns(table.num_rows, table.read, inputs, targets, columns or [], True, shape, path, counterfactual)
+
+
+def _names(inputs: str | list[str] | dict[str, str] | None) -> list[str]:
+    if isinstance(inputs, str):
+        return [inputs]
+    return list(inputs.values() if isinstance(inputs, dict) else inputs or ())
 
 
 def _of_columns(
@@ -181,32 +194,37 @@ def _of_columns(
     may_be_labels: bool,
     shape: list[int] | None,
     path: str,
+    counterfactual: str | list[str] | dict[str, str] | None,
 ) -> IndexedSource:
     """The source whose tensors are named arrays of rows."""
-    names = [inputs] if isinstance(inputs, str) else list(inputs.values() if isinstance(inputs, dict) else inputs)
-    if not names:
+    names = list(dict.fromkeys([*_names(inputs), *_names(counterfactual), targets]))
+    if not _names(inputs):
         raise ConfigError("inputs=[]: name at least one.")
 
-    def load(ids: NDArray[np.int64]) -> ExampleSet:
-        arrays = read(list(dict.fromkeys([*names, targets, *columns])), ids)
-        tensors = {name: _tensor(arrays[name], name, path) for name in dict.fromkeys([*names, targets])}
-        of_inputs: Tensor | dict[str, Tensor]
-        if isinstance(inputs, dict):
-            of_inputs = {keyword: tensors[name] for keyword, name in inputs.items()}
-        elif isinstance(inputs, str):
-            of_inputs = tensors[inputs]
+    def inputs_of(
+        given: str | list[str] | dict[str, str], tensors: dict[str, Tensor], num_rows: int
+    ) -> Tensor | dict[str, Any]:
+        if isinstance(given, dict):
+            return {keyword: tensors[name] for keyword, name in given.items()}
+        if isinstance(given, str):
+            found = tensors[given]
         else:
-            uneven = [name for name in inputs if tensors[name].ndim != 1]
+            uneven = [name for name in given if tensors[name].ndim != 1]
             if uneven:
                 raise TaskError(f"{path}: columns side by side must hold numbers, but {uneven[0]!r} holds lists.")
-            of_inputs = torch.stack([tensors[name] for name in inputs], dim=1)
-        if shape is not None and isinstance(of_inputs, Tensor):
-            if of_inputs[0].numel() != np.prod(shape):
-                raise TaskError(
-                    f"{path}: {inputs!r} has {counted(of_inputs[0].numel(), 'value')} per row; shape={shape}."
-                )
-            of_inputs = of_inputs.reshape(len(ids), *shape)
-        return ExampleSet(of_inputs, tensors[targets], {SOURCE_ID: ids, **{name: arrays[name] for name in columns}})
+            found = torch.stack([tensors[name] for name in given], dim=1)
+        if shape is None:
+            return found
+        if found[0].numel() != np.prod(shape):
+            raise TaskError(f"{path}: {given!r} has {counted(found[0].numel(), 'value')} per row; shape={shape}.")
+        return found.reshape(num_rows, *shape)
+
+    def load(ids: NDArray[np.int64]) -> ExampleSet:
+        arrays = read(list(dict.fromkeys([*names, *columns])), ids)
+        tensors = {name: _tensor(arrays[name], name, path) for name in names}
+        pairs = None if counterfactual is None else inputs_of(counterfactual, tensors, len(ids))
+        kept = {SOURCE_ID: ids, **{name: arrays[name] for name in columns}}
+        return ExampleSet(inputs_of(inputs, tensors, len(ids)), tensors[targets], kept, pairs)
 
     def labels() -> NDArray[np.int64]:
         values = read([targets], np.arange(num_examples))[targets]

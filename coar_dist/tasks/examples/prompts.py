@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from string import Formatter
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ def huggingface_answers(
     add_special_tokens: bool = True,
     columns: list[str] | None = None,
     streaming: bool = False,
+    counterfactual_template: str | None = None,
 ) -> IndexedSource | StreamedSource:
     """Prompts whose next token is the answer, for ``task.output_function=answer_token_margin``.
 
@@ -43,6 +45,8 @@ def huggingface_answers(
         truncate: cut the start off longer prompts; else they are an error.
         add_special_tokens: whether the tokenizer adds its own, e.g. one that begins a text.
         columns: further columns to keep with the examples.
+        counterfactual_template: the prompt of ``ablation.value=counterfactual``, e.g. with another name in the place of
+            one; as many tokens as the prompt.
 
     Returns:
         Inputs ``input_ids`` and ``attention_mask``, (num_examples, length) int64 each, padded on the right to the
@@ -53,13 +57,15 @@ def huggingface_answers(
     Raises:
         ConfigError: a template is malformed, or there are fewer than two answers.
         TaskError: a column is missing, an answer is not one token or not unlike the others, a label has no answer, a
-            prompt is empty, too long, or ends in a token that the tokenizer has added.
+            prompt is empty, too long, or ends in a token that the tokenizer has added, or a counterfactual is of
+            another length than its prompt.
     """
     if len(answers) < 2:
         raise ConfigError(f"answers={answers}: there must be at least two.")
     if max_length < 1:
         raise ConfigError(f"max_length={max_length}: must be at least 1.")
-    used = [name for text in (template, *answers) for name in _fields(text)]
+    templates = [template] if counterfactual_template is None else [template, counterfactual_template]
+    used = [name for text in (*templates, *answers) for name in _fields(text)]
     labelled = [] if label_column is None else [label_column]
     rows = HubRows.open(dataset, split, config_name, streaming, [*used, *labelled, *(columns or ())])
     encoder = tokenizer_of(tokenizer)
@@ -87,10 +93,12 @@ def huggingface_answers(
         return [tokens.pop(right), *tokens]
 
     def load(pairs: Pairs, _num_examples: int | None) -> ExampleSet:
-        gathered, prompts, names, tokens_of_answers = Gathered(columns), [], [], []
+        gathered, prompts, others, names, tokens_of_answers = Gathered(columns), [], [], [], []
         for i, row in gathered.passing(pairs):
             names.append(f"row {i} of {rows.where}")
             prompts.append(_filled(template, row, names[-1]))
+            if counterfactual_template is not None:
+                others.append(_filled(counterfactual_template, row, names[-1]))
             tokens_of_answers.append(answer_tokens(row, names[-1]))
         if add_special_tokens:
             (with_added,), (without,) = (token_ids(encoder, prompts[:1], add_special_tokens=i) for i in (True, False))
@@ -109,9 +117,19 @@ def huggingface_answers(
                     f"cut the starts of prompts off with truncate=true."
                 )
         input_ids, mask = padded(tokens, encoder)
+        counterfactual: dict[str, Any] | None = None
+        if counterfactual_template is not None:
+            of_others = token_ids(encoder, others, add_special_tokens=add_special_tokens, **options)
+            for name, own, other in zip(names, tokens, of_others, strict=True):
+                if len(own) != len(other):
+                    raise TaskError(
+                        f"{name}: its prompt has {len(own)} tokens and its counterfactual {len(other)}, but both must "
+                        f"have as many. Leave the row out (task.examples.subset), or choose words of equal length."
+                    )
+            counterfactual = {"input_ids": tensor_of(padded(of_others, encoder)[0]), "attention_mask": tensor_of(mask)}
         targets = np.column_stack([mask.sum(axis=1) - 1, np.array(tokens_of_answers, dtype=np.int64)])
         inputs = {"input_ids": tensor_of(input_ids), "attention_mask": tensor_of(mask)}
-        return ExampleSet(inputs, tensor_of(targets), with_excerpts(gathered.columns(), prompts))
+        return ExampleSet(inputs, tensor_of(targets), with_excerpts(gathered.columns(), prompts), counterfactual)
 
     return rows.source(load, label_column)
 
