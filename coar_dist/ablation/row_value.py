@@ -20,7 +20,7 @@ from coar_dist.ablation.value import AtSites
 from coar_dist.components.masking import Masker
 from coar_dist.components.row_values import EXAMPLE, ONLY_INPUT, RowForward, RowSource, rows_of
 from coar_dist.components.site_masking import SiteMasker
-from coar_dist.components.sites import sites_of
+from coar_dist.components.sites import activation_sites_of
 from coar_dist.errors import ComponentMismatchError, TaskError
 from coar_dist.tasks.task import ExampleSet, Inputs
 
@@ -151,6 +151,11 @@ class RowValues(AtSites):
         ids = torch.arange(len(examples), device=examples.targets.device)
         return ExampleSet({**_by_keyword(examples.inputs), EXAMPLE: ids}, examples.targets)
 
+    @override
+    def check(self, model: nn.Module, margins: Callable[[], Tensor]) -> None:
+        activation_sites_of(model, self.components, self.read)
+        super().check(model, margins)
+
     def make_fast(
         self,
         model: nn.Module,
@@ -171,7 +176,8 @@ class RowValues(AtSites):
         """
         rows = rows_of(model)
         if rows.donors is not None:
-            places = [place for found in sites_of(model, self.components, self.read) for place in found]
+            sites = activation_sites_of(model, self.components, self.read)
+            places = [place for found in sites for place in found]
             most = _HELD_SHARE * allowed_bytes(device, torch.get_num_threads())
             rows.held = held_donors(model, places, rows.donors, device, most)
             if rows.held is not None:

@@ -96,6 +96,22 @@ def valued_sites_of(model: nn.Module, components: ComponentIndex, read: Collecti
     return found
 
 
+def activation_sites_of(
+    model: nn.Module, components: ComponentIndex, read: Collection[str] = ()
+) -> list[list[GatePlace]]:
+    """As ``sites_of``, where another example's activation is to take an activation's place.
+
+    Raises:
+        ComponentMismatchError: as ``valued_sites_of``; or an expert's weighted output is no tensor of the model.
+    """
+    found = valued_sites_of(model, components, read)
+    for number, places in enumerate(found):
+        if any(place.kind == "routing" for place in places):
+            why = "its weighted output is no tensor that an example could lend. Leave it out (components.exclude), or"
+            raise _no_site(components, number, f"{why} use ablation.value=mean or ")
+    return found
+
+
 def _why_not_a_site(model: nn.Module, place: GatePlace) -> str | None:
     if place.kind == "rows":
         return "an embedding's rows are chosen by tokens"

@@ -19,7 +19,7 @@ from coar_dist.ablation.value import AblationValue, SiteValues, ZeroWeights
 from coar_dist.cluster.connection import connect
 from coar_dist.cluster.ray_tasks import on_cluster
 from coar_dist.components.index import ComponentIndex
-from coar_dist.components.sites import Values, checked_values, sites_of
+from coar_dist.components.sites import Values, activation_sites_of, checked_values, sites_of
 from coar_dist.config.schema import (
     ALL_POSITIONS,
     CONSTANTS,
@@ -57,7 +57,8 @@ def check_value(session: Session, task: Task, components: ComponentIndex) -> Non
     ablation = session.config.ablation
     if ablation.value == ZERO_WEIGHTS:
         return
-    sites_of(task.model, components)
+    by_example = ablation.value in (RESAMPLE, COUNTERFACTUAL) or _is_of_classes(ablation)
+    (activation_sites_of if by_example else sites_of)(task.model, components)
     if ablation.value == CONSTANTS:
         _constants(session, task.model, components)
     if ablation.value == MEAN:

@@ -23,12 +23,13 @@ from rich.console import Console
 from rich.table import Table
 
 import coar_dist
-from coar_dist.config.schema import MEAN, ZERO, ZERO_WEIGHTS, AblationConfig, EvaluationConfig
+from coar_dist.config.schema import MEAN, RESAMPLE, ZERO, ZERO_WEIGHTS, AblationConfig, EvaluationConfig
 from coar_dist.tasks.task import Task
 from tests.benchmarks.estimators import CONSOLE, MODELS
 from tests.small_run import without_ray
 
 COMPONENTS = {"digits": "conv_filters", "resnet20": "conv_filters", "vit": "linear_rows", "gpt2": ["heads", "neurons"]}
+VALUES = (ZERO_WEIGHTS, ZERO, MEAN, RESAMPLE)
 FRACTIONS = (0.05, 0.1)
 
 
@@ -49,7 +50,7 @@ def measured(task: Task, name: str, value: str, fraction: float, arguments: argp
             ablation_fraction=fraction,
             output_function=lambda outputs, targets: task.output_function(outputs, targets),
             ablation_value=value,
-            reference=others if value == MEAN else None,
+            reference=others if value in (MEAN, RESAMPLE) else None,
             stages=("ablate", "fit", "evaluate"),
             evaluation=EvaluationConfig(num_masks=arguments.held_out, ablation_fractions=[fraction], curve_shares=[]),
             ablation=AblationConfig(compile=False),
@@ -66,6 +67,7 @@ def measured(task: Task, name: str, value: str, fraction: float, arguments: argp
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=tuple(COMPONENTS), default=["digits"])
+    parser.add_argument("--values", nargs="+", choices=VALUES, default=VALUES)
     parser.add_argument("--examples", type=int, default=48)
     parser.add_argument("--reference", type=int, default=256, help="examples, beside the explained ones")
     parser.add_argument("--masks", type=int, default=500)
@@ -83,7 +85,7 @@ def main() -> None:
         task = MODELS[name][0](arguments)
         task = replace(task, model=task.model.eval())
         for fraction in FRACTIONS:
-            for value in (ZERO_WEIGHTS, ZERO, MEAN):
+            for value in arguments.values:
                 row = measured(task, name, value, fraction, arguments)
                 CONSOLE.print(*row)
                 table.add_row(*row)
