@@ -124,6 +124,8 @@ class Taps(nn.Module):
                 if len({place.slices for place in places}) < len(places):
                     raise ConfigError(f"{group.parameter} is tied, so that its components have no one activation.")
                 for place in places:
+                    if place.kind == "routing":
+                        raise ConfigError(f"{group.parameter}: experts' outputs are added up in their module: no taps.")
                     module, keys = modules[place.module], self._new_places(place, int(start))
                     if place.kind in PLACEMENTS:
                         if (place.module, place.kind) in tapped:

@@ -48,17 +48,24 @@ class MixtureSites:
         """
         if not self._mixtures:
             return list(found)
-        sites = []
-        for group, places in zip(components.groups, found, strict=True):
-            blocks = self._blocks(group)
-            if blocks:
-                inside = tuple(f"{block.module}." for block in blocks)
-                rest = tuple(part for part in group.slices if not part.parameter.startswith(inside))
-                outside = ComponentIndex((replace(group, slices=rest),)) if rest else None
-                others = places_of(self._model, outside, read)[0] if outside else []
-                places = [*blocks, *others] if others or not rest else []
-            sites.append([self._with_width(place) for place in places])
-        return sites
+        sites = list(found)
+        blocks = {
+            number: of_group for number, group in enumerate(components.groups) if (of_group := self._blocks(group))
+        }
+        rest = {number: self._outside(components.groups[number], of_group) for number, of_group in blocks.items()}
+        outside = {number: group for number, group in rest.items() if group is not None}
+        others = places_of(self._model, ComponentIndex(tuple(outside.values())), read) if outside else []
+        of_rest = dict(zip(outside, others, strict=True))
+        for number, of_group in blocks.items():
+            has_sites = number not in outside or of_rest[number]
+            sites[number] = [*of_group, *of_rest.get(number, [])] if has_sites else []
+        return [[self._with_width(place) for place in places] for places in sites]
+
+    def _outside(self, group: ComponentGroup, blocks: Sequence[GatePlace]) -> ComponentGroup | None:
+        """What the group has outside the modules of its blocks, such as an attention's output projection."""
+        inside = tuple(f"{block.module}." for block in blocks)
+        rest = tuple(part for part in group.slices if not part.parameter.startswith(inside))
+        return replace(group, slices=rest) if rest else None
 
     def _with_width(self, place: GatePlace) -> GatePlace:
         if place.kind != "routing":
@@ -75,6 +82,8 @@ class MixtureSites:
         whole = {(part.parameter, part.axis) for part, size in sizes if part.size == size}
         blocks = []
         for mixture in self._mixtures:
+            if mixture.slices[0][0][:2] not in whole:
+                continue
             parts = {(parameter, axis) for of_expert in mixture.slices for parameter, axis, *_ in of_expert}
             holder = self._holder(mixture, whole) if parts <= whole else None
             if holder is not None and mixture.width is not None:

@@ -80,7 +80,7 @@ class SiteMasker(Masker):
         for place, _, kept in self._channels:
             if place.kind == "routing":
                 assert not isinstance(self._values, RowForward), "refused by ``activation_sites_of``"
-                self._sites.replace_experts(place, kept, value_at(self._values, place))
+                self._sites.replace_experts(place, kept, value_at(self._values, place).to(kept.device))
                 continue
             self._sites.stand(place, partial(_kept_or, kept, self._value_of(place)))
         if isinstance(self._values, RowForward):

@@ -19,10 +19,16 @@ from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.site_means import site_means
 from coar_dist.ablation.value import SiteValues
 from coar_dist.components.discovery import discover
+from coar_dist.components.groups import ComponentGroup, Slices
 from coar_dist.components.index import ComponentIndex
+from coar_dist.components.site_masking import why_not_in_biases
+from coar_dist.components.sites import checked_values, sites_of
+from coar_dist.errors import ComponentMismatchError, ConfigError, TaskError
+from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import ExampleSet, Task, call_model
 from tests.ablation.test_values import masks_of, noise
 from tests.components.families import tasks
+from tests.models import randomise
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CPU, TASKS, EXPERTS, WIDTH = torch.device("cpu"), tasks(), 4, 16
@@ -94,9 +100,10 @@ def brute_force(
         model, ablated = copy.deepcopy(task.model).eval(), dict[str, list[int]]()
         for component in components:
             if not mask[component.id]:
-                parameter = component.slices[0][0]
+                parameter, _, start, num_rows = component.slices[0]
+                size = len(model.get_parameter(parameter)) // EXPERTS
                 name = parameter[: parameter.index(".experts") + 8] + ".weighted_output"
-                ablated.setdefault(name, []).append(component.id % EXPERTS)
+                ablated.setdefault(name, []).extend(range(start // size, (start + num_rows) // size))
         put_values(model, ablated, values)
         margins.append(one_by_one(task, model))
     return np.asarray(margins)
@@ -129,6 +136,16 @@ def test_values_of_experts(name: str, by_position: bool) -> None:
     )  # experts are given rows of tokens, or all tokens in a row
     shape = (EXPERTS, *one_row) if by_position else (EXPERTS, WIDTH)
     values = {site: noise(*shape, seed=seed) for seed, site in enumerate(experts_of(task.model))}
+    check(task, components, values, brute_force(task, components, values, masks_of(components)))
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "dbrx"])
+def test_some_experts_and_two_together(name: str) -> None:
+    task = TASKS[name]()
+    first, second = discover(task.model, "experts").groups
+    pair = tuple(Slices(part.parameter, 0, 2 * part.size, part.starts[1:2]) for part in first.slices)
+    components = ComponentIndex((first.only([3]), ComponentGroup(pair, (0,), "pair"), second.only([2, 0])))
+    values = {site: noise(EXPERTS, WIDTH, seed=seed) for seed, site in enumerate(experts_of(task.model))}
     check(task, components, values, brute_force(task, components, values, masks_of(components)))
 
 
@@ -209,3 +226,204 @@ def test_blocks_around_mixtures(name: str, selector: str) -> None:
                     model.get_submodule(name).register_forward_hook(put)
         margins.append(one_by_one(task, model))
     check(task, components, values, np.asarray(margins))
+
+
+class Listed(nn.Module):
+    """Experts in a list, each of which sees its own tokens alone; gives its router's logits too."""
+
+    def __init__(self, extra: bool) -> None:
+        super().__init__()
+        self.gate = nn.Linear(6, 3, bias=False)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6)) for _ in range(3))
+        self.extra = extra
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = x.flatten(0, 1)
+        logits = self.gate(tokens)
+        weights, chosen = logits.softmax(-1).topk(2, dim=-1)
+        output = tokens if self.extra else torch.zeros_like(tokens)
+        for number, expert in enumerate(self.experts):
+            rows, place = (chosen == number).nonzero(as_tuple=True)
+            if len(rows):
+                output = output.index_add(0, rows, weights[rows, place, None] * expert(tokens[rows]))
+        return output.reshape(x.shape), logits
+
+
+class OfLists(nn.Module):
+    def __init__(self, extra: bool = False) -> None:
+        super().__init__()
+        self.layers, self.head = nn.ModuleList(nn.ModuleDict({"moe": Listed(extra)}) for _ in range(2)), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        for layer in self.layers:
+            x = x + layer["moe"](x)[0]
+        return self.head(x[:, -1] + x[:, 0])
+
+
+def of_lists(extra: bool = False) -> Task:
+    examples = ExampleSet(noise(5, 4, 6), torch.tensor([0, 1, 2, 0, 1]))
+    return Task(randomise(OfLists(extra)), examples, output_function("margin"))
+
+
+def test_a_block_around_a_list_of_experts() -> None:
+    task = of_lists()
+    components = discover(task.model, "mlp_blocks")
+    values = {f"layers.{layer}.moe.output": noise(6, seed=layer) for layer in range(2)}
+    margins = []
+    for mask in masks_of(components):
+        model = copy.deepcopy(task.model)
+        for layer in np.flatnonzero(~mask):
+            value = values[f"layers.{layer}.moe.output"]
+            model.layers[layer]["moe"].register_forward_hook(lambda _m, _i, y, value=value: (value.expand_as(y[0]), 0))
+        margins.append(one_by_one(task, model))
+    check(task, components, values, np.asarray(margins))
+    (first, second) = site_means(task.model, components, task.examples, CPU, False).values()
+    with torch.no_grad():
+        x = task.examples.inputs
+        given = task.model.layers[0]["moe"](x)[0]
+        torch.testing.assert_close(first, given.mean((0, 1)))
+        torch.testing.assert_close(second, task.model.layers[1]["moe"](x + given)[0].mean((0, 1)))
+
+
+def test_a_block_whose_module_gives_more_than_its_experts_is_refused() -> None:
+    task = of_lists(extra=True)
+    components = discover(task.model, "mlp_blocks")
+    with pytest.raises(ComponentMismatchError, match=r"L0.mlp has no site: layers.0.moe gives more than its experts"):
+        AblationEngine(task, components, "cpu", "float32", value=SiteValues(components, values={}))
+
+
+def test_experts_in_a_list_can_be_zero_and_nothing_else() -> None:
+    task = of_lists()
+    components = discover(task.model, "experts")
+    masks = masks_of(components)
+    zero = AblationEngine(copy.deepcopy(task), components, "cpu", "float32", value=SiteValues(components, values={}))
+    zeroed = AblationEngine(copy.deepcopy(task), components, "cpu", "float32")
+    np.testing.assert_allclose(zero.margins(masks), zeroed.margins(masks), rtol=0, atol=1e-5)
+    constants = {f"layers.{layer}.moe.experts.{e}.2.output": noise(6) for layer in range(2) for e in range(3)}
+    message = r"L0E0 .* no site .*: its output is weighed outside layers.0.moe.experts. .* zero or .*zero_weights"
+    with pytest.raises(ComponentMismatchError, match=message):
+        checked_values(constants, task.model, components)
+    with pytest.raises(ComponentMismatchError, match=message):
+        site_means(task.model, components, task.examples, CPU, False)
+
+
+def test_neurons_of_an_expert_have_the_mean_of_its_own_tokens() -> None:
+    task = of_lists()
+    components = discover(task.model, "neurons")
+    found = site_means(task.model, components, task.examples, CPU, False)
+    with torch.no_grad():
+        tokens = task.examples.inputs.flatten(0, 1)
+        first: Any = task.model.layers[0]["moe"]
+        chosen = first.gate(tokens).topk(2, dim=-1).indices
+        for number, expert in enumerate(first.experts):
+            hidden = expert[1](expert[0](tokens[(chosen == number).any(-1)]))
+            torch.testing.assert_close(found[f"layers.0.moe.experts.{number}.2.input"], hidden.mean(0))
+    with pytest.raises(TaskError, match="a router sends this module some of the tokens, whose position cannot be told"):
+        site_means(task.model, components, task.examples, CPU, True)
+    padded = ExampleSet({"x": task.examples.inputs, "attention_mask": torch.ones(5, 4).tril(2)}, torch.zeros(5))
+    with pytest.raises(TaskError, match="a router sends this module some of the tokens, whose padding cannot be told"):
+        site_means(task.model, components, padded, CPU, False)
+
+
+@pytest.mark.parametrize("change", ["router", "norm"])
+def test_experts_that_do_not_add_up_are_refused(change: str) -> None:
+    task = TASKS["mixtral"]()
+    components = discover(task.model, "experts")
+    experts: Any = task.model.model.layers[1].mlp.experts
+    plain = experts.forward
+
+    def forward(tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        if change == "router":
+            return plain(tokens, chosen, weights / (weights.sum(-1, keepdim=True) + 1e-3))
+        return nn.functional.layer_norm(plain(tokens, chosen, weights), (WIDTH,))
+
+    experts.forward = forward
+    message = r"model.layers.1.mlp.experts.weighted_output: what its module gives is not the sum"
+    with pytest.raises(ComponentMismatchError, match=message):
+        site_means(task.model, components, task.examples, CPU, False)
+    with pytest.raises(ComponentMismatchError, match=message):
+        AblationEngine(task, components, "cpu", "float32", value=SiteValues(components, values={}))
+
+
+def test_experts_that_are_not_given_their_weights_are_refused_by_name() -> None:
+    model = TASKS["llama4_text"]().model
+    message = r"L1E0 .* no site .*: Llama4TextExperts is not given the weights of its tokens' experts"
+    with pytest.raises(ComponentMismatchError, match=message):
+        sites_of(model, discover(model, "experts"))
+
+
+def test_constants_of_experts_have_a_row_for_each() -> None:
+    model = TASKS["mixtral"]().model
+    components = discover(model, "experts")
+    values = {site: noise(EXPERTS, WIDTH) for site in experts_of(model)}
+    assert set(checked_values(values, model, components)) == set(values)
+    values["model.layers.1.mlp.experts.weighted_output"] = noise(WIDTH, EXPERTS)
+    with pytest.raises(ConfigError, match=r"shape \(16, 4\), .* each of its 16 channels of each of its 4 experts"):
+        checked_values(values, model, components)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "dbrx"])
+def test_zero_is_in_the_weights_where_nothing_is_left_of_an_expert(name: str) -> None:
+    task = TASKS[name]()
+    components = discover(task.model, ["experts"])
+    masks = masks_of(components)
+    value = SiteValues(components, values={})
+    engine = AblationEngine(copy.deepcopy(task), components, "cpu", "float32", value=value)
+    engine.use(EnginePlan("weights", 5, compiled=False))
+    assert engine.model.value.in_biases
+    of_weights = AblationEngine(copy.deepcopy(task), components, "cpu", "float32")
+    np.testing.assert_allclose(engine.margins(masks), of_weights.margins(masks), rtol=0, atol=1e-5)
+
+
+def test_why_weights_cannot_hold_values_of_experts() -> None:
+    model = TASKS["gpt_oss"]().model
+    components = discover(model, "experts")
+    places = sites_of(model, components)
+    values = {site: noise(EXPERTS, WIDTH) for site in experts_of(model)}
+    assert why_not_in_biases(model, places, {}) is None
+    assert "weighted_output is a sum, where no one layer has a bias" in str(why_not_in_biases(model, places, values))
+    without_biases = ComponentIndex((ComponentGroup.of("model.layers.0.mlp.experts.down_proj", 0, EXPERTS),))
+    places = sites_of(model, without_biases)
+    assert "zeroed weights leave something of" in str(why_not_in_biases(model, places, {}))
+    blocks = sites_of(model, discover(model, "mlp_blocks"))
+    assert why_not_in_biases(model, blocks, {}) is None
+    values = {f"model.layers.{layer}.mlp.output": noise(WIDTH) for layer in range(2)}
+    assert "model.layers.0.mlp.output is a sum" in str(why_not_in_biases(model, blocks, values))
+
+
+class Weighed(nn.Module):
+    """Experts without a gate of their own, whose projections have both axes in common: their router tells the width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up_proj, self.down_proj = nn.Parameter(torch.empty(3, 8, 6)), nn.Parameter(torch.empty(3, 6, 8))
+
+    def forward(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        hidden = torch.einsum("ti,tkhi->tkh", tokens, self.up_proj[chosen]).relu()
+        return (torch.einsum("tkh,tkoh->tko", hidden, self.down_proj[chosen]) * weights[..., None]).sum(1)
+
+
+class OfOneMixture(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.experts = nn.Linear(6, 3), Weighed()
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(0, 1)
+        weights, chosen = self.router(tokens).softmax(-1).topk(2, dim=-1)
+        return self.experts(tokens, chosen, weights).reshape(x.shape).mean(1)
+
+
+def test_gate_gradients_are_between_the_weighted_output_and_the_value() -> None:
+    """The output is linear in the gates, so that its gradients are the exact effects."""
+    model = randomise(OfOneMixture())
+    first = output_function(lambda outputs, _targets: outputs[:, 0])
+    task = Task(model, ExampleSet(noise(5, 4, 6), torch.zeros(5)), first)
+    components = discover(model, "experts")
+    value = SiteValues(components, values={"experts.weighted_output": noise(3, 6)})
+    engine = AblationEngine(task, components, "cpu", "float32", value=value)
+    kept, alone = np.ones((1, 3), np.bool_), np.eye(3) == 0
+    found = engine.gate_gradients(kept, (0, 5)).kept
+    exact = engine.margins(kept) - engine.margins(alone)
+    assert np.abs(exact).min(axis=1).max() > 0.01
+    np.testing.assert_allclose(found, exact.T, rtol=0, atol=3e-6)
