@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from coar_dist.components.attention import PLACEMENTS, AttentionGates, Gate, gated_attention
 from coar_dist.components.gate_places import GatePlace, places_of
 from coar_dist.components.index import ComponentIndex
-from coar_dist.components.mixture_sites import MixtureSites, why_not_weighed
+from coar_dist.components.mixture_sites import MixtureSites, in_lists_of_experts, why_not_weighed
 from coar_dist.components.projections import dotted
 from coar_dist.components.read_weights import WeightGate, stand_in
 from coar_dist.components.routing import Routing, routing_of
@@ -78,7 +78,7 @@ def sites_of(model: nn.Module, components: ComponentIndex, read: Collection[str]
         if not places or why is not None:
             module = components.groups[number].module
             why = why or f"{type(model.get_submodule(module)).__name__} has none along that axis"
-            raise _no_site(components, number, f"{why}. Leave it out (components.exclude), or use ")
+            raise _no_site(components, number, why)
     return found
 
 
@@ -91,8 +91,7 @@ def valued_sites_of(model: nn.Module, components: ComponentIndex, read: Collecti
     """
     found = sites_of(model, components, read)
     for number, holder in MixtureSites(model).listed(found).items():
-        why = f"its output is weighed outside {holder}. Leave it out (components.exclude), or use zero or "
-        raise _no_site(components, number, why)
+        raise _no_site(components, number, f"its output is weighed outside {holder}", "zero or ")
     return found
 
 
@@ -102,13 +101,17 @@ def activation_sites_of(
     """As ``sites_of``, where another example's activation is to take an activation's place.
 
     Raises:
-        ComponentMismatchError: as ``valued_sites_of``; or an expert's weighted output is no tensor of the model.
+        ComponentMismatchError: as ``valued_sites_of``; or an expert's weighted output is no tensor of the model; or it
+            is within an expert that sees tokens of which nothing says whose they are.
     """
-    found = valued_sites_of(model, components, read)
+    found, in_lists = valued_sites_of(model, components, read), in_lists_of_experts(model)
     for number, places in enumerate(found):
         if any(place.kind == "routing" for place in places):
-            why = "its weighted output is no tensor that an example could lend. Leave it out (components.exclude), or"
-            raise _no_site(components, number, f"{why} use ablation.value=mean or ")
+            why = "its weighted output is no tensor that an example could lend"
+            raise _no_site(components, number, why, "mean or ")
+        if any(place.module.startswith(in_lists) for place in places):
+            why = "it is in an expert, which a router may send some of the tokens alone"
+            raise _no_site(components, number, why, "mean or ")
     return found
 
 
@@ -118,11 +121,11 @@ def _why_not_a_site(model: nn.Module, place: GatePlace) -> str | None:
     return why_not_weighed(model, place) if place.kind == "routing" else None
 
 
-def _no_site(components: ComponentIndex, group: int, why: str) -> ComponentMismatchError:
+def _no_site(components: ComponentIndex, group: int, why: str, instead: str = "") -> ComponentMismatchError:
     name, parameter = components.name_of(int(components.offsets[group])), components.groups[group].parameter
     return ComponentMismatchError(
-        f"{name} (a slice of {parameter}) has no site where a value could take its activation's place: {why}"
-        f"ablation.value=zero_weights."
+        f"{name} (a slice of {parameter}) has no site where a value could take its activation's place: {why}. "
+        f"Leave it out (components.exclude), or use ablation.value={instead}zero_weights."
     )
 
 

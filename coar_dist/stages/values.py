@@ -19,7 +19,7 @@ from coar_dist.ablation.value import AblationValue, SiteValues, ZeroWeights
 from coar_dist.cluster.connection import connect
 from coar_dist.cluster.ray_tasks import on_cluster
 from coar_dist.components.index import ComponentIndex
-from coar_dist.components.sites import Values, activation_sites_of, checked_values, sites_of
+from coar_dist.components.sites import Values, activation_sites_of, checked_values, sites_of, valued_sites_of
 from coar_dist.config.schema import (
     ALL_POSITIONS,
     CONSTANTS,
@@ -27,6 +27,7 @@ from coar_dist.config.schema import (
     MEAN,
     POSITION,
     RESAMPLE,
+    ZERO,
     ZERO_WEIGHTS,
     AblationConfig,
 )
@@ -57,8 +58,10 @@ def check_value(session: Session, task: Task, components: ComponentIndex) -> Non
     ablation = session.config.ablation
     if ablation.value == ZERO_WEIGHTS:
         return
-    by_example = ablation.value in (RESAMPLE, COUNTERFACTUAL) or _is_of_classes(ablation)
-    (activation_sites_of if by_example else sites_of)(task.model, components)
+    if ablation.value in (RESAMPLE, COUNTERFACTUAL) or _is_of_classes(ablation):
+        activation_sites_of(task.model, components)
+    else:
+        (sites_of if ablation.value == ZERO else valued_sites_of)(task.model, components)
     if ablation.value == CONSTANTS:
         _constants(session, task.model, components)
     if ablation.value == MEAN:

@@ -16,19 +16,21 @@ from torch import Tensor, nn
 
 from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.plan import EnginePlan
+from coar_dist.ablation.row_value import Paired, RowValues
 from coar_dist.ablation.site_means import site_means
 from coar_dist.ablation.value import SiteValues
 from coar_dist.components.discovery import discover
 from coar_dist.components.groups import ComponentGroup, Slices
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.site_masking import why_not_in_biases
-from coar_dist.components.sites import checked_values, sites_of
+from coar_dist.components.sites import activation_sites_of, checked_values, sites_of
 from coar_dist.errors import ComponentMismatchError, ConfigError, TaskError
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import ExampleSet, Task, call_model
-from tests.ablation.test_values import masks_of, noise
+from tests.ablation.test_row_values import paired
+from tests.ablation.test_values import noise
 from tests.components.families import tasks
-from tests.models import randomise
+from tests.models import random_masks, randomise
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CPU, TASKS, EXPERTS, WIDTH = torch.device("cpu"), tasks(), 4, 16
@@ -43,10 +45,22 @@ MIXTURES = {
     "llama4_text": "feed_forward",
 }
 """The module of a layer that holds its experts, by family."""
-FEW = ["mixtral", "gpt_oss", "deepseek_v3", "dbrx", "granitemoehybrid", "qwen2_moe"]
+FEW = ["mixtral", "dbrx", "gpt_oss", "deepseek_v3", "granitemoehybrid", "qwen2_moe"]
 WEIGHED = [name for name in MIXTURES if name != "llama4_text"]
 ALL = [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in WEIGHED]
+BY_POSITION = [
+    pytest.param(name, by_position, marks=[] if name in FEW[: 2 if by_position else 5] else pytest.mark.slow)
+    for name in WEIGHED
+    for by_position in (False, True)
+]
 OUTPUTS = ("down_proj", "down_proj_bias", "mlp.w2")
+
+
+def masks_of(components: ComponentIndex) -> NDArray[np.bool_]:
+    """At random, all, none, and the last component alone, which leaves the first layers as they are."""
+    num = len(components)
+    ends = [np.ones(num, np.bool_), np.zeros(num, np.bool_), np.arange(num) != num - 1]
+    return np.concatenate([random_masks(6, num, 0.3), np.stack(ends)])
 
 
 def weighted_outputs(module: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
@@ -112,6 +126,7 @@ def brute_force(
 def check(task: Task, components: ComponentIndex, values: dict[str, Tensor], expected: Any, ungated: int = 0) -> None:
     """Both modes and gradient passes give what the hooks give, and the model is left as it was."""
     masks, tolerance = masks_of(components), 3e-6 * max(1.0, np.abs(expected).max())
+    assert np.abs(expected - expected[-3]).max() > 0.01
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
     engine = AblationEngine(
         copy.deepcopy(task), components, "cpu", "float32", value=SiteValues(components, values=values)
@@ -119,6 +134,7 @@ def check(task: Task, components: ComponentIndex, values: dict[str, Tensor], exp
     for mode in ("weights", "rows"):
         engine.use(EnginePlan(mode, 5, compiled=False))
         np.testing.assert_allclose(engine.margins(masks), expected, rtol=0, atol=tolerance, err_msg=mode)
+        np.testing.assert_allclose(engine.margins(masks[[-1]]), expected[[-1]], rtol=0, atol=tolerance)
     gradients = engine.gate_gradients(masks, (0, len(task.examples)))
     np.testing.assert_allclose(gradients.margins, expected, rtol=0, atol=tolerance)
     engine.close()
@@ -126,8 +142,7 @@ def check(task: Task, components: ComponentIndex, values: dict[str, Tensor], exp
     assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
 
 
-@pytest.mark.parametrize("by_position", [False, True])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "by_position"), BY_POSITION)
 def test_values_of_experts(name: str, by_position: bool) -> None:
     task = TASKS[name]()
     components = discover(task.model, "experts")
@@ -149,8 +164,7 @@ def test_some_experts_and_two_together(name: str) -> None:
     check(task, components, values, brute_force(task, components, values, masks_of(components)))
 
 
-@pytest.mark.parametrize("by_position", [False, True])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "by_position"), BY_POSITION)
 def test_means_of_weighted_outputs(name: str, by_position: bool) -> None:
     """Zeros of tokens that an expert does not see count, padding does not."""
     task = TASKS[name]()
@@ -300,7 +314,7 @@ def test_experts_in_a_list_can_be_zero_and_nothing_else() -> None:
     zeroed = AblationEngine(copy.deepcopy(task), components, "cpu", "float32")
     np.testing.assert_allclose(zero.margins(masks), zeroed.margins(masks), rtol=0, atol=1e-5)
     constants = {f"layers.{layer}.moe.experts.{e}.2.output": noise(6) for layer in range(2) for e in range(3)}
-    message = r"L0E0 .* no site .*: its output is weighed outside layers.0.moe.experts. .* zero or .*zero_weights"
+    message = r"L0E0 .* no site .*: its output is weighed outside layers.0.moe.experts. .*=zero or zero_weights"
     with pytest.raises(ComponentMismatchError, match=message):
         checked_values(constants, task.model, components)
     with pytest.raises(ComponentMismatchError, match=message):
@@ -389,6 +403,47 @@ def test_why_weights_cannot_hold_values_of_experts() -> None:
     assert why_not_in_biases(model, blocks, {}) is None
     values = {f"model.layers.{layer}.mlp.output": noise(WIDTH) for layer in range(2)}
     assert "model.layers.0.mlp.output is a sum" in str(why_not_in_biases(model, blocks, values))
+
+
+def test_blocks_around_mixtures_take_a_pairs_activation() -> None:
+    task = paired(TASKS["deepseek_v3"]())
+    components, names = discover(task.model, "mlp_blocks"), block_names(task.model, "deepseek_v3")
+    pairs = ExampleSet(task.examples.counterfactual, torch.zeros(5))
+    masks, margins = masks_of(components), []
+    for mask in masks:
+        model, seen = copy.deepcopy(task.model).eval(), dict[str, Tensor]()
+        ablated = [names[number] for number in np.flatnonzero(~mask)]
+        for name in ablated:
+
+            def put(_module: nn.Module, _inputs: Any, output: Tensor, name: str = name, seen: Any = seen) -> Tensor:
+                return seen.setdefault(name, output)
+
+            model.get_submodule(name).register_forward_hook(put)
+        of_mask = []
+        for example in range(len(task.examples)):
+            seen.clear()  # the pair comes first, then the example with what the pair left behind
+            with torch.no_grad():
+                call_model(model, pairs.rows(example, example + 1).inputs)
+                one = task.examples.rows(example, example + 1)
+                of_mask.append(float(task.output_function(call_model(model, one.inputs), one.targets)))
+        margins.append(of_mask)
+    value = RowValues(components, source=Paired())
+    engine = AblationEngine(copy.deepcopy(task), components, "cpu", "float32", value=value)
+    assert engine.ungated == {}
+    for mode in ("weights", "rows"):
+        engine.use(EnginePlan(mode, 5, compiled=False))
+        np.testing.assert_allclose(engine.margins(masks), margins, rtol=0, atol=1e-5, err_msg=mode)
+    np.testing.assert_allclose(engine.gate_gradients(masks, (0, 5)).margins, margins, rtol=0, atol=1e-5)
+
+
+def test_nothing_of_experts_can_be_lent() -> None:
+    model = TASKS["mixtral"]().model
+    with pytest.raises(ComponentMismatchError, match=r"L0E0 .* no tensor that an example could lend. .*mean or zero_w"):
+        activation_sites_of(model, discover(model, "experts"))
+    model = of_lists().model
+    with pytest.raises(ComponentMismatchError, match="in an expert, which a router may send some of the tokens alone"):
+        activation_sites_of(model, discover(model, "neurons"))
+    activation_sites_of(model, discover(model, "mlp_blocks"))
 
 
 class Weighed(nn.Module):
