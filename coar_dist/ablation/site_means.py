@@ -205,11 +205,10 @@ class _ExpertSums:
             each.begin(num_rows, inputs)
 
     def add(self, module: nn.Module, routing: Routing, output: Tensor) -> None:
-        """A call of the module; an expert that no token goes to gives zeros."""
-        added, alone = torch.zeros_like(output, dtype=torch.float64), torch.eye(len(self._of_experts)).to(output.device)
-        chosen = set(routing.chosen.flatten().tolist())
+        """A call of the module."""
+        added = torch.zeros_like(output, dtype=torch.float64)
         for expert, total in enumerate(self._of_experts):
-            part = routing.output(module, alone[expert]) if expert in chosen else torch.zeros_like(output)
+            part = routing.weighted_output(module, expert, output)
             total.add(part, -1, slice(None))
             added += part
         if not adds_up(added, output):

@@ -178,7 +178,7 @@ def expert_values_hook(gates: AxisGates, value_key: str) -> Any:
                 f"{type(module).__name__} gave a tensor of shape {tuple(output.shape)} in a pass of {len(of_rows)} "
                 f"rows, where values of shape {tuple(value.shape)} have no place"
             )
-        gated: Tensor = output + added.to(output.dtype)
+        gated: Tensor = output + added.to(output)
         return gated
 
     return hook

@@ -42,7 +42,7 @@ class Routing:
         """
         of_chosen = gates.to(self.chosen.device)[self.chosen] if gates.ndim == 1 else gates
         given: dict[Any, Any] = {**dict(enumerate(self.args)), **self.kwargs}
-        given[self.weights] = given[self.weights] * of_chosen.to(given[self.weights].dtype)
+        given[self.weights] = given[self.weights] * of_chosen.to(given[self.weights])
         return tuple(given[place] for place in range(len(self.args))), {name: given[name] for name in self.kwargs}
 
     def output(self, module: nn.Module, gates: Tensor) -> Tensor:
@@ -50,6 +50,25 @@ class Routing:
         args, kwargs = self.weighed(gates)
         output: Tensor = module.forward(*args, **kwargs)
         return output
+
+    def weighted_output(self, module: nn.Module, expert: int, output: Tensor) -> Tensor:
+        """What an expert adds to ``output``, of its shape: what the module gives with all others weighed by zero.
+
+        The module is run on the expert's own tokens, where it is given one row for each token.
+        """
+        is_own = (self.chosen == expert).any(dim=1)
+        added = torch.zeros_like(output)
+        if not bool(is_own.any()):
+            return added
+        given = [each for each in (*self.args, *self.kwargs.values()) if isinstance(each, Tensor)]
+        is_alone = torch.arange(int(self.chosen.max()) + 1, device=self.chosen.device) == expert
+        if any(each.shape[:1] != is_own.shape for each in (*given, output)):
+            return self.output(module, is_alone)
+        rows = is_own.nonzero()[:, 0]
+        args = tuple(each[rows] if isinstance(each, Tensor) else each for each in self.args)
+        kwargs = {name: each[rows] if isinstance(each, Tensor) else each for name, each in self.kwargs.items()}
+        own = Routing(args, kwargs, self.chosen[rows], self.weights)
+        return added.index_copy(0, rows, own.output(module, is_alone))
 
 
 def routing_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Routing | None:
