@@ -19,7 +19,6 @@ from coar_dist.config.schema import (
     PLAN,
     AblationConfig,
     BaselineConfig,
-    ClusterConfig,
     Config,
     DesignConfig,
     EditConfig,
@@ -28,6 +27,7 @@ from coar_dist.config.schema import (
     RegressionConfig,
     RunConfig,
 )
+from coar_dist.config.settings import ClusterSettings, cluster_of
 from coar_dist.errors import ConfigError
 from coar_dist.store.locations import storage_at
 from coar_dist.store.reader import RunReader
@@ -138,7 +138,7 @@ class Run(RunReader):
         output_function: str | Callable[[Any, Tensor], Tensor] = "margin",
         held_out: ExampleSet | None = None,
         settings: EditConfig | None = None,
-        cluster: ClusterConfig | None = None,
+        cluster: ClusterSettings | None = None,
         console: Console | None = None,
         **options: Any,
     ) -> Edit:
@@ -163,7 +163,7 @@ class Run(RunReader):
             held_out: examples on which the number of components is chosen and the edit is measured; None: the run's own
                 that are neither targets nor references.
             settings: everything else, as an ``EditConfig``; what is named here replaces its values.
-            cluster: Ray; None starts it on this machine.
+            cluster: as of ``attribute``.
             console: where progress is printed; None is standard output.
             options: fields of ``EditConfig``: ``name``, ``method``, ``compare``, ``groups``, ``improve``, ``keep``, ...
 
@@ -198,7 +198,7 @@ class Run(RunReader):
         options |= {} if max_components is None else {"max_components": max_components}
         edit = edit_of(settings or EditConfig(), options)
         location = self.directory.storage.location
-        config = Config(stages=["edit"], run=RunConfig(location), edit=edit, cluster=cluster or ClusterConfig())
+        config = Config(stages=["edit"], run=RunConfig(location), edit=edit, cluster=cluster_of(cluster))
         run_stages(config, console, task, held_out=held_out)
         return load_edit(f"{location.rstrip('/')}/{EDITS}/{edit.name}")
 
@@ -244,7 +244,7 @@ def attribute(
     evaluation: EvaluationConfig | None = None,
     ablation: AblationConfig | None = None,
     regression: RegressionConfig | None = None,
-    cluster: ClusterConfig | None = None,
+    cluster: ClusterSettings | None = None,
     tracking: Sequence[str] = (),
     previews: bool = True,
     console: Console | None = None,
@@ -287,7 +287,8 @@ def attribute(
         evaluation: held-out masks; None is the default around ``ablation_fraction`` for the stage ``"evaluate"``.
         ablation: forward passes; None is the default.
         regression: fit; None is the default.
-        cluster: Ray; None starts it on this machine.
+        cluster: ``"process"``: in this process; ``"ray"``; or a ``ClusterConfig`` or its options, e.g.
+            ``{"max_actors": 2}``. None: in this process if that takes less than a minute, else on Ray on this machine.
         tracking: of ``"tensorboard"``, ``"wandb"``, ``"mlflow"``.
         previews: whether the run keeps small pictures of the examples and their column ``excerpt``.
         console: where progress is printed; None is standard output.
@@ -338,7 +339,7 @@ def attribute(
         evaluation=evaluation,
         ablation=ablation,
         regression=regression or RegressionConfig(),
-        cluster=cluster or ClusterConfig(),
+        cluster=cluster_of(cluster),
         tracking=list(tracking),
     )
     task = task_in_memory(model, inputs, targets, columns, output_function, counterfactual)

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
-
-from typing_extensions import override
+from typing import Any, ClassVar
 
 from coar_dist.cluster.ranges import WorkRange
 
 
-class _Call(ABC):
-    """One call of an actor's method; as a text what it is for, as errors and the log name it."""
+class _Call:
+    """One call of an actor's method; as a text what it is for, as errors and the log name it.
 
-    @abstractmethod
-    def send(self, handle: Any) -> Any:
-        """Make the call on Ray's ``handle`` of an actor, and return Ray's reference of the answer."""
+    Attributes:
+        method: of ``Worker``.
+    """
+
+    method: ClassVar[str]
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What the method is given."""
+        return tuple(vars(self).values())
 
 
 @dataclass(frozen=True)
 class AddressCall(_Call):
     """Asks where the actor runs; the answer shows that its process has started."""
 
+    method = "address"
     job: Any
-
-    @override
-    def send(self, handle: Any) -> Any:
-        return handle.address.remote(self.job)
 
     def __str__(self) -> str:
         return "the first call"
@@ -37,13 +38,10 @@ class AddressCall(_Call):
 class SetupCall(_Call):
     """Prepares the actor for its work."""
 
+    method = "setup"
     task: Any
     job: Any
     num_threads: int
-
-    @override
-    def send(self, handle: Any) -> Any:
-        return handle.setup.remote(self.task, self.job, self.num_threads)
 
     def __str__(self) -> str:
         return "the set-up"
@@ -53,13 +51,10 @@ class SetupCall(_Call):
 class StartCall(_Call):
     """Has one actor find out what all need: the plan, if there is none yet."""
 
+    method = "start"
     request: Any
     num_actors: int
     plan: Any
-
-    @override
-    def send(self, handle: Any) -> Any:
-        return handle.start.remote(self.request, self.num_actors, self.plan)
 
     def __str__(self) -> str:
         return "the start"
@@ -69,11 +64,8 @@ class StartCall(_Call):
 class UseCall(_Call):
     """Gives the actor the plan."""
 
+    method = "use"
     plan: Any
-
-    @override
-    def send(self, handle: Any) -> Any:
-        return handle.use.remote(self.plan)
 
     def __str__(self) -> str:
         return "the plan"
@@ -83,11 +75,8 @@ class UseCall(_Call):
 class RunCall(_Call):
     """Has the actor compute a range and write its shard."""
 
+    method = "run"
     range: WorkRange
-
-    @override
-    def send(self, handle: Any) -> Any:
-        return handle.run.remote(self.range)
 
     def __str__(self) -> str:
         return str(self.range)

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ray.util.metrics import Counter, Gauge
+from typing_extensions import override
 
+from coar_dist.cluster.actors import Metrics
 from coar_dist.cluster.ranges import WorkRange
 from coar_dist.cluster.worker import RangeReport
 
@@ -51,7 +53,7 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
-class RunMetrics:
+class RunMetrics(Metrics):
     """The metrics of one run.
 
     Args:
@@ -62,19 +64,10 @@ class RunMetrics:
         self._run = run
         self._metrics = {name: metric.kind(name, metric.description, metric.tags) for name, metric in METRICS.items()}
 
+    @override
     def count_range(
         self, work_range: WorkRange, num_margins: int, report: RangeReport, is_first: bool, actor: str, node: str
     ) -> None:
-        """Count a range that an actor has done.
-
-        Args:
-            work_range: the range.
-            num_margins: margins of it.
-            report: what the actor answered.
-            is_first: whether no other actor has done it before: time is spent on every copy, but a range counts once.
-            actor: its name.
-            node: its host.
-        """
         figures: dict[str, float] = {
             "coar_forward_seconds_total": report.forward_s,
             "coar_write_seconds_total": report.write_s,
@@ -91,8 +84,8 @@ class RunMetrics:
         if report.gpu_memory_bytes is not None:
             self.set_of_actor("coar_gpu_memory_peak_bytes", report.gpu_memory_bytes, actor, node)
 
+    @override
     def add(self, name: str, value: float, actor: str, node: str) -> None:
-        """Add ``value`` to what an actor has done."""
         metric = self._metrics[name]
         assert isinstance(metric, Counter)
         if value > 0:
@@ -104,8 +97,8 @@ class RunMetrics:
         assert isinstance(metric, Gauge)
         metric.set(value, {"run": self._run, "node": node, "actor": actor})
 
+    @override
     def set_of_run(self, name: str, value: float) -> None:
-        """Set a gauge of the whole run."""
         metric = self._metrics[name]
         assert isinstance(metric, Gauge)
         metric.set(value, {"run": self._run})

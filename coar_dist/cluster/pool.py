@@ -1,57 +1,33 @@
-"""The actors: asked for, alive and gone; as many as the cluster has room for."""
+"""Ray's actors: asked for, alive and gone; as many as the cluster has room for."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, NodeDiedError, RayError
+from ray.exceptions import ActorUnavailableError, NodeDiedError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from typing_extensions import override
 
+from coar_dist.cluster.actors import Actors, CallError, Loss, Member
+from coar_dist.cluster.calls import Call
 from coar_dist.cluster.resources import Cluster, alive_nodes
-from coar_dist.cluster.worker import Address, Worker
+from coar_dist.cluster.worker import Worker
 
 _POLL_S = 2.0
 _CAUSE_LENGTH = 400
 _NO_CAUSE = "The actor died unexpectedly before finishing this task. "
 
 
-@dataclass
-class Member:
-    """One actor.
-
-    Attributes:
-        name: in errors and in the schedule.
-        handle: Ray's handle of it.
-        address: where it runs; None until its process has answered.
-        preferred_node: the node that it was asked to run on; "" is any.
-    """
-
-    name: str
-    handle: Any
-    address: Address | None = None
-    preferred_node: str = ""
-
-    @property
-    def node_id(self) -> str:
-        """The node where it runs, or is likely to."""
-        return self.address.node_id if self.address is not None else self.preferred_node
-
-
-class ActorPool:
+class ActorPool(Actors):
     """Keeps as many actors as are wanted.
 
     Args:
         cluster: the cluster that they run on.
         actor: their class.
-
-    Attributes:
-        members: the actors that were asked for and are not gone, by name.
-        num_wanted: actors wanted at the moment.
     """
 
     def __init__(self, cluster: Cluster, actor: type[Worker]) -> None:
@@ -64,16 +40,15 @@ class ActorPool:
         self._capacity = 0
         self._polled_at = float("-inf")
         self._enough_at = time.monotonic()
+        self._in_flight: dict[Any, tuple[str, Call]] = {}  # by Ray's references
 
+    @override
+    def share(self, value: Any) -> Any:
+        return ray.put(value)
+
+    @override
     def resize(self, num_left: int) -> list[Member]:
-        """Ask for missing actors; cancel surplus ones that no node has had room for yet.
-
-        Args:
-            num_left: ranges that are not done.
-
-        Returns:
-            The new actors.
-        """
+        """Ask for missing actors; cancel surplus ones that no node has had room for yet."""
         now = time.monotonic()
         if now - self._polled_at >= _POLL_S:
             self._capacity = self._cluster.capacity()
@@ -101,12 +76,13 @@ class ActorPool:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
         return Member(name, self._class.options(**options).remote(), preferred_node=node)
 
-    def check_alive(self) -> None:
-        """Check that ``cluster.min_actors`` are alive.
+    @override
+    def check(self) -> None:
+        self._cluster.raise_if_interrupted()
 
-        Raises:
-            ClusterError: they have not been for ``cluster.start_timeout_s``.
-        """
+    @override
+    def check_alive(self) -> None:
+        """``cluster.min_actors`` are enough, and ``cluster.start_timeout_s`` is too long."""
         now = time.monotonic()
         num_alive = sum(member.address is not None for member in self.members.values())
         if num_alive >= min(self._cluster.config.min_actors, self.num_wanted):
@@ -114,14 +90,35 @@ class ActorPool:
         elif now - self._enough_at > self._cluster.config.start_timeout_s:
             raise self._cluster.too_few_actors(num_alive, self.num_wanted)
 
+    @override
+    def call(self, member: Member, call: Call) -> None:
+        self._in_flight[getattr(member.handle, call.method).remote(*call.arguments)] = (member.name, call)
+
+    @override
+    def answers(self, wait_s: float) -> Iterator[tuple[Member, Call, Any]]:
+        references = list(self._in_flight)
+        finished, _ = ray.wait(references, timeout=wait_s)
+        if finished:
+            finished, _ = ray.wait(references, num_returns=len(references), timeout=0)
+        for reference in finished:
+            name, call = self._in_flight.pop(reference)
+            member = self.members.get(name)
+            if member is not None:  # else it is already known to be gone
+                yield member, call, _answer(member, reference)
+
+    @override
     def remove(self, name: str) -> None:
-        """Kill an actor, if it is still alive."""
         ray.kill(self.members.pop(name).handle)
 
-    def kill_all(self) -> None:
-        """Kill all actors, without waiting for them."""
-        for name in list(self.members):
-            self.remove(name)
+
+def _answer(member: Member, reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        error.cause.__cause__ = error  # which has the actor's traceback
+        return CallError(str(error), error.cause)
+    except RayError as error:
+        return Loss(cause(error), node_died(member, error))
 
 
 def preferred_node(placement: str, room: Mapping[str, int], taken: Sequence[str]) -> str:

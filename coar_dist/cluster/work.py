@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from coar_dist.cluster.job import Job
+from coar_dist.cluster.place import Predict
 from coar_dist.cluster.ranges import RangesToDo
 
-if TYPE_CHECKING:  # these load Ray and torch
+if TYPE_CHECKING:  # torch takes seconds to load
     from coar_dist.cluster.worker import LogLines, Worker
 
 
@@ -45,6 +46,7 @@ class Work:
         ranges: what to compute, in order.
         plan: the plan that they share; None where they need none.
         memory_key: the configuration key to lower where actors run out of memory; errors name it.
+        predict: about how long it takes in the calling process.
     """
 
     run: str
@@ -54,6 +56,7 @@ class Work:
     ranges: RangesToDo
     plan: SharedPlan | None
     memory_key: str
+    predict: Predict
 
 
 @dataclass(frozen=True)

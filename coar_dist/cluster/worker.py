@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 import torch
 from typing_extensions import override
 
@@ -82,8 +82,7 @@ class Worker:
         """
         if job.storage is not None:
             require_run_directory(job.storage)
-        node_id = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
-        return Address(socket.gethostname(), node_id)
+        return Address(socket.gethostname(), _node_id())
 
     def setup(self, task: Any, job: Any, num_threads: int) -> None:
         """Get ready for work on ``num_threads`` threads."""
@@ -170,6 +169,12 @@ class LogCollector(logging.Handler):
         """What was logged since the last call."""
         lines, self._lines = tuple(self._lines), []
         return lines
+
+
+def _node_id() -> str:
+    """Ray's id of this node; empty without Ray, which takes seconds to load."""
+    ray: Any = sys.modules.get("ray")
+    return ray.get_runtime_context().get_node_id() if ray is not None and ray.is_initialized() else ""
 
 
 def _gpu_memory_peak() -> int | None:

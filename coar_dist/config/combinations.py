@@ -17,6 +17,8 @@ from coar_dist.config.schema import (
     MEAN,
     PLAN,
     POSITION,
+    PROCESS,
+    RAY,
     RESAMPLE,
     SELECTIONS,
     STAGES,
@@ -29,6 +31,7 @@ from coar_dist.config.schema import (
     RegressionConfig,
     SubsetConfig,
     TrainConfig,
+    asked_of_ray,
     held_out_fractions,
     penalty_range,
 )
@@ -300,3 +303,11 @@ def _check_cluster(config: Config) -> None:
             f"cluster.price_per_hour={cluster.price_per_hour} has no effect with stages={config.stages}: only "
             f"stages=[{PLAN}] estimates a price. Leave it out."
         )
+    if cluster.where == PROCESS:
+        of_ray = [f"cluster.{name}={value!r}" for name, value in asked_of_ray(cluster).items()]
+        of_ray += ["regression.distributed=true"] if config.regression.distributed else []
+        if of_ray:
+            raise ConfigError(
+                f"{', '.join(of_ray)} has no effect with cluster.where={PROCESS}: everything is computed in the "
+                f"calling process, by one actor. Leave it out, or use cluster.where={RAY}."
+            )

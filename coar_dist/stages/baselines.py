@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coar_dist.baselines.actor import BaselineActor, BaselineJob
-from coar_dist.baselines.gradient_baselines import check_gradient_baselines
-from coar_dist.cluster import driver
+from coar_dist.baselines.gradient_baselines import check_gradient_baselines, passes_per_example
+from coar_dist.cluster import dispatch
 from coar_dist.cluster.ranges import RangesToDo
 from coar_dist.cluster.work import DriverCallbacks, Work
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config.methods import GRADIENT_BASELINES, PATH_BASELINES
 from coar_dist.errors import counted
+from coar_dist.stages.prediction import seconds_per_pass
 from coar_dist.stages.session import Session
 from coar_dist.store.baselines import BaselineStore
 from coar_dist.store.run_directory import RunDirectory
@@ -86,6 +87,9 @@ def compute_baselines(
         rows_per_pass=config.baseline_settings.rows_per_pass,
         device_map=config.ablation.device_map,
     )
+    passes = sum(
+        passes_per_example(examples.store_name, job.num_steps) * examples.num_units for examples in missing.ranges
+    )
     with session.progress(missing.ranges.num_units, "examples") as progress:
         callbacks = DriverCallbacks(
             on_progress=lambda counts: progress.update(counts.num_units, counted(counts.num_actors, "actor")),
@@ -102,8 +106,9 @@ def compute_baselines(
             ranges=missing.ranges,
             plan=None,
             memory_key="baseline_settings.rows_per_pass",
+            predict=lambda: passes * seconds_per_pass(config, task.model, task.examples),
         )
-        driver.run_ranges(config.cluster, work, callbacks)
+        dispatch.run_ranges(config.cluster, work, callbacks)
         for store in missing.stores.values():  # of actors that were killed while they wrote
             run.storage.sweep(store.folder)
         seconds = progress.seconds

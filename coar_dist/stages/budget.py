@@ -11,7 +11,7 @@ from coar_dist.regression.fit import plan_passes
 from coar_dist.stages.session import Session
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
 
-_ASSUMED_COST = 3.0
+ASSUMED_COST = 3.0
 """What a pass with gradients costs, in passes without, where it has not been measured."""
 
 
@@ -20,12 +20,12 @@ def expected_masks(config: Config, work: MissingWork) -> ExpectedMasks:
     if config.budget is None:
         return ExpectedMasks(work.plain_masks, work.gradient_masks)
     half = config.budget / 2
-    return ExpectedMasks(max(work.plain_masks, half), max(work.gradient_masks, half / _ASSUMED_COST))
+    return ExpectedMasks(max(work.plain_masks, half), max(work.gradient_masks, half / ASSUMED_COST))
 
 
 def with_chosen_passes(session: Session, budget: float, run: RunDirectory) -> Config:
     """The configuration with the best use of its budget, by the pilot that the run holds."""
-    config, cost = session.config, run.gradient_cost or _ASSUMED_COST
+    config, cost = session.config, run.gradient_cost or ASSUMED_COST
     passes = plan_passes(run, config.regression, cost, budget, in_this_process)
     session.terminal.say(
         f"{budget:,.0f} passes: {passes.with_gradients:,} with gradients at {cost:.1f} each, {passes.without:,} "

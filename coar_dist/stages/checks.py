@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from coar_dist.ablation.device_map import check_device_map
 from coar_dist.baselines.gradient_baselines import check_gradient_baselines
-from coar_dist.cluster.connection import check_cluster
+from coar_dist.cluster.dispatch import check_place
 from coar_dist.config.functions import look_up
 from coar_dist.config.methods import GRADIENT_BASELINES, METHODS, method_of
 from coar_dist.config.schema import GREEDY, MAGNITUDE, RANDOM, EditConfig
@@ -66,7 +66,7 @@ def check_ablate_stage(session: Session) -> None:
     methods = [method for method in GRADIENT_BASELINES if method in config.baselines]
     if methods:
         check_gradient_baselines(task, components, methods)
-    check_cluster(config.cluster)
+    check_place(config.cluster)
 
 
 def check_edit_stage(session: Session) -> None:

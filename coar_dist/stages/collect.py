@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from coar_dist.ablation.actor import AblationActor, AblationJob, Start
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.ablation.work import ROWS_KEY, ExpectedMasks, MissingWork, Stores, missing_work, stores_of
-from coar_dist.cluster import driver
+from coar_dist.cluster import dispatch
 from coar_dist.cluster.work import Counts, DriverCallbacks, SharedPlan, Work
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import Config
 from coar_dist.console.progress import StageProgress
 from coar_dist.console.tracking import Tracking
 from coar_dist.errors import counted
+from coar_dist.stages.prediction import seconds_of_masks
 from coar_dist.stages.session import Session
 from coar_dist.stages.values import value_of_run
 from coar_dist.store.examples import ExampleTable
@@ -101,6 +103,7 @@ def collect(
             ranges=work.ranges,
             plan=SharedPlan(plan, expected_masks, must_start=not missing.has_examples),
             memory_key=ROWS_KEY,
+            predict=partial(seconds_of_masks, session.config, task, expected_masks),
         )
         callbacks = DriverCallbacks(
             on_progress=_shown(progress, tracking or Tracking(), num_there),
@@ -109,7 +112,7 @@ def collect(
             on_wait=hold.check,
             on_join=lambda cluster: terminal.say(f"on {cluster}."),
         )
-        driver.run_ranges(session.config.cluster, whole, callbacks)
+        dispatch.run_ranges(session.config.cluster, whole, callbacks)
         if tracking is not None:
             tracking.flush()
         for _, store in stores.values():  # of actors that were killed while they wrote

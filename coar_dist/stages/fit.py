@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coar_dist.cluster.execution import Execute, in_this_process
+from coar_dist.cluster.place import joins_a_cluster
 from coar_dist.config.methods import LEAVE_ONE_OUT
 from coar_dist.config.schema import Config
 from coar_dist.console.tables import new_table
@@ -77,7 +77,7 @@ def _run(session: Session) -> None:
 def _is_distributed(config: Config) -> bool:
     if config.regression.distributed is not None:
         return config.regression.distributed
-    return bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
+    return joins_a_cluster(config.cluster)
 
 
 def _quality(run: RunDirectory, method: str) -> dict[str, str]:

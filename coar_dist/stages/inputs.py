@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from coar_dist.ablation.device_map import check_device_map
 from coar_dist.ablation.placement import native_precision
-from coar_dist.cluster.ray_tasks import answer_of_an_actor
+from coar_dist.cluster.dispatch import answer_of_an_actor
 from coar_dist.components.discovery import check_components, discover
 from coar_dist.components.index import ComponentIndex
 from coar_dist.errors import DamagedFileError, MissingWorkError, RunNotFoundError

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from coar_dist.config.schema import PLAN
+import contextlib
+from dataclasses import replace
+from functools import partial
+
+from coar_dist.cluster.place import is_here, may_be_here
+from coar_dist.config.schema import PLAN, PROCESS
 from coar_dist.stages.session import Session
 from coar_dist.stages.stage import Stage
 from coar_dist.store.record import RUN_FILE
@@ -26,14 +31,17 @@ def _run(session: Session) -> None:
     Raises:
         CoarDistError: what the ablate stage would raise before its first mask.
     """
-    from coar_dist.cluster.connection import connect
+    from torch import cuda  # which takes seconds to load
+
+    from coar_dist.cluster.dispatch import connected
     from coar_dist.stages.baselines import MissingBaselines
-    from coar_dist.stages.budget import with_recorded_passes
+    from coar_dist.stages.budget import expected_masks, with_recorded_passes
     from coar_dist.stages.collect import Missing
     from coar_dist.stages.estimate import Estimate
     from coar_dist.stages.inputs import components_of, identity_of, task_of, untrained_task
     from coar_dist.stages.loads import baseline_loads, mask_loads
     from coar_dist.stages.mask_designs import ROLE_WORDS, designs_of
+    from coar_dist.stages.prediction import seconds_of_masks
     from coar_dist.stages.print_estimate import print_estimate
     from coar_dist.stages.timing import timed_start
     from coar_dist.stages.values import identity_of_value
@@ -46,7 +54,8 @@ def _run(session: Session) -> None:
         task = task_of(session)
     components = components_of(session, task.model)
     probe_margins = task.check()
-    with connect(config.cluster) as cluster:
+    with contextlib.ExitStack() as stack:
+        cluster = None if may_be_here(config.cluster) else stack.enter_context(connected(config.cluster))
         identity = {**identity_of(session, task), **identity_of_value(session, task, components, find=False)}
         rehearsal = Rehearsal(session.storage)
         run = RunDirectory.create(rehearsal, identity, components, len(task.examples), probe_margins)
@@ -59,8 +68,15 @@ def _run(session: Session) -> None:
         if not ranges and not baselines.ranges and config.budget is None:
             terminal.say(f"nothing is missing in {session.storage}.")
             return
-        num_actors = cluster.num_wanted(cluster.capacity(), len(ranges) or len(baselines.ranges) or 1)
-        trial, start_s = timed_start(session, config, run, missing.work, task, components, num_actors)
+        masks = expected_masks(config, missing.work)
+        if cluster is None and not is_here(config.cluster, partial(seconds_of_masks, config, task, masks)):
+            cluster = stack.enter_context(connected(config.cluster))
+        num_actors, num_gpus = 1, float(cuda.is_available())
+        if cluster is not None:
+            num_actors = cluster.num_wanted(cluster.capacity(), len(ranges) or len(baselines.ranges) or 1)
+            num_gpus = cluster.num_gpus
+        at_once = replace(config, cluster=replace(config.cluster, where=PROCESS)) if cluster is None else config
+        trial, start_s = timed_start(session, at_once, run, missing.work, task, components, num_actors)
         cost = run.gradient_cost or trial.gradient_cost  # a pilot's own decides what its budget is spent on
         estimate = Estimate(
             loads=(*mask_loads(run, missing, cost), *baseline_loads(config, run, baselines)),
@@ -68,7 +84,7 @@ def _run(session: Session) -> None:
             seconds_per_pass=trial.seconds_per_margin,
             gradient_cost=cost,
             num_actors=num_actors,
-            gpus_per_actor=cluster.num_gpus,
+            gpus_per_actor=num_gpus,
             start_s=start_s,
             price_per_hour=config.cluster.price_per_hour,
         )

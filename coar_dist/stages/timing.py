@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from coar_dist.ablation.trial import Trial, TrialActor
 from coar_dist.ablation.work import ROWS_KEY, MissingWork
-from coar_dist.cluster import driver
+from coar_dist.cluster import dispatch
 from coar_dist.cluster.ranges import RangesToDo
 from coar_dist.cluster.work import DriverCallbacks, SharedPlan, Work
 from coar_dist.components.index import ComponentIndex
@@ -31,7 +32,7 @@ def timed_start(
 
     Args:
         session: where the actor's log is shown.
-        config: with the numbers of passes that the run asks for.
+        config: with the numbers of passes that the run asks for, and the place where it runs.
         run: whose engine plan is taken over, if it has one.
         work: what the run lacks.
         task: what is explained.
@@ -50,6 +51,7 @@ def timed_start(
         ranges=RangesToDo({}, {}, "masks"),
         plan=SharedPlan(recorded_plan(run, config, work), share, must_start=True),
         memory_key=ROWS_KEY,
+        predict=lambda: math.inf,  # a run that may be here is asked to be
     )
     trials: list[Trial] = []
     callbacks = DriverCallbacks(
@@ -60,5 +62,5 @@ def timed_start(
         on_join=lambda _: None,  # the estimate says it
     )
     started = time.monotonic()
-    driver.run_ranges(config.cluster, whole, callbacks)
+    dispatch.run_ranges(config.cluster, whole, callbacks)
     return trials[0], time.monotonic() - started

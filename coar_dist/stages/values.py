@@ -16,8 +16,8 @@ from coar_dist.ablation.placement import placed
 from coar_dist.ablation.row_value import ClassMeans, Paired, Resampled, RowValues
 from coar_dist.ablation.site_means import site_means
 from coar_dist.ablation.value import AblationValue, SiteValues, ZeroWeights
-from coar_dist.cluster.connection import connect
-from coar_dist.cluster.ray_tasks import on_cluster
+from coar_dist.cluster.dispatch import connected, executing
+from coar_dist.cluster.place import is_here
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.sites import Values, activation_sites_of, checked_values, sites_of, valued_sites_of
 from coar_dist.config.schema import (
@@ -40,6 +40,7 @@ from coar_dist.stages.donors import (
     classes_in,
     fingerprint_of_pairs,
 )
+from coar_dist.stages.prediction import seconds_per_pass
 from coar_dist.stages.session import Session
 from coar_dist.store import values as keys
 from coar_dist.store.run_directory import RunDirectory
@@ -181,8 +182,14 @@ def _means(session: Session, task: Task, components: ComponentIndex, reference: 
         classes = classes_in(ablation.mean_over, reference, task.examples)
         parts = [parts[0].select((classes.of_reference == number).nonzero()[0]) for number in range(len(classes.names))]
     shared = task.model, components, parts, ablation.mean_over, ablation.device_map
-    session.keep(connect(session.config.cluster))  # the masks come next, on the same cluster
-    with on_cluster(session.config.cluster, "Use a smaller ablation.reference.") as execute:
+    config = session.config
+
+    def predict() -> float:
+        return len(reference) * seconds_per_pass(config, task.model, reference)
+
+    if not is_here(config.cluster, predict):
+        session.keep(connected(config.cluster))  # the masks come next, on the same cluster
+    with executing(config.cluster, predict, "Use a smaller ablation.reference.") as execute:
         (values,) = execute(_means_on_an_actor, shared, [None])
     found: Values = values
     return found

@@ -109,6 +109,10 @@ class ExampleSet:
             {name: values[chosen] for name, values in self.columns.items()},
         )
 
+    def __deepcopy__(self, _memo: object) -> ExampleSet:
+        """Itself: nobody changes examples, and there may be many."""
+        return self
+
     def without_columns(self) -> ExampleSet:
         """Inputs and targets alone."""
         return ExampleSet(self.inputs, self.targets)

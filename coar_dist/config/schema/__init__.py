@@ -19,7 +19,7 @@ from coar_dist.config.schema.ablation import (
     AblationConfig,
 )
 from coar_dist.config.schema.baselines import BaselineConfig
-from coar_dist.config.schema.cluster import ClusterConfig
+from coar_dist.config.schema.cluster import AUTO, PROCESS, RAY, ClusterConfig, asked_of_ray
 from coar_dist.config.schema.components import ComponentRule, ComponentsConfig
 from coar_dist.config.schema.design import PILOT_GRADIENT_MASKS, PILOT_MASKS, DesignConfig, GradientsConfig
 from coar_dist.config.schema.edit import (
@@ -42,6 +42,7 @@ from coar_dist.config.schema.train import TrainConfig
 __all__ = [
     "ALL",
     "ALL_POSITIONS",
+    "AUTO",
     "CONSTANTS",
     "COUNTERFACTUAL",
     "GREEDY",
@@ -53,7 +54,9 @@ __all__ = [
     "PILOT_MASKS",
     "PLAN",
     "POSITION",
+    "PROCESS",
     "RANDOM",
+    "RAY",
     "RESAMPLE",
     "SELECTIONS",
     "STAGES",
@@ -79,6 +82,7 @@ __all__ = [
     "TaskConfig",
     "TrainConfig",
     "ablation_fraction",
+    "asked_of_ray",
     "held_out_fractions",
     "kept_groups",
     "penalty_range",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from coar_dist.config.schema.values import Count, NonNegative, Part, Positive, Rule, one_of
 
@@ -16,12 +16,28 @@ NumGpus = Annotated[
 ]
 
 
+AUTO, PROCESS, RAY = "auto", "process", "ray"
+_OF_RAY = (
+    "address",
+    "min_actors",
+    "max_actors",
+    "gpus_per_actor",
+    "placement",
+    "start_timeout_s",
+    "ranges_in_flight",
+)
+
+
 @dataclass
 class ClusterConfig(Part):
     """Where the actors run."""
 
     address: str | None = None
     """Ray address to join; None: the cluster that RAY_ADDRESS names, else one started here."""
+    where: Annotated[str, one_of(AUTO, PROCESS, RAY)] = AUTO
+    """``process``: in the calling process, which is the only actor then; ``ray``: on Ray; ``auto``: in the calling
+    process where that takes less than about a minute, unless Ray is asked for by another option or by RAY_ADDRESS, is
+    up in the process already, or has several GPUs to share the work."""
     min_actors: Count = 1
     """Fewer for longer than ``start_timeout_s`` are an error."""
     max_actors: Count | None = None
@@ -41,3 +57,13 @@ class ClusterConfig(Part):
     """How often one range may fail, each time on another actor where there is one, before the run stops."""
     price_per_hour: NonNegative | None = None
     """What an actor costs, in USD per hour, for the estimate of ``stages=[plan]`` alone."""
+
+
+def asked_of_ray(config: ClusterConfig) -> dict[str, Any]:
+    """The options that are set and that Ray alone has a use for, with their values."""
+    default = ClusterConfig()
+    values = {name: getattr(config, name) for name in _OF_RAY}
+    wanted = {name: value for name, value in values.items() if value != getattr(default, name)}
+    if config.max_actors == 1:  # which the calling process is, too
+        del wanted["max_actors"]
+    return wanted
