@@ -11,7 +11,7 @@ from subprocess import CompletedProcess
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["coar_dist.app", "coar_dist.stages.pipeline", "coar_dist.cluster.driver", "sklearn.datasets"]
+    ["coar_dist.app", "coar_dist.stages.pipeline", "coar_dist.cluster.connection", "sklearn.datasets"]
 )
 
 

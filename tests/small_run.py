@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import sys
 import time
@@ -20,8 +19,6 @@ from torch import Tensor, nn
 
 import coar_dist
 from coar_dist.ablation.plan import EnginePlan
-from coar_dist.cluster.execution import Execute
-from coar_dist.cluster.work import Counts, DriverCallbacks, Work
 from coar_dist.config.schema import AblationConfig, ClusterConfig, EvaluationConfig
 from coar_dist.store.reader import RunReader
 from tests.models import small_task
@@ -44,7 +41,12 @@ class Slow(nn.Module):
 
 
 def run_small(
-    run_dir: str | Path, max_actors: int = 1, seconds: float = 0.0, address: str | None = None, seed: int = 0
+    run_dir: str | Path,
+    max_actors: int = 1,
+    seconds: float = 0.0,
+    address: str | None = None,
+    seed: int = 0,
+    where: str = "process",
 ) -> RunReader:
     """All stages of a small run: 65 shards of train, held-out and leave-one-out masks and of gradients."""
     task = small_task(seed=seed)
@@ -66,36 +68,17 @@ def run_small(
             compile=False,
             examples_per_block=4,
         ),
-        cluster=ClusterConfig(address=address, max_actors=max_actors),
+        cluster=ClusterConfig(address, where, max_actors=max_actors),
         console=Console(file=io.StringIO()),
     )
 
 
 @contextlib.contextmanager
 def without_ray() -> Iterator[None]:
-    """Ranges are computed in this process, by the actor's own code."""
-
-    def run_here(config: ClusterConfig, work: Work, callbacks: DriverCallbacks) -> None:
-        actor = work.actor()
-        actor.setup(copy.deepcopy(work.task), work.job, config.cpus_per_actor)  # an actor may change its model
-        if work.plan is not None and work.plan.needs_start:
-            callbacks.on_start(actor.start(work.plan.request, 1, work.plan.value))
-        elif work.plan is not None:
-            actor.use(work.plan.value)
-        num_units = 0
-        for num_shards, work_range in enumerate(work.ranges, start=1):
-            actor.run(work_range)
-            num_units += work_range.num_units
-            callbacks.on_progress(Counts(num_units, num_shards, num_failed=0, num_retried=0, num_lost=0, num_actors=1))
-
-    @contextlib.contextmanager
-    def tasks_here(config: ClusterConfig, _way_out: str) -> Iterator[Execute]:
-        yield lambda function, shared, items: (function(copy.deepcopy(shared), item) for item in items)
-
+    """All is computed in this process, even where an option or another test's cluster asks for Ray."""
     with (
-        mock.patch("coar_dist.cluster.driver.run_ranges", run_here),
-        mock.patch("coar_dist.stages.values.on_cluster", tasks_here),
-        mock.patch("coar_dist.stages.values.connect", return_value=contextlib.nullcontext()),
+        mock.patch("coar_dist.cluster.place.asked_of_ray", return_value={}),
+        mock.patch("coar_dist.cluster.place._ray_is_up", return_value=False),
     ):
         yield
 
@@ -113,4 +96,4 @@ def files_of(root: Path) -> dict[str, bytes]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run_small(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), *sys.argv[4:])
+    run_small(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), *sys.argv[4:], where="ray")

@@ -47,7 +47,12 @@ def test_from_nothing_to_a_report_killed_half_way_and_again(ray_cluster: None, t
     """
     slow = [*TINY, "design.num_masks=600"]
     process = subprocess.Popen(
-        command(*slow), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command(*slow, "cluster=ray"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     shards = tmp_path / "runs" / "digits" / "margins" / "train"
     deadline = time.monotonic() + 120
@@ -146,7 +151,7 @@ def test_help_shows_groups_and_defaults_without_loading_torch(tmp_path: Path) ->
     assert result.returncode == 0
     for text in (
         "clip_typographic, clip_zero_shot, digits",
-        "cluster: existing, local",
+        "cluster: existing, local, process, ray",
         "estimator: budget, coar, gradient",
         "num_masks: 500",
         "tab completion",

@@ -64,10 +64,7 @@ class Driver:
                 self._keep_house()
                 for member in self._actors.resize(self._schedule.num_left):
                     self._actors.call(member, AddressCall(self._shared_job))
-                has_news = False
-                for member, call, answer in self._actors.answers(_WAIT_S):
-                    self._take_answer(member, call, answer)
-                    has_news = True
+                has_news = self._take_answers()
                 self._share_plan()
                 self._hand_out_ranges()
                 if has_news:
@@ -88,6 +85,14 @@ class Driver:
             self._kept_house_at = now
             self._actors.check_alive()
             self._callbacks.on_wait()
+
+    def _take_answers(self) -> bool:
+        """Whether there were any. Nothing is kept of them: an error may hold all memory of an actor."""
+        num_answers = 0
+        for member, call, answer in self._actors.answers(_WAIT_S):
+            self._take_answer(member, call, answer)
+            num_answers += 1
+        return num_answers > 0
 
     def _take_answer(self, member: Member, call: Call, answer: Any) -> None:
         match answer:

@@ -46,6 +46,7 @@ class OwnActor(Actors):
     def resize(self, num_left: int) -> list[Member]:
         if self.members:
             return []
+        self._free_memory()
         member = Member(f"actor-{self._num_started}", self._class())
         self._num_started += 1
         self.members[member.name] = member
@@ -81,11 +82,16 @@ class OwnActor(Actors):
 
     @override
     def remove(self, name: str) -> None:
-        del self.members[name]
+        self.members.pop(name).handle = None
         self._waiting = deque(waiting for waiting in self._waiting if waiting[0] != name)
         self._log = _OwnLog()
-        gc.collect()  # an engine and its model hold each other
-        torch.cuda.empty_cache()  # nothing where no GPU is at work
+        self._free_memory()
+
+    def _free_memory(self) -> None:
+        """Leave nothing to an actor that is gone."""
+        if self._num_started:
+            gc.collect()  # an engine and its model hold each other
+            torch.cuda.empty_cache()  # nothing where no GPU is at work
 
 
 class _OwnLog:
@@ -113,39 +119,49 @@ def as_an_actor(num_threads: int) -> Iterator[None]:
     Args:
         num_threads: of torch.
     """
-    precision, dtype, device = (
-        torch.get_float32_matmul_precision(),
-        torch.get_default_dtype(),
-        torch.get_default_device(),
-    )
-    is_deterministic = torch.are_deterministic_algorithms_enabled()
-    warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    own_threads, own_random, numpy_random = torch.get_num_threads(), random.getstate(), np.random.get_state()
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    has_gpu = torch.cuda.is_available()
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
         enter(torch.inference_mode(False))
         enter(torch.enable_grad())
-        for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        for kind in ("cpu", "cuda") if has_gpu else ("cpu",):
             enter(torch.autocast(kind, enabled=False))
-        enter(torch.random.fork_rng(gpus))
-        enter(torch.backends.cudnn.flags(enabled=True))  # else as where nothing is set
-        try:
-            torch.set_num_threads(num_threads)
-            torch.set_float32_matmul_precision("highest")
-            torch.set_default_dtype(torch.float32)
-            if device.type != "cpu":  # setting one makes every call slower
-                torch.set_default_device(None)
-            if is_deterministic:  # the call loads the compiler, which takes seconds
-                torch.use_deterministic_algorithms(False)
-            yield
-        finally:
-            torch.set_num_threads(own_threads)
-            torch.set_float32_matmul_precision(precision)
-            torch.set_default_dtype(dtype)
-            if device.type != "cpu":
-                torch.set_default_device(device)
-            if is_deterministic:
-                torch.use_deterministic_algorithms(True, warn_only=warns)
-            random.setstate(own_random)
-            np.random.set_state(numpy_random)
+        if torch.get_default_device().type != "cpu":  # setting one makes every call slower
+            enter(torch.device("cpu"))
+        enter(torch.backends.cudnn.flags(enabled=True))  # and all else as in a new process
+        enter(torch.random.fork_rng(range(torch.cuda.device_count()) if has_gpu else ()))
+        enter(_others_random())
+        enter(_settings(num_threads))
+        yield
+
+
+@contextlib.contextmanager
+def _others_random() -> Iterator[None]:
+    """The random states that torch does not keep."""
+    own, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(own)
+        np.random.set_state(of_numpy)
+
+
+@contextlib.contextmanager
+def _settings(num_threads: int) -> Iterator[None]:
+    """What torch has functions for, but no context."""
+    before, precision, dtype = torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.get_default_dtype()
+    is_deterministic = torch.are_deterministic_algorithms_enabled()
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        torch.set_num_threads(num_threads)
+        torch.set_float32_matmul_precision("highest")
+        torch.set_default_dtype(torch.float32)
+        if is_deterministic:  # the call loads the compiler, which takes seconds
+            torch.use_deterministic_algorithms(False)
+        yield
+    finally:
+        torch.set_num_threads(before)
+        torch.set_float32_matmul_precision(precision)
+        torch.set_default_dtype(dtype)
+        if is_deterministic:
+            torch.use_deterministic_algorithms(True, warn_only=only_warns)

@@ -9,6 +9,7 @@ No GPU is needed: nodes say that they have some, and paced actors, which wait as
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
 import subprocess
@@ -28,7 +29,7 @@ from coar_dist.ablation.actor import AblationActor, AblationJob
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.ablation.value import ZeroWeights
 from coar_dist.ablation.work import ROWS_KEY
-from coar_dist.cluster.driver import run_ranges
+from coar_dist.cluster.dispatch import run_ranges
 from coar_dist.cluster.ranges import RangesToDo, WorkRange
 from coar_dist.cluster.work import Counts, DriverCallbacks, SharedPlan, Work
 from coar_dist.components.discovery import discover
@@ -74,7 +75,7 @@ def run(
     job = AblationJob(ZeroWeights(components), {"train": (design, store)}, "float32", None, PlanPins())
     ranges = RangesToDo({"train": store.missing()}, {"train": MASKS_PER_SHARD}, "masks")
     plan = SharedPlan(EnginePlan("weights", 7, compiled=False), request=None)
-    work = Work("benchmark", PacedActor, task, job, ranges, plan, ROWS_KEY)
+    work = Work("benchmark", PacedActor, task, job, ranges, plan, ROWS_KEY, predict=lambda: math.inf)
     process, first = psutil.Process(), list[tuple[float, float]]()
 
     def now() -> tuple[float, float]:

@@ -14,9 +14,10 @@ from coar_dist.ablation.actor import AblationActor, AblationJob, Start
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.ablation.value import ZeroWeights
 from coar_dist.ablation.work import ROWS_KEY, ExpectedMasks
-from coar_dist.cluster.driver import run_ranges
+from coar_dist.cluster.dispatch import run_ranges
 from coar_dist.cluster.ranges import RangesToDo
-from coar_dist.cluster.work import Counts, DriverCallbacks, SharedPlan, Work
+from coar_dist.cluster.work import Counts, DriverCallbacks, Origin, SharedPlan, Work
+from coar_dist.cluster.worker import LogLines
 from coar_dist.components.discovery import discover
 from coar_dist.config.schema import ClusterConfig
 from coar_dist.designs.independent import Bernoulli
@@ -61,6 +62,7 @@ def drive(
     num_masks: int = 30,
     needs_unablated: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, actors: None,
+    on_log: Callable[[LogLines, Origin], None] = lambda lines, origin: None,
     **cluster: object,
 ) -> Driven:
     task = replace(small_task(), output_function=output_function(output))
@@ -81,6 +83,7 @@ def drive(
         ranges=RangesToDo({"train": store.missing()}, {"train": MASKS_PER_SHARD}, "masks"),
         plan=SharedPlan(plan, ExpectedMasks(store.num_masks, 0), must_start=needs_unablated),
         memory_key=ROWS_KEY,
+        predict=lambda: 0.0,
     )
     driven = Driven(store, task, [], [], [])
 
@@ -89,10 +92,8 @@ def drive(
         driven.progress.append((counts.num_units, counts.num_actors))
         on_progress(counts.num_units, counts.num_actors)
 
-    callbacks = DriverCallbacks(
-        note_progress, driven.starts.append, lambda lines, origin: None, lambda: None, lambda cluster: None
-    )
-    run_ranges(ClusterConfig(**{"max_actors": 2, **cluster}), work, callbacks)  # type: ignore[arg-type]
+    callbacks = DriverCallbacks(note_progress, driven.starts.append, on_log, lambda: None, lambda cluster: None)
+    run_ranges(ClusterConfig(**{"where": "ray", "max_actors": 2, **cluster}), work, callbacks)  # type: ignore[arg-type]
     return driven
 
 

@@ -10,8 +10,10 @@ from unittest import mock
 
 from ray.exceptions import RayTaskError
 
-from coar_dist.cluster import driver
+from coar_dist.cluster.actors import Metrics
+from coar_dist.cluster.driver import Driver
 from coar_dist.cluster.interruption import Interruption
+from coar_dist.cluster.pool import ActorPool
 from coar_dist.cluster.ranges import RangesToDo, WorkRange
 from coar_dist.cluster.resources import Cluster
 from coar_dist.cluster.work import Counts, DriverCallbacks, Origin, SharedPlan, Work
@@ -57,7 +59,7 @@ class _Job:
 
 @dataclass
 class Ray:
-    """What the driver and the pool use of the package ``ray``."""
+    """What the pool uses of the package ``ray``."""
 
     script: Script
     next_of: Next = lambda calls: 0
@@ -107,7 +109,7 @@ class Ray:
         return None
 
 
-class _Metrics:
+class _Metrics(Metrics):
     """Adds up what is recorded."""
 
     def __init__(self, found: dict[str, float]) -> None:
@@ -182,15 +184,13 @@ def simulate(
 
     callbacks = DriverCallbacks(on_progress, told.starts.append, on_log, on_wait, lambda cluster: None)
     ranges = RangesToDo({"train": [(0, 10 * num_ranges)]}, {"train": 10}, "masks")
-    work = Work("run", Worker, "task", _Job(is_shared), ranges, plan, "model.rows")
+    work = Work("run", Worker, "task", _Job(is_shared), ranges, plan, "model.rows", predict=lambda: 0.0)
     cluster = Cluster(ClusterConfig(**{"cpus_per_actor": 3, **config}), 0.0, True, Interruption())
     with (
-        mock.patch("coar_dist.cluster.driver.ray", ray),
         mock.patch("coar_dist.cluster.driver.time", SimpleNamespace(monotonic=lambda: float(ray.num_waits))),
         mock.patch("coar_dist.cluster.pool.ray", ray),
         mock.patch("coar_dist.cluster.pool.alive_nodes", return_value=room),
         mock.patch("coar_dist.cluster.resources.alive_nodes", return_value=room),
-        mock.patch("coar_dist.cluster.driver.RunMetrics", return_value=_Metrics(told.metrics)),
     ):
-        driver._Driver(cluster, work, callbacks).run()
+        Driver(ActorPool(cluster, work.actor), cluster.config, work, callbacks, _Metrics(told.metrics)).run()
     return told

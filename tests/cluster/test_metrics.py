@@ -142,7 +142,7 @@ def test_baselines_count_examples_and_gpus_their_memory(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("coar_dist.stages.baselines.BaselineActor", WithGpu)
-    monkeypatch.setattr("coar_dist.cluster.driver.RunMetrics", Recorder)
+    monkeypatch.setattr("coar_dist.cluster.metrics.RunMetrics", Recorder)
     task = small_task()
     coar_dist.attribute(
         task.model,
@@ -152,7 +152,7 @@ def test_baselines_count_examples_and_gpus_their_memory(
         num_masks=20,
         stages=["ablate"],
         baselines=["gradient_x_parameter"],
-        cluster=ClusterConfig(max_actors=1),
+        cluster=ClusterConfig(where="ray", max_actors=1),
         console=Console(file=io.StringIO()),
     )
     found = Recorder.found

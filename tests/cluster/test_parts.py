@@ -11,9 +11,10 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, RayError
 
 from coar_dist.cluster import connection, metrics, pool, resources, visibility
+from coar_dist.cluster.actors import Member
 from coar_dist.cluster.interruption import Interruption
 from coar_dist.cluster.metrics import RunMetrics
-from coar_dist.cluster.pool import ActorPool, Member, cause, node_died
+from coar_dist.cluster.pool import ActorPool, cause, node_died
 from coar_dist.cluster.ranges import WorkRange
 from coar_dist.cluster.resources import Cluster
 from coar_dist.cluster.visibility import require_shard
@@ -141,7 +142,7 @@ def test_there_are_as_many_actors_as_the_nodes_have_room_for(monkeypatch: pytest
     assert list(actors.members) == ["actor-0", "actor-1", "actor-2", "actor-3"]  # the last that waited is gone
     assert actors.resize(2) == []
     assert list(actors.members) == ["actor-0", "actor-2", "actor-3"]  # who is at work stays
-    actors.kill_all()
+    actors.remove_all()
     assert actors.members == {}
     assert [member.name for member in actors.resize(1)] == ["actor-5"]
 

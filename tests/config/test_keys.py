@@ -26,7 +26,7 @@ def test_all_keys_are_those_of_every_part() -> None:
         ("num_mask", "num_mask: unknown key. Did you mean design.num_masks, gradients.num_masks or"),
         ("epochs", "epochs: unknown key. Did you mean train.epochs?"),
         ("desing.selection", "desing.selection: unknown key. Did you mean regression.selection?"),
-        ("cluster.foo", "cluster.foo: unknown key; cluster has address, min_actors"),
+        ("cluster.foo", "cluster.foo: unknown key; cluster has address, where, min_actors"),
         ("nowhere.foo", "nowhere.foo: unknown key; the configuration has stages, allow_code"),
     ],
 )

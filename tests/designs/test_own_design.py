@@ -131,6 +131,6 @@ def test_what_cannot_travel_is_an_error_of_the_node(ray_cluster: None, tmp_path:
     sys.modules["only_here"] = module
     try:
         with pytest.raises(ConfigError, match=r"on \S+, kind='only_here:rule' cannot be imported: No module named"):
-            attribute(tmp_path, quiet, design="only_here:rule")
+            attribute(tmp_path, quiet, design="only_here:rule", cluster="ray")
     finally:
         del sys.modules["only_here"]

@@ -68,7 +68,7 @@ def test_actors_write_the_same_bytes(tmp_path: Path) -> None:
     with without_ray():
         attribute_small(tmp_path / "here", stages=("ablate",))
         attribute_small(tmp_path / "on_actors", stages=("ablate",), baselines=["leave_one_out"], baseline_settings=None)
-    attribute_small(tmp_path / "on_actors", stages=("ablate",))
+    attribute_small(tmp_path / "on_actors", stages=("ablate",), cluster="ray")
     on_actors, here = (baseline_files(tmp_path / name) for name in ("on_actors", "here"))
     assert len(here) == 4 + 4 + 1
     assert on_actors == here

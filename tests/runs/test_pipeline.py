@@ -165,7 +165,6 @@ def test_more_masks_extend_a_run_and_equal_a_run_made_at_once(tmp_path: Path) ->
 
 
 @pytest.mark.slow  # every kind of damage is in test_damage.py
-@pytest.mark.usefixtures("ray_cluster")
 def test_damage_found_in_the_fit_is_named_and_mended_by_the_next_run(tmp_path: Path) -> None:
     run = attribute_small(tmp_path / "run")
     expected = attributions(tmp_path / "run")
@@ -289,7 +288,7 @@ def test_a_model_whose_code_changed_is_refused(tmp_path: Path, monkeypatch: pyte
     arguments = {"run_dir": tmp_path / "run", "num_masks": 4, "output_function": scaled}
     arguments |= {"stages": ("ablate",), "console": Console(file=io.StringIO()), "ablation_fraction": 0.2}
     # The engine is of no interest here: the identity is checked before it is asked for anything.
-    monkeypatch.setattr("coar_dist.cluster.driver.run_ranges", lambda *_: None)
+    monkeypatch.setattr("coar_dist.cluster.dispatch.run_ranges", lambda *_: None)
     coar_dist.attribute(task.model, task.examples.inputs, task.examples.targets, **arguments)  # type: ignore[arg-type]
     scale = 3.0
     with pytest.raises(RunMismatchError, match="unablated margins of the first examples are"):
@@ -312,7 +311,7 @@ def test_the_log_says_which_shard_failed_on_which_actor_and_node(ray_cluster: No
             raise OSError("a disk was away for a moment")
         return output_function("margin")(outputs, targets)
 
-    attribute_small(tmp_path / "run", output_function=output)
+    attribute_small(tmp_path / "run", output_function=output, cluster="ray")
     (path,) = (tmp_path / "run" / "logs").iterdir()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert {line["run"] for line in lines} == {storage_at(tmp_path / "run").label}

@@ -39,7 +39,7 @@ from coar_dist.stages.pipeline import run_stages
 from coar_dist.tasks.task import Task
 from tests.commands import run_forked
 from tests.models import small_task
-from tests.small_run import Slow, without_ray
+from tests.small_run import Slow
 from tests.test_app import TINY
 
 NUM_EXAMPLES, NUM_COMPONENTS = 7, 12
@@ -68,7 +68,7 @@ def files_in(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 @pytest.fixture
-def _planned_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _planned_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster with room for four actors that nobody starts: the trial runs in this process."""
 
     @contextlib.contextmanager
@@ -77,8 +77,7 @@ def _planned_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr("coar_dist.cluster.connection.connect", connected)
     monkeypatch.setattr("coar_dist.cluster.resources.alive_nodes", lambda: {"node": {"CPU": 4.0}})
-    with without_ray():
-        yield
+    monkeypatch.setattr("coar_dist.cluster.dispatch.is_here", lambda *_: True)
 
 
 def planned(config: Config, monkeypatch: pytest.MonkeyPatch, task: Task | None = None) -> tuple[Estimate, str]:

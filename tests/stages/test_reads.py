@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 from rich.console import Console
@@ -98,17 +96,9 @@ def config_of(folder: Path, **changes: Any) -> Config:
     return Config(**{**settings, **changes})
 
 
-@contextlib.contextmanager
-def cluster_of_one() -> Iterator[None]:
-    with mock.patch("coar_dist.cluster.connection.connect") as connect:
-        cluster = connect.return_value.__enter__.return_value
-        cluster.num_wanted.return_value, cluster.num_gpus = 1, 0.0
-        yield
-
-
 def test_the_stages_read_what_they_say_that_they_read(tmp_path: Path) -> None:
     config = config_of(tmp_path / "run")
-    with without_ray(), cluster_of_one():
+    with without_ray():
         for stage in PIPELINE:
             read, declared = keys_read(stage, config), stage.keys_read(config)
             undeclared = sorted(key for key in read if not is_below(key, [*declared, *READS]))
