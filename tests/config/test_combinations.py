@@ -90,6 +90,13 @@ def of_model(**options: Any) -> dict[str, Any]:
         ({**of_model(checkpoint="x.pt"), "train": TrainConfig()}, "task.model.checkpoint='x.pt' and train are both se"),
         ({"ablation": AblationConfig(device_map="auto", compile=True)}, "ablation.compile=true has no effect on a mod"),
         ({"cluster": ClusterConfig(min_actors=3, max_actors=2)}, "cluster.max_actors=2 is below cluster.min_actors=3"),
+        ({"cluster": ClusterConfig("head:1", "process")}, "cluster.address='head:1' has no effect with cluster.where="),
+        ({"cluster": ClusterConfig(where="process", max_actors=2)}, "cluster.max_actors=2 has no effect with cluster."),
+        (
+            {"cluster": ClusterConfig(where="process", max_actors=1), **of_regression(distributed=True)},
+            "regression.distributed=true has no effect with cluster.where=process: everything is computed in the call",
+        ),
+        ({"cluster": ClusterConfig(where="here")}, "cluster.where='here': must be one of auto, process, ray"),
         ({"cluster": ClusterConfig(price_per_hour=2.5)}, "cluster.price_per_hour=2.5 has no effect with stages="),
         ({"task": TaskConfig(ModelConfig("x", {"hf_token": "abc"}))}, "task.model.arguments.hf_token looks like a cre"),
     ],
