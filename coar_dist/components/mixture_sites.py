@@ -80,19 +80,16 @@ class MixtureSites:
             return []
         sizes = ((part, self._model.get_parameter(part.parameter).shape[part.axis]) for part in group.slices)
         whole = {(part.parameter, part.axis) for part, size in sizes if part.size == size}
-        blocks = []
+        blocks: dict[str, GatePlace] = {}  # two mixtures may be in one module
         for mixture in self._mixtures:
-            if mixture.slices[0][0][:2] not in whole:
-                continue
-            parts = {(parameter, axis) for of_expert in mixture.slices for parameter, axis, *_ in of_expert}
-            holder = self._holder(mixture, whole) if parts <= whole else None
+            holder = self._holder(mixture, whole) if _is_whole(mixture, whole) else None
             if holder is not None and mixture.width is not None:
                 channels = Slices(mixture.slices[0][0][0], 0, mixture.width, (0,))
-                blocks.append(GatePlace(holder, "block", -1, "", channels, mixture.width))
-        return blocks
+                blocks[holder] = GatePlace(holder, "block", -1, "", channels, mixture.width)
+        return list(blocks.values())
 
     def _holder(self, mixture: ExpertSite, whole: Collection[tuple[str, int]]) -> str | None:
-        """The module that gives the sum of a mixture's experts and of the MLPs beside them, all of which are ``whole``.
+        """The module that gives the sum of a mixture's experts, and of others and MLPs beside them that are ``whole``.
 
         That it gives nothing else is for a pass to tell.
         """
@@ -104,6 +101,7 @@ class MixtureSites:
                 and not _is_list(self._model, name)
                 and not any(module.startswith(f"{name}.") for module in self._attention)
                 and all((each.parameter, 1 - each.axis) in whole for each in beside)
+                and all(_is_whole(each, whole) for each in self._mixtures if each.module.startswith(f"{name}."))
             ):
                 return name
         return None
@@ -129,6 +127,12 @@ class MixtureSites:
             and place.slices.size == place.length
             and place.kind != "block"
         }
+
+
+def _is_whole(mixture: ExpertSite, whole: Collection[tuple[str, int]]) -> bool:
+    if mixture.slices[0][0][:2] not in whole:
+        return False
+    return all((parameter, axis) in whole for of_expert in mixture.slices for parameter, axis, *_ in of_expert)
 
 
 def in_lists_of_experts(model: nn.Module) -> tuple[str, ...]:

@@ -482,3 +482,13 @@ def test_gate_gradients_are_between_the_weighted_output_and_the_value() -> None:
     exact = engine.margins(kept) - engine.margins(alone)
     assert np.abs(exact).min(axis=1).max() > 0.01
     np.testing.assert_allclose(found, exact.T, rtol=0, atol=3e-6)
+
+
+def test_two_mixtures_in_one_module_are_one_site() -> None:
+    block = OfOneMixture()
+    block.others = Weighed()
+    model = nn.ModuleDict({"moe": block})
+    parts = tuple(Slices(f"moe.{name}.down_proj", 0, 3, (0,)) for name in ("experts", "others"))
+    for chosen, module in ((parts, "moe"), (parts[:1], "moe.experts")):
+        (places,) = sites_of(model, ComponentIndex((ComponentGroup(chosen, (0,), "block"),)))
+        assert [(place.module, place.kind, place.length) for place in places] == [(module, "block", 6)]
