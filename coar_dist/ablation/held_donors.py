@@ -30,7 +30,7 @@ def held_donors(
         most_bytes: that the activations may take.
 
     Returns:
-        Per site one tensor (num_donors, k, ...) for each time that a pass comes by; None where they take more than
+        Per site one tensor (num_donors * k, ...) for each time that a pass comes by; None where they take more than
         ``most_bytes``, or where a donor's activations cannot be told from another's.
     """
     by_name = {site_name(place): place for place in places}
@@ -61,12 +61,17 @@ def held_donors(
                 if len(found[name]) != len(of_site):
                     return None
                 for parts, each in zip(found[name], of_site, strict=True):
-                    parts.append(each.reshape(num_rows, -1, *each.shape[1:]))
-        if any({part.shape[1:] for part in parts} != {parts[0].shape[1:]} for each in found.values() for parts in each):
-            return None
+                    if parts and _of_one(parts[0], _NUM_ROWS) != _of_one(each, num_rows):
+                        return None
+                    parts.append(each)
         return {name: [torch.cat(parts) for parts in each] for name, each in found.items()}
     finally:
         sites.remove()
+
+
+def _of_one(activation: Tensor, num_rows: int) -> tuple[int, ...]:
+    """The shape of one row's part."""
+    return (len(activation) // num_rows, *activation.shape[1:])
 
 
 def _noted(calls: dict[str, list[Tensor]], name: str, activation: Tensor, _channel_axis: int, _part: slice) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from coar_dist.components.attention import Gate
@@ -78,8 +79,8 @@ def constant_value(module: Any, key: str) -> ValueOf:
     return value
 
 
-def site_gate(module: Any, gates: AxisGates, value_of: ValueOf, gate_output: GateOutput, note: Note) -> Replace:
-    """At a site: between the activation and the site's value."""
+def site_gate(module: Any, gates: AxisGates, value_of: ValueOf, gate_output: GateOutput | None, note: Note) -> Replace:
+    """At a site: between the activation and the site's value; without ``gate_output`` in the plainest way."""
 
     def gate(activation: Tensor, channel_axis: int, part: slice) -> Tensor:
         if note is not None:
@@ -87,8 +88,10 @@ def site_gate(module: Any, gates: AxisGates, value_of: ValueOf, gate_output: Gat
         value = value_of(activation, channel_axis, part)
         if value is None:
             return activation
-        of_channels = gates.of_channels(module)[:, part]
-        return gate_output(activation - value, spread(of_channels, activation, channel_axis, module), value)
+        gate = spread(gates.of_channels(module)[:, part], activation, channel_axis, module)
+        if gate_output is None:
+            return torch.lerp(value, activation, gate.to(activation.dtype))  # exact at 0 and 1
+        return gate_output(activation - value, gate, value)
 
     return gate
 

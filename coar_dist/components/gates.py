@@ -166,8 +166,8 @@ class GatedModel:
         """Between the activation (gate 1) and the site's value (gate 0)."""
         assert self._values is not None
         if isinstance(self._values, RowForward):
-            gate_output = plain_gate_output if reads(place) else gate_output
-            self._sites.stand(place, site_gate(module, gates, row_hook(self._values, place), gate_output, note))
+            of_rows = row_hook(self._values, place)
+            self._sites.stand(place, site_gate(module, gates, of_rows, self._at_site(place, gate_output), note))
             return
         value = value_at(self._values, place).to(self.gates.device)
         if place.kind == "output":
@@ -182,8 +182,13 @@ class GatedModel:
             self._hook(module.register_forward_pre_hook(routing_hook(gates, note), with_kwargs=True))
             self._hook(module.register_forward_hook(expert_values_hook(gates, key)))
             return
-        gate_output = plain_gate_output if reads(place) else gate_output
-        self._sites.stand(place, site_gate(module, gates, constant_value(module, key), gate_output, note))
+        of_rows = constant_value(module, key)
+        self._sites.stand(place, site_gate(module, gates, of_rows, self._at_site(place, gate_output), note))
+
+    @staticmethod
+    def _at_site(place: GatePlace, gate_output: GateOutput) -> GateOutput | None:
+        """What a nonlinearity follows may be put together in a way of its own."""
+        return None if reads(place) or gate_output is plain_gate_output else gate_output
 
     def _axis_gates(self, module: nn.Module, members: Sequence[tuple[int, GatePlace]]) -> AxisGates:
         keys = [f"component_gate_{number}" for number, _ in members]

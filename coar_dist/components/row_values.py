@@ -59,8 +59,8 @@ class RowForward:
 
     Attributes:
         donors: inputs of all donors, by keyword; None where the source has tables.
-        held: per site the donors' activations, one (num_donors, ...) tensor for each time that a pass comes by, from
-            which rows are taken; None runs the donors of a pass before it.
+        held: per site the donors' activations, one (num_donors * k, ...) tensor for each time that a pass comes by,
+            from which rows are taken; None runs the donors of a pass before it.
     """
 
     def __init__(self, model: nn.Module, source: RowSource) -> None:
@@ -188,13 +188,23 @@ class RowForward:
         value = known[number]
         if self.held is not None:
             assert self._entries is not None
-            value = value.index_select(0, self._entries.to(value.device)).flatten(0, 1)
+            value = _rows(value, self._entries.to(value.device), activation)
         if value.shape != activation.shape:
             raise ComponentMismatchError(
                 f"{site}: a donor's activation has the shape {tuple(value.shape)}, and an example's "
                 f"{tuple(activation.shape)}. {_WAY_OUT}"
             )
         return value.to(activation.device, activation.dtype)
+
+
+def _rows(held: Tensor, rows: Tensor, like: Tensor) -> Tensor:
+    """What rows have of ``held`` (num_donors * k, ...), in the layout that it has."""
+    each = len(like) // len(rows)
+    if each != 1:
+        return held.reshape(-1, each, *held.shape[1:]).index_select(0, rows).flatten(0, 1)
+    if held.ndim == 4 and held.is_contiguous(memory_format=torch.channels_last):
+        return held.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+    return held.index_select(0, rows)
 
 
 def _chosen(values: Any, rows: Tensor) -> Any:

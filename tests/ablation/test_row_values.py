@@ -34,14 +34,16 @@ DonorOf = Callable[[NDArray[np.bool_], int], Inputs]
 
 
 def sites_of_components(model: nn.Module, components: ComponentIndex) -> dict[tuple[str, str], list[Any]]:
-    """(module, side) to the components there: (id, first channel, channels)."""
+    """(module, side) to the components there: (id, first channel, channels, axis of channels)."""
     found: dict[tuple[str, str], list[Any]] = {}
     for component in components:
         for parameter, axis, start, size in component.slices:
             name, _, own = parameter.rpartition(".")
             if own != "bias":
-                side = "output" if axis == int(is_transposed_linear(model.get_submodule(name))) else "input"
-                found.setdefault((name, side), []).append((component.id, start, size))
+                module = model.get_submodule(name)
+                side = "output" if axis == int(is_transposed_linear(module)) else "input"
+                channel_axis = 1 if module.weight.ndim > 2 else -1
+                found.setdefault((name, side), []).append((component.id, start, size, channel_axis))
     return found
 
 
@@ -73,10 +75,9 @@ def brute_force(
 
             def put(x: Tensor, site: Any, seen: Any = seen, mask: Any = mask) -> Tensor:
                 x, donor = x.clone(), seen[site].pop(0)
-                for number, start, size in sites[site]:
+                for number, start, size, axis in sites[site]:
                     if not mask[number]:
-                        channels = (slice(None),) * (1 if x.ndim == 4 else x.ndim - 1) + (slice(start, start + size),)
-                        x[channels] = donor[channels]
+                        x.narrow(axis, start, size).copy_(donor.narrow(axis, start, size))
                 return x
 
             one = task.examples.rows(example, example + 1)
