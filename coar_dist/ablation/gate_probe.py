@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coar_dist.ablation.effects import Effects, Failure
-from coar_dist.ablation.value import AblationValue
+from coar_dist.ablation.value import AblationValue, ZeroWeights
 from coar_dist.components.gate_places import places_of
+from coar_dist.components.mixture_sites import MixtureSites
 from coar_dist.errors import ConfigError, in_one_line
 from coar_dist.tasks.task import ExampleSet
 
@@ -63,13 +64,15 @@ def ungated_groups(
 
         return effects.run_rows(margins_of, _ROWS)
 
+    found = places_of(model, components, value.read)
     reasons = {
         number: f"axis {group.slices[0].axis} of a {type(model.get_submodule(group.module)).__name__} has no gated form"
-        for number, (group, places) in enumerate(
-            zip(components.groups, places_of(model, components, value.read), strict=True)
-        )
+        for number, (group, places) in enumerate(zip(components.groups, found, strict=True))
         if not places
     }
+    if isinstance(value, ZeroWeights):  # the examples of the probe may not come to such an expert
+        of_mixtures = MixtureSites(model).leaving_biases(found)
+        reasons |= dict.fromkeys(of_mixtures, "zeroed weights leave a bias of its experts")
     reasons = failing_groups(effects, len(components.groups), gated_margins, {**reasons, **known}, rounding)
     if not uncalled:  # an expert that no example came to, say
         missed = sorted(set(range(len(components.groups))) - set(reasons) - called)

@@ -112,6 +112,18 @@ class MixtureSites:
         has_biases = outputs.get(place.slices.parameter)
         return has_biases is not None and (place.with_bias or not has_biases)
 
+    def leaving_biases(self, found: Sequence[Sequence[GatePlace]]) -> list[int]:
+        """The groups whose zeroed weights leave a bias of their experts, which gates on the routing would take away."""
+        with_biases = {each.module for each in self._mixtures if len(each.slices[0]) > 1}
+        return [
+            number
+            for number, places in enumerate(found)
+            if any(
+                place.kind == "routing" and place.module in with_biases and not self.are_silenced(place)
+                for place in places
+            )
+        ]
+
     def listed(self, sites: Sequence[Sequence[GatePlace]]) -> dict[int, str]:
         """The groups of single experts that are modules in a list, by their place, with the list's name.
 

@@ -492,3 +492,14 @@ def test_two_mixtures_in_one_module_are_one_site() -> None:
     for chosen, module in ((parts, "moe"), (parts[:1], "moe.experts")):
         (places,) = sites_of(model, ComponentIndex((ComponentGroup(chosen, (0,), "block"),)))
         assert [(place.module, place.kind, place.length) for place in places] == [(module, "block", 6)]
+
+
+@pytest.mark.parametrize("name", ["gate_up_proj", "down_proj"])
+def test_zeroed_weights_that_leave_a_bias_are_not_gated(name: str) -> None:
+    """Beside larger effects, and where few examples come to an expert, a probe would not tell."""
+    task = TASKS["gpt_oss"]()
+    of_experts = Slices(f"model.layers.1.mlp.experts.{name}", 0, 1, (3, 0))
+    large = Slices("model.embed_tokens.weight", 1, 4, (4, 8))
+    components = ComponentIndex((ComponentGroup((large, of_experts), (0, 1), "set{}"),))
+    engine = AblationEngine(task, components, "cpu", "float32")
+    assert engine.ungated == {0: "zeroed weights leave a bias of its experts"}
