@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from coar_dist.ablation.prepared import PreparedModel
 from coar_dist.errors import NonFiniteMarginError, counted
-from coar_dist.tasks.outputs import predicted_classes
+from coar_dist.tasks.logits import predicted_classes
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from coar_dist.ablation.placement import modules_called
-from coar_dist.tasks.outputs import OutputFunction, logits_of
+from coar_dist.tasks.logits import logits_of
+from coar_dist.tasks.outputs import OutputFunction
 from coar_dist.tasks.task import ExampleSet, by_keyword, call_model
 
 _ARGUMENT = "logits_to_keep"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import inspect
 import typing
@@ -59,15 +58,6 @@ def look_up(key: str, name: str, registry: Mapping[str, T]) -> T:
 def name_of(function: Callable[..., Any]) -> str:
     """``module:function``, as a configuration would name it."""
     return f"{function.__module__}:{getattr(function, '__qualname__', type(function).__name__)}"
-
-
-def identity_of(name: str, function: Callable[..., Any]) -> str:
-    """The name of a user's own function with the SHA-256 of its source, where that can be had."""
-    try:
-        source = inspect.getsource(function)
-    except (OSError, TypeError):  # defined in an interactive session: the name has to do
-        return name
-    return f"{name} sha256:{hashlib.sha256(source.encode()).hexdigest()}"
 
 
 def call(key: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from coar_dist.errors import NonFiniteMarginError
-from coar_dist.tasks.outputs import predicted_classes
+from coar_dist.tasks.logits import predicted_classes
 from coar_dist.tasks.task import Task, call_model
 
 _ROWS, _MOST_VALUES = 256, 1 << 28

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coar_dist.config.functions import identity_of, name_of, resolve
+from coar_dist.config.function_identity import identity_of
+from coar_dist.config.functions import name_of, resolve
 from coar_dist.errors import ConfigError, TaskError
 from coar_dist.regression import ridge
 from coar_dist.regression.factor import Factor

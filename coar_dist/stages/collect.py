@@ -178,7 +178,11 @@ def _recorder(run: RunDirectory, task: Task) -> Callable[[Start], None]:
         unablated = start.unablated
         are_classes = unablated.predictions is not None and not targets.is_floating_point()
         labels = targets.cpu().numpy().astype(np.int64) if are_classes else None
-        ExampleTable(run).write(labels, unablated.predictions, unablated.margins, task.examples.columns)
+        predictions = unablated.predictions if are_classes else None
+        columns = task.examples.columns
+        if targets.is_floating_point() and targets.ndim == 1:
+            columns = {"target": targets.cpu().float().numpy(), **columns}
+        ExampleTable(run).write(labels, predictions, unablated.margins, columns)
         run.set_engine_plan(start.plan.to_json())
         if start.gradient_cost is not None:
             run.set_gradient_cost(start.gradient_cost)

@@ -21,8 +21,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from coar_dist.config.functions import identity_of, name_of, resolve
+from coar_dist.config.function_identity import identity_of
+from coar_dist.config.functions import name_of, resolve
 from coar_dist.errors import TaskError, counted
+from coar_dist.tasks.logits import logits_of
+from coar_dist.tasks.value_outputs import VALUE_CHECKS, check_column, logit_of, value_of
 
 Check = Callable[[Any, Tensor], None]
 Reads = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -56,33 +59,10 @@ class OutputFunction:
         return self.compute(outputs, targets)
 
     def identity(self) -> str:
-        """The name; for a user's own function also the SHA-256 of its source."""
-        if self.name in OUTPUT_FUNCTIONS:
+        """The name; for a user's own function also the SHA-256 of what it does."""
+        if self.name in OUTPUT_FUNCTIONS or self.name.partition(":")[0] in _OF_COLUMNS:
             return self.name
         return identity_of(self.name, self.compute)
-
-
-def logits_of(outputs: Any) -> Tensor:
-    """The logits of a model's outputs: the tensor itself, its ``logits`` field, or the first of a tuple."""
-    if isinstance(outputs, Tensor):
-        return outputs
-    if hasattr(outputs, "logits"):
-        return outputs.logits  # type: ignore[no-any-return]
-    if isinstance(outputs, (tuple, list)) and outputs and isinstance(outputs[0], Tensor):
-        return outputs[0]
-    raise TaskError(
-        f"the model returns {type(outputs).__name__}: expected a tensor of logits, an object with .logits, or a "
-        f"tuple that starts with the logits. Write an output function for it (task.output_function=module:function)."
-    )
-
-
-def predicted_classes(outputs: Any, targets: Tensor) -> Tensor | None:
-    """Predicted classes (num_rows,) int64; None where outputs hold no logits (num_rows, num_classes), or targets are
-    not one per row."""
-    if not isinstance(outputs, Tensor) and not hasattr(outputs, "logits"):
-        return None
-    logits = logits_of(outputs)
-    return logits.argmax(dim=1) if logits.ndim == 2 and targets.ndim == 1 else None
 
 
 def margin(outputs: Any, targets: Tensor) -> Tensor:
@@ -279,13 +259,22 @@ OUTPUT_FUNCTIONS: dict[str, OutputFunction] = {
         function.__name__: OutputFunction(function.__name__, function, partial(_check_class_labels, function.__name__))
         for function in (margin, logsumexp_margin, logit, loss)
     },
+    **{
+        function.__name__: OutputFunction(function.__name__, function, check)
+        for function, check in VALUE_CHECKS.items()
+    },
     "next_token_margin": OutputFunction("next_token_margin", next_token_margin, _check_next_tokens, _next_tokens),
     "answer_token_margin": OutputFunction("answer_token_margin", answer_token_margin, _check_answers, _ends_of_prompts),
 }
 
 
+_OF_COLUMNS = {"logit": logit_of, "value": value_of}
+
+
 def output_function(function: str | Callable[[Any, Tensor], Tensor]) -> OutputFunction:
     """The output function of a registered name, of ``module:function``, or of a callable.
+
+    ``logit:3`` is the logit of class 3 whatever the target, ``value:0`` the first column of a regression's output.
 
     Raises:
         ConfigError: there is no such function.
@@ -293,6 +282,10 @@ def output_function(function: str | Callable[[Any, Tensor], Tensor]) -> OutputFu
     name = function if isinstance(function, str) else name_of(function)
     if name in OUTPUT_FUNCTIONS:
         return OUTPUT_FUNCTIONS[name]
+    kind, _, column = name.partition(":")
+    if kind in _OF_COLUMNS and column.isdecimal():
+        number = int(column)
+        return OutputFunction(name, partial(_OF_COLUMNS[kind], column=number), partial(check_column, name, number))
     if isinstance(function, str):
         function = resolve("task.output_function", function, OUTPUT_FUNCTIONS)
     return OutputFunction(name, function, _no_check, getattr(function, "reads", None))

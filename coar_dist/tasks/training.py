@@ -13,7 +13,8 @@ from torch.nn import functional
 from coar_dist.config.functions import look_up
 from coar_dist.config.schema import TrainConfig
 from coar_dist.errors import ConfigError, TaskError, TrainingError
-from coar_dist.tasks.outputs import IGNORED_TOKEN, OUTPUT_FUNCTIONS, logits_of
+from coar_dist.tasks.logits import logits_of
+from coar_dist.tasks.outputs import IGNORED_TOKEN, OUTPUT_FUNCTIONS
 from coar_dist.tasks.task import ExampleSet, Inputs, Task, call_model
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from coar_dist.config.functions import call, identity_of, name_of, resolve
+from coar_dist.config.functions import call, name_of, resolve
 from coar_dist.errors import ConfigError, TaskError
 
 
@@ -35,12 +35,6 @@ def test_names_are_registered_ones_or_modules_functions() -> None:
 def test_names_that_lead_nowhere_are_refused(source: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         resolve("key", source, {"own": own, "other": own})
-
-
-def test_the_identity_of_a_function_is_its_source() -> None:
-    assert identity_of("f", own).startswith("f sha256:")
-    assert identity_of("f", own) != identity_of("f", test_the_identity_of_a_function_is_its_source)
-    assert identity_of("sqrt", math.sqrt) == "sqrt"
 
 
 def test_arguments_are_checked_by_the_signature() -> None:

@@ -115,6 +115,10 @@ def task_of(name: str) -> tuple[Task, str]:
     if name in OF_CLASSES:
         task = small_task()
         return Task(task.model, task.examples, output_function(name)), "conv_filters"
+    if name in ("value", "squared_error", "label_margin"):
+        torch.manual_seed(2)
+        model = nn.Sequential(nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 1))
+        return Task(model, ExampleSet(torch.randn(5, 4), torch.arange(5) % 2), output_function(name)), "linear_rows"
     tokens = torch.randint(0, 11, (5, 6), generator=torch.Generator().manual_seed(0))
     targets = torch.stack([torch.arange(5) % 6, torch.arange(5), torch.arange(5) + 1, torch.arange(5) + 5], dim=1)
     examples = ExampleSet(tokens, tokens if name == "next_token_margin" else targets)
