@@ -103,7 +103,7 @@ def test_from_nothing_to_a_report_killed_half_way_and_again(ray_cluster: None, t
     assert "COAR, lasso" in lasso.stdout
     few = ["edit.target.sample=1", "edit.reference.sample=4", "edit.improve=[all]", "+edit.keep.all=1.0"]
     same = ["task.examples.arguments.num_examples=20", *TINY[3:5]]
-    edited = run_forked(tmp_path, "stages=[edit]", *same, "edit=forget_class", *few, "cluster.max_actors=1", *joined)
+    edited = run_forked(tmp_path, "stages=[edit]", *same, "edit=forget_class", *few)
     assert edited.returncode == 0, edited.stderr
     for text in ("Edit 'forget_class': lower the outputs of 1 target", "selected by", "greedy", "edits/forget_class"):
         assert text in edited.stdout

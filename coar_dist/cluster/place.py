@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from coar_dist.config.schema import AUTO, PROCESS, ClusterConfig, asked_of_ray
 
 Predict = Callable[[], float]
 """About how many seconds some work takes in the calling process, or more; asked only where that matters."""
+_log = logging.getLogger(__name__)
 _SMALL_S = 60.0
 """What takes less runs in the calling process: about where several actors make up for Ray's start."""
 
@@ -33,7 +35,11 @@ def is_here(config: ClusterConfig, predict: Predict) -> bool:
         config: the cluster; ``where`` decides, if it is not ``auto``.
         predict: how long the work takes.
     """
-    return may_be_here(config) and (config.where == PROCESS or predict() < _SMALL_S)
+    if config.where == PROCESS or not may_be_here(config):
+        return config.where == PROCESS
+    seconds = predict()
+    _log.info("predicted for this process: %.1f s, where less than %.0f is computed here", seconds, _SMALL_S)
+    return seconds < _SMALL_S
 
 
 def joins_a_cluster(config: ClusterConfig) -> bool:

@@ -221,7 +221,6 @@ def test_the_trial_takes_over_a_run_s_own_engine_plan() -> None:
     assert 0 < found.seconds_per_margin < 0.1
 
 
-@pytest.mark.cluster
 @pytest.mark.slow
 def test_an_untrained_preset_is_planned_and_leaves_no_files(tmp_path: Path) -> None:
     result = run_forked(tmp_path, "stages=[plan]", *TINY, "regression.memory_gb=8")
