@@ -38,7 +38,7 @@ def is_here(config: ClusterConfig, predict: Predict) -> bool:
     if config.where == PROCESS or not may_be_here(config):
         return config.where == PROCESS
     seconds = predict()
-    _log.info("predicted for this process: %.1f s, where less than %.0f is computed here", seconds, _SMALL_S)
+    _log.info("about %.1f s in this process; what takes less than %.0f s is computed here", seconds, _SMALL_S)
     return seconds < _SMALL_S
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
 
@@ -12,9 +13,11 @@ from torch import nn
 from coar_dist.ablation.work import ExpectedMasks
 from coar_dist.cluster.own_process import as_an_actor
 from coar_dist.config.schema import Config
+from coar_dist.errors import in_one_line
 from coar_dist.stages.budget import ASSUMED_COST
 from coar_dist.tasks.task import ExampleSet, Task, call_model
 
+_log = logging.getLogger(__name__)
 _FEW, _ROWS = 2, 32
 _FEW_S = 0.1
 """More rows are timed where few take less than this: of a small model most is the cost of any pass."""
@@ -41,18 +44,24 @@ def seconds_per_pass(config: Config, model: nn.Module, examples: ExampleSet) -> 
         config: of the actors.
         model: as it is; it is not changed.
         examples: whose first ones are run.
+
+    Returns:
+        The seconds; infinitely many where the pass fails, which is for the actor to say.
     """
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     home = next((parameter.device for parameter in model.parameters()), device)
+    seconds = math.inf
     was_training = [module for module in model.modules() if module.training]
-    if home != device:
-        model = copy.deepcopy(model).to(device)
     try:
+        if home.type != device.type:
+            model = copy.deepcopy(model).to(device)
         model.eval()
         with as_an_actor(config.cluster.cpus_per_actor), torch.no_grad():
             seconds = _timed(model, examples.rows(0, _FEW), device)
             if seconds * _FEW < _FEW_S:
                 seconds = _timed(model, examples.rows(0, _ROWS), device)
+    except Exception as error:  # the user's code may raise anything, the larger pass for want of memory
+        _log.info("a pass cannot be timed: %s", in_one_line(error))
     finally:
         for module in was_training:
             module.training = True

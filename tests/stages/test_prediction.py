@@ -20,16 +20,18 @@ from coar_dist.tasks.task import ExampleSet, Task
 class Watched(nn.Module):
     """Takes a while for a pass, and so much more for each row, and changes its input."""
 
-    def __init__(self, pass_s: float, row_s: float = 0.0) -> None:
+    def __init__(self, pass_s: float, row_s: float = 0.0, most_rows: int = 32) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(3))
         self.part = nn.Dropout(0.5)
         self.part.eval()
-        self.pass_s, self.row_s = pass_s, row_s
+        self.pass_s, self.row_s, self.most_rows = pass_s, row_s, most_rows
         self.seen: list[tuple[int, int, bool, bool]] = []
 
     def forward(self, inputs: Tensor) -> Tensor:
         self.seen.append((len(inputs), torch.get_num_threads(), self.training, torch.is_grad_enabled()))
+        if len(inputs) > self.most_rows:
+            raise RuntimeError("out of memory")
         time.sleep(self.pass_s + self.row_s * len(inputs))
         return inputs.mul_(self.weight)
 
@@ -58,6 +60,13 @@ def test_what_is_slow_is_timed_with_few_examples_and_no_more_than_there_are() ->
     fast = Watched(0.0)
     seconds_per_pass(Config(), fast, task_of(fast, num_examples=5).examples)
     assert [rows for rows, *_ in fast.seen] == [2, 2, 5, 5]
+
+
+def test_a_pass_that_fails_is_not_known_to_be_small() -> None:
+    few, many = Watched(0.0, most_rows=2), Watched(0.0, most_rows=1)
+    assert seconds_per_pass(Config(), few, task_of(few).examples) < 0.05
+    assert seconds_per_pass(Config(), many, task_of(many).examples) == math.inf
+    assert (few.training, many.training) == (True, True)
 
 
 def test_masks_with_gradients_count_more_and_what_is_compiled_is_never_small(monkeypatch: pytest.MonkeyPatch) -> None:
