@@ -12,12 +12,14 @@ from coar_dist.version import VERSION
 
 if TYPE_CHECKING:
     from coar_dist.ablation.direct import ablated_outputs
-    from coar_dist.api import Run, attribute, open_run
+    from coar_dist.api import attribute, open_run
     from coar_dist.components.groups import ComponentGroup, Slices
     from coar_dist.components.index import ComponentIndex
     from coar_dist.components.overview import find_components
     from coar_dist.config.schema import ComponentRule, ExampleGroup
     from coar_dist.editing.edit import Edit, load_edit
+    from coar_dist.result.result import Result
+    from coar_dist.result.run import Run
 
 __version__ = VERSION
 
@@ -27,6 +29,7 @@ __all__ = [
     "ComponentRule",
     "Edit",
     "ExampleGroup",
+    "Result",
     "Run",
     "Slices",
     "__version__",
@@ -43,7 +46,8 @@ _HOME = {
     "ComponentRule": "coar_dist.config.schema",
     "Edit": "coar_dist.editing.edit",
     "ExampleGroup": "coar_dist.config.schema",
-    "Run": "coar_dist.api",
+    "Result": "coar_dist.result.result",
+    "Run": "coar_dist.result.run",
     "Slices": "coar_dist.components.groups",
     "ablated_outputs": "coar_dist.ablation.direct",
     "attribute": "coar_dist.api",

@@ -1,4 +1,4 @@
-"""``attribute`` and ``Run.edit``: the pipeline on a model in memory."""
+"""``attribute`` and ``open_run``: the pipeline on a model in memory, and what it left."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coar_dist.config.python_words import OF_ATTRIBUTE, OF_EDIT, in_python_words
+from coar_dist.config.python_words import OF_ATTRIBUTE, in_python_words
 from coar_dist.config.schema import (
     CONSTANTS,
     PILOT_GRADIENT_MASKS,
@@ -21,7 +21,6 @@ from coar_dist.config.schema import (
     BaselineConfig,
     Config,
     DesignConfig,
-    EditConfig,
     EvaluationConfig,
     GradientsConfig,
     RegressionConfig,
@@ -29,178 +28,17 @@ from coar_dist.config.schema import (
 )
 from coar_dist.config.settings import ClusterSettings, cluster_of
 from coar_dist.errors import ConfigError
+from coar_dist.result.run import Run
 from coar_dist.store.locations import storage_at
-from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from pandas import DataFrame
     from rich.console import Console
     from torch import Tensor, nn
 
     from coar_dist.components.discovery import Components
     from coar_dist.designs.design import MaskDesign
-    from coar_dist.editing.edit import Edit
-    from coar_dist.editing.groups import Examples
-    from coar_dist.tasks.task import ExampleSet, Inputs, Task
-
-
-class Run(RunReader):
-    """A run directory opened for reading, for notebooks, and for edits of its model."""
-
-    _task: Task | None = None
-
-    def report(self) -> DataFrame:
-        """How well every method predicts, on held-out masks of every ablation fraction.
-
-        Returns:
-            A data frame with one row per ``method`` (for people: ``label``) and ``ablation_fraction``: ``masks``, how
-            many the attributions are of; ``correlation``, the mean over examples, with its 95% bootstrap interval over
-            examples ``correlation_low`` to ``correlation_high``; ``spearman``, the mean; ``r2``, ``slope`` and
-            ``intercept``, medians; ``num_undefined``, examples without a correlation. The rows of the method
-            ``ceiling`` are the best that a linear model can reach, their interval is over masks.
-
-        Raises:
-            MissingWorkError: the run has not been evaluated.
-            DamagedFileError: a table is damaged.
-
-        Example:
-            >>> run.report().pivot(index="label", columns="ablation_fraction", values="correlation")  # doctest: +SKIP
-        """
-        from coar_dist.report.notebook import report_frame
-
-        return report_frame(self.directory)
-
-    def plot_correlation(self, methods: Sequence[str] | None = None) -> Figure:
-        """Figure 1 of Shah et al. (2024) for this run: mean correlation by ablation fraction, a line per method.
-
-        Args:
-            methods: which lines; None for all.
-
-        Returns:
-            A figure of its own, unknown to pyplot: a notebook shows it once, ``figure.savefig`` writes it.
-
-        Raises:
-            ConfigError: the run has no such method.
-            MissingWorkError, DamagedFileError: as ``report``.
-        """
-        from coar_dist.report.notebook import correlation_figure
-
-        return correlation_figure(self.directory, methods)
-
-    def top_components(
-        self, example_ids: int | Sequence[int] | NDArray[Any], num: int = 10, method: str | None = None
-    ) -> DataFrame:
-        """The components that matter most to one example, or to several in the mean.
-
-        Args:
-            example_ids: one example, or several, whose mean weights are taken.
-            num: components, those with the largest absolute weights.
-            method: as in ``weights``.
-
-        Returns:
-            A data frame by ``rank`` from 1 on: ``component_id``, ``parameter``, ``module``, ``index`` within the
-            parameter along its ``axis``, and ``weight``: how much the margin is higher with the component kept. For
-            one example ``standard_error`` is the fit's, where it was asked for (``regression.standard_errors``); for
-            several it is that of their mean, by their spread.
-
-        Raises:
-            IndexError: an example id is out of range.
-            MissingWorkError: there are no attributions of this method; the message names those that there are.
-            ConfigError: there is no example, or ``num`` is below 1.
-
-        Example:
-            >>> run.top_components(3, num=5)  # doctest: +SKIP
-            >>> run.top_components(np.flatnonzero(run.examples()["label"] == 3))  # doctest: +SKIP
-        """
-        from coar_dist.report.notebook import component_frame
-
-        return component_frame(self, example_ids, num, method or self.best_method)
-
-    def _repr_html_(self) -> str:
-        from coar_dist.report.notebook import html_of
-
-        return html_of(self)
-
-    @in_python_words(OF_EDIT)
-    def edit(
-        self,
-        target: Examples,
-        reference: Examples | None = None,
-        direction: str = "raise",
-        max_components: int | None = None,
-        *,
-        model: nn.Module | None = None,
-        inputs: Inputs | None = None,
-        targets: Tensor | None = None,
-        columns: Mapping[str, Any] | None = None,
-        output_function: str | Callable[[Any, Tensor], Tensor] = "margin",
-        held_out: ExampleSet | None = None,
-        settings: EditConfig | None = None,
-        cluster: ClusterSettings | None = None,
-        console: Console | None = None,
-        **options: Any,
-    ) -> Edit:
-        """COAR-Edit (Shah et al. 2024, section 5): ablate the components that lower (or raise) the outputs of targets
-        and not those of references, as many as a criterion on held-out examples says.
-
-        Calling it again with the same arguments continues, or finds all done.
-
-        Args:
-            target: the examples whose outputs are to change: example ids, conditions as of ``ExampleGroup``, e.g.
-                ``{"classes": [3], "sample": 20}``, ``{"where": {"group": 2}}``, ``{"correct": False}``, or a function
-                of ``run.examples()`` that gives (num_examples,) bool.
-            reference: those whose outputs are to stay; None: those that do not meet the conditions of ``target``, half
-                of them without ``held_out``, so that the others measure the edit.
-            direction: ``raise`` or ``lower``.
-            max_components: ablated at most; None: a twentieth of all.
-            model: what the run explains; None: what ``attribute`` was given in this process.
-            inputs: its examples; given with ``model``.
-            targets: what the examples' outputs are compared with; given with ``model``.
-            columns: further values of the examples; given with ``model``.
-            output_function: of ``model``'s outputs; given with ``model``.
-            held_out: examples on which the number of components is chosen and the edit is measured; None: the run's own
-                that are neither targets nor references.
-            settings: everything else, as an ``EditConfig``; what is named here replaces its values.
-            cluster: as of ``attribute``.
-            console: where progress is printed; None is standard output.
-            options: fields of ``EditConfig``: ``name``, ``method``, ``compare``, ``groups``, ``improve``, ``keep``, ...
-
-        Returns:
-            The edit: ``edit.applied(model)``, ``edit.measured``.
-
-        Raises:
-            CoarDistError: naming what is wrong and the way out.
-
-        Example:
-            >>> edit = run.edit({"classes": [3], "sample": 20}, direction="lower", max_components=10)  # doctest: +SKIP
-            >>> edit.measured["targets"].after["accuracy"]  # doctest: +SKIP
-            0.25
-        """
-        from coar_dist.editing.edit import load_edit
-        from coar_dist.editing.groups import edit_of
-        from coar_dist.stages.pipeline import run_stages
-        from coar_dist.store.edits import EDITS
-        from coar_dist.tasks.build import task_in_memory
-
-        if model is not None and inputs is not None and targets is not None:
-            task = task_in_memory(model, inputs, targets, columns, output_function)
-        elif self._task is not None and model is None and inputs is None and targets is None:
-            task = self._task
-        else:
-            raise ConfigError(
-                "a run that was opened from its files has no model: give model, inputs and targets, the ones that it "
-                "explains, to edit. (A run that attribute returned has them.)"
-            )
-        options |= {"direction": direction, "target": target}
-        options |= {} if reference is None else {"reference": reference}
-        options |= {} if max_components is None else {"max_components": max_components}
-        edit = edit_of(settings or EditConfig(), options)
-        location = self.directory.storage.location
-        config = Config(stages=["edit"], run=RunConfig(location), edit=edit, cluster=cluster_of(cluster))
-        run_stages(config, console, task, held_out=held_out)
-        return load_edit(f"{location.rstrip('/')}/{EDITS}/{edit.name}")
+    from coar_dist.tasks.task import Inputs
 
 
 def open_run(run_dir: str | Path) -> Run:

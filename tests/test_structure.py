@@ -29,6 +29,7 @@ FLOORS = [
     "evaluation | baselines | interchange",
     "report",
     "stages",
+    "result",
     "api | process",
     "__init__",
     "app",
@@ -47,11 +48,12 @@ OWNERS = {
     "cuml": ["regression/backends.py"],
     "cupy": ["regression/backends.py"],
     "captum": ["baselines/"],
-    "matplotlib": ["report/", "api.py"],  # in api.py for annotations alone, as pandas
+    "matplotlib": ["report/", "result/"],  # in result/ for annotations alone, as pandas
     "jinja2": ["report/page/render.py"],
-    "pandas": ["report/notebook.py", "api.py", "components/index.py", "components/overview.py"],
+    "pandas": ["report/", "result/", "components/index.py", "components/overview.py"],
     "sklearn": ["regression/backends.py", "tasks/examples/arrays.py"],
     "scipy": [],  # scikit-learn brings it
+    "shap": ["result/result.py"],
     "PIL": ["tasks/"],
     "datasets": ["tasks/examples/huggingface.py"],
     "transformers": ["tasks/"],

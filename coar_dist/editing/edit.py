@@ -22,7 +22,7 @@ from coar_dist.components.plain_model import is_plain, plain_model
 from coar_dist.components.site_masking import BiasMasker, SiteMasker, why_not_in_biases
 from coar_dist.components.sites import Values, sites_of
 from coar_dist.components.stale_values import forget_as_in_training
-from coar_dist.errors import ComponentMismatchError, ConfigError
+from coar_dist.errors import ComponentMismatchError, ConfigError, counted, listed
 from coar_dist.store.edits import EditStore
 from coar_dist.store.locations import storage_at
 from coar_dist.store.run_directory import RunDirectory
@@ -59,7 +59,7 @@ class Selected:
     values: Mapping[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Edit:
     """A finished edit.
 
@@ -105,10 +105,23 @@ class Edit:
     measured: Mapping[str, Measured]
     paired_correlation: tuple[float, float] | None
     each: Mapping[str, float] | None
-    components: ComponentIndex = field(repr=False)
+    components: ComponentIndex
     storage: str
     read: tuple[str, ...] = ()
-    values: Values | None = field(default=None, repr=False, compare=False)
+    values: Values | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        what = f"{self.direction}s {counted(len(self.targets), 'target')}"
+        if self.each is None:
+            names = listed([self.components.name_of(component_id) for component_id in self.component_ids], most=5)
+            what += f", ablates {len(self.component_ids)} of {counted(len(self.components), 'component')}"
+            what += f" ({names})" if names else ""
+        changes = [
+            f"{group} {name} {before:.3g} -> {measured.after[name]:.3g}"
+            for group, measured in list(self.measured.items())[:3]
+            for name, before in measured.before.items()
+        ]
+        return f"Edit({self.name!r} in {self.storage!r}: {what}; {'; '.join(changes)})"
 
     @cached_property
     def mask(self) -> NDArray[np.bool_]:

@@ -1,10 +1,9 @@
-"""What a run shows in a notebook: its report and its strongest components as data frames, Figure 1 as a figure."""
+"""What a run shows in a notebook: its report and its attributions as data frames, and its figures."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from dataclasses import replace
 from operator import index
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +20,9 @@ from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
 from coar_dist.store.tables import AttributionTable
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from pandas import DataFrame
+
+_KEYS = ("layer", "kind", "module", "parameter")
 
 
 def report_frame(run: RunDirectory) -> DataFrame:
@@ -69,30 +69,10 @@ def report_frame(run: RunDirectory) -> DataFrame:
     return DataFrame(rows)
 
 
-def correlation_figure(run: RunDirectory, methods: Sequence[str] | None) -> Figure:
-    """Figure 1 of Shah et al. (2024) for this run.
-
-    Raises:
-        ConfigError: the run has no such method.
-        MissingWorkError: the run has not been evaluated.
-        DamagedFileError: a table is damaged.
-    """
-    from coar_dist.report.figures import draw_correlations
-
-    summary = summarise(run)
-    if methods is not None:
-        there = {summary_of.method: summary_of for summary_of in summary.methods}
-        unknown = [method for method in methods if method not in there]
-        if unknown or isinstance(methods, str) or not methods:
-            raise ConfigError(f"methods={methods!r}: must be a list of some of {', '.join(there)}.")
-        summary = replace(summary, methods=[there[method] for method in methods])
-    return draw_correlations(summary)
-
-
 def component_frame(
     reader: RunReader, example_ids: int | Sequence[int] | NDArray[Any], num: int, method: str
 ) -> DataFrame:
-    """The ``num`` components with the largest absolute weights, as ``coar_dist.api.Run.top_components`` has them.
+    """The ``num`` components with the largest absolute weights, as ``coar_dist.result.result.Result.top`` has them.
 
     Raises:
         IndexError, MissingWorkError, ConfigError: as there.
@@ -103,19 +83,92 @@ def component_frame(
         raise ConfigError(f"num={num}: must be at least 1.")
     ids: list[int] = np.asarray(example_ids).reshape(-1).tolist()
     if not ids:
-        raise ConfigError("example_ids is empty: name at least one example.")
+        raise ConfigError("there is no example: name at least one.")
     if len(ids) == 1:
         weights: NDArray[Any] = reader.weights(ids, method)[0]
-        errors = _stored_errors(reader, ids, method)
+        is_there = has_standard_errors(reader, np.array(ids), method)
+        errors = reader.standard_errors(ids, method)[0] if is_there else None
     else:
         weights, errors = _mean_and_error(reader, ids, method)
     strongest = np.argsort(-np.abs(weights), kind="stable")[:num]
     table = reader.components.table()
-    names = ("component_id", "name", "kind", "layer")
+    names = ("name", "module", "kind", "layer", "component_id")  # pandas hides the columns in the middle
     columns = {name: [table[name][i] for i in strongest] for name in names} | {"weight": weights[strongest]}
     if errors is not None:
         columns["standard_error"] = errors[strongest]
     return DataFrame(columns, index=RangeIndex(1, len(strongest) + 1, name="rank"))
+
+
+def group_frame(reader: RunReader, example_ids: NDArray[np.int64], method: str, keys: Sequence[str]) -> DataFrame:
+    """Sums of weights (num_examples, num_groups) over the components that agree in all ``keys``.
+
+    Raises:
+        ConfigError: a key is unknown.
+        MissingWorkError: there are no attributions of this method.
+    """
+    from pandas import DataFrame, Index, MultiIndex
+
+    for key in keys:
+        if key not in _KEYS:
+            raise ConfigError(f"by({key!r}): must be some of {', '.join(_KEYS)}.")
+    table = reader.components.table()
+    labels = list(zip(*(table[key] for key in keys), strict=True))
+    groups = list(dict.fromkeys(labels))
+    places = {group: place for place, group in enumerate(groups)}
+    of_component = np.array([places[label] for label in labels])
+    order = np.argsort(of_component, kind="stable")
+    firsts = np.searchsorted(of_component[order], np.arange(len(groups)))
+    sums = np.empty((len(example_ids), len(groups)))
+    for rows, weights, _ in reader.attributions_by_block(example_ids, method):
+        sums[rows] = np.add.reduceat(weights[:, order].astype(np.float64), firsts, axis=1)
+    if len(keys) == 1:
+        columns = Index([group[0] for group in groups], name=keys[0])
+    else:
+        columns = MultiIndex.from_tuples(groups, names=list(keys))
+    return DataFrame(sums, index=Index(example_ids, name="example_id"), columns=columns)
+
+
+def neighbour_frame(
+    reader: RunReader, example_ids: NDArray[np.int64], method: str, example: int, num: int
+) -> DataFrame:
+    """The ``num`` examples among ``example_ids`` whose weights have the largest cosine with those of one example.
+
+    Raises:
+        IndexError, MissingWorkError, ConfigError: as ``coar_dist.result.result.Result.nearest``.
+    """
+    from pandas import DataFrame, Index
+
+    if index(num) < 1:
+        raise ConfigError(f"num={num}: must be at least 1.")
+    one = reader.weights([example], method)[0].astype(np.float64)
+    cosines = np.empty(len(example_ids))
+    for rows, weights, _ in reader.attributions_by_block(example_ids, method):
+        exact = weights.astype(np.float64)
+        lengths = np.linalg.norm(exact, axis=1) * np.linalg.norm(one)
+        cosines[rows] = np.divide(exact @ one, lengths, out=np.full(len(rows), np.nan), where=lengths > 0)
+    others = np.flatnonzero(example_ids != example)
+    best = others[np.argsort(-cosines[others], kind="stable")][:num]  # NaN comes last
+    ids = example_ids[best]
+    examples = reader.examples(ids.tolist())
+    columns = {"similarity": cosines[best], **{name: examples[name] for name in ("label", "prediction")}}
+    return DataFrame(columns, index=Index(ids, name="example_id"))
+
+
+def value_frame(values: NDArray[np.float32], example_ids: NDArray[np.int64], names: Sequence[str]) -> DataFrame:
+    """Weights (num_examples, num_components) by example id and component name."""
+    from pandas import DataFrame, Index
+
+    return DataFrame(values, index=Index(example_ids, name="example_id"), columns=Index(names, name="component"))
+
+
+def has_standard_errors(reader: RunReader, example_ids: NDArray[np.int64], method: str) -> bool:
+    """Whether all blocks of these examples were fitted with standard errors."""
+    table, store = AttributionTable(reader.directory, method), reader.directory.margins(TRAIN_DESIGN)
+    return all(
+        table.has_standard_errors(block)
+        for block in store.blocks
+        if ((example_ids >= block[0]) & (example_ids < block[1])).any()
+    )
 
 
 def html_of(reader: RunReader) -> str:
@@ -130,19 +183,13 @@ def html_of(reader: RunReader) -> str:
         "components": f"{reader.components.num_components:,} in {counted(len(reader.components.groups), 'parameter')}",
         "masks": designs or "none",
         "attributions": ", ".join(fitted_methods(directory)) or "none",
-        "next": "run.report(), run.plot_correlation(), run.top_components(0)",
+        "next": "run.top(example=0), run.plot.components(), run.evaluate()",
     }
     cells = "".join(
         f"<tr><th style='text-align:left'>{name}</th><td style='text-align:left'>{html.escape(text)}</td></tr>"
         for name, text in rows.items()
     )
     return f"<table><caption>{html.escape(str(directory.storage))}</caption>{cells}</table>"
-
-
-def _stored_errors(reader: RunReader, ids: list[int], method: str) -> NDArray[Any] | None:
-    table, store = AttributionTable(reader.directory, method), reader.directory.margins(TRAIN_DESIGN)
-    has_errors = all(table.has_standard_errors(block) for block in store.blocks if block[0] <= ids[0] < block[1])
-    return reader.standard_errors(ids, method)[0] if has_errors else None
 
 
 def _mean_and_error(reader: RunReader, ids: list[int], method: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -56,7 +56,7 @@ def test_undefined_correlations_are_counted_per_fraction(small_run: Run, tmp_pat
 
 def test_the_figure_is_its_own_and_shown_once(small_run: Run) -> None:
     run = opened(small_run)
-    figure = run.plot_correlation()
+    figure = run.plot.correlation()
     (axes,) = figure.axes
     lines = {container.get_label(): container.lines[0].get_ydata() for container in axes.containers}
     by_fraction = [run.evaluation("coar", name)["correlation"].mean() for name in run.directory.held_out]
@@ -65,16 +65,16 @@ def test_the_figure_is_its_own_and_shown_once(small_run: Run) -> None:
     assert not axes.spines["top"].get_visible()
     assert not plt.get_fignums()  # which a notebook would show besides
     assert figure._repr_png_().startswith(b"\x89PNG")
-    only, _ = run.plot_correlation(methods=["leave_one_out"]).axes[0].containers
+    only, _ = run.plot.correlation(methods=["leave_one_out"]).axes[0].containers
     assert only.get_label() == "Leave-one-out"
     for methods in (["coar", "lasso"], "coar", []):
         with pytest.raises(ConfigError, match="must be a list of some of coar, leave_one_out"):
-            run.plot_correlation(methods=methods)
+            run.plot.correlation(methods=methods)
 
 
 def test_top_components_of_one_example_and_of_several(small_run: Run) -> None:
     run = opened(small_run)
-    top = run.top_components(3, num=4)
+    top = run.top(3, num=4)
     weights = run.weights([3])[0]
     assert top.index.tolist() == [1, 2, 3, 4]
     np.testing.assert_array_equal(top.component_id, np.argsort(-np.abs(weights))[:4])
@@ -84,7 +84,7 @@ def test_top_components_of_one_example_and_of_several(small_run: Run) -> None:
         assert run.components[row["name"]].id == row.component_id
         assert (row.kind, row.layer) == ("filter", None)
     ids = np.flatnonzero(run.examples()["label"] == run.examples()["label"][0])
-    several = run.top_components(ids, num=99, method="leave_one_out")
+    several = run.by_method("leave_one_out").top(ids, num=99)
     assert len(several) == run.components.num_components
     of_ids = run.weights(ids, "leave_one_out")[:, several.component_id]
     np.testing.assert_allclose(several.weight, of_ids.mean(axis=0), rtol=1e-6)
@@ -98,33 +98,33 @@ def test_standard_errors_of_the_fit_where_it_has_them(small_run: Run, tmp_path: 
     weights, intercepts = table.read(block)
     errors = np.arange(7 * 12, dtype=np.float32).reshape(7, 12)
     table.write(block, {}, replace(Attributions.of_weights(weights, intercepts), standard_errors=errors))
-    top = run.top_components(5)
+    top = run.top(5)
     np.testing.assert_array_equal(top.standard_error, errors[5][top.component_id])
 
 
 def test_what_is_not_there_is_named(small_run: Run, tmp_path: Path) -> None:
     run = opened(small_run)
     with pytest.raises(IndexError, match=r"example ids \[7\] are outside 0\.\.6"):
-        run.top_components(7)
+        run.top(7)
     with pytest.raises(IndexError, match="must be integers"):
-        run.top_components("three")  # type: ignore[arg-type]
+        run.top("three")  # type: ignore[arg-type]
     with pytest.raises(MissingWorkError, match="There are attributions of coar, leave_one_out"):
-        run.top_components(0, method="lasso")
+        run.by_method("lasso").top(0)
     with pytest.raises(ConfigError, match="num=0: must be at least 1"):
-        run.top_components(0, num=0)
-    with pytest.raises(ConfigError, match="example_ids is empty"):
-        run.top_components([])
+        run.top(0, num=0)
+    with pytest.raises(ConfigError, match="there is no example"):
+        run.top([])
     shutil.copytree(small_run.directory.storage.location, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "evaluation")
     unevaluated = open_run(tmp_path / "run")
-    for show in (unevaluated.report, unevaluated.plot_correlation):
+    for show in (unevaluated.report, unevaluated.plot.correlation):
         with pytest.raises(MissingWorkError, match="run the evaluate stage"):
             show()
 
 
 def test_html_says_what_there_is(small_run: Run) -> None:
     text = opened(small_run)._repr_html_()
-    for part in ("7<", "12 in 3 parameters", "train 150 (bernoulli, 0.2)", "coar, leave_one_out", "run.report()"):
+    for part in ("7<", "12 in 3 parameters", "train 150 (bernoulli, 0.2)", "coar, leave_one_out", "run.top(example=0)"):
         assert part in text
 
 

@@ -46,4 +46,4 @@ def test_a_run_of_the_lasso_alone_is_evaluated_and_reported(tmp_path: Path) -> N
     assert np.mean(expected) > 0.5
     assert run.report().label.tolist() == ["COAR, lasso", "Ceiling, linear"]
     assert run.quality()["duality_gap"].max() < 1e-5
-    assert len(run.top_components(0, num=3)) == 3
+    assert len(run.top(0, num=3)) == 3

@@ -1,0 +1,110 @@
+"""The pictures of a result, each a figure of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coar_dist.store.reader import RunReader
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Plots:
+    """``run.plot``: figures unknown to pyplot. A notebook shows each once, ``figure.savefig`` writes it."""
+
+    def __init__(self, reader: RunReader, example_ids: NDArray[np.int64], method: str) -> None:
+        self._reader, self._example_ids, self._method = reader, example_ids, method
+
+    def waterfall(self, example: int, num: int = 10) -> Figure:
+        """From the predicted output with everything ablated to that of the whole model, component by component.
+
+        Args:
+            example: its id in the run.
+            num: components with a bar of their own, those with the largest absolute weights; one more bar is of all
+                others.
+
+        Raises:
+            IndexError: the id is out of range.
+            ConfigError: ``num`` is below 1.
+
+        Example:
+            >>> run.plot.waterfall(3).savefig("example3.png")  # doctest: +SKIP
+        """
+        from coar_dist.report.attribution_figures import draw_waterfall
+        from coar_dist.report.notebook import component_frame
+
+        top = component_frame(self._reader, example, num, self._method)
+        weights = self._reader.weights([example], self._method)[0]
+        base = float(self._reader.intercepts([example], self._method)[0])
+        return draw_waterfall(top["name"].tolist(), top["weight"].to_numpy(), float(weights.sum(dtype=float)), base)
+
+    def components(self, example: int | Sequence[int] | NDArray[np.int64] | None = None, num: int = 15) -> Figure:
+        """The strongest components of one example, or of several in the mean, as bars with their standard errors.
+
+        Args:
+            example: an id, or several; None: all of this result.
+            num: components.
+
+        Raises:
+            IndexError: an example id is out of range.
+            ConfigError: there is no example, or ``num`` is below 1.
+
+        Example:
+            >>> run[run.examples()["label"] == 3].plot.components()  # doctest: +SKIP
+        """
+        from coar_dist.report.attribution_figures import draw_components
+        from coar_dist.report.notebook import component_frame
+
+        top = component_frame(self._reader, self._example_ids if example is None else example, num, self._method)
+        errors = top["standard_error"].to_numpy() if "standard_error" in top else None
+        return draw_components(top["name"].tolist(), top["weight"].to_numpy(), errors)
+
+    def heads(self, example: int | Sequence[int] | NDArray[np.int64] | None = None) -> Figure:
+        """The weights of attention heads by layer and head, of one example or of several in the mean.
+
+        Args:
+            example: an id, or several; None: all of this result.
+
+        Raises:
+            IndexError: an example id is out of range.
+            ConfigError: no component of the run is a head.
+        """
+        from coar_dist.report.attribution_figures import draw_heads
+        from coar_dist.report.notebook import component_frame
+
+        every = self._reader.components.num_components
+        ids = self._example_ids if example is None else example
+        return draw_heads(component_frame(self._reader, ids, every, self._method), self._reader.components)
+
+    def predictions(self, example: int | Sequence[int] | NDArray[np.int64]) -> Figure:
+        """Figure 2 of Shah et al. (2024): predicted against true outputs of an example on held-out masks.
+
+        Args:
+            example: an id, or several, with a panel each.
+
+        Raises:
+            IndexError: an example id is out of range.
+            MissingWorkError: the run has no held-out masks.
+        """
+        from coar_dist.report.attribution_figures import prediction_figure
+
+        return prediction_figure(self._reader, np.asarray(example).reshape(-1), self._method)
+
+    def correlation(self, methods: Sequence[str] | None = None) -> Figure:
+        """Figure 1 of Shah et al. (2024) for the run: mean correlation by ablation fraction, a line per method.
+
+        Args:
+            methods: which lines; None for all.
+
+        Raises:
+            ConfigError: the run has no such method.
+            MissingWorkError: the run has not been evaluated.
+        """
+        from coar_dist.report.attribution_figures import correlation_figure
+
+        return correlation_figure(self._reader.directory, methods)
