@@ -46,7 +46,8 @@ def choose_sizes(held_out: HeldOut, edit: EditConfig, sweep: Sweep, store: Margi
             part: {group: means[f"{group}/{part}"][masks] for group in held_out.groups if ids[group, part].size}
             for part in (CHOICE, MEASURE)
         }
-        choice = choose(by_part[CHOICE], sweep.sizes, edit.improve, kept_groups(edit), edit.direction)
+        keep, metric = kept_groups(edit), held_out.metric
+        choice = choose(by_part[CHOICE], sweep.sizes, edit.improve, keep, edit.direction, metric)
         measured = by_part[MEASURE]
         selected[selection] = Selected(
             choice.num_components, {group: float(values[choice.index]) for group, values in measured.items()}

@@ -114,8 +114,10 @@ def choose(
     improve: Sequence[str],
     keep: Mapping[str, float],
     direction: str,
+    metric: str,
 ) -> Choice:
-    """The best size of those at which every group of ``keep`` has at least its unablated metric less its limit.
+    """The best size of those at which the metric of every group of ``keep`` is its unablated one to within its limit:
+    an accuracy has fallen by no more, an output has neither fallen nor risen by more.
 
     To raise, the best has the highest minimum of the metrics of ``improve``; to lower, the lowest maximum. Ties go to
     the smallest size. No ablation always qualifies, so there is always a choice, which may be to ablate nothing.
@@ -124,8 +126,9 @@ def choose(
         curve: by group, the metric (num_sizes,) float64 at every size.
         tried: ascending sizes, the first of them 0.
         improve: one group at least; the worst of them counts.
-        keep: by group, by how much its metric may fall, 0 or more.
+        keep: by group, by how much its metric may fall, or an output may change, 0 or more.
         direction: ``raise`` or ``lower``.
+        metric: ``accuracy`` or ``output``.
 
     Raises:
         ConfigError: there is no such group.
@@ -140,7 +143,7 @@ def choose(
     assert all(np.isfinite(curve[name]).all() for name in (*improve, *keep))
     sign = {"raise": 1.0, "lower": -1.0}[direction]
     worst = np.min([sign * curve[name] for name in improve], axis=0)
-    kept = {name: _is_kept(curve[name], limit) for name, limit in keep.items()}
+    kept = {name: _is_kept(curve[name], limit, metric) for name, limit in keep.items()}
     qualifies = np.all([np.ones(len(tried), dtype=np.bool_), *kept.values()], axis=0)
     index = int(np.where(qualifies, worst, -np.inf).argmax())
     is_better = worst > worst[index]
@@ -148,13 +151,21 @@ def choose(
     return Choice(index, tried[index], bound_by)
 
 
-def _is_kept(metric: NDArray[np.float64], limit: float) -> NDArray[np.bool_]:
-    """At which sizes (num_sizes,) a metric has fallen by no more than ``limit``."""
-    return np.asarray(metric >= metric[0] - limit - _ROUNDING * max(1.0, abs(float(metric[0]))))
+def _is_kept(values: NDArray[np.float64], limit: float, metric: str) -> NDArray[np.bool_]:
+    """At which sizes (num_sizes,) a metric has fallen by no more than ``limit``, or an output changed."""
+    fallen = values[0] - values
+    lost = np.abs(fallen) if metric == "output" else fallen
+    return np.asarray(lost <= limit + _ROUNDING * max(1.0, abs(float(values[0]))))
 
 
 def describe(improve: Sequence[str], keep: Mapping[str, float], metric: str, direction: str) -> str:
     """The criterion in words.
+
+    Args:
+        improve: groups, the worst of which counts.
+        keep: groups with their limits.
+        metric: ``accuracy`` or ``output``.
+        direction: ``raise`` or ``lower``.
 
     Example:
         >>> describe(["triggered"], {"clean": 0.01}, "accuracy", "raise")
@@ -163,7 +174,8 @@ def describe(improve: Sequence[str], keep: Mapping[str, float], metric: str, dir
     most, worst = {"raise": ("most", "lowest"), "lower": ("least", "highest")}[direction]
     groups = " and ".join(f"`{name}`" for name in improve)
     of_groups = groups if len(improve) == 1 else f"the {worst} of {groups}"
-    limits = " and ".join(f"`{name}` falls by no more than {limit:g}" for name, limit in keep.items())
+    verb = "changes" if metric == "output" else "falls"
+    limits = " and ".join(f"`{name}` {verb} by no more than {limit:g}" for name, limit in keep.items())
     return f"{most} {metric} of {of_groups}" + (f" while {limits}" if limits else "")
 
 

@@ -33,8 +33,9 @@ class HeldOut:
         metric: ``accuracy`` or ``output``, what the criterion looks at.
         outputs: (num_examples,) float32 of the unedited model as it is.
         columns: as in ``examples.parquet``, (num_examples,) each.
-        groups: example ids, ascending, by name; none of targets or references.
+        groups: example ids, ascending, by name; none of targets or references, but with ``on_targets``.
         is_choice: (num_examples,) bool, True where the number of components is chosen, False where it is measured.
+        on_targets: whether ``targets`` are the targets themselves, on which the number is chosen and measured alike.
     """
 
     task: Task
@@ -43,15 +44,18 @@ class HeldOut:
     columns: Mapping[str, NDArray[Any]]
     groups: Mapping[str, Ids]
     is_choice: NDArray[np.bool_]
+    on_targets: bool = False
 
     @classmethod
-    def of(cls, task: Task, edit: EditConfig, used: Ids) -> HeldOut:
+    def of(cls, task: Task, edit: EditConfig, used: Ids, targets: Ids | None = None) -> HeldOut:
         """Run the unedited model, and find the groups.
 
         Args:
             task: of ``measured_task``.
             edit: the settings.
             used: ids of those examples that are targets or references, which are neither chosen nor measured on.
+            targets: ids of the targets where nothing but their ids says what they are, so that no held-out example is
+                like them: they are their own group.
 
         Raises:
             ConfigError: nothing is left, or a group that the criterion looks at has no example in one of the parts.
@@ -65,6 +69,9 @@ class HeldOut:
                 "measure on. Set edit.examples, or edit.reference.sample."
             )
         groups = {ALL: candidates, **_groups(edit, columns, candidates)}
+        on_targets = targets is not None and TARGETS not in groups
+        if targets is not None and on_targets:
+            groups = {ALL: groups.pop(ALL), TARGETS: targets, **groups}
         pairs = None
         if edit.pairs is not None:
             if edit.pairs not in columns:
@@ -73,7 +80,8 @@ class HeldOut:
                 )
             pairs = columns[edit.pairs]
         is_choice = split(len(outputs), edit.choice_fraction, edit.seed, pairs)
-        held_out = cls(task, metric_of(edit, task.output_function.name), outputs, columns, groups, is_choice)
+        metric = metric_of(edit, task.output_function.name)
+        held_out = cls(task, metric, outputs, columns, groups, is_choice, on_targets)
         for key, names in (("improve", [] if edit.each else edit.improve), ("keep", list(kept_groups(edit)))):
             for name in names:
                 held_out._check(key, name)
@@ -82,7 +90,14 @@ class HeldOut:
     def part(self, group: str, part: str) -> Ids:
         """The ids of a group in ``choice`` or ``measure``."""
         ids = self.groups[group]
+        if group == TARGETS and self.on_targets:
+            return ids
         return np.asarray(ids[self.is_choice[ids] == (part == CHOICE)])
+
+    @property
+    def note(self) -> str:
+        """What the criterion has to say of its targets."""
+        return " (chosen and measured on the targets themselves)" if self.on_targets else ""
 
     def metrics(self, outputs: NDArray[np.float32]) -> dict[str, float]:
         """``accuracy``, where outputs tell it, and ``output``, means over some examples."""

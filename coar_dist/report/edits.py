@@ -53,8 +53,10 @@ def print_edit(edit: Edit, terminal: Terminal) -> None:
     largest = [label_of(name) for name, found in edit.selected.items() if found.num_components == edit.max_components]
     if largest:
         terminal.print(f"{', '.join(largest)}: the largest number tried; raise edit.max_components to try more.")
-    if any(found.num_components == 0 for found in edit.selected.values()):
-        terminal.print("0 components: no number of them does better than none within the limits.")
+    none = [label_of(name) for name, found in edit.selected.items() if found.num_components == 0]
+    if none:
+        whose = ", ".join(none)
+        terminal.print(f"{whose}: 0 components, as no number of them does better than none within the limits.")
 
 
 def draw_edit_curves(edit: Edit, points: Sequence[CurvePoint]) -> Figure:

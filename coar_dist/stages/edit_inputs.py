@@ -105,7 +105,8 @@ class EditInputs:
         Raises:
             ConfigError: nothing is left to choose or to measure on, or nothing is wrong that could be made right.
         """
-        held_out = HeldOut.of(self.measured, self.edit, self._used())
+        known_by_ids = self.is_own and not self.edit.each and not _has_conditions(self.edit.target)
+        held_out = HeldOut.of(self.measured, self.edit, self._used(), self.targets if known_by_ids else None)
         if self.edit.each:
             check_wrong(held_out, self.targets)
         return held_out

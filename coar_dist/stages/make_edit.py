@@ -55,7 +55,7 @@ def make_edit(inputs: EditInputs, held_out: HeldOut, sweeps: SweepRun) -> Edit:
     sweeps.edits.write_curve(chosen.curve)
     main = orders[selector.main]
     component_ids = main.order[: chosen.selected[selector.main].num_components]
-    criterion = describe(edit.improve, kept_groups(edit), held_out.metric, edit.direction)
+    criterion = describe(edit.improve, kept_groups(edit), held_out.metric, edit.direction) + held_out.note
     made = _edit(inputs, held_out, sweeps, criterion, unablated=chosen.unablated, selected=chosen.selected)
     made = replace(
         made,

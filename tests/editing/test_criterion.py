@@ -89,16 +89,16 @@ def curve(**groups: list[float]) -> dict[str, Any]:
 
 def test_the_best_size_is_within_every_limit() -> None:
     measured = curve(a=[0.3, 0.5, 0.7, 0.8, 0.9], b=[0.9, 0.9, 0.89, 0.88, 0.5], c=[0.5, 0.5, 0.5, 0.6, 0.4])
-    assert choose(measured, SIZES, ["a"], {}, "raise") == Choice(4, 4, ())
-    assert choose(measured, SIZES, ["a"], {"b": 0.01}, "raise") == Choice(2, 2, ("b",))
-    assert choose(measured, SIZES, ["a"], {"b": 0.01, "c": 0.0}, "raise") == Choice(2, 2, ("b", "c"))
-    assert choose(measured, SIZES, ["a"], {"b": 0.5, "c": 0.05}, "raise") == Choice(3, 3, ("c",))
-    assert choose(measured, (0, 2, 5, 9, 20), ["a"], {"b": 0.02}, "raise") == Choice(3, 9, ("b",))
+    assert choose(measured, SIZES, ["a"], {}, "raise", "accuracy") == Choice(4, 4, ())
+    assert choose(measured, SIZES, ["a"], {"b": 0.01}, "raise", "accuracy") == Choice(2, 2, ("b",))
+    assert choose(measured, SIZES, ["a"], {"b": 0.01, "c": 0.0}, "raise", "accuracy") == Choice(2, 2, ("b", "c"))
+    assert choose(measured, SIZES, ["a"], {"b": 0.5, "c": 0.05}, "raise", "accuracy") == Choice(3, 3, ("c",))
+    assert choose(measured, (0, 2, 5, 9, 20), ["a"], {"b": 0.02}, "raise", "accuracy") == Choice(3, 9, ("b",))
 
 
 def test_a_limit_binds_only_where_a_better_size_misses_it() -> None:
     measured = curve(a=[0.3, 0.7, 0.7, 0.6], b=[0.9, 0.9, 0.5, 0.9], c=[0.9, 0.9, 0.9, 0.5])
-    assert choose(measured, (0, 1, 2, 3), ["a"], {"b": 0.01, "c": 0.01}, "raise") == Choice(1, 1, ())
+    assert choose(measured, (0, 1, 2, 3), ["a"], {"b": 0.01, "c": 0.01}, "raise", "accuracy") == Choice(1, 1, ())
 
 
 def test_a_limit_is_met_in_spite_of_rounding() -> None:
@@ -106,26 +106,39 @@ def test_a_limit_is_met_in_spite_of_rounding() -> None:
     assert 1000.7 - 0.3 > 1000.4
     for start, fallen, limit in ((0.8, 0.7, 0.1), (1000.7, 1000.4, 0.3)):
         measured = curve(a=[0.1, 0.2], b=[start, fallen])
-        assert choose(measured, (0, 1), ["a"], {"b": limit}, "raise").num_components == 1
-        assert choose(measured, (0, 1), ["a"], {"b": limit - 1e-5}, "raise").num_components == 0
+        assert choose(measured, (0, 1), ["a"], {"b": limit}, "raise", "accuracy").num_components == 1
+        assert choose(measured, (0, 1), ["a"], {"b": limit - 1e-5}, "raise", "accuracy").num_components == 0
 
 
 def test_lowering_takes_the_lowest_and_kept_groups_must_not_fall_either() -> None:
     measured = curve(a=[0.9, 0.4, 0.2, 0.3, 0.1], b=[0.8, 0.9, 0.9, 0.8, 0.7])
-    assert choose(measured, SIZES, ["a"], {}, "lower").index == 4
-    assert choose(measured, SIZES, ["a"], {"b": 0.05}, "lower") == Choice(2, 2, ("b",))
+    assert choose(measured, SIZES, ["a"], {}, "lower", "accuracy").index == 4
+    assert choose(measured, SIZES, ["a"], {"b": 0.05}, "lower", "accuracy") == Choice(2, 2, ("b",))
+
+
+def test_a_kept_output_may_neither_fall_nor_rise() -> None:
+    measured = curve(a=[0.0, 1.0, 2.0, 3.0, 4.0], b=[5.0, 5.1, 5.4, 4.7, 4.9])
+    assert choose(measured, SIZES, ["a"], {"b": 0.35}, "raise", "output").index == 4
+    assert choose(measured, SIZES, ["a"], {"b": 0.25}, "raise", "output").index == 4
+    assert choose(measured, SIZES, ["a"], {"b": 0.05}, "raise", "output") == Choice(0, 0, ("b",))
+    risen = curve(a=[0.0, 1.0, 2.0, 3.0, 4.0], b=[5.0, 5.1, 5.2, 5.3, 5.4])
+    assert choose(risen, SIZES, ["a"], {"b": 0.2}, "raise", "output") == Choice(2, SIZES[2], ("b",))
+    assert choose(risen, SIZES, ["a"], {"b": 0.2}, "raise", "accuracy").index == 4
+    assert describe(["a"], {"b": 0.2}, "output", "raise").endswith("`b` changes by no more than 0.2")
 
 
 def test_the_worst_group_counts() -> None:
     measured = curve(a=[0.3, 0.9, 0.6, 0.4, 0.2], b=[0.4, 0.1, 0.5, 0.45, 0.9])
-    assert choose(measured, SIZES, ["a", "b"], {}, "raise").index == 2
-    assert choose(measured, SIZES, ["a", "b"], {}, "lower").index == 0
+    assert choose(measured, SIZES, ["a", "b"], {}, "raise", "accuracy").index == 2
+    assert choose(measured, SIZES, ["a", "b"], {}, "lower", "accuracy").index == 0
 
 
 def test_ties_and_no_improvement_take_the_smallest_size() -> None:
-    assert choose(curve(a=[0.3, 0.5, 0.5, 0.4, 0.5]), SIZES, ["a"], {}, "raise").index == 1
-    assert choose(curve(a=[0.3, 0.3, 0.2, 0.3, 0.1]), SIZES, ["a"], {}, "raise") == Choice(0, 0, ())
-    assert choose(curve(a=[0.3, 0.9], b=[0.5, 0.1]), (0, 1), ["a"], {"b": 0.01}, "raise") == Choice(0, 0, ("b",))
+    assert choose(curve(a=[0.3, 0.5, 0.5, 0.4, 0.5]), SIZES, ["a"], {}, "raise", "accuracy").index == 1
+    assert choose(curve(a=[0.3, 0.3, 0.2, 0.3, 0.1]), SIZES, ["a"], {}, "raise", "accuracy") == Choice(0, 0, ())
+    assert choose(curve(a=[0.3, 0.9], b=[0.5, 0.1]), (0, 1), ["a"], {"b": 0.01}, "raise", "accuracy") == Choice(
+        0, 0, ("b",)
+    )
 
 
 @pytest.mark.parametrize("direction", ["raise", "lower"])
@@ -141,7 +154,7 @@ def test_the_choice_is_that_of_trying_every_size(direction: str) -> None:
                 worst = min(values) if direction == "raise" else -max(values)
                 if best is None or worst > best:
                     best, best_size = worst, size
-        found = choose(measured, range(6), ["a", "b"], {"c": limit, "d": limit}, direction)
+        found = choose(measured, range(6), ["a", "b"], {"c": limit, "d": limit}, direction, "accuracy")
         assert found.index == best_size
 
 
@@ -150,9 +163,9 @@ def test_unknown_groups_are_named() -> None:
     with pytest.raises(
         ConfigError, match=r"edit.improve: there are no groups \['tagrets'\]; there are targets, others"
     ):
-        choose(measured, (0, 1), ["tagrets"], {}, "raise")
+        choose(measured, (0, 1), ["tagrets"], {}, "raise", "accuracy")
     with pytest.raises(ConfigError, match=r"edit.keep: there are no groups \['clean'\]"):
-        choose(measured, (0, 1), ["targets"], {"clean": 0.1}, "raise")
+        choose(measured, (0, 1), ["targets"], {"clean": 0.1}, "raise", "accuracy")
 
 
 def test_the_criterion_in_words() -> None:
@@ -192,4 +205,4 @@ def test_pairs_have_both_forms() -> None:
 
 def test_rounding_of_large_metrics_breaks_no_limit() -> None:
     curve = {"improved": np.array([0.0, 1.0, 2.0, 3.0]), "kept": np.array([1e9, 0.0, 1e9 - 1.5, 1e9 - 2.5])}
-    assert choose(curve, (0, 1, 2, 3), ["improved"], {"kept": 1.0}, "raise").index == 2
+    assert choose(curve, (0, 1, 2, 3), ["improved"], {"kept": 1.0}, "raise", "accuracy").index == 2

@@ -97,7 +97,8 @@ def test_sizes_are_chosen_on_one_part_and_measured_on_the_other(store: MarginSto
         allowed = [
             k
             for k, mask in enumerate(masks)
-            if mean(metric, mask, choice["others"]) >= mean(metric, masks[0], choice["others"]) - limit - 1e-9
+            for lost in [mean(metric, masks[0], choice["others"]) - mean(metric, mask, choice["others"])]
+            if (abs(lost) if metric == "output" else lost) <= limit + 1e-9
         ]
         best = max(allowed, key=lambda k: (mean(metric, masks[k], choice["targets"]), -k))
         selected = found.selected[selection]

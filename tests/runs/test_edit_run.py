@@ -366,7 +366,6 @@ def custom(outputs: Tensor, targets: Tensor) -> Tensor:
         ({"target": {}}, r"^target has no condition"),
         ({"target": [1, 2], "reference": [2, 3]}, r"^reference: 1 of its 2 examples are targets too, first \[2\]"),
         ({"target": [1], "max_components": 999, "improve": ["all"]}, r"^max_components=999: the model has 12 "),
-        ({"target": [1]}, r"^improve: there is no group 'targets'"),
         ({"target": {"where": {"shape": 1}}}, r"there is no column 'shape'; the examples have example_id"),
         ({"target": [1], "method": "shapley"}, r"^method='shapley': must be one of gradient_ridge, coar, coar_la"),
         ({"target": [1], "compare": ["coar"], "method": "coar"}, r"^compare=\['coar'\]: coar is method already"),
@@ -386,6 +385,19 @@ def custom(outputs: Tensor, targets: Tensor) -> Tensor:
 def test_what_makes_no_sense_is_refused(run: coar_dist.Run, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         edit(run, **{"name": "refused", **arguments})
+
+
+def test_targets_by_their_ids_are_measured_themselves(run: coar_dist.Run) -> None:
+    made = edit(
+        run, target=[1, 4], direction="lower", max_components=3, keep={"others": 5.0}, metric="output", name="ids"
+    )
+    assert made.targets == (1, 4)
+    assert made.criterion.endswith("`others` changes by no more than 5 (chosen and measured on the targets themselves)")
+    margins = run.examples()["margin"]
+    assert made.measured["targets"].num_examples == 2
+    assert made.measured["targets"].before["output"] == pytest.approx(float(margins[[1, 4]].mean()), rel=1e-5)
+    assert made.component_ids
+    assert made.measured["targets"].after["output"] < made.measured["targets"].before["output"]
 
 
 def test_examples_by_name_beside_a_model_in_memory(run: coar_dist.Run, task: Task, tmp_path: Path) -> None:

@@ -85,15 +85,15 @@ class EditConfig(Part):
     are neither targets nor references."""
     groups: dict[str, ExampleGroup] = field(default_factory=dict)
     """Measured groups of the held-out examples, besides ``all``, ``targets`` (those that meet the conditions of
-    ``target``, but ids and sample) and ``others``."""
+    ``target``, but ids and sample; where there is no other condition, the targets themselves) and ``others``."""
     metric: str | None = None
     """``accuracy`` or ``output``, the mean of the output function; None: accuracy where outputs are margins of one
     prediction, else output."""
     improve: list[str] = field(default_factory=lambda: [TARGETS])
     """Groups whose metric is to rise or fall; the worst of them counts."""
     keep: dict[str, NonNegative] = field(default_factory=dict)
-    """Groups, and by how much their metric may fall, whatever the direction. {}: ``others`` by .01, or ``all`` with
-    ``each``."""
+    """Groups, and by how much their accuracy may fall, or their output change, whatever the direction. {}: ``others``
+    by .01, or ``all`` with ``each``."""
     pairs: str | None = None
     """Column of the held-out examples whose equal values are two forms of one image, as with and without a trigger, of
     which the first group of ``improve`` holds one: both are chosen on or measured on, and the correlation of their
@@ -105,5 +105,5 @@ class EditConfig(Part):
 
 
 def kept_groups(edit: EditConfig) -> dict[str, float]:
-    """The groups whose metric an edit is to keep, and by how much it may fall."""
+    """The groups whose metric an edit is to keep, and by how much it may fall or change."""
     return dict(edit.keep) or {ALL if edit.each else OTHERS: 0.01}
