@@ -388,7 +388,7 @@ def test_what_makes_no_sense_is_refused(run: coar_dist.Run, arguments: dict[str,
 
 
 def test_targets_by_their_ids_are_measured_themselves(run: coar_dist.Run) -> None:
-    made = edit(
+    made, _ = edit(
         run, target=[1, 4], direction="lower", max_components=3, keep={"others": 5.0}, metric="output", name="ids"
     )
     assert made.targets == (1, 4)

@@ -280,17 +280,14 @@ def test_bad_input_is_named_before_any_work(
 def test_a_model_whose_code_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights, names and architecture are the same: only the outputs tell."""
     task = small_task()
-    scale = 1.0
-
-    def scaled(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return outputs[:, 0] * scale
-
-    arguments = {"run_dir": tmp_path / "run", "num_masks": 4, "output_function": scaled}
+    kind = type(task.model)
+    before = kind.forward
+    arguments = {"run_dir": tmp_path / "run", "num_masks": 4, "output_function": "logit"}
     arguments |= {"stages": ("ablate",), "console": Console(file=io.StringIO()), "ablation_fraction": 0.2}
     # The engine is of no interest here: the identity is checked before it is asked for anything.
     monkeypatch.setattr("coar_dist.cluster.dispatch.run_ranges", lambda *_: None)
     coar_dist.attribute(task.model, task.examples.inputs, task.examples.targets, **arguments)  # type: ignore[arg-type]
-    scale = 3.0
+    monkeypatch.setattr(kind, "forward", lambda self, x: 3.0 * before(self, x))
     with pytest.raises(RunMismatchError, match="unablated margins of the first examples are"):
         coar_dist.attribute(task.model, task.examples.inputs, task.examples.targets, **arguments)  # type: ignore[arg-type]
 
