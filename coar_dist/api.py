@@ -139,6 +139,7 @@ def attribute(
     """
     from coar_dist.ablation.direct import check_given
     from coar_dist.components.discovery import asked_components
+    from coar_dist.result.made import Made
     from coar_dist.stages.pipeline import run_stages
     from coar_dist.tasks.build import task_in_memory
     from coar_dist.tasks.task import by_keyword, inputs_alone
@@ -184,5 +185,5 @@ def attribute(
     means_of = None if reference is None else inputs_alone(by_keyword(model, reference))
     run_stages(config, console, task, given, reference=means_of, values=values)
     run = open_run(run_dir)
-    run._task = task
+    run._made = Made(config, task, run.components, means_of, values, index(seed) + 1)
     return run

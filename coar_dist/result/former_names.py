@@ -37,3 +37,10 @@ class FormerNames(Result):
         """``plot.correlation`` now."""
         _warn("plot_correlation", "plot.correlation")
         return self.plot.correlation(methods)
+
+    def report(self) -> DataFrame:
+        """``evaluate`` now, for a run that has been evaluated."""
+        from coar_dist.report.notebook import report_frame
+
+        _warn("report", "evaluate")
+        return report_frame(self._reader.directory)

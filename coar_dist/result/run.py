@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,15 +12,22 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from coar_dist.components.masks import Off, mask_without
-from coar_dist.config.python_words import OF_EDIT, in_python_words
-from coar_dist.config.schema import Config, EditConfig, RunConfig
-from coar_dist.config.settings import ClusterSettings, cluster_of
-from coar_dist.errors import ConfigError
+from coar_dist.config.methods import GRADIENT_RIDGE
+from coar_dist.config.python_words import OF_ATTRIBUTE, OF_EDIT, in_python_words
+from coar_dist.config.schema import (
+    Config,
+    EditConfig,
+    EvaluationConfig,
+    RegressionConfig,
+    RunConfig,
+)
+from coar_dist.config.settings import ClusterSettings, cluster_of, settings_of
+from coar_dist.errors import ConfigError, MissingWorkError
 from coar_dist.result.former_names import FormerNames
 from coar_dist.result.result import Result
 from coar_dist.store.methods import fitted_methods
 from coar_dist.store.reader import RunReader
-from coar_dist.store.run_directory import RunDirectory
+from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -27,6 +36,7 @@ if TYPE_CHECKING:
 
     from coar_dist.editing.edit import Edit
     from coar_dist.editing.groups import Examples
+    from coar_dist.result.made import Made
     from coar_dist.tasks.task import ExampleSet, Inputs, Task
 
 
@@ -42,7 +52,7 @@ class Run(RunReader, FormerNames):
         ((360, 240), ['conv1[0]', 'conv1[1]'])
     """
 
-    _task: Task | None = None
+    _made: Made | None = None
 
     def __init__(self, directory: RunDirectory) -> None:
         RunReader.__init__(self, directory)
@@ -92,8 +102,54 @@ class Run(RunReader, FormerNames):
         assert masks is not None
         return RunReader.predict(self, masks, example_ids, method)
 
-    def report(self) -> DataFrame:
+    @in_python_words(OF_ATTRIBUTE)
+    def ablate(
+        self,
+        model: nn.Module | None = None,
+        inputs: Inputs | None = None,
+        targets: Tensor | None = None,
+        *,
+        off: Off,
+        output_function: str | Callable[[Any, Tensor], Tensor] = "margin",
+    ) -> NDArray[np.float32]:
+        """The true outputs with some components ablated as in the run: what ``predict(off=...)`` predicts.
+
+        Args:
+            model: what the run explains; it is not changed. None: what ``attribute`` was given in this process.
+            inputs: its examples; None as ``model``.
+            targets: what the examples' outputs are compared with; given with ``inputs``.
+            off: the ablated components: ids, names, or shell patterns of names.
+            output_function: of ``model``'s outputs; given with ``inputs``.
+
+        Returns:
+            (num_examples,) float32, computed in this process, on the device of the model.
+
+        Raises:
+            RunMismatchError: model, examples or output function are not those of the run.
+            ConfigError: there is no such component, or what takes the place of ablated components differs from example
+                to example.
+
+        Example:
+            >>> off = ["L3H5", "L4*"]  # doctest: +SKIP
+            >>> np.corrcoef(run.predict(off=off), run.ablate(model, off=off))[0, 1]  # doctest: +SKIP
+            0.97
+        """
+        from coar_dist.result.made import true_outputs
+
+        if model is not None and inputs is None and targets is None and self._made is not None:
+            task = replace(self._made.task, model=model)
+        else:
+            task = self._task_of("ablate", model, inputs, targets, None, output_function)
+        return true_outputs(self.directory, task, mask_without(self.components, off))
+
+    @in_python_words(OF_ATTRIBUTE)
+    def evaluate(self, console: Console | None = None) -> DataFrame:
         """How well every method predicts, on held-out masks of every ablation fraction.
+
+        Where the run has no held-out masks, those that ``attribute`` collects by default are collected first.
+
+        Args:
+            console: where progress is printed; None is standard output.
 
         Returns:
             A data frame with one row per ``method`` (for people: ``label``) and ``ablation_fraction``: ``masks``, how
@@ -103,12 +159,77 @@ class Run(RunReader, FormerNames):
             ``ceiling`` are the best that a linear model can reach, their interval is over masks.
 
         Raises:
-            MissingWorkError: the run has not been evaluated.
+            MissingWorkError: there are no held-out masks, and the run was opened from its files, without a model.
             DamagedFileError: a table is damaged.
+
+        Example:
+            >>> run.evaluate().pivot(index="label", columns="ablation_fraction", values="correlation")  # doctest: +SKIP
         """
         from coar_dist.report.notebook import report_frame
+        from coar_dist.stages.pipeline import run_stages
 
+        with contextlib.suppress(MissingWorkError):
+            return report_frame(self.directory)
+        config = Config(["evaluate"], run=RunConfig(self.path), evaluation=EvaluationConfig(curve_shares=[]))
+        if self.directory.held_out or self._made is None:
+            run_stages(config, console)
+        else:
+            self._made.collect_held_out(self.directory.design(TRAIN_DESIGN).ablation_fraction, console)
+        self.directory = RunDirectory.open(self.directory.storage)
         return report_frame(self.directory)
+
+    @in_python_words(OF_ATTRIBUTE)
+    def refit(
+        self, regression: RegressionConfig | Mapping[str, Any] | str = "ridge", *, console: Console | None = None
+    ) -> Result:
+        """Fit attributions once more from what is collected; those of other methods stay beside them.
+
+        Args:
+            regression: ``"ridge"``, ``"lasso"``, or a ``RegressionConfig`` or its options, e.g.
+                ``{"method": "lasso", "l1_ratio": 0.5}``.
+            console: where progress is printed; None is standard output.
+
+        Returns:
+            The attributions of all examples by the method that was fitted.
+
+        Raises:
+            MissingWorkError: margins are missing, or the run has only masks with gradients, which lasso does not use.
+            ConfigError: an option is unknown, or has no effect.
+
+        Example:
+            >>> run.refit("lasso").top(3)  # doctest: +SKIP
+        """
+        from coar_dist.regression.fit import attribution_name
+        from coar_dist.stages.pipeline import run_stages
+
+        chosen = settings_of(RegressionConfig, regression, "regression", "method")
+        if chosen.method != "ridge" and not self.directory.design(TRAIN_DESIGN).num_masks:
+            raise MissingWorkError(
+                f"regression.method={chosen.method}: the run has masks with gradients alone, which it does not use."
+            )
+        run_stages(Config(["fit"], run=RunConfig(self.path), regression=chosen), console)
+        self._read.clear()
+        has_gradients = chosen.method == "ridge" and GRADIENT_DESIGN in self.directory.designs
+        return self.by_method(GRADIENT_RIDGE if has_gradients else attribution_name(chosen))
+
+    def write_report(self) -> str:
+        """Write the page ``report/index.html``, and its figures beside it.
+
+        Returns:
+            Where the page lies.
+
+        Raises:
+            MissingWorkError: the run has not been evaluated.
+            StorageError: it cannot be written.
+
+        Example:
+            >>> webbrowser.open(run.write_report())  # doctest: +SKIP
+        """
+        from coar_dist.report.page.render import PAGE, write_page
+        from coar_dist.report.summary import summarise
+
+        write_page(self.directory, summarise(self.directory))
+        return self.directory.storage.where(PAGE)
 
     def _repr_html_(self) -> str:
         from coar_dist.report.notebook import html_of
@@ -174,17 +295,8 @@ class Run(RunReader, FormerNames):
         from coar_dist.editing.groups import edit_of
         from coar_dist.stages.pipeline import run_stages
         from coar_dist.store.edits import EDITS
-        from coar_dist.tasks.build import task_in_memory
 
-        if model is not None and inputs is not None and targets is not None:
-            task = task_in_memory(model, inputs, targets, columns, output_function)
-        elif self._task is not None and model is None and inputs is None and targets is None:
-            task = self._task
-        else:
-            raise ConfigError(
-                "a run that was opened from its files has no model: give model, inputs and targets, the ones that it "
-                "explains, to edit. (A run that attribute returned has them.)"
-            )
+        task = self._task_of("edit", model, inputs, targets, columns, output_function)
         options |= {"direction": direction, "target": target}
         options |= {} if reference is None else {"reference": reference}
         options |= {} if max_components is None else {"max_components": max_components}
@@ -193,3 +305,24 @@ class Run(RunReader, FormerNames):
         config = Config(stages=["edit"], run=RunConfig(location), edit=edit, cluster=cluster_of(cluster))
         run_stages(config, console, task, held_out=held_out)
         return load_edit(f"{location.rstrip('/')}/{EDITS}/{edit.name}")
+
+    def _task_of(
+        self,
+        what_for: str,
+        model: nn.Module | None,
+        inputs: Inputs | None,
+        targets: Tensor | None,
+        columns: Mapping[str, Any] | None,
+        output_function: str | Callable[[Any, Tensor], Tensor],
+    ) -> Task:
+        """What was given, or else what ``attribute`` was given in this process."""
+        from coar_dist.tasks.build import task_in_memory
+
+        if model is not None and inputs is not None and targets is not None:
+            return task_in_memory(model, inputs, targets, columns, output_function)
+        if self._made is not None and model is None and inputs is None and targets is None:
+            return self._made.task
+        raise ConfigError(
+            f"{what_for}: a run that was opened from its files has no model: give model, inputs and targets, the ones "
+            f"that it explains. (A run that attribute returned has them.)"
+        )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 from rich.table import Table
 
 from coar_dist.config.methods import is_fitted
 from coar_dist.console.tables import new_table
-from coar_dist.errors import counted
+from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunNotFoundError, counted
 from coar_dist.evaluation.correlation import evaluate
 from coar_dist.evaluation.measure_ceilings import measure_ceilings
 from coar_dist.report.numbers import number
@@ -19,9 +20,32 @@ from coar_dist.store.methods import methods_of
 from coar_dist.store.run_directory import RunDirectory
 
 
+def _check(session: Session) -> None:
+    """The ablate stage collects held-out masks, or else the run has some."""
+    config = session.config
+    if "ablate" in config.stages:
+        if config.evaluation.ablation_fractions == []:
+            raise ConfigError(
+                "evaluation.ablation_fractions=[]: the evaluate stage needs held-out masks. Name a fraction, or leave "
+                "the stage out."
+            )
+        return
+    with contextlib.suppress(RunNotFoundError, DamagedFileError):  # the stage itself says so
+        _require_held_out(session.open_run())
+
+
+def _require_held_out(run: RunDirectory) -> None:
+    if not run.held_out:
+        raise MissingWorkError(
+            f"{run.storage} has no held-out masks to evaluate on. Add the ablate stage, which collects them: "
+            f"stages=[ablate,evaluate]."
+        )
+
+
 def _run(session: Session) -> None:
     """Compare what is not compared yet, and estimate what could be reached; the run must have been fitted."""
     run, terminal = session.open_run(), session.terminal
+    _require_held_out(run)
     session.take()
     methods = methods_of(run)
     num_designs = len(run.held_out)
@@ -34,7 +58,7 @@ def _run(session: Session) -> None:
     terminal.say(f"{what} in {seconds:.1f} s." if computed else f"{what}: there already.")
     means = mean_correlations(run, methods)
     session.tracking.log(means, run.num_masks)
-    if num_designs and "report" not in session.config.stages:  # whose table holds these means
+    if "report" not in session.config.stages:  # whose table holds these means
         terminal.show_table(_means(run, methods, means))
     if session.config.evaluation.curve_shares:
         _evaluate_budgets(session, run, list(filter(is_fitted, methods)))
@@ -69,6 +93,7 @@ EVALUATE = Stage(
     "evaluate",
     reads=("evaluation.curve_shares",),
     run=_run,
+    check=_check,
     reads_with={
         "evaluation.curve_shares": ("regression.backend", "regression.memory_gb", "regression.tolerance"),
     },

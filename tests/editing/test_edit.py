@@ -72,6 +72,13 @@ def zeroed(component_ids: list[int]) -> nn.Sequential:
     return edited
 
 
+def test_an_edit_fits_on_a_screen() -> None:
+    text = repr(edit_of("runs/mine"))
+    assert text == (
+        "Edit('mine' in 'runs/mine': raises 2 targets, ablates 2 of 9 components (2[:, 1], 0[2]); all output -1 -> 2)"
+    )
+
+
 def test_an_edit_zeroes_its_components_for_a_while_or_in_a_copy() -> None:
     net, edit = model(), edit_of()
     before, outputs = copy.deepcopy(net.state_dict()), zeroed([7, 2])(X)

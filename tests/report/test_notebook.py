@@ -25,7 +25,7 @@ def opened(run: Run) -> coar_dist.Run:
 
 def test_report_is_one_row_per_method_and_fraction(small_run: Run) -> None:
     run = opened(small_run)
-    frame = run.report().set_index(["method", "ablation_fraction"])
+    frame = run.evaluate().set_index(["method", "ablation_fraction"])
     assert frame.index.tolist() == [(m, f) for m in ("coar", "leave_one_out", "ceiling") for f in (0.2, 0.1)]
     for method, fraction in (("coar", 0.2), ("leave_one_out", 0.1)):
         values = run.evaluation(method, f"evaluation_{fraction}")
@@ -50,7 +50,7 @@ def test_undefined_correlations_are_counted_per_fraction(small_run: Run, tmp_pat
     run = open_run(tmp_path / "run")
     table = EvaluationTable(run.directory, "coar", "evaluation_0.1")
     table.write({name: np.where(np.arange(7) < 2, np.nan, values) for name, values in table.read().items()})
-    frame = run.report().set_index(["method", "ablation_fraction"])
+    frame = run.evaluate().set_index(["method", "ablation_fraction"])
     assert frame.num_undefined.loc["coar"].tolist() == [0, 2]
 
 
@@ -117,9 +117,8 @@ def test_what_is_not_there_is_named(small_run: Run, tmp_path: Path) -> None:
     shutil.copytree(small_run.directory.storage.location, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "evaluation")
     unevaluated = open_run(tmp_path / "run")
-    for show in (unevaluated.report, unevaluated.plot.correlation):
-        with pytest.raises(MissingWorkError, match="run the evaluate stage"):
-            show()
+    with pytest.raises(MissingWorkError, match="run the evaluate stage"):
+        unevaluated.plot.correlation()
 
 
 def test_html_says_what_there_is(small_run: Run) -> None:

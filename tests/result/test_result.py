@@ -167,3 +167,9 @@ def test_former_names_warn_at_the_line_that_calls_them(run: coar_dist.Run) -> No
     with pytest.warns(FutureWarning, match=r"run.plot.correlation now") as others:
         run.plot_correlation()
     assert {entry.filename for entry in (*caught, *others)} == {__file__}
+
+
+def test_an_evaluated_run_is_not_evaluated_again(run: coar_dist.Run) -> None:
+    with pytest.warns(FutureWarning, match="run.evaluate now"):
+        report = run.report()
+    pandas.testing.assert_frame_equal(run.evaluate(), report)

@@ -33,7 +33,7 @@ from coar_dist.config.schema.edit import (
     ExampleGroup,
     kept_groups,
 )
-from coar_dist.config.schema.evaluation import MIN_CEILING_MASKS, EvaluationConfig
+from coar_dist.config.schema.evaluation import MIN_CEILING_MASKS, EvaluationConfig, light_evaluation
 from coar_dist.config.schema.regression import SELECTIONS, RegressionConfig, penalty_range
 from coar_dist.config.schema.run import PLAN, STAGES, Config, RunConfig, ablation_fraction, held_out_fractions
 from coar_dist.config.schema.task import ExamplesConfig, ModelConfig, SubsetConfig, TaskConfig
@@ -85,5 +85,6 @@ __all__ = [
     "asked_of_ray",
     "held_out_fractions",
     "kept_groups",
+    "light_evaluation",
     "penalty_range",
 ]

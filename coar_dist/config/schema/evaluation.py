@@ -39,3 +39,13 @@ class EvaluationConfig(Part):
     matters. They are what is left where components are many and masks few."""
     ceiling_correlation: Share = 0.25
     """Of mask and partner. Lower: closer bounds with more noise."""
+
+
+def light_evaluation(trained: float, seed: int) -> EvaluationConfig:
+    """What Python's face evaluates on where nothing else is asked for: few masks, of the training masks' fraction.
+
+    Args:
+        trained: the ablation fraction of the training masks.
+        seed: of these held-out masks.
+    """
+    return EvaluationConfig(num_masks=100, ablation_fractions=[trained], seed=seed, curve_shares=[])
