@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from string import Formatter
-from typing import Any
-
-import numpy as np
 
 from coar_dist.errors import ConfigError, TaskError
+from coar_dist.tasks.examples.answers import AnswerPrompts
 from coar_dist.tasks.examples.huggingface import Gathered, HubRows, Pairs, Row
-from coar_dist.tasks.examples.source import IndexedSource, StreamedSource, tensor_of
-from coar_dist.tasks.examples.tokens import padded, token_ids, tokenizer_of, with_excerpts
+from coar_dist.tasks.examples.source import IndexedSource, StreamedSource
+from coar_dist.tasks.examples.tokens import tokenizer_of
 from coar_dist.tasks.task import ExampleSet
 
 
@@ -68,68 +66,26 @@ def huggingface_answers(
     used = [name for text in (*templates, *answers) for name in _fields(text)]
     labelled = [] if label_column is None else [label_column]
     rows = HubRows.open(dataset, split, config_name, streaming, [*used, *labelled, *(columns or ())])
-    encoder = tokenizer_of(tokenizer)
-    token_of: dict[str, int] = {}
+    encoding = AnswerPrompts(tokenizer_of(tokenizer), tokenizer, add_special_tokens, max_length, truncate)
 
     def answer_tokens(row: Row, name: str) -> list[int]:
         """The right answer's token, then the others'."""
-        tokens = []
-        for answer in answers:
-            text = _filled(answer, row, name)
-            if text not in token_of:
-                (ids,) = token_ids(encoder, [text], add_special_tokens=False)
-                if len(ids) != 1:
-                    raise TaskError(
-                        f"{name}: the answer {text!r} is {len(ids)} tokens of {tokenizer}, {ids}, but must be one. "
-                        f"Choose another word, or write it with or without the blank before it."
-                    )
-                token_of[text] = ids[0]
-            tokens.append(token_of[text])
-        if len(set(tokens)) != len(tokens):
-            raise TaskError(f"{name}: two of its answers are the same token: {tokens}.")
+        tokens = encoding.answer_tokens([_filled(answer, row, name) for answer in answers], name)
         right = 0 if label_column is None else rows.label(row, label_column, name)
         if not 0 <= right < len(tokens):
             raise TaskError(f"{name}: {label_column!r} is {right}, but there are {len(tokens)} answers, from 0 on.")
         return [tokens.pop(right), *tokens]
 
     def load(pairs: Pairs, _num_examples: int | None) -> ExampleSet:
-        gathered, prompts, others, names, tokens_of_answers = Gathered(columns), [], [], [], []
+        gathered, texts, others, names, tokens_of_answers = Gathered(columns), [], [], [], []
         for i, row in gathered.passing(pairs):
             names.append(f"row {i} of {rows.where}")
-            prompts.append(_filled(template, row, names[-1]))
+            texts.append(_filled(template, row, names[-1]))
             if counterfactual_template is not None:
                 others.append(_filled(counterfactual_template, row, names[-1]))
             tokens_of_answers.append(answer_tokens(row, names[-1]))
-        if add_special_tokens:
-            (with_added,), (without,) = (token_ids(encoder, prompts[:1], add_special_tokens=i) for i in (True, False))
-            if without and with_added[-len(without) :] != without:
-                raise TaskError(
-                    f"{names[0]}: {tokenizer} adds {encoder.decode(with_added[-1:])!r} to the end of the prompt, which "
-                    f"no answer follows. Use add_special_tokens=false."
-                )
-        options = {"max_length": max_length, "truncation": True} if truncate else {}
-        encoder.truncation_side = "left"
-        tokens = token_ids(encoder, prompts, add_special_tokens=add_special_tokens, **options)
-        for name, ids in zip(names, tokens, strict=True):
-            if not 0 < len(ids) <= max_length:
-                raise TaskError(
-                    f"{name}: its prompt has {len(ids)} tokens, but must have 1 to {max_length}. Raise max_length, or "
-                    f"cut the starts of prompts off with truncate=true."
-                )
-        input_ids, mask = padded(tokens, encoder)
-        counterfactual: dict[str, Any] | None = None
-        if counterfactual_template is not None:
-            of_others = token_ids(encoder, others, add_special_tokens=add_special_tokens, **options)
-            for name, own, other in zip(names, tokens, of_others, strict=True):
-                if len(own) != len(other):
-                    raise TaskError(
-                        f"{name}: its prompt has {len(own)} tokens and its counterfactual {len(other)}, but both must "
-                        f"have as many. Leave the row out (task.examples.subset), or choose words of equal length."
-                    )
-            counterfactual = {"input_ids": tensor_of(padded(of_others, encoder)[0]), "attention_mask": tensor_of(mask)}
-        targets = np.column_stack([mask.sum(axis=1) - 1, np.array(tokens_of_answers, dtype=np.int64)])
-        inputs = {"input_ids": tensor_of(input_ids), "attention_mask": tensor_of(mask)}
-        return ExampleSet(inputs, tensor_of(targets), with_excerpts(gathered.columns(), prompts), counterfactual)
+        counterfactual = None if counterfactual_template is None else others
+        return encoding.examples(texts, counterfactual, names, tokens_of_answers, gathered.columns())
 
     return rows.source(load, label_column)
 
