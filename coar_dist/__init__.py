@@ -1,6 +1,16 @@
 """Component attribution by regression (COAR) at cluster scale.
 
 Shah, Ilyas, Madry: "Decomposing and Editing Predictions by Modeling Model Computation", ICML 2024.
+
+    run = coar_dist.attribute(model, inputs, targets)     what every component does for every example: a Run
+    run = coar_dist.open_run("runs/mine")                 the same, from its files
+    coar_dist.find_components(model)                      what can be ablated
+    coar_dist.ablated_outputs(model, ...)                 true outputs under given masks
+    coar_dist.prompts(tokenizer, texts, ...)              examples for language models: an ExampleSet
+    run.edit(...), coar_dist.load_edit(folder)            components to remove, and the edited model: an Edit
+
+``help`` of any of them says its arguments; ``ComponentRule``, ``ComponentIndex`` (of ``ComponentGroup`` and ``Slices``)
+and ``ExampleGroup`` are for components and groups of your own.
 """
 
 from __future__ import annotations
@@ -20,6 +30,8 @@ if TYPE_CHECKING:
     from coar_dist.editing.edit import Edit, load_edit
     from coar_dist.result.result import Result
     from coar_dist.result.run import Run
+    from coar_dist.tasks.examples.answers import prompts
+    from coar_dist.tasks.task import ExampleSet
 
 __version__ = VERSION
 
@@ -29,6 +41,7 @@ __all__ = [
     "ComponentRule",
     "Edit",
     "ExampleGroup",
+    "ExampleSet",
     "Result",
     "Run",
     "Slices",
@@ -38,6 +51,7 @@ __all__ = [
     "find_components",
     "load_edit",
     "open_run",
+    "prompts",
 ]
 
 _HOME = {
@@ -46,6 +60,7 @@ _HOME = {
     "ComponentRule": "coar_dist.config.schema",
     "Edit": "coar_dist.editing.edit",
     "ExampleGroup": "coar_dist.config.schema",
+    "ExampleSet": "coar_dist.tasks.task",
     "Result": "coar_dist.result.result",
     "Run": "coar_dist.result.run",
     "Slices": "coar_dist.components.groups",
@@ -54,6 +69,7 @@ _HOME = {
     "find_components": "coar_dist.components.overview",
     "load_edit": "coar_dist.editing.edit",
     "open_run": "coar_dist.api",
+    "prompts": "coar_dist.tasks.examples.answers",
 }
 
 
@@ -62,3 +78,8 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'coar_dist' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return __all__

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from coar_dist.errors import ConfigError, TaskError
+from coar_dist.tasks.examples.answers import prompts
 from coar_dist.tasks.examples.prompts import huggingface_answers
 from coar_dist.tasks.outputs import next_token_margin
 from tests.tasks.examples.making import built
@@ -177,7 +178,7 @@ def boolq(root: Path) -> str:
 def test_yes_and_no(tmp_path: Path, tokenizer: str) -> None:
     arguments = {"dataset": boolq(tmp_path / "data"), "split": "validation", "tokenizer": tokenizer, **BOOLQ}
     examples = built("huggingface_answers", **arguments)
-    prompts = [
+    expected = [
         tokens_of("the sky is blue is the sky blue?"),
         tokens_of("the sea { is } is the sea blue?"),
         tokens_of("the sky is deep is the sea blue?"),
@@ -187,17 +188,17 @@ def test_yes_and_no(tmp_path: Path, tokenizer: str) -> None:
         [10, ID["no"], ID["yes"]],
         [9, ID["yes"], ID["no"]],
     ]
-    for row, tokens in enumerate(prompts):
+    for row, tokens in enumerate(expected):
         position = examples.targets[row, 0]
         assert examples.inputs["input_ids"][row, : position + 1].tolist() == tokens
         assert examples.inputs["attention_mask"][row].tolist() == [i <= position for i in range(11)]
     no = built("huggingface_answers", {"classes": [0]}, **arguments)
     assert no.columns["source_id"].tolist() == [1]
     cut = built("huggingface_answers", max_length=5, truncate=True, **arguments)
-    assert [row[1:] for row in cut.inputs["input_ids"].tolist()] == [tokens[-4:] for tokens in prompts]
+    assert [row[1:] for row in cut.inputs["input_ids"].tolist()] == [tokens[-4:] for tokens in expected]
     assert cut.targets[:, 0].tolist() == [4, 4, 4]
     bare = built("huggingface_answers", add_special_tokens=False, **arguments)
-    assert bare.inputs["input_ids"][1].tolist() == prompts[1][1:]
+    assert bare.inputs["input_ids"][1].tolist() == expected[1][1:]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -210,6 +211,46 @@ def test_answers_of_every_examples_own(tmp_path: Path, tokenizer: str, streaming
     assert examples.targets.tolist() == [[3, ID["Mary"], ID["John"], ID["the"]], [2, ID["John"], ID["Mary"], ID["the"]]]
     assert examples.columns["who"].tolist() == ["Mary", "John"]
     assert examples.columns["excerpt"].tolist() == ["Mary John gave", "John gave"]
+
+
+def test_counterfactuals_of_rows(tmp_path: Path, tokenizer: str) -> None:
+    data = saved(
+        tmp_path / "data", prompt=["Mary John gave", "John gave"], who=["Mary", "John"], other=["John", "Mary John"]
+    )
+    arguments = {"dataset": data, "split": "test", "tokenizer": tokenizer, "answers": [" Mary", " John"]}
+    arguments |= {"template": "{who} gave", "counterfactual_template": "{other} gave"}
+    examples = built("huggingface_answers", {"ids": [0]}, **arguments)
+    assert examples.inputs["input_ids"].tolist() == [tokens_of("Mary gave")]
+    assert examples.counterfactual["input_ids"].tolist() == [tokens_of("John gave")]
+    assert examples.counterfactual["attention_mask"].tolist() == examples.inputs["attention_mask"].tolist()
+    with pytest.raises(TaskError, match=r"row 1 of .*: its prompt has 3 tokens and its counterfactual 4, but both"):
+        built("huggingface_answers", **arguments)
+
+
+def test_prompts_in_python(tokenizer: str) -> None:
+    texts = ["Mary John gave", "John gave"]
+    given = {"answers": [" Mary", " John"], "against": " the", "counterfactual": ["John Mary gave", "Mary gave"]}
+    examples = prompts(tokenizer, texts, columns={"n": [1, 2]}, **given)  # type: ignore[arg-type]
+    assert examples.targets.tolist() == [[3, ID["Mary"], ID["the"]], [2, ID["John"], ID["the"]]]
+    assert examples.columns["n"].tolist() == [1, 2]
+    assert isinstance(examples.inputs, dict)
+    assert isinstance(examples.counterfactual, dict)
+    for row, text in enumerate(texts):
+        assert examples.inputs["input_ids"][row, : len(tokens_of(text))].tolist() == tokens_of(text)
+    assert examples.counterfactual["input_ids"][0].tolist() == tokens_of("John Mary gave")
+    several = prompts(tokenizer, texts, answers=" the", against=[[" Mary", " John"], [" John", " Mary"]])
+    assert several.targets[:, 1:].tolist() == [[ID["the"], ID["Mary"], ID["John"]], [ID["the"], ID["John"], ID["Mary"]]]
+    for changes, message in [
+        ({"answers": [" Mary"]}, r"answers: there are 1 for 2 prompts"),
+        ({"against": [" John", " John"]}, r"prompt 1: two of its answers are the same token"),
+        ({"against": [[" the"], [" the", " Mary"]]}, r"against: every prompt needs as many alternatives"),
+        ({"counterfactual": ["John gave", "Mary gave"]}, r"prompt 0: its prompt has 4 tokens and its counterfactual 3"),
+        ({"answers": " Mary John"}, r"prompt 0: the answer ' Mary John' is 2 tokens"),
+    ]:
+        with pytest.raises(TaskError, match=message):
+            prompts(tokenizer, texts, **{**given, **changes})  # type: ignore[arg-type]
+    with pytest.raises(TaskError, match="one is a string"):
+        prompts(tokenizer, "Mary gave", answers=" John", against=" the")
 
 
 @pytest.mark.parametrize(
