@@ -16,6 +16,7 @@ from coar_dist.errors import ConfigError, MissingWorkError
 from coar_dist.evaluation.correlation import predict
 from coar_dist.report.drawing import COLOURS, FAINT, STYLE, ShownFigure
 from coar_dist.report.figures import draw_correlations, draw_predictions
+from coar_dist.report.output_names import output_name
 from coar_dist.report.page.examples import ShownExample
 from coar_dist.report.summary import summarise
 from coar_dist.store.agreement import correlation_of
@@ -151,7 +152,7 @@ def prediction_figure(reader: RunReader, example_ids: NDArray[np.int64], method:
         )
         for i, example_id in enumerate(ids)
     ]
-    return draw_predictions(shown, label_of(method))
+    return draw_predictions(shown, label_of(method), output_name(run.identity).one)
 
 
 def correlation_figure(run: RunDirectory, methods: Sequence[str] | None) -> Figure:

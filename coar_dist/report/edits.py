@@ -35,7 +35,7 @@ def in_words(edit: Edit) -> str:
         how = f"No components are ablated: none give {edit.criterion}. The unedited model:"
     if edit.paired_correlation is not None:
         before, after = (number(value) for value in edit.paired_correlation)
-        text += f" Correlation of the margins of both forms of an example: {before} -> {after}."
+        text += f" Correlation of the outputs of both forms of an example: {before} -> {after}."
     return f"{text} {how}"
 
 

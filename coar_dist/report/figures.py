@@ -137,12 +137,13 @@ def draw_budgets(curves: Sequence[CurveSummary]) -> Figure:
     return figure
 
 
-def draw_predictions(shown: Sequence[ShownExample], method: str) -> Figure:
-    """Predicted against true margins on held-out masks, one panel per example, with the example itself.
+def draw_predictions(shown: Sequence[ShownExample], method: str, output: str) -> Figure:
+    """Predicted against true outputs on held-out masks, one panel per example, with the example itself.
 
     Args:
         shown: at least one.
         method: whose predictions, for people.
+        output: what is predicted, for people.
     """
     with matplotlib.rc_context(STYLE):
         num_rows = -(-len(shown) // 3)
@@ -162,8 +163,8 @@ def draw_predictions(shown: Sequence[ShownExample], method: str) -> Figure:
                 inset.set_axis_off()
             elif example.excerpt is not None:
                 axes.set_xlabel(textwrap.fill(example.excerpt[:_EXCERPT], 45), fontsize=6.5)
-        figure.supxlabel(f"margin as {method} predicts it", fontsize=9)
-        figure.supylabel("true margin", fontsize=9)
+        figure.supxlabel(f"{output} as {method} predicts it", fontsize=9)
+        figure.supylabel(f"true {output}", fontsize=9)
     return figure
 
 

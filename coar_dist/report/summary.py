@@ -187,7 +187,7 @@ def _undefined(summary: Summary) -> list[str]:
         if counts:
             listed = ", ".join(f"{count:,} of {name}" for name, count in counts.items())
             lines.append(
-                f"{method.label}: undefined and not averaged, as margins or predictions are constant: {listed}."
+                f"{method.label}: undefined and not averaged, as outputs or predictions are constant: {listed}."
             )
     return lines
 

@@ -9,6 +9,7 @@ from coar_dist.console.saying import Terminal
 from coar_dist.console.tables import new_table
 from coar_dist.errors import counted
 from coar_dist.report.numbers import ceiling_of, mean_of, number
+from coar_dist.report.output_names import output_name
 from coar_dist.report.summary import Summary, forecast_in_words
 from coar_dist.store.ceilings import CEILING_LABEL
 from coar_dist.store.examples import ExampleTable
@@ -19,7 +20,8 @@ from coar_dist.store.values import value_in_words
 def print_report(run: RunDirectory, summary: Summary, terminal: Terminal) -> None:
     """Print the mean correlation per method and ablation fraction, and what more masks would give."""
     terminal.print(
-        "\nCorrelation of predicted and true margins on held-out masks by ablation fraction: mean over examples,"
+        f"\nCorrelation of predicted and true {output_name(run.identity).many} on held-out masks by ablation fraction: "
+        "mean over examples,"
         "\n± half of its 95% bootstrap interval over examples. Ceiling: of any linear model, ± over masks."
     )
     terminal.print_table(_correlations(summary))

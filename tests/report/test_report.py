@@ -96,7 +96,7 @@ def test_undefined_values_are_counted_and_left_out(root: Path) -> None:
     summary = summarise(run)
     np.testing.assert_allclose(summary.methods[0].correlation.mean[0], metrics["correlation"][2:].mean())
     text = printed(root, 200)
-    assert "COAR: undefined and not averaged, as margins or predictions are constant: 2 of correlation, " in text
+    assert "COAR: undefined and not averaged, as outputs or predictions are constant: 2 of correlation, " in text
     assert "2 of spearman, 2 of r2." in text
     table.write({name: np.full(7, np.nan) for name in METRICS})
     assert "undefined" in next(line for line in printed(root).splitlines() if line.startswith("COAR"))

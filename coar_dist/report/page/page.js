@@ -116,7 +116,7 @@ function scatter(example) {
   const svg = document.createElementNS(ns, "svg");
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.setAttribute("role", "img");
-  svg.setAttribute("aria-label", "true against predicted margins");
+  svg.setAttribute("aria-label", `true against predicted ${content.output}`);
   const add = (tag, attributes, text) => {
     const element = document.createElementNS(ns, tag);
     for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
@@ -132,7 +132,7 @@ function scatter(example) {
   label(fixed(low, 1), left, height - bottom + 12, "middle");
   label(fixed(high, 1), width - 8, height - bottom + 12, "end");
   label(fixed(high, 1), left - 4, 14, "end");
-  label("predicted margin", (left + width) / 2, height - 4, "middle");
+  label(`predicted ${content.output}`, (left + width) / 2, height - 4, "middle");
   label("true", 10, height / 2, "middle", { transform: `rotate(-90 10 ${height / 2})` });
   return svg;
 }
@@ -171,11 +171,11 @@ function open(id) {
     return [name, bar, make("span", { textContent: (weight > 0 ? "+" : "") + fixed(weight, 3) })];
   });
   const place = make("div", { id: "gallery" });
-  const facts = [classesOf(example), `margin ${fixed(example.margin)}`, `correlation ${fixed(example.correlation)}`].filter(Boolean).join(" · ");
+  const facts = [classesOf(example), `${content.output} ${fixed(example.margin)}`, `correlation ${fixed(example.correlation)}`].filter(Boolean).join(" · ");
   detail.replaceChildren(...[
     make("h3", { textContent: `Example ${id}` }), make("p", { className: isWrong(example) ? "wrong" : "", textContent: facts }),
     make("div", { className: "both" }, pictureOf(example), scatter(example)),
-    make("p", { className: "note", textContent: "What keeping a component adds to the margin, the strongest up and down:" }),
+    make("p", { className: "note", textContent: `What keeping a component adds to the ${content.output}, the strongest up and down:` }),
     make("div", { className: "weights" }, ...rows), place]);
   for (const card of list.querySelectorAll("button.example")) card.setAttribute("aria-pressed", card.dataset.id === String(id));
   history.replaceState(null, "", `#example-${id}`);

@@ -21,6 +21,7 @@ from coar_dist.report import numbers
 from coar_dist.report.drawing import inline_svg, save_figure
 from coar_dist.report.figures import draw_budgets, draw_correlations, draw_distributions, draw_layers, draw_predictions
 from coar_dist.report.inspection import files_set_aside
+from coar_dist.report.output_names import OutputName, output_name
 from coar_dist.report.page.examples import ShownExample, ShownExamples, few_of, gather_examples
 from coar_dist.report.page.history import History, history_of
 from coar_dist.report.page.layers import LayerShares
@@ -60,7 +61,7 @@ def write_page(run: RunDirectory, summary: Summary) -> None:
         MissingWorkError, DamagedFileError: what the page shows is missing or damaged.
     """
     examples = gather_examples(run, summary)
-    figures = _figures(summary, examples)
+    figures = _figures(summary, examples, output_name(run.identity))
     inline = {
         key: inline_svg(save_figure(run.storage, f"{FOLDER}/{key}", figure), title)
         for key, (figure, title) in figures.items()
@@ -68,7 +69,7 @@ def write_page(run: RunDirectory, summary: Summary) -> None:
     run.storage.write(PAGE, _rendered(run, summary, examples, inline).encode())
 
 
-def _figures(summary: Summary, examples: ShownExamples) -> dict[str, tuple[Figure, str]]:
+def _figures(summary: Summary, examples: ShownExamples, output: OutputName) -> dict[str, tuple[Figure, str]]:
     """Figures and what a screen reader says of them, by name."""
     figures = {
         "figure1": (draw_correlations(summary), "mean correlation by ablation fraction and method"),
@@ -79,8 +80,8 @@ def _figures(summary: Summary, examples: ShownExamples) -> dict[str, tuple[Figur
     if np.isfinite(examples.layers.shares).all():
         figures["layers"] = draw_layers(examples.layers), "share of absolute weight by layer and class"
     figures["predictions"] = (
-        draw_predictions(few_of(examples.shown), examples.method),
-        "true against predicted margins of a few examples",
+        draw_predictions(few_of(examples.shown), examples.method, output.one),
+        f"true against predicted {output.many} of a few examples",
     )
     return figures
 
@@ -96,6 +97,7 @@ def _rendered(run: RunDirectory, summary: Summary, examples: ShownExamples, figu
     num_components = run.components.num_components
     return page.render(
         title=run.storage.location.rstrip("/").rpartition("/")[2],
+        output=output_name(run.identity),
         subtitle=f"Component attribution of {counted(num_components, 'component')} for "
         f"{counted(run.num_examples, 'example')}; "
         f"ablated: {value_in_words(run.identity)}; "
@@ -162,7 +164,7 @@ def _layer_rows(layers: LayerShares) -> list[_LayerRow]:
 
 def _findings(run: RunDirectory, summary: Summary, history: History, damaged: list[str]) -> list[str]:
     """What is to be known about the data before the results are trusted."""
-    texts = []
+    texts, output = [], output_name(run.identity)
     examples = ExampleTable(run).read()
     label, prediction = (examples[name].astype(np.float64) for name in ("label", "prediction"))
     if np.isfinite(label).all():
@@ -176,11 +178,11 @@ def _findings(run: RunDirectory, summary: Summary, history: History, damaged: li
             if constant.size:
                 those = f"{counted(constant.size, 'example')} ({listed(constant.tolist(), _MAX_LISTED)})"
                 texts.append(
-                    f"{method.label}: the margins of {those} never change under the training masks; their "
+                    f"{method.label}: the {output.many} of {those} never change under the training masks; their "
                     f"weights are 0."
                 )
             else:
-                texts.append(f"{method.label}: every example's margin changes under the training masks.")
+                texts.append(f"{method.label}: every example's {output.one} changes under the training masks.")
     undefined = {method.label: method.num_undefined["correlation"] for method in summary.methods}
     texts += [f"{label}: {count:,} correlations are undefined." for label, count in undefined.items() if count]
     aside = files_set_aside(run)
@@ -214,6 +216,7 @@ def _content(run: RunDirectory, examples: ShownExamples) -> Markup:
     components = run.components
     starts = zip(components.groups, components.offsets.tolist(), strict=False)
     content = {
+        "output": output_name(run.identity).one,
         "groups": [
             {"name": group.name, "numbers": _in_steps(group.numbers), "start": start} for group, start in starts
         ],
