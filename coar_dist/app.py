@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from coar_dist.config.composition import check_code, typed_config
+from coar_dist.config.help_text import ALL, help_body
 from coar_dist.config.hydra_errors import explained
 from coar_dist.config.schema import Config
 from coar_dist.config.secrets import check_no_secrets
@@ -56,6 +57,9 @@ def main() -> None:
         sys.exit(show_error(error))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    in_full = ALL in sys.argv[1:]
+    sys.argv[1:] = ["--help" if argument == ALL else argument for argument in sys.argv[1:]]
+    OmegaConf.register_new_resolver("help_body", lambda: help_body(in_full), replace=True)
     ConfigStore.instance().store(name="schema", node=Config)
     prepare_process()
     wants_traceback = os.environ.get(_TRACEBACKS) == "1"

@@ -147,7 +147,12 @@ def test_mistakes_are_one_message_and_exit_code_1(tmp_path: Path, arguments: lis
 
 
 def test_help_shows_groups_and_defaults_without_loading_torch(tmp_path: Path) -> None:
-    result = run(tmp_path, "--help")
+    brief = run_forked(tmp_path, "--help")
+    assert brief.returncode == 0
+    assert len(brief.stdout.splitlines()) < 50
+    for text in ("  ablation.value=zero_weights ", "coar-dist --help=all", "tab completion"):
+        assert text in brief.stdout
+    result = run(tmp_path, "--help=all")
     assert result.returncode == 0
     for text in (
         "clip_typographic, clip_zero_shot, digits",
