@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
 from coar_dist.config.python_words import OF_ATTRIBUTE, in_python_words
 from coar_dist.config.schema import (
     CONSTANTS,
+    GRADIENT_MASKS,
+    MASKS_BESIDE_GRADIENTS,
     PILOT_GRADIENT_MASKS,
     PILOT_MASKS,
     PLAN,
@@ -25,15 +28,16 @@ from coar_dist.config.schema import (
     GradientsConfig,
     RegressionConfig,
     RunConfig,
+    light_evaluation,
 )
-from coar_dist.config.settings import ClusterSettings, cluster_of
-from coar_dist.errors import ConfigError
+from coar_dist.config.schema import ablation_fraction as ablation_fraction_of
+from coar_dist.config.settings import ClusterSettings, cluster_of, settings_of
+from coar_dist.errors import ConfigError, NoGradientsError
 from coar_dist.result.run import Run
 from coar_dist.store.locations import storage_at
 from coar_dist.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from torch import Tensor, nn
 
     from coar_dist.components.discovery import Components
@@ -58,10 +62,10 @@ def open_run(run_dir: str | Path) -> Run:
 @in_python_words(OF_ATTRIBUTE)
 def attribute(
     model: nn.Module,
-    inputs: Inputs,
-    targets: Tensor,
+    inputs: Any,
+    targets: Any = None,
     *,
-    run_dir: str | Path,
+    run_dir: str | Path | None = None,
     components: Components = "auto",
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
@@ -76,15 +80,16 @@ def attribute(
     counterfactual: Inputs | None = None,
     output_function: str | Callable[[Any, Tensor], Tensor] = "margin",
     columns: Mapping[str, Any] | None = None,
-    stages: Sequence[str] = ("ablate", "fit"),
+    stages: Sequence[str] = ("ablate", "fit", "evaluate"),
     baselines: Sequence[str] = (),
-    baseline_settings: BaselineConfig | None = None,
-    evaluation: EvaluationConfig | None = None,
-    ablation: AblationConfig | None = None,
-    regression: RegressionConfig | None = None,
+    baseline_settings: BaselineConfig | Mapping[str, Any] | None = None,
+    evaluation: EvaluationConfig | Mapping[str, Any] | None = None,
+    ablation: AblationConfig | Mapping[str, Any] | str | None = None,
+    regression: RegressionConfig | Mapping[str, Any] | str | None = None,
     cluster: ClusterSettings | None = None,
     tracking: Sequence[str] = (),
     previews: bool = True,
+    progress: bool = True,
     console: Console | None = None,
 ) -> Run:
     """Attribute the outputs of any model to its components: the same pipeline as the command line.
@@ -93,16 +98,20 @@ def attribute(
 
     Args:
         model: any module; it is not changed.
-        inputs: (num_examples, ...) tensor given to ``model`` as its first argument, or a dict of tensors given by
-            keyword.
-        targets: (num_examples, ...) what the output function compares with; int64 class labels for ``margin``.
-        run_dir: the run directory, a path or an ``s3://`` or ``gs://`` URL; created if it is not there.
+        inputs: (num_examples, ...) tensor or array given to ``model`` as its first argument, or a dict of them given by
+            keyword; or a Dataset or DataLoader of ``(input, target)``, of dicts with ``labels``, or of inputs alone.
+        targets: (num_examples, ...) what the output function compares with; int64 class labels for ``margin``. None:
+            those that ``inputs`` holds.
+        run_dir: the run directory, a path or an ``s3://`` or ``gs://`` URL; created if it is not there. None: a folder
+            of the platform's cache (or of ``COAR_DIST_CACHE``), named by what is explained; ``run.path`` says which.
         components: a selector (``coar_dist.find_components`` lists what each finds), a ``ComponentRule``, a list of
             these, a ``ComponentIndex``, or a function of the model that gives one.
         include, exclude: shell patterns of names of components, or of parameters, that are taken and that are left out.
-        num_masks: ablation masks; a later call with more extends the run. None is the configuration's default.
+        num_masks: ablation masks; a later call with more extends the run. None: 500 beside masks with gradients, 4,000
+            without.
         num_gradient_masks: masks that are run with gradients, for the attributions ``gradient_ridge``: 100 of them and
-            500 others are worth thousands. ``num_masks`` may then be 0. None is none.
+            500 others are worth thousands. ``num_masks`` may then be 0. None: 100 where ``num_masks`` is None too, the
+            regression is ridge and gradients can be had; else none.
         budget: passes to spend, in units of one without gradients. The two numbers above are then a pilot (None: a
             small one), from which their best values within the budget follow.
         ablation_fraction: alpha, the share of components that a mask ablates. None is 5%, or one component of few.
@@ -118,30 +127,41 @@ def attribute(
         output_function: a registered name, ``module:function``, or ``(outputs, targets) -> (num_rows,)``.
         columns: further values of the examples by name, (num_examples,) each, e.g. group labels; ``Run.examples`` reads
             them.
-        stages: add ``"evaluate"`` and ``"report"`` for correlations on held-out masks.
+        stages: of ``"ablate"``, ``"fit"``, ``"evaluate"`` and ``"report"``, which writes the page.
         baselines: of ``"leave_one_out"``, ``"gradient_x_parameter"``, ``"neuron_conductance"``,
             ``"internal_influence"``.
         baseline_settings: steps and batches of the last three; None is the default.
-        evaluation: held-out masks; None is the default around ``ablation_fraction`` for the stage ``"evaluate"``.
-        ablation: forward passes; None is the default.
-        regression: fit; None is the default.
+        evaluation: held-out masks, an ``EvaluationConfig`` or its options. None: those that the run has, or else, for
+            the stage ``"evaluate"``, 100 of the training masks' ablation fraction; ``{}``: 200 of each of four
+            fractions around it, and a curve of fewer masks.
+        ablation: forward passes, an ``AblationConfig`` or its options; None is the default.
+        regression: the fit: ``"ridge"``, ``"lasso"``, or a ``RegressionConfig`` or its options; None is the default.
         cluster: ``"process"``: in this process; ``"ray"``; or a ``ClusterConfig`` or its options, e.g.
             ``{"max_actors": 2}``. None: in this process if that takes less than a minute, else on Ray on this machine.
         tracking: of ``"tensorboard"``, ``"wandb"``, ``"mlflow"``.
         previews: whether the run keeps small pictures of the examples and their column ``excerpt``.
-        console: where progress is printed; None is standard output.
+        progress: whether progress and results are printed.
+        console: where they are printed; None is standard output.
 
     Returns:
-        The run, opened for reading.
+        The run.
 
     Raises:
         CoarDistError: naming what is wrong and the way out.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3))  # doctest: +SKIP
+        >>> run = attribute(model, torch.randn(20, 1, 6, 6), torch.arange(20) % 3)  # doctest: +SKIP
+        >>> run.top(example=3), run.evaluate()  # doctest: +SKIP
     """
     from coar_dist.ablation.direct import check_given
-    from coar_dist.components.discovery import asked_components
-    from coar_dist.result.made import Made
+    from coar_dist.components.discovery import asked_components, chosen_components
+    from coar_dist.console.saying import Terminal
+    from coar_dist.result.cache import cache_location
+    from coar_dist.result.made import Made, held_out_of
     from coar_dist.stages.pipeline import run_stages
     from coar_dist.tasks.build import task_in_memory
+    from coar_dist.tasks.given import gathered
     from coar_dist.tasks.task import by_keyword, inputs_alone
 
     for key, names in (("stages", stages), ("baselines", baselines), ("tracking", tracking)):
@@ -149,41 +169,66 @@ def attribute(
             raise ConfigError(f"{key}={names!r}: must be a list, e.g. [{names!r}].")
     if PLAN in stages:
         raise ConfigError(f"stages={list(stages)}: {PLAN} works on the command line only: coar-dist 'stages=[{PLAN}]'.")
-    if evaluation is None:
-        evaluation = EvaluationConfig(ablation_fractions=None if "evaluate" in stages else [], seed=index(seed) + 1)
-    masks, gradients = DesignConfig(design, ablation_fraction=ablation_fraction, seed=seed), GradientsConfig()
+    fit = settings_of(RegressionConfig, regression, "regression", "method")
+    try_gradients = num_masks is None and num_gradient_masks is None and budget is None and fit.method == "ridge"
+    masks = DesignConfig(design, ablation_fraction=ablation_fraction, seed=seed)
+    gradients = GradientsConfig(seed=index(seed) + 2_000_000)
     if budget is not None:
         masks.num_masks, gradients.num_masks = PILOT_MASKS, PILOT_GRADIENT_MASKS
+    elif try_gradients or num_gradient_masks:
+        masks.num_masks, gradients.num_masks = MASKS_BESIDE_GRADIENTS, GRADIENT_MASKS
     if num_masks is not None:
         masks.num_masks = num_masks
     if num_gradient_masks is not None:
         gradients.num_masks = num_gradient_masks
-    gradients.seed = index(seed) + 2_000_000
-    ablation, values = ablation or AblationConfig(), None
+    ablation, values = settings_of(AblationConfig, ablation, "ablation", "value"), None
     if isinstance(ablation_value, Mapping):
         ablation, values = replace(ablation, value=CONSTANTS), dict(ablation_value)
     elif ablation_value is not None:
         ablation = replace(ablation, value=ablation_value)
     check_given(ablation.value, reference, counterfactual)
     given, asked = asked_components(model, components, include, exclude)
+    inputs, targets = gathered(inputs, targets)
+    task = task_in_memory(model, inputs, targets, columns, output_function, counterfactual)
+    means_of = None if reference is None else inputs_alone(by_keyword(model, reference))
+    if console is None and not progress:
+        console = Console(quiet=True)
     config = Config(
         stages=list(stages),
-        run=RunConfig(str(run_dir), previews),
+        run=RunConfig("" if run_dir is None else str(run_dir), previews),
         components=asked,
         design=masks,
         gradients=gradients,
         budget=budget,
         baselines=list(baselines),
-        baseline_settings=baseline_settings or BaselineConfig(),
-        evaluation=evaluation,
+        baseline_settings=settings_of(BaselineConfig, baseline_settings, "baseline_settings", "num_steps"),
         ablation=ablation,
-        regression=regression or RegressionConfig(),
+        regression=fit,
         cluster=cluster_of(cluster),
         tracking=list(tracking),
     )
-    task = task_in_memory(model, inputs, targets, columns, output_function, counterfactual)
-    means_of = None if reference is None else inputs_alone(by_keyword(model, reference))
-    run_stages(config, console, task, given, reference=means_of, values=values)
+    if run_dir is None or (evaluation is None and "evaluate" in stages):
+        index_of_model = given or chosen_components(model, components, include, exclude)
+    if evaluation is not None:
+        options = evaluation if isinstance(evaluation, EvaluationConfig) else {"seed": index(seed) + 1, **evaluation}
+        config.evaluation = settings_of(EvaluationConfig, options, "evaluation", "kind")
+    elif "evaluate" in stages and (there := held_out_of(config.run.dir)) is not None:
+        config.evaluation = there
+    elif "evaluate" in stages:
+        config.evaluation = light_evaluation(ablation_fraction_of(config, len(index_of_model)), index(seed) + 1)
+    else:
+        config.evaluation = EvaluationConfig(ablation_fractions=[], seed=index(seed) + 1)
+    if run_dir is None:
+        run_dir = config.run.dir = cache_location(config, task, index_of_model, means_of, values)
+        Terminal(console).print(f"The run is kept in {run_dir}.")
+    try:
+        run_stages(config, console, task, given, reference=means_of, values=values)
+    except NoGradientsError as error:
+        if not try_gradients:
+            raise
+        Terminal(console, "ablate").warn(f"{error} So {DesignConfig().num_masks:,} masks without gradients are run.")
+        config.design.num_masks, config.gradients.num_masks = DesignConfig().num_masks, 0
+        run_stages(config, console, task, given, reference=means_of, values=values)
     run = open_run(run_dir)
     run._made = Made(config, task, run.components, means_of, values, index(seed) + 1)
     return run

@@ -29,6 +29,10 @@ class TaskError(CoarDistError, ValueError):
     """Model, examples and output function do not fit together, or one of them cannot be loaded."""
 
 
+class NoGradientsError(ConfigError):
+    """Passes with gradients are asked for, and model or output function have none."""
+
+
 class NonFiniteMarginError(CoarDistError, ValueError):
     """The output function gave NaN or infinity."""
 

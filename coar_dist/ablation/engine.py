@@ -37,7 +37,7 @@ from coar_dist.ablation.weights_form import WeightsForm
 from coar_dist.components.gate_hooks import GateError
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masks import check_masks
-from coar_dist.errors import ConfigError
+from coar_dist.errors import NoGradientsError
 from coar_dist.store.gradients import GateGradients
 from coar_dist.tasks.task import Task
 
@@ -301,7 +301,7 @@ class AblationEngine:
     @cached_property
     def _gradients(self) -> GradientPasses:
         if self._twin is None:
-            raise ConfigError(f"gate gradients cannot be had: the model cannot be copied. {WITHOUT_GRADIENTS}.")
+            raise NoGradientsError(f"gate gradients cannot be had: the model cannot be copied. {WITHOUT_GRADIENTS}.")
         return GradientPasses(self._twin)
 
     def most_rows(self) -> int:

@@ -28,7 +28,7 @@ from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.prepared import PreparedModel, even_size
 from coar_dist.ablation.secants import LocalSecants
 from coar_dist.components.gates import GatedModel, plain_gate_output
-from coar_dist.errors import ConfigError
+from coar_dist.errors import NoGradientsError
 from coar_dist.store.gradients import GateGradients
 from coar_dist.tasks.task import ExampleSet, Inputs, call_model
 
@@ -52,7 +52,7 @@ class GradientPasses:
         ungated: these groups, by their place among the groups, with the reason.
 
     Raises:
-        ConfigError: margins have no gradient, or no group can be gated.
+        NoGradientsError: margins have no gradient, or no group can be gated.
     """
 
     def __init__(self, model: PreparedModel) -> None:
@@ -67,7 +67,7 @@ class GradientPasses:
         if len(self.ungated) == len(model.value.components.groups):
             number, reason = next(iter(self.ungated.items()))
             name = model.value.components.groups[number].parameter
-            raise ConfigError(f"gate gradients cannot be had of {name}: {reason}. {WITHOUT_GRADIENTS}.")
+            raise NoGradientsError(f"gate gradients cannot be had of {name}: {reason}. {WITHOUT_GRADIENTS}.")
         self._in_weights = model.value.held_by(self.ungated)
         self._masker = model.value.masker(model.module) if self.ungated else None
         self._gated = self._new_gates(self.ungated)
@@ -218,7 +218,7 @@ class GradientPasses:
                     outputs = call_model(lambda *a, **k: functional_call(self.model.module, buffers, a, k), inputs)
                 margins = self.model.output_function(outputs, targets).float()
             if not margins.requires_grad:
-                raise ConfigError(
+                raise NoGradientsError(
                     f"task.output_function={self.model.output_function.name!r} gives margins without a gradient: "
                     f"it, or the model, is not differentiable. {WITHOUT_GRADIENTS}."
                 )

@@ -14,11 +14,13 @@ from torch import Tensor
 from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.value import SiteValues, ZeroWeights
 from coar_dist.components.index import ComponentIndex
-from coar_dist.config.schema import Config, light_evaluation
+from coar_dist.config.schema import Config, EvaluationConfig, light_evaluation
+from coar_dist.designs.own import OwnDesign
 from coar_dist.editing.edit import values_of
-from coar_dist.errors import ConfigError
+from coar_dist.errors import ConfigError, DamagedFileError, RunMismatchError, RunNotFoundError
 from coar_dist.stages.pipeline import run_stages
 from coar_dist.store.identity import check_identity
+from coar_dist.store.locations import storage_at
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.values import differs_by_example, value_in_words
 from coar_dist.tasks.task import ExampleSet, Task
@@ -49,6 +51,18 @@ class Made:
         evaluation = light_evaluation(trained, self.held_out_seed)
         config = replace(self.config, stages=["ablate", "evaluate"], evaluation=evaluation)
         run_stages(config, console, self.task, self.components, reference=self.reference, values=self.values)
+
+
+def held_out_of(location: str) -> EvaluationConfig | None:
+    """The held-out masks that the run at a location has; None where there is no run, or it has none."""
+    try:
+        designs = list(RunDirectory.open(storage_at(location)).held_out.values()) if location else []
+    except (RunNotFoundError, DamagedFileError, RunMismatchError):  # the stages say so
+        return None
+    if not designs or isinstance(designs[0], OwnDesign):
+        return None
+    one, fractions = designs[0], [design.ablation_fraction for design in designs]
+    return EvaluationConfig(one.kind, one.num_masks, fractions, one.seed, curve_shares=[])
 
 
 def true_outputs(run: RunDirectory, task: Task, mask: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -212,14 +212,18 @@ class Run(RunReader, FormerNames):
         has_gradients = chosen.method == "ridge" and GRADIENT_DESIGN in self.directory.designs
         return self.by_method(GRADIENT_RIDGE if has_gradients else attribution_name(chosen))
 
-    def write_report(self) -> str:
-        """Write the page ``report/index.html``, and its figures beside it.
+    def write_report(self, console: Console | None = None) -> str:
+        """Write the page ``report/index.html``, and its figures beside it; what is not evaluated yet is, as by
+        ``evaluate``.
+
+        Args:
+            console: where progress is printed; None is standard output.
 
         Returns:
             Where the page lies.
 
         Raises:
-            MissingWorkError: the run has not been evaluated.
+            MissingWorkError: as ``evaluate``.
             StorageError: it cannot be written.
 
         Example:
@@ -228,6 +232,7 @@ class Run(RunReader, FormerNames):
         from coar_dist.report.page.render import PAGE, write_page
         from coar_dist.report.summary import summarise
 
+        self.evaluate(console)
         write_page(self.directory, summarise(self.directory))
         return self.directory.storage.where(PAGE)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+from pathlib import Path
 
 from coar_dist.config.secrets import without_secrets
 from coar_dist.errors import ConfigError
@@ -42,3 +44,15 @@ def storage_at(location: str | os.PathLike[str]) -> Storage:
     if not bucket or not prefix.strip("/"):
         raise ConfigError(f"run.dir={text!r}: must be {protocol}://bucket/prefix.")
     return ObjectStorage(text.rstrip("/"))
+
+
+def cache_folder() -> Path:
+    """Where runs lie that nobody gave a place: the platform's folder for caches, or ``COAR_DIST_CACHE``."""
+    home = Path.home()
+    if sys.platform == "win32":
+        caches = os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        caches = home / "Library" / "Caches"
+    else:
+        caches = os.environ.get("XDG_CACHE_HOME") or home / ".cache"
+    return Path(os.environ.get("COAR_DIST_CACHE") or Path(caches) / "coar_dist") / "runs"

@@ -112,8 +112,6 @@ def test_held_out_masks_are_collected_where_there_are_none(made: coar_dist.Run) 
     opened = coar_dist.open_run(made.path)
     with pytest.raises(MissingWorkError, match=r"no held-out masks to evaluate on\. Add the ablate stage"):
         opened.evaluate(QUIET)
-    with pytest.raises(MissingWorkError, match="stages"):
-        made.write_report()
     with without_ray():
         report = made.evaluate(QUIET).set_index("method")
     masks, true = made.margins("evaluation_0.2")
@@ -121,4 +119,9 @@ def test_held_out_masks_are_collected_where_there_are_none(made: coar_dist.Run) 
     assert not (masks[:, None] == made.margins()[0][None, :100]).all(axis=2).any(axis=1).all()
     assert report.correlation["coar"] == pytest.approx(correlation_of(made.predict(masks), true).mean(), rel=1e-5)
     assert report.index.tolist() == ["coar", "ceiling"]
-    assert Path(made.write_report()).read_text().startswith("<!")
+    lasso = made.refit("lasso", console=QUIET)
+    assert "COAR, lasso" in Path(made.write_report(QUIET)).read_text()  # which is evaluated first
+    row = made.evaluate().set_index("method").loc[lasso.method]
+    assert row.correlation == pytest.approx(
+        correlation_of(made.predict(masks, method=lasso.method), true).mean(), rel=1e-5
+    )

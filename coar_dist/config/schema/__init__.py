@@ -21,7 +21,14 @@ from coar_dist.config.schema.ablation import (
 from coar_dist.config.schema.baselines import BaselineConfig
 from coar_dist.config.schema.cluster import AUTO, PROCESS, RAY, ClusterConfig, asked_of_ray
 from coar_dist.config.schema.components import ComponentRule, ComponentsConfig
-from coar_dist.config.schema.design import PILOT_GRADIENT_MASKS, PILOT_MASKS, DesignConfig, GradientsConfig
+from coar_dist.config.schema.design import (
+    GRADIENT_MASKS,
+    MASKS_BESIDE_GRADIENTS,
+    PILOT_GRADIENT_MASKS,
+    PILOT_MASKS,
+    DesignConfig,
+    GradientsConfig,
+)
 from coar_dist.config.schema.edit import (
     ALL,
     GREEDY,
@@ -45,8 +52,10 @@ __all__ = [
     "AUTO",
     "CONSTANTS",
     "COUNTERFACTUAL",
+    "GRADIENT_MASKS",
     "GREEDY",
     "MAGNITUDE",
+    "MASKS_BESIDE_GRADIENTS",
     "MEAN",
     "MIN_CEILING_MASKS",
     "OTHERS",
