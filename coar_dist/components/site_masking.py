@@ -89,7 +89,8 @@ class SiteMasker(Masker):
     def _value_of(self, place: GatePlace) -> ValueOf:
         if isinstance(self._values, RowForward):
             return row_hook(self._values, place)
-        return partial(_constant, value_at(self._values, place))
+        device = self._model.get_parameter(place.slices.parameter).device
+        return partial(_constant, value_at(self._values, place).to(device))
 
     @override
     def leave(self) -> None:
@@ -153,7 +154,7 @@ def why_not_in_biases(model: nn.Module, all_places: Iterable[Iterable[GatePlace]
                 return f"zeroed weights leave something of {site_name(place)}"
             continue
         of_components = value[..., torch.from_numpy(place.slices.indices())] if value.ndim == 1 else value
-        if reads(place) and not of_components.any():
+        if not of_components.any() and (reads(place) or _bias_name(place) not in biases):
             continue  # zero times a weight is all there is
         if value.ndim > 1:
             return f"{site_name(place)} has a value for every position"

@@ -265,3 +265,17 @@ def test_values_that_weights_cannot_hold_are_applied_alone() -> None:
     hidden[:, 2:4] = 0.3
     with edit.applied(without_bias):
         torch.testing.assert_close(without_bias(X), without_bias[2](hidden), rtol=0, atol=1e-6)
+
+
+def test_zeros_are_in_the_weights_of_layers_without_a_bias() -> None:
+    without_bias = randomise(nn.Sequential(nn.Linear(5, 6, bias=False), nn.Tanh(), nn.Linear(6, 3, bias=False)))
+    edit = edit_of(component_ids=(2, 7), model_weights=weights_fingerprint(without_bias), values={})
+    hidden = without_bias[0](X)
+    hidden[:, 2] = 0.0
+    hidden = hidden.tanh()
+    hidden[:, 2:4] = 0.0
+    expected = without_bias[2](hidden)
+    assert edit.why_not_in_weights(without_bias) is None
+    torch.testing.assert_close(edit.edited(without_bias)(X), expected, rtol=0, atol=1e-6)
+    with edit.applied(without_bias):
+        torch.testing.assert_close(without_bias(X), expected, rtol=0, atol=1e-6)
