@@ -101,7 +101,7 @@ def attribute(
         inputs: (num_examples, ...) tensor or array given to ``model`` as its first argument, or a dict of them given by
             keyword; or a Dataset or DataLoader of ``(input, target)``, of dicts with ``labels``, or of inputs alone.
         targets: (num_examples, ...) what the output function compares with; int64 class labels for ``margin``. None:
-            those that ``inputs`` holds.
+            those that ``inputs`` holds, or none, for ``value`` and ``logit:3``, which read none.
         run_dir: the run directory, a path or an ``s3://`` or ``gs://`` URL; created if it is not there. None: a folder
             of the platform's cache (or of ``COAR_DIST_CACHE``), named by what is explained; ``run.path`` says which.
         components: a selector (``coar_dist.find_components`` lists what each finds), a ``ComponentRule``, a list of
@@ -150,9 +150,10 @@ def attribute(
         CoarDistError: naming what is wrong and the way out.
 
     Example:
-        >>> model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3))  # doctest: +SKIP
-        >>> run = attribute(model, torch.randn(20, 1, 6, 6), torch.arange(20) % 3)  # doctest: +SKIP
-        >>> run.top(example=3), run.evaluate()  # doctest: +SKIP
+        >>> model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3))
+        >>> run = attribute(model, torch.randn(20, 1, 6, 6), torch.arange(20) % 3, progress=False)
+        >>> run.values.shape, run.evaluate().method.tolist()
+        ((20, 8), ['gradient_ridge', 'coar', 'ceiling'])
     """
     from coar_dist.ablation.direct import check_given
     from coar_dist.components.discovery import asked_components, chosen_components
@@ -161,7 +162,7 @@ def attribute(
     from coar_dist.result.made import Made, held_out_of
     from coar_dist.stages.pipeline import run_stages
     from coar_dist.tasks.build import task_in_memory
-    from coar_dist.tasks.given import gathered
+    from coar_dist.tasks.given import gathered, targets_or_none
     from coar_dist.tasks.task import by_keyword, inputs_alone
 
     for key, names in (("stages", stages), ("baselines", baselines), ("tracking", tracking)):
@@ -189,6 +190,7 @@ def attribute(
     check_given(ablation.value, reference, counterfactual)
     given, asked = asked_components(model, components, include, exclude)
     inputs, targets = gathered(inputs, targets)
+    targets = targets_or_none(by_keyword(model, inputs), targets, output_function)
     task = task_in_memory(model, inputs, targets, columns, output_function, counterfactual)
     means_of = None if reference is None else inputs_alone(by_keyword(model, reference))
     if console is None and not progress:

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 _HEAD = "head"
 
 
-def draw_waterfall(names: Sequence[str], weights: NDArray[np.floating[Any]], total: float, base: float) -> Figure:
+def draw_waterfall(
+    names: Sequence[str], weights: NDArray[np.floating[Any]], total: float, base: float, output: str
+) -> Figure:
     """From the prediction with everything ablated up to that of the whole model.
 
     Args:
@@ -39,6 +41,7 @@ def draw_waterfall(names: Sequence[str], weights: NDArray[np.floating[Any]], tot
         weights: (num_shown,) theirs.
         total: sum of the weights of all components.
         base: the intercept.
+        output: what is predicted, for people.
     """
     others = total - float(weights.sum(dtype=float))
     steps = np.array([others, *weights[::-1]], dtype=float)  # the strongest bar is the last step, at the top
@@ -53,14 +56,14 @@ def draw_waterfall(names: Sequence[str], weights: NDArray[np.floating[Any]], tot
         axes.axvline(base, color=FAINT, linestyle=":", linewidth=0.8)
         axes.axvline(base + total, color=FAINT, linestyle="--", linewidth=0.8)
         axes.set_yticks(rows, ["all others", *reversed(names)])
-        axes.set_xlabel(f"predicted output: {base:.3g} with everything ablated, {base + total:.3g} with nothing")
+        axes.set_xlabel(f"predicted {output}: {base:.3g} with everything ablated, {base + total:.3g} with nothing")
         axes.grid(axis="y", visible=False)
         axes.margins(x=0.12)
     return figure
 
 
 def draw_components(
-    names: Sequence[str], weights: NDArray[np.floating[Any]], errors: NDArray[np.floating[Any]] | None
+    names: Sequence[str], weights: NDArray[np.floating[Any]], errors: NDArray[np.floating[Any]] | None, output: str
 ) -> Figure:
     """Weights (num_shown,) as bars, the first at the top, with their standard errors where there are any."""
     with matplotlib.rc_context(STYLE):
@@ -71,7 +74,7 @@ def draw_components(
         axes.axvline(0.0, color=FAINT, linewidth=0.8)
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
-        axes.set_xlabel("weight: how much higher the output is with the component kept")
+        axes.set_xlabel(f"weight: how much higher the {output} is with the component kept")
         axes.grid(axis="y", visible=False)
     return figure
 

@@ -147,7 +147,7 @@ def draw_predictions(shown: Sequence[ShownExample], method: str, output: str) ->
     """
     with matplotlib.rc_context(STYLE):
         num_rows = -(-len(shown) // 3)
-        figure = Figure(figsize=(8.4, 2.7 * num_rows), layout="constrained")
+        figure = ShownFigure(figsize=(8.4, 2.7 * num_rows), layout="constrained")
         panels = figure.subplots(num_rows, min(len(shown), 3), squeeze=False).reshape(-1)
         for axes in panels[len(shown) :]:
             axes.set_axis_off()

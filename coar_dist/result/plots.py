@@ -20,6 +20,12 @@ class Plots:
     def __init__(self, reader: RunReader, example_ids: NDArray[np.int64], method: str) -> None:
         self._reader, self._example_ids, self._method = reader, example_ids, method
 
+    @property
+    def _output(self) -> str:
+        from coar_dist.report.output_names import output_name
+
+        return output_name(self._reader.directory.identity).one
+
     def waterfall(self, example: int, num: int = 10) -> Figure:
         """From the predicted output with everything ablated to that of the whole model, component by component.
 
@@ -33,7 +39,8 @@ class Plots:
             ConfigError: ``num`` is below 1.
 
         Example:
-            >>> run.plot.waterfall(3).savefig("example3.png")  # doctest: +SKIP
+            >>> figure = run.plot.waterfall(3)
+            >>> figure.savefig("example3.png")  # doctest: +SKIP
         """
         from coar_dist.report.attribution_figures import draw_waterfall
         from coar_dist.report.notebook import component_frame
@@ -41,7 +48,8 @@ class Plots:
         top = component_frame(self._reader, example, num, self._method)
         weights = self._reader.weights([example], self._method)[0]
         base = float(self._reader.intercepts([example], self._method)[0])
-        return draw_waterfall(top["name"].tolist(), top["weight"].to_numpy(), float(weights.sum(dtype=float)), base)
+        total = float(weights.sum(dtype=float))
+        return draw_waterfall(top["name"].tolist(), top["weight"].to_numpy(), total, base, self._output)
 
     def components(self, example: int | Sequence[int] | NDArray[np.int64] | None = None, num: int = 15) -> Figure:
         """The strongest components of one example, or of several in the mean, as bars with their standard errors.
@@ -55,14 +63,14 @@ class Plots:
             ConfigError: there is no example, or ``num`` is below 1.
 
         Example:
-            >>> run[run.examples()["label"] == 3].plot.components()  # doctest: +SKIP
+            >>> figure = run[run.examples()["label"] == 0].plot.components()
         """
         from coar_dist.report.attribution_figures import draw_components
         from coar_dist.report.notebook import component_frame
 
         top = component_frame(self._reader, self._example_ids if example is None else example, num, self._method)
         errors = top["standard_error"].to_numpy() if "standard_error" in top else None
-        return draw_components(top["name"].tolist(), top["weight"].to_numpy(), errors)
+        return draw_components(top["name"].tolist(), top["weight"].to_numpy(), errors, self._output)
 
     def heads(self, example: int | Sequence[int] | NDArray[np.int64] | None = None) -> Figure:
         """The weights of attention heads by layer and head, of one example or of several in the mean.
@@ -73,6 +81,9 @@ class Plots:
         Raises:
             IndexError: an example id is out of range.
             ConfigError: no component of the run is a head.
+
+        Example:
+            >>> figure = run.plot.heads()  # doctest: +SKIP
         """
         from coar_dist.report.attribution_figures import draw_heads
         from coar_dist.report.notebook import component_frame
@@ -90,6 +101,9 @@ class Plots:
         Raises:
             IndexError: an example id is out of range.
             MissingWorkError: the run has no held-out masks.
+
+        Example:
+            >>> figure = run.plot.predictions([3, 5])
         """
         from coar_dist.report.attribution_figures import prediction_figure
 
@@ -104,6 +118,9 @@ class Plots:
         Raises:
             ConfigError: the run has no such method.
             MissingWorkError: the run has not been evaluated.
+
+        Example:
+            >>> figure = run.plot.correlation(["coar"])
         """
         from coar_dist.report.attribution_figures import correlation_figure
 

@@ -30,7 +30,9 @@ class Result:
         example_ids: (num_examples,) int64 ids in the run.
 
     Example:
-        >>> run[run.examples()["label"] == 3].top(num=5)  # doctest: +SKIP
+        >>> some = run[run.examples()["label"] == 0]
+        >>> some.values.shape == (len(some), 12), some.top(num=2).index.tolist()
+        (True, [1, 2])
     """
 
     def __init__(self, reader: RunReader, example_ids: NDArray[np.int64], method: str | None) -> None:
@@ -94,7 +96,8 @@ class Result:
         """The same examples by another of ``run.methods``.
 
         Example:
-            >>> run.by_method("coar").top(3)  # doctest: +SKIP
+            >>> run.methods, run.by_method("leave_one_out").values.shape
+            (['coar', 'leave_one_out'], (7, 12))
         """
         return Result(self._reader, self.example_ids, method)
 
@@ -115,7 +118,8 @@ class Result:
             ConfigError: there is no example, or ``num`` is below 1.
 
         Example:
-            >>> run.top(example=3, num=5)  # doctest: +SKIP
+            >>> run.top(example=3, num=5).columns.tolist()
+            ['name', 'module', 'kind', 'layer', 'component_id', 'weight']
         """
         from coar_dist.report.notebook import component_frame
 
@@ -135,7 +139,9 @@ class Result:
             ConfigError: a key is none of these.
 
         Example:
-            >>> run.by("layer", "kind").mean()  # doctest: +SKIP
+            >>> sums = run.by("module")
+            >>> sums.shape, sums.mean().index.tolist()
+            ((7, 3), ['conv1', 'conv2', 'grouped'])
         """
         from coar_dist.report.notebook import group_frame
 
@@ -157,7 +163,8 @@ class Result:
             ConfigError: ``num`` is below 1.
 
         Example:
-            >>> run.nearest(3, num=5)  # doctest: +SKIP
+            >>> run.nearest(3, num=5).columns.tolist()
+            ['similarity', 'label', 'prediction']
         """
         from coar_dist.report.notebook import neighbour_frame
 
@@ -176,7 +183,8 @@ class Result:
             ConfigError: there is no such component.
 
         Example:
-            >>> run.predict(off=["L3H5", "L4*"])  # doctest: +SKIP
+            >>> run[:4].predict(off=["conv1[0]", "conv2*"]).shape
+            (4,)
         """
         mask = mask_without(self.components, off)
         values, base_values = self._attributions_of_all()

@@ -10,10 +10,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, default_collate
 
 from coar_dist.errors import TaskError
+from coar_dist.tasks.task import inputs_alone
 
 _LABELS = ("labels", "label")
 """Keys of the targets where an item is a dict, as in Hugging Face's data sets."""
 _ITEMS_AT_ONCE = 256
+_VALUE, _OF_COLUMNS = "value", ("value", "logit")
+"""Output functions that read no targets: ``value``, ``value:0``, ``logit:3``."""
 
 
 def gathered(inputs: Any, targets: Any) -> tuple[Any, Any]:
@@ -47,6 +50,19 @@ def gathered(inputs: Any, targets: Any) -> tuple[Any, Any]:
         return _joined([part[0] for part in parts]), found if targets is None else targets
     except (TypeError, RuntimeError, KeyError) as error:
         raise TaskError(f"the batches of the {kind} do not fit together: {error}. Pad them to one length.") from error
+
+
+def targets_or_none(inputs: Any, targets: Any, function: object) -> Any:
+    """The targets; where there are none and the output function reads none, (num_examples, 0) float32.
+
+    Args:
+        inputs: as ``ExampleSet.of`` takes them.
+        targets: as they were given.
+        function: the output function as it was given.
+    """
+    kind, _, column = function.partition(":") if isinstance(function, str) else ("", "", "")
+    reads_none = (kind in _OF_COLUMNS and column.isdecimal()) or function == _VALUE
+    return torch.zeros(len(inputs_alone(inputs)), 0) if targets is None and reads_none else targets
 
 
 def _batches(dataset: Dataset[Any], kind: str) -> Iterator[Any]:

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -116,6 +117,17 @@ def test_a_run_keeps_its_held_out_masks(tmp_path: Path) -> None:
 def _ablated(root: Path) -> Path:
     attribute(TASK.model, IMAGES, LABELS, run_dir=root, num_masks=4, stages=["ablate"])
     return root
+
+
+def test_outputs_that_read_no_targets_need_none(tmp_path: Path) -> None:
+    runs = [
+        attribute(TASK.model, IMAGES, *given, run_dir=tmp_path / name, num_masks=60, output_function="logit:1")[0]
+        for name, given in (("with", [LABELS]), ("without", []))
+    ]
+    np.testing.assert_array_equal(runs[0].values, runs[1].values)
+    assert "target" not in runs[1].examples()
+    with pytest.raises(TaskError, match="every example needs a target"):
+        attribute(TASK.model, IMAGES, run_dir=tmp_path / "other", num_masks=60)
 
 
 class Items(Dataset[Any]):
