@@ -57,7 +57,7 @@ def measured(task: Task, name: str, value: str, fraction: float, arguments: argp
             previews=False,
             console=Console(file=io.StringIO()),
         )
-        found = run.report().set_index("method").correlation
+        found = run.evaluate().set_index("method").correlation
         spread = float(np.std(run.margins("train")[1], axis=0).mean())
         num = run.components.num_components
     cells = [f"{found[method]:.3f}" for method in ("ceiling", "coar", "gradient_ridge")]

@@ -44,6 +44,6 @@ def test_a_run_of_the_lasso_alone_is_evaluated_and_reported(tmp_path: Path) -> N
     expected = [np.corrcoef(*pair)[0, 1] for pair in zip(run.predict(masks).T, margins.T, strict=True)]
     np.testing.assert_allclose(run.evaluation()["correlation"], expected, atol=1e-5)
     assert np.mean(expected) > 0.5
-    assert run.report().label.tolist() == ["COAR, lasso", "Ceiling, linear"]
+    assert run.evaluate().label.tolist() == ["COAR, lasso", "Ceiling, linear"]
     assert run.quality()["duality_gap"].max() < 1e-5
     assert len(run.top(0, num=3)) == 3
