@@ -99,7 +99,8 @@ def attribute(
     Args:
         model: any module; it is not changed.
         inputs: (num_examples, ...) tensor or array given to ``model`` as its first argument, or a dict of them given by
-            keyword; or a Dataset or DataLoader of ``(input, target)``, of dicts with ``labels``, or of inputs alone.
+            keyword; a Dataset or DataLoader of ``(input, target)``, of dicts with ``labels``, or of inputs alone; or an
+            ``ExampleSet``, as from ``prompts``.
         targets: (num_examples, ...) what the output function compares with; int64 class labels for ``margin``. None:
             those that ``inputs`` holds, or none, for ``value`` and ``logit:3``, which read none.
         run_dir: the run directory, a path or an ``s3://`` or ``gs://`` URL; created if it is not there. None: a folder
@@ -187,7 +188,7 @@ def attribute(
         ablation, values = replace(ablation, value=CONSTANTS), dict(ablation_value)
     elif ablation_value is not None:
         ablation = replace(ablation, value=ablation_value)
-    check_given(ablation.value, reference, counterfactual)
+    check_given(ablation.value, inputs, reference, counterfactual)
     given, asked = asked_components(model, components, include, exclude)
     inputs, targets = gathered(inputs, targets)
     targets = targets_or_none(by_keyword(model, inputs), targets, output_function)

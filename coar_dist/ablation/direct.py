@@ -23,7 +23,7 @@ from coar_dist.components.sites import checked_values
 from coar_dist.config.python_words import OF_ABLATED_OUTPUTS, in_python_words
 from coar_dist.config.schema import COUNTERFACTUAL, MEAN, RESAMPLE, ZERO, ZERO_WEIGHTS
 from coar_dist.errors import ConfigError
-from coar_dist.tasks.outputs import output_function
+from coar_dist.tasks.build import task_in_memory
 from coar_dist.tasks.task import ExampleSet, Inputs, Task, by_keyword, inputs_alone
 
 
@@ -32,8 +32,8 @@ def ablated_outputs(
     model: nn.Module,
     components: Components,
     masks: NDArray[np.bool_],
-    inputs: Inputs,
-    targets: Tensor,
+    inputs: Inputs | ExampleSet,
+    targets: Tensor | None = None,
     output: str | Callable[[Any, Tensor], Tensor] = "margin",
     precision: str = "float32",
     plan: EnginePlan | None = None,
@@ -47,8 +47,9 @@ def ablated_outputs(
         model: any module, on the device where it is to run.
         components: as in ``coar_dist.attribute``; the masks are over these.
         masks: (num_masks, num_components) bool, True = kept.
-        inputs: (num_examples, ...) tensor, or a dict of tensors given by keyword.
-        targets: (num_examples, ...) what the output function compares with, e.g. int64 class labels.
+        inputs: (num_examples, ...) tensor, or a dict of tensors given by keyword, or an ``ExampleSet``.
+        targets: (num_examples, ...) what the output function compares with, e.g. int64 class labels; of an
+            ``ExampleSet`` its own.
         output: a registered output function, ``module:function``, or a callable ``(outputs, targets) -> (num_rows,)``.
         precision: ``float32``, or ``bfloat16`` for autocast.
         plan: how to run; None runs one mask at a time.
@@ -72,11 +73,9 @@ def ablated_outputs(
         >>> ablated_outputs(model, "conv_filters", np.eye(4) == 0, images, labels).shape
         (4, 5)
     """
-    check_given(ablation_value, reference, counterfactual)
+    check_given(ablation_value, inputs, reference, counterfactual)
     index = chosen_components(model, components)
-    pairs = None if counterfactual is None else by_keyword(model, counterfactual)
-    examples = ExampleSet.of(by_keyword(model, inputs), targets, counterfactual=pairs)
-    task = Task(copy.deepcopy(plain_model(model)), examples, output_function(output))
+    task = task_in_memory(copy.deepcopy(plain_model(model)), inputs, targets, None, output, counterfactual)
     task.check()
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     others = None if reference is None else inputs_alone(by_keyword(model, reference))
@@ -84,7 +83,7 @@ def ablated_outputs(
     return AblationEngine(task, index, str(device), precision, plan, value).margins(masks)
 
 
-def check_given(ablation_value: object, reference: object, counterfactual: object) -> None:
+def check_given(ablation_value: object, inputs: object, reference: object, counterfactual: object) -> None:
     """Check that what a Python caller gives belongs to the ablation value.
 
     Raises:
@@ -96,7 +95,7 @@ def check_given(ablation_value: object, reference: object, counterfactual: objec
     ):
         if given is not None and ablation_value not in values:
             raise ConfigError(f"{key} has no effect with ablation.value={ablation_value!r}. Leave it out.")
-    if ablation_value == COUNTERFACTUAL and counterfactual is None:
+    if ablation_value == COUNTERFACTUAL and counterfactual is None and not isinstance(inputs, ExampleSet):
         raise ConfigError("ablation.value='counterfactual': needs counterfactual=..., inputs like inputs, row by row.")
 
 

@@ -39,16 +39,9 @@ def cache_location(
         "numbers": [ablation.precision, ablation.margins_dtype, ablation.examples_per_block],
         "reference": None if reference is None else reference.fingerprint(),
         "values": None if values is None else fingerprint_of_tensors(sorted(values.items())),
-        "counterfactual": fingerprint_of_counterfactuals(task.examples),
+        "counterfactual": task.examples.counterfactual_fingerprint(),
         "masks": [kind if isinstance(kind, str) else identity_of("design", kind) for kind in kinds],
         "fraction": config.design.ablation_fraction,
         "seeds": [config.design.seed, config.gradients.seed, config.evaluation.seed],
     }
     return str(cache_folder() / fingerprint_of(identity).partition(":")[2][:16])
-
-
-def fingerprint_of_counterfactuals(examples: ExampleSet) -> str | None:
-    """SHA-256 of the counterfactuals; None where there are none."""
-    if examples.counterfactual is None:
-        return None
-    return ExampleSet(examples.counterfactual, examples.targets).fingerprint()

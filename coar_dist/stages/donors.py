@@ -121,12 +121,6 @@ def check_counterfactuals(examples: ExampleSet) -> None:
         )
 
 
-def fingerprint_of_pairs(examples: ExampleSet) -> str:
-    """SHA-256 of the counterfactuals of all examples."""
-    assert examples.counterfactual is not None
-    return ExampleSet(examples.counterfactual, torch.zeros(len(examples))).fingerprint()
-
-
 def _inputs(inputs: Inputs) -> dict[str, Tensor]:
     if isinstance(inputs, Tensor):
         return {"inputs": inputs}

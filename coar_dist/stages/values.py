@@ -38,7 +38,6 @@ from coar_dist.stages.donors import (
     check_donors,
     check_signature,
     classes_in,
-    fingerprint_of_pairs,
 )
 from coar_dist.stages.prediction import seconds_per_pass
 from coar_dist.stages.session import Session
@@ -93,7 +92,7 @@ def identity_of_value(session: Session, task: Task, components: ComponentIndex, 
         return {}
     asked: dict[str, Any] = {keys.VALUE: ablation.value}
     if ablation.value == COUNTERFACTUAL:
-        return {**asked, keys.COUNTERFACTUAL: fingerprint_of_pairs(task.examples)}
+        return {**asked, keys.COUNTERFACTUAL: task.examples.counterfactual_fingerprint()}
     if ablation.value == CONSTANTS:
         values = _constants(session, task.model, components)
         return {**asked, keys.CONTENT: _write(session, values) if find else None}

@@ -89,8 +89,8 @@ def build_task(
 
 def task_in_memory(
     model: nn.Module,
-    inputs: Inputs,
-    targets: Tensor,
+    inputs: Inputs | ExampleSet,
+    targets: Tensor | None,
     columns: Mapping[str, Any] | None,
     function: str | Callable[[Any, Tensor], Tensor],
     counterfactual: Inputs | None = None,
@@ -101,6 +101,11 @@ def task_in_memory(
         TaskError, ConfigError: inputs, targets and counterfactuals do not fit each other, or there is no such output
             function.
     """
+    if isinstance(inputs, ExampleSet):
+        for key, given in (("targets", targets), ("columns", columns), ("counterfactual", counterfactual)):
+            if given is not None:
+                raise ConfigError(f"{key} is given beside an ExampleSet, which has its own. Leave it out.")
+        return Task(model, inputs, output_function(function))
     pairs = None if counterfactual is None else by_keyword(model, counterfactual)
     examples = ExampleSet.of(by_keyword(model, inputs), targets, columns, pairs)
     return Task(model, examples, output_function(function))

@@ -134,6 +134,12 @@ class ExampleSet:
             return of_tensors
         return "sha256:" + hashlib.sha256(f"{of_tensors} {constants!r}".encode()).hexdigest()
 
+    def counterfactual_fingerprint(self) -> str | None:
+        """The same of the counterfactuals; None where there are none."""
+        if self.counterfactual is None:
+            return None
+        return ExampleSet(self.counterfactual, torch.zeros(len(self))).fingerprint()
+
     def constants(self) -> dict[str, Any]:
         """The inputs that are the same for every example, by name."""
         if not isinstance(self.inputs, dict):

@@ -289,6 +289,13 @@ def test_python() -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=3e-6)
     expected = brute_force(task, components, masks, lambda m, i: one_of(task.examples, drawn(0, 5, m, i)))
     np.testing.assert_allclose(outputs(ablation_value="resample"), expected, rtol=0, atol=3e-6)
+    examples = ExampleSet(inputs, targets, {}, rolled)
+    of_set = coar_dist.ablated_outputs(
+        task.model, components, masks, examples, output=task.output_function.name, ablation_value="counterfactual"
+    )
+    np.testing.assert_array_equal(of_set, found)
+    with pytest.raises(ConfigError, match="targets is given beside an ExampleSet"):
+        coar_dist.ablated_outputs(task.model, components, masks, examples, targets, task.output_function.name)
     with pytest.raises(ConfigError, match="counterfactual has no effect with ablation_value='mean'"):
         outputs(ablation_value="mean", counterfactual=rolled)
     with pytest.raises(ConfigError, match=r"ablation_value='counterfactual': needs counterfactual=\.\.\."):

@@ -151,6 +151,22 @@ def test_runs_whose_values_differ_by_example(tmp_path: Path) -> None:
     with pytest.raises(RunMismatchError, match=r"ablation.counterfactual is 'sha256:.*', but the run was made with"):
         run(tmp_path / "paired", **{**pairs, "counterfactual": inputs.roll(1, 0)})
 
+    with without_ray():
+        of_set = coar_dist.attribute(
+            task.model,
+            ExampleSet(inputs, targets, {}, inputs.roll(2, 0)),
+            run_dir=tmp_path / "paired",
+            num_masks=40,
+            num_gradient_masks=5,
+            ablation_fraction=0.2,
+            ablation_value="counterfactual",
+            ablation=NO_PLAN,
+            previews=False,
+            stages=("ablate",),
+            console=Console(file=io.StringIO()),
+        )
+    np.testing.assert_array_equal(of_set.margins("train")[1], margins)
+
     groups = np.array(["b", "a", "a", "b", "c", "a", "b", "c", "c"])
     of_groups = AblationConfig("mean", mean_over="group", mode="weights", rows_per_forward=7, compile=False)
     by_class = run(tmp_path / "classes", ablation=of_groups, columns={"group": groups})
