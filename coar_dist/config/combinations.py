@@ -277,8 +277,8 @@ def _check_value(config: Config) -> None:
     if by_example and "ablate" in config.stages and "edit" in config.stages and config.edit is not None:
         value = ablation.value if ablation.value != MEAN else f"mean with ablation.mean_over={ablation.mean_over}"
         raise ConfigError(
-            f"edit: ablation.value={value} differs from example to example, so that no edited model can give it. Set "
-            f"edit=null, or use ablation.value=mean, zero or zero_weights."
+            f"edit: ablation.value={value} differs from example to example, so that no edited model can give it. "
+            f"Leave edit out, or use ablation.value=mean, zero or zero_weights."
         )
     methods = [method for method in GRADIENT_BASELINES if method in config.baselines]
     if methods and ablation.value != ZERO_WEIGHTS:
