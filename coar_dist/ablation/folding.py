@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,12 @@ class Folded:
         shape = [-1] if output.ndim == 1 else [1, -1, *[1] * (output.ndim - 2)]
         scale, shift = (part.to(output.device).reshape(shape) for part in (self.scale, self.shift))
         return (output.double() * scale + shift).to(output.dtype)
+
+
+def folded_values(values: Mapping[str, Tensor], folded: Mapping[str, Folded]) -> dict[str, Tensor]:
+    """Values by site, for a model in which BatchNorms are folded into the layers of these names."""
+    changes = {f"{module}.output": change for module, change in folded.items()}
+    return {site: changes[site](value) if site in changes else value for site, value in values.items()}
 
 
 def fold_batch_norms(model: nn.Module, components: ComponentIndex) -> dict[str, Folded]:

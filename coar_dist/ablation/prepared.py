@@ -85,7 +85,7 @@ class PreparedModel:
         self.examples = self._placed_examples(examples)
         if isinstance(self.value, RowValues):
             self.value.make_fast(self.module, self.device, self._placed_inputs, self._why_wrong)
-        self.has_one_pass = not (isinstance(self.value, RowValues) and self.value.runs_donors(self.module))
+        self.has_one_pass = not self.value.runs_donors(self.module)
         self.rounding = self._rounding()
         self.ungated = self._ungated()
         self.why_not_recorded = why_not_recorded(self.module, self.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Self
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import override
 
-from coar_dist.ablation.folding import Folded
+from coar_dist.ablation.folding import Folded, folded_values
 from coar_dist.ablation.held_donors import held_donors
 from coar_dist.ablation.memory import allowed_bytes
 from coar_dist.ablation.value import AtSites
@@ -56,8 +57,7 @@ class Resampled(RowSource):
 
     @override
     def mask_terms(self, num_components: int) -> NDArray[np.int64]:
-        generator = np.random.Generator(np.random.Philox(key=self.seed))
-        return generator.integers(-(2**63), 2**63 - 1, num_components, dtype=np.int64, endpoint=True)
+        return _mask_terms(self.seed, num_components)
 
     @override
     def entries(self, examples: Tensor, masks: Tensor) -> Tensor:
@@ -67,6 +67,12 @@ class Resampled(RowSource):
             return positive % self.num_donors
         drawn = positive % (self.num_donors - 1)
         return drawn + (drawn >= examples).long()
+
+
+@lru_cache(maxsize=4)  # every mask asks for them
+def _mask_terms(seed: int, num_components: int) -> NDArray[np.int64]:
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    return generator.integers(-(2**63), 2**63 - 1, num_components, dtype=np.int64, endpoint=True)
 
 
 def _mixed(value: Tensor) -> Tensor:
@@ -94,8 +100,8 @@ class ClassMeans(RowSource):
     classes: Tensor
 
     @property
-    def tables(self) -> Mapping[str, Tensor]:  # type: ignore[override]
-        """The means."""
+    @override
+    def tables(self) -> Mapping[str, Tensor]:
         return self.means
 
     @override
@@ -196,9 +202,9 @@ class RowValues(AtSites):
                 f"Leave these components out (components.exclude), or use ablation.value=mean."
             )
 
-    def runs_donors(self, model: nn.Module) -> bool:
-        """Whether every pass of ``model`` runs its donors before it."""
-        return rows_of(model).donors is not None
+    @override
+    def runs_donors(self, _model: nn.Module) -> bool:
+        return rows_of(_model).donors is not None
 
     @override
     def at_sites(self, model: nn.Module) -> RowForward:
@@ -220,12 +226,7 @@ class RowValues(AtSites):
     def folded(self, folded: Mapping[str, Folded]) -> Self:
         if not isinstance(self.source, ClassMeans):
             return self  # donors run through the folded layers too
-        means = dict(self.source.means)
-        for module, change in folded.items():
-            name = f"{module}.output"
-            if name in means:
-                means[name] = change(means[name])
-        return replace(self, source=replace(self.source, means=means))
+        return replace(self, source=replace(self.source, means=folded_values(self.source.means, folded)))
 
 
 def _by_keyword(inputs: Inputs) -> dict[str, Any]:

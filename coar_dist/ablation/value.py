@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import override
 
-from coar_dist.ablation.folding import Folded
+from coar_dist.ablation.folding import Folded, folded_values
 from coar_dist.components.gate_hooks import GateOutput
 from coar_dist.components.gate_places import GatePlace
 from coar_dist.components.gates import GatedModel, plain_gate_output
@@ -55,6 +55,10 @@ class AblationValue(ABC):
     def told(self, _model: nn.Module, examples: ExampleSet) -> ExampleSet:
         """The examples, without columns, as ``_model`` takes them from now on; it may get another forward method."""
         return examples.without_columns()
+
+    def runs_donors(self, _model: nn.Module) -> bool:
+        """Whether every pass of ``_model`` runs other examples before it."""
+        return False
 
     @abstractmethod
     def truth(self, model: nn.Module) -> Masker:
@@ -246,9 +250,4 @@ class SiteValues(AtSites):
 
     @override
     def folded(self, folded: Mapping[str, Folded]) -> Self:
-        values = dict(self.values)
-        for module, change in folded.items():
-            name = f"{module}.output"
-            if name in values:
-                values[name] = change(values[name])
-        return replace(self, values=values)
+        return replace(self, values=folded_values(self.values, folded))

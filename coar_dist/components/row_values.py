@@ -25,13 +25,12 @@ EXAMPLE, ONLY_INPUT = "component_example", "component_input"
 
 
 class RowSource(ABC):
-    """Where the values of rows come from; what copies of a model share.
+    """Where the values of rows come from; what copies of a model share."""
 
-    Attributes:
-        tables: per site (num_entries, num_channels); None where values are activations of donors.
-    """
-
-    tables: Mapping[str, Tensor] | None = None
+    @property
+    def tables(self) -> Mapping[str, Tensor] | None:
+        """Per site (num_entries, num_channels); None where values are activations of donors."""
+        return None
 
     @abstractmethod
     def entries(self, examples: Tensor, masks: Tensor) -> Tensor:

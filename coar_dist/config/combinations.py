@@ -13,10 +13,8 @@ from coar_dist.config.methods import GRADIENT_BASELINES, PATH_BASELINES
 from coar_dist.config.schema import (
     ALL_POSITIONS,
     CONSTANTS,
-    COUNTERFACTUAL,
     MEAN,
     PLAN,
-    POSITION,
     PROCESS,
     RAY,
     RESAMPLE,
@@ -32,6 +30,7 @@ from coar_dist.config.schema import (
     SubsetConfig,
     TrainConfig,
     asked_of_ray,
+    differs_by_example,
     held_out_fractions,
     penalty_range,
 )
@@ -273,8 +272,12 @@ def _check_value(config: Config) -> None:
             )
     if ablation.reference != ExamplesConfig() and not ablation.reference.source:
         raise ConfigError("ablation.reference has no effect without ablation.reference.source. Set it.")
-    by_example = ablation.value in (RESAMPLE, COUNTERFACTUAL) or ablation.mean_over not in (ALL_POSITIONS, POSITION)
-    if by_example and "ablate" in config.stages and "edit" in config.stages and config.edit is not None:
+    if (
+        differs_by_example(ablation)
+        and "ablate" in config.stages
+        and "edit" in config.stages
+        and config.edit is not None
+    ):
         value = ablation.value if ablation.value != MEAN else f"mean with ablation.mean_over={ablation.mean_over}"
         raise ConfigError(
             f"edit: ablation.value={value} differs from example to example, so that no edited model can give it. "

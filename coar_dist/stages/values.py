@@ -29,7 +29,8 @@ from coar_dist.config.schema import (
     RESAMPLE,
     ZERO,
     ZERO_WEIGHTS,
-    AblationConfig,
+    differs_by_example,
+    is_of_classes,
 )
 from coar_dist.editing.edit import values_of
 from coar_dist.errors import ConfigError, DamagedFileError, RunNotFoundError
@@ -58,7 +59,7 @@ def check_value(session: Session, task: Task, components: ComponentIndex) -> Non
     ablation = session.config.ablation
     if ablation.value == ZERO_WEIGHTS:
         return
-    if ablation.value in (RESAMPLE, COUNTERFACTUAL) or _is_of_classes(ablation):
+    if differs_by_example(ablation):
         activation_sites_of(task.model, components)
     else:
         (sites_of if ablation.value == ZERO else valued_sites_of)(task.model, components)
@@ -67,7 +68,7 @@ def check_value(session: Session, task: Task, components: ComponentIndex) -> Non
     if ablation.value == MEAN:
         reference = _reference(session, task)
         check_signature(reference, task.examples)
-        if _is_of_classes(ablation):
+        if is_of_classes(ablation):
             classes_in(ablation.mean_over, reference, task.examples)
     if ablation.value == RESAMPLE:
         check_donors(_reference(session, task), task.examples)
@@ -103,7 +104,7 @@ def identity_of_value(session: Session, task: Task, components: ComponentIndex, 
         asked[keys.SEED] = session.config.design.seed
     if ablation.value == MEAN:
         asked[keys.MEAN_OVER] = ablation.mean_over
-        if _is_of_classes(ablation):
+        if is_of_classes(ablation):
             asked[keys.CLASSES] = classes_in(ablation.mean_over, reference, task.examples).names
         return {**asked, keys.CONTENT: _content_of_means(session, task, components, reference, asked, find)}
     return asked
@@ -127,10 +128,6 @@ def value_of_run(session: Session, run: RunDirectory, task: Task, components: Co
         classes = classes_in(identity[keys.MEAN_OVER], _reference(session, task), task.examples)
         return RowValues(components, source=ClassMeans(values, torch.from_numpy(classes.of_examples)))
     return SiteValues(components, values=values)
-
-
-def _is_of_classes(ablation: AblationConfig) -> bool:
-    return ablation.mean_over not in (ALL_POSITIONS, POSITION)
 
 
 def _content_of_means(
@@ -177,7 +174,7 @@ def _means(session: Session, task: Task, components: ComponentIndex, reference: 
     ablation = session.config.ablation
     session.terminal.say(f"mean activations over {len(reference):,} examples of the reference.")
     parts = [reference.without_columns()]
-    if _is_of_classes(ablation):
+    if is_of_classes(ablation):
         classes = classes_in(ablation.mean_over, reference, task.examples)
         parts = [parts[0].select((classes.of_reference == number).nonzero()[0]) for number in range(len(classes.names))]
     shared = task.model, components, parts, ablation.mean_over, ablation.device_map

@@ -17,6 +17,8 @@ from coar_dist.config.schema.ablation import (
     ZERO,
     ZERO_WEIGHTS,
     AblationConfig,
+    differs_by_example,
+    is_of_classes,
 )
 from coar_dist.config.schema.baselines import BaselineConfig
 from coar_dist.config.schema.cluster import AUTO, PROCESS, RAY, ClusterConfig, asked_of_ray
@@ -92,7 +94,9 @@ __all__ = [
     "TrainConfig",
     "ablation_fraction",
     "asked_of_ray",
+    "differs_by_example",
     "held_out_fractions",
+    "is_of_classes",
     "kept_groups",
     "light_evaluation",
     "penalty_range",

@@ -50,3 +50,13 @@ class AblationConfig(Part):
     examples_per_block: Count = 1024
     """Examples in one margin column of a shard, and in one block of the regression."""
     margins_dtype: Annotated[str, one_of("float32", "float16")] = "float32"
+
+
+def is_of_classes(ablation: AblationConfig) -> bool:
+    """Whether every class of examples has a mean of its own."""
+    return ablation.mean_over not in (ALL_POSITIONS, POSITION)
+
+
+def differs_by_example(ablation: AblationConfig) -> bool:
+    """Whether what takes the place of a component depends on the example."""
+    return ablation.value in (RESAMPLE, COUNTERFACTUAL) or is_of_classes(ablation)
