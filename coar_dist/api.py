@@ -142,7 +142,7 @@ def attribute(
         tracking: of ``"tensorboard"``, ``"wandb"``, ``"mlflow"``.
         previews: whether the run keeps small pictures of the examples and their column ``excerpt``.
         progress: whether progress and results are printed.
-        console: where they are printed; None is standard output.
+        console: where they are printed; None is standard output, or the cell of a notebook.
 
     Returns:
         The run.
@@ -158,6 +158,7 @@ def attribute(
     """
     from coar_dist.ablation.direct import check_given
     from coar_dist.components.discovery import asked_components, chosen_components
+    from coar_dist.console.cell import console_of
     from coar_dist.console.saying import Terminal
     from coar_dist.result.cache import cache_location
     from coar_dist.result.made import Made, held_out_of
@@ -196,6 +197,7 @@ def attribute(
     means_of = None if reference is None else inputs_alone(by_keyword(model, reference))
     if console is None and not progress:
         console = Console(quiet=True)
+    console = console_of(console)
     config = Config(
         stages=list(stages),
         run=RunConfig("" if run_dir is None else str(run_dir), previews),

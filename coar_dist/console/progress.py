@@ -1,4 +1,4 @@
-"""One progress bar per stage on a terminal, plain lines elsewhere."""
+"""One progress bar per stage on a terminal and in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from coar_dist.console.cell import CellConsole
 
 _LINE_EVERY_S = 10.0
 
@@ -40,6 +42,8 @@ class StageProgress:
         rate = f"{self.rate:,.1f} {self._unit}/s"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, rate=rate, note=note)
+            if isinstance(self._console, CellConsole):  # there is no thread that draws
+                self._console.redraw()
         elif now - self._last_line >= _LINE_EVERY_S:
             self._last_line = now
             left = f"{rate}, {(self._total - done) / self.rate:,.0f} s left" if done else "starting"
@@ -62,7 +66,8 @@ def stage_progress(
     console: Console, stage: str, total: int, unit: str, on_update: Callable[[], None] | None = None
 ) -> Iterator[StageProgress]:
     """Show the progress of a stage for the length of a ``with`` block; ``on_update`` is called at every update."""
-    if not _can_redraw(console):
+    in_cell = isinstance(console, CellConsole)
+    if not in_cell and not _can_redraw(console):
         yield StageProgress(stage, total, unit, console, None, on_update)
         return
     columns = (
@@ -74,8 +79,10 @@ def stage_progress(
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
-        yield StageProgress(stage, total, unit, console, bar, on_update)
+    bar = Progress(*columns, console=console, transient=True, auto_refresh=not in_cell)
+    shown = StageProgress(stage, total, unit, console, bar, on_update)
+    with console.shows(bar) if isinstance(console, CellConsole) else bar:
+        yield shown
 
 
 def _can_redraw(console: Console) -> bool:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coar_dist.cluster.work import Origin
+from coar_dist.console.cell import console_of
 from coar_dist.console.progress import StageProgress, stage_progress
 from coar_dist.console.tables import print_whole
 
@@ -26,7 +27,7 @@ class Terminal:
     Texts are plain: square brackets in a path or a name are printed as they are.
 
     Args:
-        console: where it is printed; None is standard output.
+        console: where it is printed; None is standard output, or the cell of a notebook.
         stage: in whose name lines are said, until a command sets another.
 
     Example:
@@ -35,7 +36,7 @@ class Terminal:
     """
 
     def __init__(self, console: Console | None = None, stage: str = "") -> None:
-        self._console = console or Console()
+        self._console = console_of(console)
         self.stage = stage
 
     def say(self, text: str, level: int = logging.INFO) -> None:
