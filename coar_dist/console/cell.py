@@ -62,11 +62,9 @@ class CellConsole(Console):
         if self._bar is not None:
             drawing = Console(file=io.StringIO(), record=True, force_jupyter=False, width=WIDTH)
             drawing.print(self._bar)
-            said.append(_exported(drawing, clear=True))
-        bundle = {
-            "text/plain": "".join(text for text, _ in said),
-            "text/html": _FORM.format("".join(h for _, h in said)),
-        }
+            text_of_bar, html_of_bar = _exported(drawing, clear=True)
+            text, html = text + text_of_bar, html + html_of_bar
+        bundle = {"text/plain": text, "text/html": _FORM.format(html)}
         if self._handle is None:
             self._handle = display(bundle, raw=True, display_id=True)
         else:
