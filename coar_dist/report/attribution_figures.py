@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config.methods import label_of
-from coar_dist.errors import ConfigError, MissingWorkError
+from coar_dist.errors import ConfigError, MissingWorkError, counted
 from coar_dist.evaluation.correlation import predict
 from coar_dist.report.drawing import COLOURS, FAINT, STYLE, ShownFigure
 from coar_dist.report.figures import draw_correlations, draw_predictions
+from coar_dist.report.numbers import signed
 from coar_dist.report.output_names import output_name
 from coar_dist.report.page.examples import ShownExample
 from coar_dist.report.summary import summarise
@@ -31,8 +32,19 @@ if TYPE_CHECKING:
 _HEAD = "head"
 
 
+def title_of(reader: RunReader, example_ids: NDArray[np.int64]) -> str:
+    """Whose weights a figure shows: one example's and its label, or the mean of several."""
+    if len(example_ids) != 1:
+        return f"mean of {counted(len(example_ids), 'example')}"
+    return _name_of(int(example_ids[0]), float(reader.examples(example_ids.tolist())["label"][0]))
+
+
+def _name_of(example_id: int, label: float) -> str:
+    return f"example {example_id}" + (f", label {int(label)}" if np.isfinite(label) else "")
+
+
 def draw_waterfall(
-    names: Sequence[str], weights: NDArray[np.floating[Any]], total: float, base: float, output: str
+    names: Sequence[str], weights: NDArray[np.floating[Any]], total: float, base: float, output: str, title: str
 ) -> Figure:
     """From the prediction with everything ablated up to that of the whole model.
 
@@ -42,6 +54,7 @@ def draw_waterfall(
         total: sum of the weights of all components.
         base: the intercept.
         output: what is predicted, for people.
+        title: whose prediction it is.
     """
     others = total - float(weights.sum(dtype=float))
     steps = np.array([others, *weights[::-1]], dtype=float)  # the strongest bar is the last step, at the top
@@ -52,18 +65,25 @@ def draw_waterfall(
         rows = np.arange(len(steps))
         axes.barh(rows, steps, left=ends - steps, color=[COLOURS[0] if step >= 0 else COLOURS[1] for step in steps])
         for row, (step, end) in enumerate(zip(steps, ends, strict=True)):
-            axes.annotate(f"{step:+.3g}", (max(end, end - step), row), (3, 0), textcoords="offset points", va="center")
+            axes.annotate(signed(step), (max(end, end - step), row), (3, 0), textcoords="offset points", va="center")
         axes.axvline(base, color=FAINT, linestyle=":", linewidth=0.8)
         axes.axvline(base + total, color=FAINT, linestyle="--", linewidth=0.8)
         axes.set_yticks(rows, ["all others", *reversed(names)])
-        axes.set_xlabel(f"predicted {output}: {base:.3g} with everything ablated, {base + total:.3g} with nothing")
+        ends_of_all = signed(base, "-"), signed(base + total, "-")
+        axes.set_xlabel(f"predicted {output}: {ends_of_all[0]} with all ablated, {ends_of_all[1]} with none")
+        axes.set_title(title, fontsize=9)
         axes.grid(axis="y", visible=False)
+        axes.use_sticky_edges = False  # bars may begin anywhere
         axes.margins(x=0.12)
     return figure
 
 
 def draw_components(
-    names: Sequence[str], weights: NDArray[np.floating[Any]], errors: NDArray[np.floating[Any]] | None, output: str
+    names: Sequence[str],
+    weights: NDArray[np.floating[Any]],
+    errors: NDArray[np.floating[Any]] | None,
+    output: str,
+    title: str,
 ) -> Figure:
     """Weights (num_shown,) as bars, the first at the top, with their standard errors where there are any."""
     with matplotlib.rc_context(STYLE):
@@ -75,16 +95,18 @@ def draw_components(
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.set_xlabel(f"weight: how much higher the {output} is with the component kept")
+        axes.set_title(title if errors is None else f"{title}, ± standard error", fontsize=9)
         axes.grid(axis="y", visible=False)
     return figure
 
 
-def draw_heads(top: DataFrame, components: ComponentIndex) -> Figure:
+def draw_heads(top: DataFrame, components: ComponentIndex, title: str) -> Figure:
     """Weights of attention heads, a row per layer.
 
     Args:
         top: ``component_id`` and ``weight`` of all components.
         components: the component index.
+        title: whose weights they are.
 
     Raises:
         ConfigError: none of the components is a head.
@@ -110,6 +132,7 @@ def draw_heads(top: DataFrame, components: ComponentIndex) -> Figure:
         names = [f"L{group.layer}" if are_numbered else group.module for group in groups]
         axes.set_yticks(range(len(grid)), names)
         axes.set_xticks(range(grid.shape[1]), [f"H{head}" for head in range(grid.shape[1])], fontsize=7)
+        axes.set_title(title, fontsize=9)
         axes.grid(visible=False)
         figure.colorbar(shown, ax=axes, label="weight")
     return figure

@@ -52,7 +52,7 @@ def print_edit(edit: Edit, terminal: Terminal) -> None:
     terminal.print_table(_table(*selection_rows(edit, list(edit.measured))))
     largest = [label_of(name) for name, found in edit.selected.items() if found.num_components == edit.max_components]
     if largest:
-        terminal.print(f"{', '.join(largest)}: the largest number tried; raise edit.max_components to try more.")
+        terminal.print(f"{', '.join(largest)}: the largest number that max_components lets it try; more may do better.")
     none = [label_of(name) for name, found in edit.selected.items() if found.num_components == 0]
     if none:
         whose = ", ".join(none)

@@ -28,7 +28,12 @@ _EXCERPT = 90
 
 
 def draw_correlations(summary: Summary) -> Figure:
-    """Figure 1 of Shah et al. (2024): mean correlation by ablation fraction, one line per method, and the ceiling."""
+    """Figure 1 of Shah et al. (2024): mean correlation by ablation fraction, one line per method, and the ceiling.
+
+    Of one fraction, a row per method instead.
+    """
+    if len(summary.fractions) == 1:
+        return _draw_one_fraction(summary)
     with matplotlib.rc_context(STYLE):
         figure = ShownFigure(figsize=(5.6, 3.6), layout="constrained")
         axes = figure.add_subplot()
@@ -60,6 +65,30 @@ def draw_correlations(summary: Summary) -> Figure:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("ablation fraction of the held-out masks")
         _finish(figure, axes, len(by_height) + bool(known))
+    return figure
+
+
+def _draw_one_fraction(summary: Summary) -> Figure:
+    (fraction,), (ceiling,) = summary.fractions, summary.ceilings.values()
+    methods = sorted(summary.methods, key=_height)
+    with matplotlib.rc_context(STYLE):
+        has_ceiling = ceiling is not None and np.isfinite(ceiling.mean)
+        names = [*(method.label for method in methods), *([CEILING_LABEL] if has_ceiling else [])]
+        figure = ShownFigure(figsize=(5.6, 0.3 * len(names) + 1.0), layout="constrained")
+        axes = figure.add_subplot()
+        for row, method in enumerate(methods):
+            means, colour = method.correlation, COLOURS[0]
+            axes.errorbar(means.mean, [row], xerr=_errors(means), color=colour, marker="o", markersize=4.5, capsize=2)
+        if ceiling is not None and has_ceiling:
+            half = [np.nan_to_num(Z95 * ceiling.standard_error)]
+            axes.errorbar([ceiling.mean], [len(methods)], xerr=half, color=FAINT, marker="D", markersize=4, capsize=2)
+            axes.axvline(ceiling.mean, color=FAINT, linestyle="--", linewidth=0.8, zorder=0)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(-0.6, len(names) - 0.4)
+        as_trained = ", as trained" if fraction == summary.trained_at else ""
+        axes.set_xlabel(f"correlation, mean over examples ± 95% (ablation fraction {fraction:g}{as_trained})")
+        axes.set_xlim(right=min(axes.get_xlim()[1], 1.0))
+        axes.grid(axis="y", visible=False)
     return figure
 
 

@@ -112,6 +112,9 @@ def group_frame(reader: RunReader, example_ids: NDArray[np.int64], method: str, 
         if key not in _KEYS:
             raise ConfigError(f"by({key!r}): must be some of {', '.join(_KEYS)}.")
     table = reader.components.table()
+    table["layer"] = [  # of a net without numbered layers, every module is one
+        module if layer is None else layer for layer, module in zip(table["layer"], table["module"], strict=True)
+    ]
     labels = list(zip(*(table[key] for key in keys), strict=True))
     groups = list(dict.fromkeys(labels))
     places = {group: place for place, group in enumerate(groups)}

@@ -19,6 +19,17 @@ def number(value: float) -> str:
     return text.replace("0.", ".", 1) if abs(value) < 0.9995 else text
 
 
+def signed(value: float, sign: str = "+") -> str:
+    """Three significant digits, with a true minus as on the axes of figures; whole numbers from 1,000 on.
+
+    Args:
+        value: finite.
+        sign: ``+`` writes the sign of positive numbers, too; ``-`` does not.
+    """
+    text = f"{value:{sign},.0f}" if 1000 <= abs(value) < 1e7 else f"{value:{sign}#.3g}".rstrip(".")
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
 def half(width: float) -> str:
     """Half of an interval, e.g. ``±.012``."""
     return f"±{number(width)}"

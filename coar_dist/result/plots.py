@@ -26,6 +26,9 @@ class Plots:
 
         return output_name(self._reader.directory.identity).one
 
+    def _ids_of(self, example: int | Sequence[int] | NDArray[np.int64] | None) -> NDArray[np.int64]:
+        return self._example_ids if example is None else np.asarray(example).reshape(-1)
+
     def waterfall(self, example: int, num: int = 10) -> Figure:
         """From the predicted output with everything ablated to that of the whole model, component by component.
 
@@ -42,14 +45,15 @@ class Plots:
             >>> figure = run.plot.waterfall(3)
             >>> figure.savefig("example3.png")  # doctest: +SKIP
         """
-        from coar_dist.report.attribution_figures import draw_waterfall
+        from coar_dist.report.attribution_figures import draw_waterfall, title_of
         from coar_dist.report.notebook import component_frame
 
         top = component_frame(self._reader, example, num, self._method)
         weights = self._reader.weights([example], self._method)[0]
         base = float(self._reader.intercepts([example], self._method)[0])
         total = float(weights.sum(dtype=float))
-        return draw_waterfall(top["name"].tolist(), top["weight"].to_numpy(), total, base, self._output)
+        title = title_of(self._reader, np.array([example]))
+        return draw_waterfall(top["name"].tolist(), top["weight"].to_numpy(), total, base, self._output, title)
 
     def components(self, example: int | Sequence[int] | NDArray[np.int64] | None = None, num: int = 15) -> Figure:
         """The strongest components of one example, or of several in the mean, as bars with their standard errors.
@@ -65,12 +69,14 @@ class Plots:
         Example:
             >>> figure = run[run.examples()["label"] == 0].plot.components()
         """
-        from coar_dist.report.attribution_figures import draw_components
+        from coar_dist.report.attribution_figures import draw_components, title_of
         from coar_dist.report.notebook import component_frame
 
-        top = component_frame(self._reader, self._example_ids if example is None else example, num, self._method)
+        ids = self._ids_of(example)
+        top = component_frame(self._reader, ids, num, self._method)
         errors = top["standard_error"].to_numpy() if "standard_error" in top else None
-        return draw_components(top["name"].tolist(), top["weight"].to_numpy(), errors, self._output)
+        title = title_of(self._reader, ids)
+        return draw_components(top["name"].tolist(), top["weight"].to_numpy(), errors, self._output, title)
 
     def heads(self, example: int | Sequence[int] | NDArray[np.int64] | None = None) -> Figure:
         """The weights of attention heads by layer and head, of one example or of several in the mean.
@@ -85,12 +91,12 @@ class Plots:
         Example:
             >>> figure = run.plot.heads()  # doctest: +SKIP
         """
-        from coar_dist.report.attribution_figures import draw_heads
+        from coar_dist.report.attribution_figures import draw_heads, title_of
         from coar_dist.report.notebook import component_frame
 
-        every = self._reader.components.num_components
-        ids = self._example_ids if example is None else example
-        return draw_heads(component_frame(self._reader, ids, every, self._method), self._reader.components)
+        every, ids = self._reader.components.num_components, self._ids_of(example)
+        weights = component_frame(self._reader, ids, every, self._method)
+        return draw_heads(weights, self._reader.components, title_of(self._reader, ids))
 
     def predictions(self, example: int | Sequence[int] | NDArray[np.int64]) -> Figure:
         """Figure 2 of Shah et al. (2024): predicted against true outputs of an example on held-out masks.

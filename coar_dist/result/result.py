@@ -130,7 +130,8 @@ class Result:
         """Sums of weights over components of one kind.
 
         Args:
-            keys: some of ``layer``, ``kind``, ``module``, ``parameter``; none is ``layer`` and ``kind``.
+            keys: some of ``layer``, ``kind``, ``module``, ``parameter``; none is ``layer`` and ``kind``. A component
+                outside of numbered layers counts as of the layer that its module is.
 
         Returns:
             A data frame with a row per example, by ``example_id``, and a column per layer and kind.

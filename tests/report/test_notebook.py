@@ -16,7 +16,11 @@ import coar_dist
 from coar_dist.api import Run, open_run
 from coar_dist.errors import ConfigError, MissingWorkError
 from coar_dist.evaluation.bootstrap import means_of
+from coar_dist.report.figures import draw_correlations
+from coar_dist.report.summary import summarise
+from coar_dist.store.ceilings import CEILING_LABEL
 from coar_dist.store.tables import Attributions, AttributionTable, EvaluationTable
+from tests.report.synthetic import synthetic_run
 
 
 def opened(run: Run) -> coar_dist.Run:
@@ -130,3 +134,21 @@ def test_html_says_what_there_is(small_run: Run) -> None:
 def test_the_command_line_does_not_wait_for_pandas() -> None:
     program = "import sys, coar_dist.stages.pipeline, coar_dist.report.notebook; assert 'pandas' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_figure_of_one_fraction_has_a_row_per_method(tmp_path: Path) -> None:
+    whole = summarise(synthetic_run(tmp_path, 30))
+    methods = [
+        replace(method, correlation=means_of(method.correlations[:, :1]), correlations=method.correlations[:, :1])
+        for method in whole.methods
+    ]
+    (first, design), *_ = whole.held_out.items()
+    ceiling = whole.ceilings[first]
+    assert ceiling is not None
+    summary = replace(whole, held_out={first: design}, methods=methods, ceilings={first: ceiling})
+    (axes,) = draw_correlations(summary).axes
+    expected = {method.label: method.correlation.mean[0] for method in methods} | {CEILING_LABEL: ceiling.mean}
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    points = {rows[int(line.get_ydata()[0])]: line.get_xdata()[0] for line in axes.lines if line.get_marker() in "oD"}
+    assert points == expected
+    assert axes.get_xlim()[1] <= 1

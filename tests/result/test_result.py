@@ -63,6 +63,9 @@ def test_sums_by_layer_and_kind(run: coar_dist.Run) -> None:
         assert by_module.loc[example, module] == pytest.approx(expected, rel=1e-6)
     both = run.by()
     assert both.columns.names == ["layer", "kind"]
+    assert both.columns.tolist() == [
+        (name, "filter") for name in ("conv1", "conv2", "grouped")
+    ]  # no layer has a number
     np.testing.assert_allclose(both.sum(axis=1), weights.sum(axis=1, dtype=float), rtol=1e-6)
     with pytest.raises(ConfigError, match="must be some of layer, kind, module, parameter"):
         run.by("colour")
@@ -133,7 +136,10 @@ def test_pictures_have_the_numbers(run: coar_dist.Run) -> None:
     np.testing.assert_allclose([bar.get_width() for bar in bars[1:]], weights[strongest[::-1]], rtol=1e-6)
     assert bars[0].get_x() == pytest.approx(base, abs=1e-6)
     assert bars[-1].get_x() + bars[-1].get_width() == pytest.approx(base + weights.sum(), rel=1e-6)
+    assert axes.get_title() == f"example 3, label {int(run.examples()['label'][3])}"
+    assert axes.get_xlim()[0] < min(bar.get_x() for bar in bars)  # no bar is cut off
     (axes,) = run[[0, 4]].plot.components(num=5).axes
+    assert axes.get_title() == "mean of 2 examples, ± standard error"
     np.testing.assert_allclose([bar.get_width() for bar in axes.patches], run[[0, 4]].top(num=5).weight)
     first, second, *_ = run.plot.predictions([6, 2]).axes
     masks, true = run.margins(run.directory.held_out_as_trained() or "")
@@ -154,7 +160,7 @@ def test_heads_stand_in_their_layers() -> None:
     weights = np.random.default_rng(0).standard_normal(8)
     order = np.random.default_rng(1).permutation(8)
     top = pandas.DataFrame({"component_id": order, "weight": weights[order]})
-    shown = draw_heads(top, ComponentIndex(tuple(groups))).axes[0].images[0].get_array()
+    shown = draw_heads(top, ComponentIndex(tuple(groups)), "example 0").axes[0].images[0].get_array()
     np.testing.assert_array_equal(shown[0, :2], weights[:2])
     np.testing.assert_array_equal(shown[1], weights[5:])
     assert shown.mask[0, 2]
