@@ -195,7 +195,7 @@ def test_every_room_has_its_floor_and_says_what_it_owns() -> None:
 def test_tests_lie_in_the_folders_of_their_rooms() -> None:
     rooms = {folder.name for folder in PACKAGE.iterdir() if folder.is_dir()}
     folders = {path.parent.name for path in Path(__file__).parent.glob("*/test_*.py")}
-    assert folders - rooms == {"benchmarks", "deploy", "runs", "zoo"}
+    assert folders - rooms == {"benchmarks", "deploy", "notebooks", "runs", "zoo"}
 
 
 def test_imports_run_downwards_from_room_to_room() -> None:
