@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from coar_dist.config.class_names import names_of
 from coar_dist.config.python_words import OF_ATTRIBUTE, in_python_words
 from coar_dist.config.schema import (
     CONSTANTS,
@@ -28,6 +29,7 @@ from coar_dist.config.schema import (
     GradientsConfig,
     RegressionConfig,
     RunConfig,
+    TaskConfig,
     light_evaluation,
 )
 from coar_dist.config.schema import ablation_fraction as ablation_fraction_of
@@ -80,6 +82,7 @@ def attribute(
     counterfactual: Inputs | None = None,
     output_function: str | Callable[[Any, Tensor], Tensor] = "margin",
     columns: Mapping[str, Any] | None = None,
+    class_names: Sequence[str] | Mapping[int, str] | None = None,
     stages: Sequence[str] = ("ablate", "fit", "evaluate"),
     baselines: Sequence[str] = (),
     baseline_settings: BaselineConfig | Mapping[str, Any] | None = None,
@@ -128,6 +131,8 @@ def attribute(
         output_function: a registered name, ``module:function``, or ``(outputs, targets) -> (num_rows,)``.
         columns: further values of the examples by name, (num_examples,) each, e.g. group labels; ``Run.examples`` reads
             them.
+        class_names: what classes are called on the page and in figures: names, the first of class 0, or names by class,
+            e.g. ``{0: "cat", 5: "dog"}``. No result depends on them; a later call may give others.
         stages: of ``"ablate"``, ``"fit"``, ``"evaluate"`` and ``"report"``, which writes the page.
         baselines: of ``"leave_one_out"``, ``"gradient_x_parameter"``, ``"neuron_conductance"``,
             ``"internal_influence"``.
@@ -172,6 +177,8 @@ def attribute(
             raise ConfigError(f"{key}={names!r}: must be a list, e.g. [{names!r}].")
     if PLAN in stages:
         raise ConfigError(f"stages={list(stages)}: {PLAN} works on the command line only: coar-dist 'stages=[{PLAN}]'.")
+    if class_names is not None and not {"ablate", "report"} & set(stages):
+        raise ConfigError(f"class_names has no effect with stages={list(stages)}: ablate and report keep them.")
     fit = settings_of(RegressionConfig, regression, "regression", "method")
     try_gradients = num_masks is None and num_gradient_masks is None and budget is None and fit.method == "ridge"
     masks = DesignConfig(design, ablation_fraction=ablation_fraction, seed=seed)
@@ -201,6 +208,7 @@ def attribute(
     config = Config(
         stages=list(stages),
         run=RunConfig("" if run_dir is None else str(run_dir), previews),
+        task=TaskConfig(class_names=names_of(class_names)),
         components=asked,
         design=masks,
         gradients=gradients,

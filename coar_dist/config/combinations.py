@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from coar_dist.config.class_names import names_by_class
 from coar_dist.config.edit_combinations import check_edit
 from coar_dist.config.fields import checked
 from coar_dist.config.methods import GRADIENT_BASELINES, PATH_BASELINES
@@ -212,6 +213,8 @@ def _check_task(config: Config) -> None:
             f"the selector 'rules', which needs at least one."
         )
     _check_normalisation(model)
+    if config.task.class_names is not None:
+        names_by_class(config.task.class_names)
     for key, examples in _examples_of(config, train):
         check_subset(examples.subset, f"{key}.subset")
     if train is not None and model.checkpoint is not None:

@@ -10,6 +10,7 @@ OPTIONS = {
     "task.examples.source=image_folder": "where examples come from; task.examples.arguments.path=...",
     "task.examples.subset.first=100": "explain only some of them; also every, ids, classes, sample",
     "task.output_function=margin": "what is explained of an output: logit, loss, value, mine:function, ...",
+    "task.class_names=[cat,dog]": "what classes are called on the page, the first of class 0",
     "components=auto": "what is ablated: conv_filters, heads, neurons, experts, [heads,neurons], ...",
     "components.include=['L1?H*']": "shell patterns of names; components.exclude leaves some out",
     "ablation.value=zero_weights": "what takes their place: zero, mean, resample, counterfactual, constants",

@@ -26,6 +26,7 @@ OF_ATTRIBUTE = {
     "design.seed": "seed",
     "gradients.num_masks": "num_gradient_masks",
     "task.output_function": "output_function",
+    "task.class_names": "class_names",
     "ablation.value": "ablation_value",
     "ablation.constants": "ablation_value",
     "ablation.reference": "reference",

@@ -21,6 +21,7 @@ from coar_dist.report.output_names import output_name
 from coar_dist.report.page.examples import ShownExample
 from coar_dist.report.summary import summarise
 from coar_dist.store.agreement import correlation_of
+from coar_dist.store.class_names import read_class_names
 from coar_dist.store.previews import PreviewTable
 from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDirectory
@@ -178,7 +179,8 @@ def prediction_figure(reader: RunReader, example_ids: NDArray[np.int64], method:
         )
         for i, example_id in enumerate(ids)
     ]
-    return draw_predictions(shown, label_of(method), output_name(run.identity).one)
+    names = read_class_names(run)
+    return draw_predictions(shown, label_of(method), output_name(run.identity, names).one, names)
 
 
 def correlation_figure(run: RunDirectory, methods: Sequence[str] | None) -> Figure:

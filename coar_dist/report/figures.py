@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -18,6 +18,7 @@ from coar_dist.report.drawing import COLOURS, FAINT, MARKERS, STYLE, ShownFigure
 from coar_dist.report.numbers import Z95
 from coar_dist.report.summary import CurveSummary, MethodSummary, Summary
 from coar_dist.store.ceilings import CEILING_LABEL
+from coar_dist.store.class_names import class_in_words
 
 if TYPE_CHECKING:
     from coar_dist.report.page.examples import ShownExample
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _MAX_LAYERS_NAMED = 60
 _EXCERPT = 90
+_CLASS_NAME = 24
+"""Letters of a class's name in a figure."""
 
 
 def draw_correlations(summary: Summary) -> Figure:
@@ -166,13 +169,14 @@ def draw_budgets(curves: Sequence[CurveSummary]) -> Figure:
     return figure
 
 
-def draw_predictions(shown: Sequence[ShownExample], method: str, output: str) -> Figure:
+def draw_predictions(shown: Sequence[ShownExample], method: str, output: str, class_names: Mapping[int, str]) -> Figure:
     """Predicted against true outputs on held-out masks, one panel per example, with the example itself.
 
     Args:
         shown: at least one.
         method: whose predictions, for people.
         output: what is predicted, for people.
+        class_names: by class, where classes have names.
     """
     with matplotlib.rc_context(STYLE):
         num_rows = -(-len(shown) // 3)
@@ -184,7 +188,7 @@ def draw_predictions(shown: Sequence[ShownExample], method: str, output: str) ->
             axes.plot(example.predicted, example.true, ".", color=COLOURS[0], markersize=3.5, alpha=0.6)
             ends = np.array([*example.predicted, *example.true])
             axes.axline((ends.min(), ends.min()), slope=1.0, color=FAINT, linewidth=0.8)
-            label = "" if example.label is None else f", label {example.label}"
+            label = "" if example.label is None else f", {_class_of(example.label, class_names)}"
             axes.set_title(f"example {example.example_id}{label}: r = {example.correlation:.2f}", fontsize=9)
             if example.image is not None:
                 inset = axes.inset_axes((0.03, 0.64, 0.33, 0.33))
@@ -197,7 +201,11 @@ def draw_predictions(shown: Sequence[ShownExample], method: str, output: str) ->
     return figure
 
 
-def draw_layers(layers: LayerShares) -> Figure:
+def _class_of(label: int, class_names: Mapping[int, str]) -> str:
+    return class_names[label][:_CLASS_NAME] if label in class_names else f"label {label}"
+
+
+def draw_layers(layers: LayerShares, class_names: Mapping[int, str]) -> Figure:
     """Share of the attributions' absolute weight by layer, and by class where examples have any."""
     with matplotlib.rc_context(STYLE):
         num_layers = len(layers.parameters)
@@ -218,7 +226,8 @@ def draw_layers(layers: LayerShares) -> Figure:
         if len(layers.classes):
             edges = np.arange(len(layers.classes) + 1) - 0.5
             mesh = panels[1].pcolormesh(edges, np.arange(num_layers + 1) - 0.5, layers.by_class, cmap="viridis", vmin=0)
-            panels[1].set_xticks(range(len(layers.classes)), [f"{label}" for label in layers.classes], fontsize=7)
+            names = [class_in_words(class_names, label)[:_CLASS_NAME] for label in layers.classes.tolist()]
+            panels[1].set_xticks(range(len(names)), names, fontsize=7, rotation=90 if class_names else 0)
             panels[1].set_xlabel("class")
             panels[1].grid(visible=False)
             figure.colorbar(mesh, ax=panels[1], pad=0.02)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from coar_dist.console.saying import Terminal
 from coar_dist.console.tables import new_table
 from coar_dist.errors import RunNotFoundError, counted, listed_ranges
+from coar_dist.store.class_names import CLASS_NAMES, CLASS_NAMES_FILE
 from coar_dist.store.lock import holder_of
 from coar_dist.store.parquet import why_wrong
 from coar_dist.store.run_directory import COMPONENT_FILES, FOLDERS, PREVIEWS, RunDirectory
@@ -83,6 +84,7 @@ def inspect_run(storage: Storage, read_everything: bool, terminal: Terminal) -> 
             say(f"{file} is missing; the ablate stage makes it.")
         else:
             wrong += filter(None, [why_wrong(storage, file, run.belongs_to(content), everything, size)])
+    wrong += filter(None, [why_wrong(storage, CLASS_NAMES_FILE, run.belongs_to(CLASS_NAMES), everything)])
     if storage.size("model.safetensors") is not None:
         from coar_dist.tasks.trained_checkpoint import why_checkpoint_wrong  # torch takes seconds to load
 

@@ -29,15 +29,18 @@ _KNOWN = {
 }
 
 
-def output_name(identity: Mapping[str, Any]) -> OutputName:
+def output_name(identity: Mapping[str, Any], class_names: Mapping[int, str] | None = None) -> OutputName:
     """What the outputs of a run are called: of a function of the user's own by its name, if it has one.
 
     Args:
         identity: the run's.
+        class_names: what its classes are called.
 
     Example:
         >>> output_name({"output_function": "logit:3"})
         OutputName(one='logit of class 3', many='logits of class 3')
+        >>> output_name({"output_function": "logit:3"}, {3: "dog"}).one
+        'logit of dog'
         >>> output_name({"output_function": "mine:log_probability sha256:0123"}).one
         'log_probability'
     """
@@ -45,7 +48,19 @@ def output_name(identity: Mapping[str, Any]) -> OutputName:
     kind, _, rest = name.partition(":")
     if kind in _KNOWN and (not rest or rest.isdecimal()):
         one, many = _KNOWN[kind]
-        of = "" if not rest else f" of class {rest}" if kind == "logit" else f" {rest}"
+        named = {f"{label}": f" of {name}" for label, name in (class_names or {}).items()}
+        of = "" if not rest else named.get(rest, f" of class {rest}") if kind == "logit" else f" {rest}"
         return OutputName(one + of, many + of)
     own = rest.rpartition(".")[2] if rest else name
     return OutputName("output", "outputs") if not own.isidentifier() else OutputName(own, f"outputs of {own}")
+
+
+def classes_of_output(identity: Mapping[str, Any]) -> list[int]:
+    """The class that the outputs of a run are of, whatever an example's own; none where they are of no class.
+
+    Example:
+        >>> classes_of_output({"output_function": "logit:3"}), classes_of_output({"output_function": "logit"})
+        ([3], [])
+    """
+    kind, _, label = str(identity.get(_KEY, "")).partition(" ")[0].partition(":")
+    return [int(label)] if kind == "logit" and label.isdecimal() else []

@@ -12,6 +12,7 @@ from coar_dist.report.numbers import ceiling_of, mean_of, number
 from coar_dist.report.output_names import output_name
 from coar_dist.report.summary import Summary, forecast_in_words
 from coar_dist.store.ceilings import CEILING_LABEL
+from coar_dist.store.class_names import read_class_names
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.values import value_in_words
@@ -19,8 +20,9 @@ from coar_dist.store.values import value_in_words
 
 def print_report(run: RunDirectory, summary: Summary, terminal: Terminal) -> None:
     """Print the mean correlation per method and ablation fraction, and what more masks would give."""
+    output = output_name(run.identity, read_class_names(run))
     terminal.print(
-        f"\nCorrelation of predicted and true {output_name(run.identity).many} on held-out masks by ablation fraction: "
+        f"\nCorrelation of predicted and true {output.many} on held-out masks by ablation fraction: "
         "mean over examples,"
         "\n± half of its 95% bootstrap interval over examples. Ceiling: of any linear model, ± over masks."
     )

@@ -24,7 +24,7 @@ class Plots:
     def _output(self) -> str:
         from coar_dist.report.output_names import output_name
 
-        return output_name(self._reader.directory.identity).one
+        return output_name(self._reader.directory.identity, self._reader.class_names).one
 
     def _ids_of(self, example: int | Sequence[int] | NDArray[np.int64] | None) -> NDArray[np.int64]:
         return self._example_ids if example is None else np.asarray(example).reshape(-1)

@@ -42,6 +42,7 @@ def _collect(session: Session, config: Config, task: Task, components: Component
     """Collect what is missing of the designs of ``config``, once all input is checked."""
     from coar_dist.stages.baselines import MissingBaselines, compute_baselines
     from coar_dist.stages.budget import expected_masks
+    from coar_dist.stages.class_names import checked_class_names, keep_class_names
     from coar_dist.stages.collect import Missing, collect
     from coar_dist.stages.inputs import identity_of
     from coar_dist.stages.mask_designs import designs_of
@@ -51,10 +52,12 @@ def _collect(session: Session, config: Config, task: Task, components: Component
     designs = designs_of(config, components.num_components)
     probe_margins = task.check()
     check_value(session, task, components)
+    class_names = checked_class_names(session, task)
     session.take()
     identity = {**identity_of(session, task), **identity_of_value(session, task, components)}
     run = RunDirectory.create(session.storage, identity, components, len(task.examples), probe_margins)
     run.set_designs(designs)
+    keep_class_names(session, run, class_names)
     baselines = MissingBaselines.of(run, session)
     baselines.check(task, components, session)  # refused now, not after hours of ablation
     missing = Missing.of(run, session)

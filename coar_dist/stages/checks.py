@@ -17,6 +17,7 @@ from coar_dist.config.schema import GREEDY, MAGNITUDE, RANDOM, EditConfig
 from coar_dist.editing.criterion import METRICS
 from coar_dist.editing.groups import check_group
 from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunNotFoundError
+from coar_dist.stages.class_names import checked_class_names
 from coar_dist.stages.inputs import components_of, examples_of, is_to_be_trained, task_of, untrained_task
 from coar_dist.stages.mask_designs import check_kinds, designs_of
 from coar_dist.stages.session import Session
@@ -61,6 +62,7 @@ def check_ablate_stage(session: Session) -> None:
     session.components = components = components_of(session, task.model)
     designs_of(config, components.num_components)
     task.check()
+    checked_class_names(session, task)
     check_value(session, task, components)
     check_device_map(config.ablation.device_map, task.model)
     methods = [method for method in GRADIENT_BASELINES if method in config.baselines]

@@ -7,6 +7,18 @@ from coar_dist.stages.session import Session
 from coar_dist.stages.stage import Stage
 
 
+def _check(session: Session) -> None:
+    """Check the names of classes that are given for a run that is there already; the ablate stage checks its own.
+
+    Raises:
+        ConfigError: a class has no name, or there are no classes.
+    """
+    if session.config.task.class_names is not None and "ablate" not in session.config.stages:
+        from coar_dist.stages.class_names import class_names_for_report
+
+        class_names_for_report(session, session.open_run())
+
+
 def _run(session: Session) -> None:
     """Print the results of a run, and write ``report/index.html`` and its figures.
 
@@ -18,6 +30,11 @@ def _run(session: Session) -> None:
     from coar_dist.report.summary import summarise
     from coar_dist.report.terminal import print_report
 
+    if session.config.task.class_names is not None and "ablate" not in session.config.stages:
+        from coar_dist.stages.class_names import class_names_for_report, keep_class_names
+
+        run = session.open_run()
+        keep_class_names(session, run, class_names_for_report(session, run))
     session.release()  # the page shows the log of this command, which must be whole
     run, terminal = session.open_run(), session.terminal
     summary = summarise(run)
@@ -33,4 +50,4 @@ def _run(session: Session) -> None:
     )
 
 
-REPORT = Stage("report", reads=(), run=_run)
+REPORT = Stage("report", reads=("task.class_names",), run=_run, check=_check)

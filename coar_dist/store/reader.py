@@ -12,6 +12,7 @@ from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masks import check_masks
 from coar_dist.errors import MissingWorkError, counted
 from coar_dist.store.ceilings import Ceiling, CeilingTable
+from coar_dist.store.class_names import read_class_names
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.methods import best_method
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
@@ -41,6 +42,17 @@ class RunReader:
     def components(self) -> ComponentIndex:
         """The component index."""
         return self.directory.components
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """What classes are called, by label; empty where nobody said so (``class_names`` of ``attribute``).
+
+        Example:
+            >>> names = run.class_names
+            >>> [names.get(label, str(label)) for label in run.examples()["label"][:3]]
+            ['0', '1', '2']
+        """
+        return read_class_names(self.directory)
 
     @property
     def best_method(self) -> str:

@@ -69,3 +69,6 @@ class TaskConfig(Part):
     examples: ExamplesConfig = field(default_factory=ExamplesConfig)
     output_function: str = "margin"
     """A registered output function (``coar_dist.tasks.outputs``) or ``module:function``."""
+    class_names: Any = None
+    """What classes are called on the page and in figures: a list, the first of class 0, or names by class, such as
+    ``{0: cat, 5: dog}``. No result depends on it; None: what an earlier command said."""

@@ -58,10 +58,12 @@ function pictureOf(of) {
   return of?.excerpt ? make("span", { className: "excerpt", textContent: of.excerpt }) : null;
 }
 
+const nameOfClass = label => content.classes[label] ?? String(label);
+
 function classesOf(example) {
   if (example.label === null) return "";
-  const text = `class ${example.label}`;
-  return example.prediction === example.label ? text : `${text}, taken for ${example.prediction}`;
+  const text = content.classes[example.label] ?? `class ${example.label}`;
+  return example.prediction === example.label ? text : `${text}, taken for ${nameOfClass(example.prediction)}`;
 }
 
 function isWrong(example) {
@@ -183,7 +185,7 @@ function open(id) {
 }
 
 const labels = [...new Set(content.examples.map(example => example.label))].filter(label => label !== null).sort((a, b) => a - b);
-form.elements.label.append(...labels.map(label => make("option", { value: label, textContent: label })));
+form.elements.label.append(...labels.map(label => make("option", { value: label, textContent: nameOfClass(label) })));
 form.elements.label.parentElement.hidden = form.elements.right.parentElement.hidden = !labels.length;
 list.classList.toggle("texts", content.examples.some(example => example.excerpt && !example.image));
 form.addEventListener("input", () => { shown = PAGE; show(); });

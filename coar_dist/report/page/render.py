@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from coar_dist.report.page.history import History, history_of
 from coar_dist.report.page.layers import LayerShares
 from coar_dist.report.summary import Summary, forecast_in_words
 from coar_dist.store.ceilings import CEILING_LABEL
+from coar_dist.store.class_names import read_class_names
 from coar_dist.store.edits import edit_names
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.reader import RunReader
@@ -61,15 +62,18 @@ def write_page(run: RunDirectory, summary: Summary) -> None:
         MissingWorkError, DamagedFileError: what the page shows is missing or damaged.
     """
     examples = gather_examples(run, summary)
-    figures = _figures(summary, examples, output_name(run.identity))
+    names = read_class_names(run)
+    figures = _figures(summary, examples, output_name(run.identity, names), names)
     inline = {
         key: inline_svg(save_figure(run.storage, f"{FOLDER}/{key}", figure), title)
         for key, (figure, title) in figures.items()
     }
-    run.storage.write(PAGE, _rendered(run, summary, examples, inline).encode())
+    run.storage.write(PAGE, _rendered(run, summary, examples, inline, names).encode())
 
 
-def _figures(summary: Summary, examples: ShownExamples, output: OutputName) -> dict[str, tuple[Figure, str]]:
+def _figures(
+    summary: Summary, examples: ShownExamples, output: OutputName, names: Mapping[int, str]
+) -> dict[str, tuple[Figure, str]]:
     """Figures and what a screen reader says of them, by name."""
     figures = {
         "figure1": (draw_correlations(summary), "mean correlation by ablation fraction and method"),
@@ -78,16 +82,18 @@ def _figures(summary: Summary, examples: ShownExamples, output: OutputName) -> d
     if summary.curves:
         figures["budget_curve"] = draw_budgets(summary.curves), "mean correlation by number of masks"
     if np.isfinite(examples.layers.shares).all():
-        figures["layers"] = draw_layers(examples.layers), "share of absolute weight by layer and class"
+        figures["layers"] = draw_layers(examples.layers, names), "share of absolute weight by layer and class"
     figures["predictions"] = (
-        draw_predictions(few_of(examples.shown), examples.method, output.one),
+        draw_predictions(few_of(examples.shown), examples.method, output.one, names),
         f"true against predicted {output.many} of a few examples",
     )
     return figures
 
 
-def _rendered(run: RunDirectory, summary: Summary, examples: ShownExamples, figures: dict[str, str]) -> str:
-    history = history_of(run)
+def _rendered(
+    run: RunDirectory, summary: Summary, examples: ShownExamples, figures: dict[str, str], names: Mapping[int, str]
+) -> str:
+    history, output = history_of(run), output_name(run.identity, names)
     layers = _layer_rows(examples.layers)
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_file), autoescape=True, undefined=jinja2.StrictUndefined
@@ -97,14 +103,14 @@ def _rendered(run: RunDirectory, summary: Summary, examples: ShownExamples, figu
     num_components = run.components.num_components
     return page.render(
         title=run.storage.location.rstrip("/").rpartition("/")[2],
-        output=output_name(run.identity),
+        output=output,
         subtitle=f"Component attribution of {counted(num_components, 'component')} for "
         f"{counted(run.num_examples, 'example')}; "
         f"ablated: {value_in_words(run.identity)}; "
         f"run made {run.created[:10]}, {run.storage}",
         css=Markup(_file("page.css")),
         js=Markup(_file("page.js")),
-        content=_content(run, examples),
+        content=_content(run, examples, output.one, names),
         tiles=_tiles(run, summary, history),
         headings=[
             f"at {fraction:g}{' (trained)' if fraction == summary.trained_at else ''}" for fraction in summary.fractions
@@ -116,7 +122,7 @@ def _rendered(run: RunDirectory, summary: Summary, examples: ShownExamples, figu
         largest_share=max((row.share for row in layers), default=1.0),
         examples=examples,
         edits=_edits(run),
-        findings=_findings(run, summary, history, examples.damaged_previews),
+        findings=_findings(run, summary, history, examples.damaged_previews, output),
         history=history,
         ceiling_label=CEILING_LABEL,
         designs=run.designs,
@@ -162,9 +168,11 @@ def _layer_rows(layers: LayerShares) -> list[_LayerRow]:
     return [_LayerRow(name, int(num), float(share), float(share / even)) for name, num, share, even in columns]
 
 
-def _findings(run: RunDirectory, summary: Summary, history: History, damaged: list[str]) -> list[str]:
+def _findings(
+    run: RunDirectory, summary: Summary, history: History, damaged: list[str], output: OutputName
+) -> list[str]:
     """What is to be known about the data before the results are trusted."""
-    texts, output = [], output_name(run.identity)
+    texts = []
     examples = ExampleTable(run).read()
     label, prediction = (examples[name].astype(np.float64) for name in ("label", "prediction"))
     if np.isfinite(label).all():
@@ -211,12 +219,13 @@ def _facts(run: RunDirectory, history: History) -> list[tuple[str, str]]:
     return facts
 
 
-def _content(run: RunDirectory, examples: ShownExamples) -> Markup:
+def _content(run: RunDirectory, examples: ShownExamples, output: str, names: Mapping[int, str]) -> Markup:
     """What the page's script reads, as JSON that can stand inside HTML."""
     components = run.components
     starts = zip(components.groups, components.offsets.tolist(), strict=False)
     content = {
-        "output": output_name(run.identity).one,
+        "output": output,
+        "classes": {str(label): name for label, name in names.items()},
         "groups": [
             {"name": group.name, "numbers": _in_steps(group.numbers), "start": start} for group, start in starts
         ],
