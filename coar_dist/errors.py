@@ -6,7 +6,16 @@ paragraph and exits with 1; a traceback is printed when ``HYDRA_FULL_ERROR=1`` i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from types import FrameType
+
+_PACKAGE = os.path.dirname(__file__) + os.sep
+words_of_face: ContextVar[Callable[[str], str]] = ContextVar("words_of_face", default=str)
+"""What turns a message, which names options as the command line does, into the words of the face that was called."""
 
 
 class CoarDistError(Exception):
@@ -114,6 +123,29 @@ class ConvergenceError(CoarDistError, RuntimeError):
 
 class CoarWarning(UserWarning):
     """Something that the user should know and that does not make the result wrong."""
+
+
+def warn(text: str, category: type[Warning] = CoarWarning) -> None:
+    """A warning about the line that called this package, however deep within the package it is found.
+
+    Args:
+        text: in the words of the command line.
+        category: of the warning.
+    """
+    line = sys._getframe()
+    frame: FrameType | None = line
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(_PACKAGE):
+            line = frame.f_back or frame
+        frame = frame.f_back
+    warnings.warn_explicit(
+        words_of_face.get()(text),
+        category,
+        line.f_code.co_filename,
+        line.f_lineno,
+        line.f_globals.get("__name__"),
+        line.f_globals.setdefault("__warningregistry__", {}),
+    )
 
 
 def in_one_line(error: BaseException) -> str:

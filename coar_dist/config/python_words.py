@@ -9,7 +9,7 @@ from dataclasses import fields
 from typing import ParamSpec, TypeVar
 
 from coar_dist.config.schema import EditConfig
-from coar_dist.errors import CoarDistError
+from coar_dist.errors import CoarDistError, words_of_face
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,7 +51,7 @@ _EVERYWHERE = {"null": "None", "cluster=local": "cluster=None"}
 
 
 def in_python_words(names: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A decorator: errors of the function name its arguments as it does.
+    """A decorator: errors, warnings and printed lines of the function name its arguments as it does.
 
     Args:
         names: by what an argument is called on the command line, its name.
@@ -60,14 +60,20 @@ def in_python_words(names: Mapping[str, str]) -> Callable[[Callable[P, R]], Call
     alternatives = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
     pattern = re.compile(rf"(?<![\w./'])({alternatives})(?!\w)")
 
+    def translated(text: str) -> str:
+        return pattern.sub(lambda found: words[found[0]], text)
+
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
         def wrapped(*arguments: P.args, **keywords: P.kwargs) -> R:
+            before = words_of_face.set(translated)
             try:
                 return function(*arguments, **keywords)
             except CoarDistError as error:
-                error.args = (pattern.sub(lambda found: words[found[0]], str(error)),)
+                error.args = (translated(str(error)),)
                 raise
+            finally:
+                words_of_face.reset(before)
 
         return wrapped
 

@@ -6,7 +6,6 @@ S is diagonal, the prior standard deviations of the weights: ridge then penalise
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coar_dist.errors import CoarWarning
+from coar_dist.errors import warn
 from coar_dist.regression.statistics import DesignStatistics, Gram
 
 _RANK_TOLERANCE = 1e-10
@@ -161,10 +160,8 @@ def factorise_dual(masks: PackedMasks, device: str, scale: NDArray[np.float64] |
 def warn_if_rank_deficient(factor: Factor) -> None:
     """Warn that least squares has no unique solution on this design."""
     if factor.rank < factor.num_components:
-        warnings.warn(
+        warn(
             f"the centred design of {factor.num_masks} masks has rank {factor.rank} < {factor.num_components} "
             f"components: regularisation=0 gives the minimum-norm least-squares solution. More masks, or a ridge "
-            f"penalty (regression.regularisation=null), predict better.",
-            CoarWarning,
-            stacklevel=2,
+            f"penalty (regression.regularisation=null), predict better."
         )

@@ -12,12 +12,13 @@ import numpy as np
 from coar_dist.cluster.execution import Execute, in_this_process
 from coar_dist.config.methods import GRADIENT_RIDGE, LEAVE_ONE_OUT, METHODS, Origin
 from coar_dist.config.schema import SELECTIONS, RegressionConfig, penalty_range
+from coar_dist.errors import warn
 from coar_dist.regression.backends import Backend, choose_backend, device, identity_of_backend, name_of_backend
 from coar_dist.regression.budget import Passes, spend
 from coar_dist.regression.factor import choose_solver
 from coar_dist.regression.gate_prior import GateSources
 from coar_dist.regression.observations import Observations
-from coar_dist.regression.planning import gradient_plan, lasso_plan, ridge_plan, warn
+from coar_dist.regression.planning import gradient_plan, lasso_plan, ridge_plan
 from coar_dist.regression.plans import Plan
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from coar_dist.cluster.execution import Execute
 from coar_dist.config.schema import RegressionConfig, penalty_range
-from coar_dist.errors import CoarWarning, ConfigError, MissingWorkError, listed
+from coar_dist.errors import ConfigError, MissingWorkError, listed, warn
 from coar_dist.regression.backends import Backend, device
 from coar_dist.regression.factor import Factor, factorise, factorise_dual, warn_if_rank_deficient
 from coar_dist.regression.gate_prior import (
@@ -285,8 +284,3 @@ def _check_design(design: DesignStatistics) -> None:
             f"{never.size} of {len(design.kept)}, component ids {listed(never.tolist())}. Their weights are 0, "
             f"or what gradients alone say. Raise design.num_masks."
         )
-
-
-def warn(text: str) -> None:
-    """A ``CoarWarning`` about the caller's caller."""
-    warnings.warn(text, CoarWarning, stacklevel=3)

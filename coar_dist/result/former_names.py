@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from coar_dist.errors import warn
 from coar_dist.result.result import Result
 
 if TYPE_CHECKING:
@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 
 
 def _warn(former: str, present: str) -> None:
-    warnings.warn(
-        f"run.{former} is called run.{present} now; the next version drops the former name.",
-        FutureWarning,
-        stacklevel=3,  # the line that calls the former name
-    )
+    warn(f"run.{former} is called run.{present} now; the next version drops the former name.", FutureWarning)
 
 
 class FormerNames(Result):
