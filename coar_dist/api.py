@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from coar_dist.tasks.task import Inputs
 
 
+@in_python_words(OF_ATTRIBUTE)
 def open_run(run_dir: str | Path) -> Run:
     """Open a run directory, a path or an ``s3://`` or ``gs://`` URL, for reading and for edits.
 
@@ -239,7 +240,7 @@ def attribute(
     except NoGradientsError as error:
         if not try_gradients:
             raise
-        Terminal(console, "ablate").warn(f"{error} So {DesignConfig().num_masks:,} masks without gradients are run.")
+        Terminal(console, "ablate").warn(f"{DesignConfig().num_masks:,} masks without gradients are run: {error}")
         config.design.num_masks, config.gradients.num_masks = DesignConfig().num_masks, 0
         run_stages(config, console, task, given, reference=means_of, values=values)
     run = open_run(run_dir)

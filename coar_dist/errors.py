@@ -7,6 +7,7 @@ paragraph and exits with 1; a traceback is printed when ``HYDRA_FULL_ERROR=1`` i
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -151,6 +152,16 @@ def warn(text: str, category: type[Warning] = CoarWarning) -> None:
 def in_one_line(error: BaseException) -> str:
     """The kind of an error and the first line of what it says."""
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def shortened(text: object) -> str:
+    """A text with its fingerprints cut to what tells them apart.
+
+    Example:
+        >>> shortened("weights sha256:9d86d15270b41f76be1b0268c3db91e4")
+        'weights sha256:9d86d152...'
+    """
+    return re.sub(r"(sha256:[0-9a-f]{8})[0-9a-f]{8,}", r"\1...", str(text))
 
 
 def counted(num: float, noun: str, plural: str = "") -> str:

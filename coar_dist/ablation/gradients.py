@@ -37,7 +37,7 @@ _DEFAULT_ROWS = 64
 """Rows of a gradient pass where the plan says nothing."""
 _PROBE_ROWS = 8
 """Rows of a pass of the probe, each with a mask of its own."""
-WITHOUT_GRADIENTS = "Use gradients.num_masks=0 (estimator=coar), which needs none"
+WITHOUT_GRADIENTS = "Use estimator=coar, which needs none"
 _Pass = Callable[[Tensor, Tensor, Inputs, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 

@@ -33,7 +33,10 @@ def resolve(key: str, source: str, registry: Mapping[str, Any]) -> Callable[...,
     try:
         function = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{key}={source!r} cannot be imported: {error}") from error
+        raise ConfigError(
+            f"{key}={source!r} cannot be imported: {error}. Start the command in the folder of {module_name}.py, or "
+            f"put that folder on PYTHONPATH, on every node."
+        ) from error
     if not callable(function):
         raise ConfigError(f"{key}={source!r} is a {type(function).__name__}, not a function.")
     return function  # type: ignore[no-any-return]

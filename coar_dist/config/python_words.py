@@ -30,6 +30,7 @@ OF_ATTRIBUTE = {
     "ablation.value": "ablation_value",
     "ablation.constants": "ablation_value",
     "ablation.reference": "reference",
+    "task.output_function=module:function": "output_function=your_function",
     "estimator=coar": "num_gradient_masks=0",
     "estimator=budget": "num_gradient_masks=None",
 }

@@ -22,7 +22,7 @@ from coar_dist.components.plain_model import is_plain, plain_model
 from coar_dist.components.site_masking import BiasMasker, SiteMasker, why_not_in_biases
 from coar_dist.components.sites import Values, sites_of
 from coar_dist.components.stale_values import forget_as_in_training
-from coar_dist.errors import ComponentMismatchError, ConfigError, counted, listed
+from coar_dist.errors import ComponentMismatchError, ConfigError, counted, listed, shortened
 from coar_dist.store.edits import EditStore
 from coar_dist.store.locations import storage_at
 from coar_dist.store.run_directory import RunDirectory
@@ -222,8 +222,9 @@ class Edit:
         found = weights_fingerprint(model)
         if found != self.model_weights:
             raise ComponentMismatchError(
-                f"the edit {self.name!r} in {self.storage} was made for a model with weights {self.model_weights}, but "
-                f"this {type(model).__name__} has {found}. Load the checkpoint that the run explains, or edit again."
+                f"the edit {self.name!r} in {self.storage} was made for a model with weights "
+                f"{shortened(self.model_weights)}, but this {type(model).__name__} has {shortened(found)}. Load the "
+                f"checkpoint that the run explains, or edit again."
             )
 
     def record(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from coar_dist.report.figures import draw_correlations, draw_predictions
 from coar_dist.report.numbers import signed
 from coar_dist.report.output_names import output_name
 from coar_dist.report.page.examples import ShownExample
-from coar_dist.report.summary import summarise
+from coar_dist.report.summary import NO_HELD_OUT, summarise
 from coar_dist.store.agreement import correlation_of
 from coar_dist.store.class_names import read_class_names
 from coar_dist.store.previews import PreviewTable
@@ -150,7 +150,7 @@ def prediction_figure(reader: RunReader, example_ids: NDArray[np.int64], method:
     weights, intercepts = reader.weights(ids, method), reader.intercepts(ids, method)
     design = run.held_out_as_trained() or next(iter(run.held_out), None)
     if design is None:
-        raise MissingWorkError(f"{run.storage} has no held-out masks: run the ablate and evaluate stages.")
+        raise MissingWorkError(f"{run.storage} {NO_HELD_OUT}")
     store = run.margins(design)
     true = np.empty((store.num_masks, len(ids)))
     masks = np.empty((0, store.num_components), dtype=np.bool_)

@@ -20,6 +20,9 @@ from coar_dist.store.methods import methods_of
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
 from coar_dist.store.tables import EvaluationTable
 
+NO_HELD_OUT = "has no held-out masks: run the stages ablate and evaluate, in Python run.evaluate()."
+"""Said of a run that cannot be shown."""
+
 
 @dataclass(frozen=True)
 class MethodSummary:
@@ -132,7 +135,7 @@ def summarise(run: RunDirectory) -> Summary:
     """
     held_out = run.held_out
     if not held_out:
-        raise MissingWorkError(f"{run.storage} has no held-out designs: run the ablate and evaluate stages.")
+        raise MissingWorkError(f"{run.storage} {NO_HELD_OUT}")
     methods = methods_of(run)
     metrics = [_metrics(run, method, list(held_out)) for method in methods]
     columns = [of_method[name] for of_method in metrics for name in ("correlation", "spearman")]

@@ -174,8 +174,13 @@ class Run(RunReader, FormerNames):
         with contextlib.suppress(MissingWorkError):
             return report_frame(self.directory)
         config = Config(["evaluate"], run=RunConfig(self.path), evaluation=EvaluationConfig(curve_shares=[]))
-        if self.directory.held_out or self._made is None:
+        if self.directory.held_out:
             run_stages(config, console)
+        elif self._made is None:
+            raise MissingWorkError(
+                f"{self.path} has no held-out masks to evaluate on, and a run that was opened from its files has no "
+                f"model to collect them with. Call attribute once more with the run's arguments: it collects them."
+            )
         else:
             self._made.collect_held_out(self.directory.design(TRAIN_DESIGN).ablation_fraction, console)
         self.directory = RunDirectory.open(self.directory.storage)

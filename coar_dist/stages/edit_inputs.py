@@ -16,7 +16,7 @@ from coar_dist.editing.edit_each import check_wrong
 from coar_dist.editing.groups import check_disjoint, members, without_draws
 from coar_dist.editing.held_out import HeldOut, Ids, measured_task
 from coar_dist.editing.selections import Selector
-from coar_dist.errors import ConfigError, RunMismatchError
+from coar_dist.errors import ConfigError, RunMismatchError, shortened
 from coar_dist.stages.inputs import examples_of, trained_weights
 from coar_dist.stages.session import Session
 from coar_dist.store.examples import ExampleTable
@@ -157,8 +157,9 @@ def _task(session: Session, edit: EditConfig, run: RunDirectory) -> Task:
     for key in ("model.weights", "model.architecture", *own_examples):
         if identity[key] != run.identity.get(key):
             raise RunMismatchError(
-                f"{key} is {identity[key]!r}, but {run.storage} explains {run.identity.get(key)!r}. An edit is made "
-                f"for the model that its attributions explain: undo the change, or use another run.dir."
+                shortened(f"{key} is {identity[key]!r}, but {run.storage} explains {run.identity.get(key)!r}. ")
+                + "An edit is made for the model that its attributions explain: undo the change, or use another "
+                "run.dir."
             )
     return task
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from coar_dist.config.schema import ModelConfig, TrainConfig
-from coar_dist.errors import DamagedFileError, RunMismatchError, counted
+from coar_dist.errors import DamagedFileError, RunMismatchError, counted, shortened
 from coar_dist.stages.session import Session
 from coar_dist.stages.stage import Stage
 from coar_dist.store.aside import set_aside
@@ -80,8 +80,10 @@ def _is_trained(session: Session, settings: dict[str, Any]) -> bool:
     for key, value in settings.items():
         if stored.get(key) != value:
             raise RunMismatchError(
-                f"{key} is {value!r}, but {session.storage.where(CHECKPOINT)} was trained with {stored.get(key)!r}. "
-                f"Use another run.dir, or undo the change."
+                shortened(
+                    f"{key} is {value!r}, but {session.storage.where(CHECKPOINT)} was trained with {stored.get(key)!r}."
+                )
+                + " Use another run.dir, or undo the change."
             )
     return True
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from coar_dist.designs.design import MaskDesign
 from coar_dist.designs.given import Imported
-from coar_dist.errors import RunMismatchError
+from coar_dist.errors import RunMismatchError, shortened
 from coar_dist.store.storage import Storage
 from coar_dist.store.values import OF_VALUES, VALUE
 
@@ -36,7 +36,7 @@ def check_identity(storage: Storage, stored: Mapping[str, Any], asked: Mapping[s
     if differing:
         values = [[each.get(key, _LEFT_OUT.get(key)) for each in (asked, stored)] for key in differing]
         lines = "; ".join(
-            f"{key} is {now!r}, but the run was made with {then!r}"
+            shortened(f"{key} is {now!r}, but the run was made with {then!r}")
             for key, (now, then) in zip(differing, values, strict=True)
         )
         raise RunMismatchError(f"{storage} belongs to another run: {lines}. Use another run.dir, or undo the change.")

@@ -28,8 +28,8 @@ def read_record(storage: Storage) -> dict[str, Any]:
     """
     if storage.size(RUN_FILE) is None:
         raise RunNotFoundError(
-            f"{storage} is not a run directory (it has no {RUN_FILE}). Make one with the ablate stage, or correct "
-            f"run.dir."
+            f"{storage} is not a run directory: it has no {RUN_FILE}. Correct run.dir, or run the ablate stage, which "
+            f"makes one."
         )
     where = storage.where(RUN_FILE)
     try:

@@ -249,5 +249,7 @@ class EvaluationTable:
         found = read_current(self._storage, self.file, "evaluate", self._belongs_to, METRICS)
         if found is None:
             where = self._storage.where(self.file)
-            raise MissingWorkError(f"{where} is missing or of earlier attributions: run the evaluate stage.")
+            raise MissingWorkError(
+                f"{where} is missing or of earlier attributions: run the evaluate stage, in Python run.evaluate()."
+            )
         return {name: np.asarray(found.columns[name].to_numpy()) for name in METRICS}

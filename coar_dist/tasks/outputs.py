@@ -199,7 +199,7 @@ def _check_class_labels(name: str, outputs: Any, targets: Tensor) -> None:
     if targets.ndim != 1 or targets.is_floating_point():
         raise TaskError(
             f"{name} needs integer class labels of shape (num_examples,), but targets are {targets.dtype} of "
-            f"shape {tuple(targets.shape)}."
+            f"shape {tuple(targets.shape)}. Give labels.long(); for a regression, task.output_function=value."
         )
     outside = torch.nonzero((targets < 0) | (targets >= logits.shape[1])).reshape(-1)
     if len(outside):

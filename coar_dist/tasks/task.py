@@ -56,7 +56,8 @@ class ExampleSet:
     def __post_init__(self) -> None:
         lengths = {name: len(tensor) for name, tensor in self.tensors()}
         if len(set(lengths.values())) != 1 or len(self.targets) == 0:
-            raise TaskError(f"inputs and targets must have the same, positive number of rows, but have {lengths}.")
+            found = ", ".join(f"{number:,} of {name}" for name, number in lengths.items())
+            raise TaskError(f"inputs and targets must have the same, positive number of rows, but there are {found}.")
         columns = {name: _column(name, values, len(self.targets)) for name, values in self.columns.items()}
         object.__setattr__(self, "columns", columns)
         if self.counterfactual is not None:
@@ -197,12 +198,12 @@ class Task:
         except CoarDistError:
             raise
         except Exception as error:  # the user's own code may raise anything
-            shapes = {name: (tuple(tensor.shape), str(tensor.dtype)) for name, tensor in probe.tensors()}
+            shapes = ", ".join(f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in probe.tensors())
             are_pixels = any(tensor.dtype == torch.uint8 for _, tensor in probe.tensors())
             way_out = " (task.model.input_mean and input_std let a model take uint8 pixels.)" if are_pixels else ""
             raise TaskError(
                 f"{type(self.model).__name__} with output function {self.output_function.name!r} fails on the "
-                f"first examples, whose tensors are {shapes}: {type(error).__name__}: {error}{way_out}"
+                f"first {counted(len(probe), 'example')} ({shapes}): {type(error).__name__}: {error}{way_out}"
             ) from error
         finally:
             self.model.train(was_training)

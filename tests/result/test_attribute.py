@@ -75,7 +75,7 @@ def test_without_gradients_it_takes_more_masks(tmp_path: Path) -> None:
     run, said = attribute(TASK.model, IMAGES, LABELS, **arguments)
     assert masks_of(run) == {"train": 4000}
     assert "not differentiable" in said
-    assert "So 4,000 masks without gradients are run." in said
+    assert "4,000 masks without gradients are run: output_function=" in said
     with pytest.raises(ConfigError, match="margins without a gradient"):
         attribute(TASK.model, IMAGES, LABELS, **{**arguments, "num_gradient_masks": 4, "run_dir": tmp_path / "asked"})
 

@@ -110,7 +110,7 @@ def test_refit_gives_the_method_that_was_fitted(made: coar_dist.Run, tmp_path: P
 
 def test_held_out_masks_are_collected_where_there_are_none(made: coar_dist.Run) -> None:
     opened = coar_dist.open_run(made.path)
-    with pytest.raises(MissingWorkError, match=r"no held-out masks to evaluate on\. Add the ablate stage"):
+    with pytest.raises(MissingWorkError, match=r"no model to collect them with\. Call attribute"):
         opened.evaluate(QUIET)
     with without_ray():
         report = made.evaluate(QUIET).set_index("method")

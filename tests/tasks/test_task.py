@@ -49,7 +49,7 @@ def test_targets_that_do_not_fit_are_refused(targets: Tensor, message: str) -> N
 
 def test_models_and_output_functions_that_do_not_fit_are_refused() -> None:
     task = small_task()
-    with pytest.raises(TaskError, match=r"fails on the first examples.*torch\.float32"):
+    with pytest.raises(TaskError, match=r"fails on the first 2 examples .*torch\.float32"):
         Task(nn.Linear(3, 2), task.examples, task.output_function).check()
     with pytest.raises(TaskError, match="must give one float per example"):
         Task(task.model, task.examples, output_function(lambda outputs, targets: outputs)).check()
