@@ -15,6 +15,7 @@ and ``ExampleGroup`` are for components and groups of your own.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from coar_dist.tasks.task import ExampleSet
 
 __version__ = VERSION
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # whoever uses a library says where its log goes
 
 __all__ = [
     "ComponentGroup",

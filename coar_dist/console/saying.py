@@ -14,6 +14,7 @@ from coar_dist.cluster.work import Origin
 from coar_dist.console.cell import console_of
 from coar_dist.console.progress import StageProgress, stage_progress
 from coar_dist.console.tables import print_whole
+from coar_dist.errors import words_of_face
 
 SAID_BY = __name__
 """The logger of what stages say, by which the report page knows it."""
@@ -57,7 +58,7 @@ class Terminal:
 
     def print(self, text: str, style: str = "") -> None:
         """Print lines that are no stage's, and log nothing."""
-        self._console.print(Text(text, style), soft_wrap=True)
+        self._console.print(Text(words_of_face.get()(text), style), soft_wrap=True)
 
     def print_table(self, table: Table) -> None:
         """Print a table from the left margin."""
@@ -81,5 +82,6 @@ class Terminal:
 
     def _print_line(self, text: str, level: int) -> None:
         style = "yellow" if level >= logging.WARNING else ""
-        line = Text.assemble((f"{self.stage:>{_STAGE_WIDTH}}", "bold"), " " * _GAP, (text, style))
+        said = words_of_face.get()(text)
+        line = Text.assemble((f"{self.stage:>{_STAGE_WIDTH}}", "bold"), " " * _GAP, (said, style))
         self._console.print(line, soft_wrap=True)

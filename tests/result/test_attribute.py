@@ -67,12 +67,13 @@ def test_the_cache_is_named_by_what_is_explained(
     assert seeded.path not in (run.path, other.path)
 
 
-def test_without_gradients_it_takes_more_masks(tmp_path: Path) -> None:
+def test_without_gradients_it_takes_more_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def label(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return outputs.detach().gather(1, targets[:, None])[:, 0]
 
     arguments = {"run_dir": tmp_path / "run", "stages": ["ablate"], "output_function": label}
     run, said = attribute(TASK.model, IMAGES, LABELS, **arguments)
+    assert capsys.readouterr().err == ""  # it is said once, by the console
     assert masks_of(run) == {"train": 4000}
     assert "not differentiable" in said
     assert "4,000 masks without gradients are run: output_function=" in said
