@@ -169,9 +169,7 @@ def attribute(
     from coar_dist.result.cache import cache_location
     from coar_dist.result.made import Made, held_out_of
     from coar_dist.stages.pipeline import run_stages
-    from coar_dist.tasks.build import task_in_memory
-    from coar_dist.tasks.given import gathered, targets_or_none
-    from coar_dist.tasks.task import by_keyword, inputs_alone
+    from coar_dist.tasks.build import given_reference, given_task
 
     for key, names in (("stages", stages), ("baselines", baselines), ("tracking", tracking)):
         if isinstance(names, str):
@@ -199,13 +197,9 @@ def attribute(
         ablation = replace(ablation, value=ablation_value)
     check_given(ablation.value, inputs, reference, counterfactual)
     given, asked = asked_components(model, components, include, exclude)
-    inputs, targets = gathered(inputs, targets)
-    targets = targets_or_none(by_keyword(model, inputs), targets, output_function)
-    task = task_in_memory(model, inputs, targets, columns, output_function, counterfactual)
-    means_of = None if reference is None else inputs_alone(by_keyword(model, reference))
-    if console is None and not progress:
-        console = Console(quiet=True)
-    console = console_of(console)
+    task = given_task(model, inputs, targets, columns, output_function, counterfactual)
+    means_of = given_reference(model, reference)
+    console = console_of(console, progress)
     config = Config(
         stages=list(stages),
         run=RunConfig("" if run_dir is None else str(run_dir), previews),

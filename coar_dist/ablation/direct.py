@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coar_dist.ablation.engine import AblationEngine
+from coar_dist.ablation.former_arguments import takes_former_arguments
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.row_value import Paired, Resampled, RowValues
 from coar_dist.ablation.site_means import site_means
@@ -23,40 +24,46 @@ from coar_dist.components.sites import checked_values
 from coar_dist.config.python_words import OF_ABLATED_OUTPUTS, in_python_words
 from coar_dist.config.schema import COUNTERFACTUAL, MEAN, RESAMPLE, ZERO, ZERO_WEIGHTS
 from coar_dist.errors import ConfigError
-from coar_dist.tasks.build import task_in_memory
-from coar_dist.tasks.task import ExampleSet, Inputs, Task, by_keyword, inputs_alone
+from coar_dist.tasks.build import given_reference, given_task
+from coar_dist.tasks.task import ExampleSet, Inputs, Task
 
 
+@takes_former_arguments
 @in_python_words(OF_ABLATED_OUTPUTS)
 def ablated_outputs(
     model: nn.Module,
-    components: Components,
+    inputs: Any,
+    targets: Any = None,
+    *,
     masks: NDArray[np.bool_],
-    inputs: Inputs | ExampleSet,
-    targets: Tensor | None = None,
-    output: str | Callable[[Any, Tensor], Tensor] = "margin",
-    precision: str = "float32",
-    plan: EnginePlan | None = None,
+    components: Components = "auto",
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
     ablation_value: str | Mapping[str, Tensor] = ZERO_WEIGHTS,
     reference: Inputs | None = None,
     counterfactual: Inputs | None = None,
+    output_function: str | Callable[[Any, Tensor], Tensor] = "margin",
+    precision: str = "float32",
+    plan: EnginePlan | None = None,
 ) -> NDArray[np.float32]:
     """Outputs of ``model`` under given masks, computed in this process: no Ray, no run directory. ``model`` is copied.
 
     Args:
         model: any module, on the device where it is to run.
-        components: as in ``coar_dist.attribute``; the masks are over these.
+        inputs: (num_examples, ...) tensor or array, or a dict of them by keyword, a Dataset,
+            a DataLoader or an ``ExampleSet``.
+        targets: (num_examples, ...) what the output function compares with; int64 class labels for ``margin``. None:
+            those that ``inputs`` holds, or none, for ``value`` and ``logit:3``, which read none.
         masks: (num_masks, num_components) bool, True = kept.
-        inputs: (num_examples, ...) tensor, or a dict of tensors given by keyword, or an ``ExampleSet``.
-        targets: (num_examples, ...) what the output function compares with, e.g. int64 class labels; of an
-            ``ExampleSet`` its own.
-        output: a registered output function, ``module:function``, or a callable ``(outputs, targets) -> (num_rows,)``.
-        precision: ``float32``, or ``bfloat16`` for autocast.
-        plan: how to run; None runs one mask at a time.
+        components: as of ``coar_dist.attribute``, or a run's own, ``run.components``; the masks are over these.
+        include, exclude: shell patterns of names of components, or of parameters, that are taken and that are left out.
         ablation_value: what ablated components are replaced by: ``zero_weights``, ``zero``, ``mean``, ``resample``,
             ``counterfactual``, or a tensor (num_channels,) for every site, by its name.
         reference: of ``mean`` and ``resample``: the inputs whose mean it is, or that are drawn; None is ``inputs``.
         counterfactual: of ``counterfactual``: inputs like ``inputs``, row by row.
+        output_function: a registered name, ``module:function``, or ``(outputs, targets) -> (num_rows,)``.
+        precision: ``float32``, or ``bfloat16`` for autocast.
+        plan: how to run; None runs one mask at a time.
 
     Returns:
         (num_masks, num_examples) float32.
@@ -70,15 +77,16 @@ def ablated_outputs(
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(64, 3))
         >>> images, labels = torch.randn(5, 1, 6, 6), torch.tensor([0, 1, 2, 0, 1])
-        >>> ablated_outputs(model, "conv_filters", np.eye(4) == 0, images, labels).shape
+        >>> ablated_outputs(model, images, labels, masks=np.eye(4) == 0).shape
         (4, 5)
     """
     check_given(ablation_value, inputs, reference, counterfactual)
-    index = chosen_components(model, components)
-    task = task_in_memory(copy.deepcopy(plain_model(model)), inputs, targets, None, output, counterfactual)
+    index = chosen_components(model, components, include, exclude)
+    copied = copy.deepcopy(plain_model(model))
+    task = given_task(copied, inputs, targets, None, output_function, counterfactual)
     task.check()
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    others = None if reference is None else inputs_alone(by_keyword(model, reference))
+    others = given_reference(model, reference)
     value = _value_of(ablation_value, task, index, others, device)
     return AblationEngine(task, index, str(device), precision, plan, value).margins(masks)
 

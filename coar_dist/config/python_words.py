@@ -37,8 +37,9 @@ OF_ATTRIBUTE = {
 """What the command line calls an argument of ``attribute``, and its name there."""
 OF_ABLATED_OUTPUTS = {
     "components.selector": "components",
-    "components.exclude": "components=ComponentIndex(...)",
-    "task.output_function": "output",
+    "components.include": "include",
+    "components.exclude": "exclude",
+    "task.output_function": "output_function",
     "ablation.mode=weights": "plan=None",
     "ablation.precision": "precision",
     "ablation.value": "ablation_value",
@@ -46,7 +47,7 @@ OF_ABLATED_OUTPUTS = {
     "ablation.reference": "reference",
 }
 """The same for ``ablated_outputs``."""
-OF_EDIT = {f"edit.{entry.name}": entry.name for entry in fields(EditConfig)}
+OF_EDIT = {f"edit.{entry.name}": entry.name for entry in fields(EditConfig)} | {"(edit.examples)": "(held_out)"}
 """The same for ``Run.edit``."""
 _EVERYWHERE = {"null": "None", "cluster=local": "cluster=None"}
 

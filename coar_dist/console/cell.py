@@ -77,10 +77,14 @@ def _exported(console: Console, clear: bool) -> tuple[str, str]:
     return text, console.export_html(clear=clear, inline_styles=True, code_format="{code}")
 
 
-def console_of(console: Console | None) -> Console:
+def console_of(console: Console | None, progress: bool = True) -> Console:
     """Where a call prints: the console that is given, or standard output; in a notebook, its cell.
 
     Given what it returns, it returns the same: the parts of one call share one output.
+
+    Args:
+        console: as it was given.
+        progress: whether anything is printed where no console is given.
     """
-    console = console or Console()
+    console = console or Console(quiet=not progress)
     return CellConsole() if console.is_jupyter and not console.quiet else console

@@ -22,6 +22,7 @@ from coar_dist.config.schema import (
     RunConfig,
 )
 from coar_dist.config.settings import ClusterSettings, cluster_of, settings_of
+from coar_dist.console.cell import console_of
 from coar_dist.errors import ConfigError, MissingWorkError
 from coar_dist.result.former_names import FormerNames
 from coar_dist.result.result import Result
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from coar_dist.editing.edit import Edit
     from coar_dist.editing.groups import Examples
     from coar_dist.result.made import Made
-    from coar_dist.tasks.task import ExampleSet, Inputs, Task
+    from coar_dist.tasks.task import Task
 
 
 class Run(RunReader, FormerNames):
@@ -107,8 +108,8 @@ class Run(RunReader, FormerNames):
     def ablate(
         self,
         model: nn.Module | None = None,
-        inputs: Inputs | None = None,
-        targets: Tensor | None = None,
+        inputs: Any = None,
+        targets: Any = None,
         *,
         off: Off,
         output_function: str | Callable[[Any, Tensor], Tensor] = "margin",
@@ -117,8 +118,8 @@ class Run(RunReader, FormerNames):
 
         Args:
             model: what the run explains; it is not changed. None: what ``attribute`` was given in this process.
-            inputs: its examples; None as ``model``.
-            targets: what the examples' outputs are compared with; given with ``inputs``.
+            inputs: its examples, in any form that ``attribute`` takes; None as ``model``.
+            targets: what the examples' outputs are compared with; None as in ``attribute``.
             off: the ablated components: ids, names, or shell patterns of names.
             output_function: of ``model``'s outputs; given with ``inputs``.
 
@@ -137,20 +138,17 @@ class Run(RunReader, FormerNames):
         """
         from coar_dist.result.made import true_outputs
 
-        if model is not None and inputs is None and targets is None and self._made is not None:
-            task = replace(self._made.task, model=model)
-        else:
-            task = self._task_of("ablate", model, inputs, targets, None, output_function)
+        task = self._task_of("ablate", model, inputs, targets, None, output_function)
         return true_outputs(self.directory, task, mask_without(self.components, off))
 
     @in_python_words(OF_ATTRIBUTE)
-    def evaluate(self, console: Console | None = None) -> DataFrame:
+    def evaluate(self, console: Console | None = None, *, progress: bool = True) -> DataFrame:
         """How well every method predicts, on held-out masks of every ablation fraction.
 
         Where the run has no held-out masks, those that ``attribute`` collects by default are collected first.
 
         Args:
-            console: where progress is printed; None is standard output.
+            progress, console: whether and where progress is printed; None is standard output.
 
         Returns:
             A data frame with one row per ``method`` (for people: ``label``) and ``ablation_fraction``: ``masks``, how
@@ -175,27 +173,32 @@ class Run(RunReader, FormerNames):
             return report_frame(self.directory)
         config = Config(["evaluate"], run=RunConfig(self.path), evaluation=EvaluationConfig(curve_shares=[]))
         if self.directory.held_out:
-            run_stages(config, console)
+            run_stages(config, console_of(console, progress))
         elif self._made is None:
             raise MissingWorkError(
                 f"{self.path} has no held-out masks to evaluate on, and a run that was opened from its files has no "
                 f"model to collect them with. Call attribute once more with the run's arguments: it collects them."
             )
         else:
-            self._made.collect_held_out(self.directory.design(TRAIN_DESIGN).ablation_fraction, console)
+            trained = self.directory.design(TRAIN_DESIGN).ablation_fraction
+            self._made.collect_held_out(trained, console_of(console, progress))
         self.directory = RunDirectory.open(self.directory.storage)
         return report_frame(self.directory)
 
     @in_python_words(OF_ATTRIBUTE)
     def refit(
-        self, regression: RegressionConfig | Mapping[str, Any] | str = "ridge", *, console: Console | None = None
+        self,
+        regression: RegressionConfig | Mapping[str, Any] | str = "ridge",
+        *,
+        progress: bool = True,
+        console: Console | None = None,
     ) -> Result:
         """Fit attributions once more from what is collected; those of other methods stay beside them.
 
         Args:
             regression: ``"ridge"``, ``"lasso"``, or a ``RegressionConfig`` or its options, e.g.
                 ``{"method": "lasso", "l1_ratio": 0.5}``.
-            console: where progress is printed; None is standard output.
+            progress, console: whether and where progress is printed; None is standard output.
 
         Returns:
             The attributions of all examples by the method that was fitted.
@@ -215,17 +218,17 @@ class Run(RunReader, FormerNames):
             raise MissingWorkError(
                 f"regression.method={chosen.method}: the run has masks with gradients alone, which it does not use."
             )
-        run_stages(Config(["fit"], run=RunConfig(self.path), regression=chosen), console)
+        run_stages(Config(["fit"], run=RunConfig(self.path), regression=chosen), console_of(console, progress))
         self._read.clear()
         has_gradients = chosen.method == "ridge" and GRADIENT_DESIGN in self.directory.designs
         return self.by_method(GRADIENT_RIDGE if has_gradients else attribution_name(chosen))
 
-    def write_report(self, console: Console | None = None) -> str:
+    def write_report(self, console: Console | None = None, *, progress: bool = True) -> str:
         """Write the page ``report/index.html``, and its figures beside it; what is not evaluated yet is, as by
         ``evaluate``.
 
         Args:
-            console: where progress is printed; None is standard output.
+            progress, console: whether and where progress is printed; None is standard output.
 
         Returns:
             Where the page lies.
@@ -240,7 +243,7 @@ class Run(RunReader, FormerNames):
         from coar_dist.report.page.render import PAGE, write_page
         from coar_dist.report.summary import summarise
 
-        self.evaluate(console)
+        self.evaluate(console, progress=progress)
         write_page(self.directory, summarise(self.directory))
         return self.directory.storage.where(PAGE)
 
@@ -258,13 +261,14 @@ class Run(RunReader, FormerNames):
         max_components: int | None = None,
         *,
         model: nn.Module | None = None,
-        inputs: Inputs | None = None,
-        targets: Tensor | None = None,
+        inputs: Any = None,
+        targets: Any = None,
         columns: Mapping[str, Any] | None = None,
         output_function: str | Callable[[Any, Tensor], Tensor] = "margin",
-        held_out: ExampleSet | None = None,
+        held_out: Any = None,
         settings: EditConfig | None = None,
         cluster: ClusterSettings | None = None,
+        progress: bool = True,
         console: Console | None = None,
         **options: Any,
     ) -> Edit:
@@ -282,15 +286,14 @@ class Run(RunReader, FormerNames):
             direction: ``raise`` or ``lower``.
             max_components: ablated at most; None: a twentieth of all.
             model: what the run explains; None: what ``attribute`` was given in this process.
-            inputs: its examples; given with ``model``.
-            targets: what the examples' outputs are compared with; given with ``model``.
+            inputs, targets: its examples, as of ``attribute``; given with ``model``.
             columns: further values of the examples; given with ``model``.
             output_function: of ``model``'s outputs; given with ``model``.
-            held_out: examples on which the number of components is chosen and the edit is measured; None: the run's own
-                that are neither targets nor references.
+            held_out: an ``ExampleSet``, Dataset or DataLoader on which the number of components is chosen and the edit
+                is measured; None: the run's own examples that are neither targets nor references.
             settings: everything else, as an ``EditConfig``; what is named here replaces its values.
             cluster: as of ``attribute``.
-            console: where progress is printed; None is standard output.
+            progress, console: whether and where progress is printed; None is standard output.
             options: fields of ``EditConfig``: ``name``, ``method``, ``compare``, ``groups``, ``improve``, ``keep``, ...
 
         Returns:
@@ -308,6 +311,7 @@ class Run(RunReader, FormerNames):
         from coar_dist.editing.groups import edit_of
         from coar_dist.stages.pipeline import run_stages
         from coar_dist.store.edits import EDITS
+        from coar_dist.tasks.build import as_example_set
 
         task = self._task_of("edit", model, inputs, targets, columns, output_function)
         options |= {"direction": direction, "target": target}
@@ -316,25 +320,27 @@ class Run(RunReader, FormerNames):
         edit = edit_of(settings or EditConfig(), options)
         location = self.directory.storage.location
         config = Config(stages=["edit"], run=RunConfig(location), edit=edit, cluster=cluster_of(cluster))
-        run_stages(config, console, task, held_out=held_out)
+        run_stages(config, console_of(console, progress), task, held_out=as_example_set(task.model, held_out))
         return load_edit(f"{location.rstrip('/')}/{EDITS}/{edit.name}")
 
     def _task_of(
         self,
         what_for: str,
         model: nn.Module | None,
-        inputs: Inputs | None,
-        targets: Tensor | None,
+        inputs: Any,
+        targets: Any,
         columns: Mapping[str, Any] | None,
         output_function: str | Callable[[Any, Tensor], Tensor],
     ) -> Task:
         """What was given, or else what ``attribute`` was given in this process."""
-        from coar_dist.tasks.build import task_in_memory
+        from coar_dist.tasks.build import given_task
 
-        if model is not None and inputs is not None and targets is not None:
-            return task_in_memory(model, inputs, targets, columns, output_function)
-        if self._made is not None and model is None and inputs is None and targets is None:
-            return self._made.task
+        if model is not None and inputs is not None:
+            return given_task(model, inputs, targets, columns, output_function)
+        if self._made is not None and inputs is None and targets is None:
+            return self._made.task if model is None else replace(self._made.task, model=model)
+        if self._made is not None:
+            raise ConfigError(f"{what_for}: give model and inputs as well, or none of the three: the run has its own.")
         raise ConfigError(
             f"{what_for}: a run that was opened from its files has no model: give model, inputs and targets, the ones "
             f"that it explains. (A run that attribute returned has them.)"

@@ -15,10 +15,11 @@ from coar_dist.errors import CoarDistError, ConfigError, TaskError
 from coar_dist.tasks.checkpoints import load_checkpoint
 from coar_dist.tasks.examples import EXAMPLES
 from coar_dist.tasks.examples.source import IndexedSource, StreamedSource, load_subset
+from coar_dist.tasks.given import gathered, targets_or_none
 from coar_dist.tasks.models import MODELS, has_weights
 from coar_dist.tasks.normalisation import normalise_inputs
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import ExampleSet, Inputs, Task, by_keyword
+from coar_dist.tasks.task import ExampleSet, Inputs, Task, by_keyword, inputs_alone
 
 
 def build_model(config: ModelConfig) -> nn.Module:
@@ -85,6 +86,49 @@ def build_task(
         model.load_state_dict(trained)
     outputs = output_function(config.output_function)
     return Task(model, load_examples(), outputs)
+
+
+def given_task(
+    model: nn.Module,
+    inputs: Any,
+    targets: Any,
+    columns: Mapping[str, Any] | None,
+    function: str | Callable[[Any, Tensor], Tensor],
+    counterfactual: Any = None,
+) -> Task:
+    """What a Python caller explains, in any of the forms that inputs and targets may have.
+
+    Raises:
+        TaskError, ConfigError: as of ``gathered`` and ``task_in_memory``.
+    """
+    inputs, targets = gathered(inputs, targets)
+    if not isinstance(inputs, ExampleSet):
+        targets = targets_or_none(by_keyword(model, inputs), targets, function)
+    return task_in_memory(model, inputs, targets, columns, function, counterfactual)
+
+
+def as_example_set(model: nn.Module, given: Any) -> ExampleSet | None:
+    """Examples with their targets: an ``ExampleSet``, a Dataset or a DataLoader; None where there are none.
+
+    Raises:
+        TaskError: as of ``gathered`` and ``ExampleSet.of``.
+    """
+    inputs, targets = gathered(given, None)
+    if inputs is None or isinstance(inputs, ExampleSet):
+        return inputs
+    return ExampleSet.of(by_keyword(model, inputs), targets)
+
+
+def given_reference(model: nn.Module, reference: Any) -> ExampleSet | None:
+    """Inputs that serve others, in any of the forms that inputs may have; None where there are none.
+
+    Raises:
+        TaskError: as of ``gathered`` and ``ExampleSet.of``.
+    """
+    inputs, _ = gathered(reference, None)
+    if inputs is None or isinstance(inputs, ExampleSet):
+        return inputs
+    return inputs_alone(by_keyword(model, inputs))
 
 
 def task_in_memory(

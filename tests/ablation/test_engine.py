@@ -264,7 +264,7 @@ def test_components_without_gates_are_zeroed_in_the_weights(also: tuple[Componen
 def test_ablated_outputs_leaves_the_model_alone() -> None:
     model = copy.deepcopy(TASK.model).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    margins = ablated_outputs(model, "conv_filters", MASKS, TASK.examples.inputs, TASK.examples.targets)
+    margins = ablated_outputs(model, TASK.examples.inputs, TASK.examples.targets, masks=MASKS)
     np.testing.assert_allclose(margins, TRUTH, rtol=1e-4, atol=2e-5)
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -288,7 +288,7 @@ def test_ablated_outputs_takes_inputs_as_the_model_does() -> None:
     others = torch.rand(images.shape, generator=torch.Generator().manual_seed(1))
     parts = (images - 2 * others, others)
     for inputs in (parts, dict(zip(("images", "others"), parts, strict=True))):
-        margins = ablated_outputs(model, "conv_filters", MASKS, inputs, TASK.examples.targets)
+        margins = ablated_outputs(model, inputs, TASK.examples.targets, masks=MASKS, components="conv_filters")
         np.testing.assert_allclose(margins, TRUTH, rtol=1e-4, atol=5e-5)
 
 

@@ -207,7 +207,13 @@ def test_means_of_classes() -> None:
         of_class = {name: means[source.classes[row]] for name, means in source.means.items()}
         one = task.examples.rows(row, row + 1)
         expected[:, row] = coar_dist.ablated_outputs(
-            task.model, components, masks, one.inputs, one.targets, task.output_function.name, ablation_value=of_class
+            task.model,
+            one.inputs,
+            one.targets,
+            masks=masks,
+            components=components,
+            output_function=task.output_function.name,
+            ablation_value=of_class,
         )[:, 0]
     assert np.abs(expected - expected[5]).max() > 0.1
     engine = AblationEngine(task, components, "cpu", "float32", value=RowValues(components, source=source))
@@ -277,11 +283,10 @@ def test_python() -> None:
     components = discover(task.model, "conv_filters")
     masks, inputs, targets = masks_of(components), task.examples.inputs, task.examples.targets
     assert isinstance(inputs, Tensor)
+    asked: dict[str, Any] = {"masks": masks, "components": components, "output_function": task.output_function.name}
 
     def outputs(**options: Any) -> Any:
-        return coar_dist.ablated_outputs(
-            task.model, components, masks, inputs, targets, task.output_function.name, **options
-        )
+        return coar_dist.ablated_outputs(task.model, inputs, targets, **asked, **options)
 
     rolled = inputs.roll(-1, 0)
     expected = brute_force(task, components, masks, lambda _m, i: rolled[i : i + 1])
@@ -290,12 +295,10 @@ def test_python() -> None:
     expected = brute_force(task, components, masks, lambda m, i: one_of(task.examples, drawn(0, 5, m, i)))
     np.testing.assert_allclose(outputs(ablation_value="resample"), expected, rtol=0, atol=3e-6)
     examples = ExampleSet(inputs, targets, {}, rolled)
-    of_set = coar_dist.ablated_outputs(
-        task.model, components, masks, examples, output=task.output_function.name, ablation_value="counterfactual"
-    )
+    of_set = coar_dist.ablated_outputs(task.model, examples, **asked, ablation_value="counterfactual")
     np.testing.assert_array_equal(of_set, found)
     with pytest.raises(ConfigError, match="targets is given beside an ExampleSet"):
-        coar_dist.ablated_outputs(task.model, components, masks, examples, targets, task.output_function.name)
+        coar_dist.ablated_outputs(task.model, examples, targets, **asked)
     with pytest.raises(ConfigError, match="counterfactual has no effect with ablation_value='mean'"):
         outputs(ablation_value="mean", counterfactual=rolled)
     with pytest.raises(ConfigError, match=r"ablation_value='counterfactual': needs counterfactual=\.\.\."):

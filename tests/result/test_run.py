@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from torch.utils.data import DataLoader, TensorDataset
 
 import coar_dist
 from coar_dist.errors import ConfigError, MissingWorkError, RunMismatchError
@@ -47,6 +48,10 @@ def test_true_outputs_of_the_model_in_memory_and_of_one_that_is_given(made: coar
     assert all(torch.equal(before[name], value) for name, value in TASK.model.state_dict().items())
     opened = coar_dist.open_run(made.path)
     np.testing.assert_allclose(opened.ablate(*INPUTS, off=off), truth, atol=1e-5)
+    pairs = DataLoader(TensorDataset(*INPUTS[1:]), batch_size=3)  # type: ignore[arg-type]
+    np.testing.assert_allclose(opened.ablate(TASK.model, pairs, off=off), truth, atol=1e-5)
+    with pytest.raises(ConfigError, match="ablate: give model and inputs as well, or none of the three"):
+        made.ablate(inputs=INPUTS[1], off=off)
     with pytest.raises(ConfigError, match="ablate: a run that was opened from its files has no model"):
         opened.ablate(TASK.model, off=off)
     with pytest.raises(RunMismatchError, match=r"model\.weights is"):
@@ -108,18 +113,21 @@ def test_refit_gives_the_method_that_was_fitted(made: coar_dist.Run, tmp_path: P
         run.refit({"colour": 1})
 
 
-def test_held_out_masks_are_collected_where_there_are_none(made: coar_dist.Run) -> None:
+def test_held_out_masks_are_collected_where_there_are_none(
+    made: coar_dist.Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     opened = coar_dist.open_run(made.path)
     with pytest.raises(MissingWorkError, match=r"no model to collect them with\. Call attribute"):
         opened.evaluate(QUIET)
     with without_ray():
-        report = made.evaluate(QUIET).set_index("method")
+        report = made.evaluate(progress=False).set_index("method")
     masks, true = made.margins("evaluation_0.2")
     assert len(masks) == 100
     assert not (masks[:, None] == made.margins()[0][None, :100]).all(axis=2).any(axis=1).all()
     assert report.correlation["coar"] == pytest.approx(correlation_of(made.predict(masks), true).mean(), rel=1e-5)
     assert report.index.tolist() == ["coar", "ceiling"]
-    lasso = made.refit("lasso", console=QUIET)
+    lasso = made.refit("lasso", progress=False)
+    assert capsys.readouterr().out == ""
     assert "COAR, lasso" in Path(made.write_report(QUIET)).read_text()  # which is evaluated first
     row = made.evaluate().set_index("method").loc[lasso.method]
     assert row.correlation == pytest.approx(

@@ -54,7 +54,9 @@ def run(run_dir: Path, num_masks: int = 40, **options: Any) -> Run:
 def outputs(made: Run, masks: Any, value: Any) -> Any:
     task = small_task(9)
     inputs, targets = task.examples.inputs, task.examples.targets
-    return coar_dist.ablated_outputs(task.model, made.components, masks, inputs, targets, ablation_value=value)
+    return coar_dist.ablated_outputs(
+        task.model, inputs, targets, masks=masks, components=made.components, ablation_value=value
+    )
 
 
 def test_a_run_of_means_is_resumed_extended_and_edited(tmp_path: Path) -> None:
@@ -131,7 +133,9 @@ def test_runs_whose_values_differ_by_example(tmp_path: Path) -> None:
     assert isinstance(inputs, torch.Tensor)
 
     def direct(made: Run, masks: Any, **options: Any) -> Any:
-        return coar_dist.ablated_outputs(task.model, made.components, masks, inputs, targets, **options)
+        return coar_dist.ablated_outputs(
+            task.model, inputs, targets, masks=masks, components=made.components, **options
+        )
 
     resampled = run(tmp_path / "resampled", ablation_value="resample")
     masks, margins = resampled.margins("train")
@@ -248,5 +252,10 @@ def test_constants_that_do_not_fit_are_named(value: torch.Tensor, message: str) 
     masks, given = np.ones((1, 4), np.bool_), {"conv1.output": value}
     with pytest.raises(ConfigError, match=message):
         coar_dist.ablated_outputs(
-            task.model, components, masks, task.examples.inputs, task.examples.targets, ablation_value=given
+            task.model,
+            task.examples.inputs,
+            task.examples.targets,
+            masks=masks,
+            components=components,
+            ablation_value=given,
         )
