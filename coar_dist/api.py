@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from coar_dist.config.class_names import names_of
+from coar_dist.config.fields import checked
 from coar_dist.config.python_words import OF_ATTRIBUTE, in_python_words
 from coar_dist.config.schema import (
     CONSTANTS,
@@ -60,6 +61,13 @@ def open_run(run_dir: str | Path) -> Run:
         (2, 240)
     """
     return Run(RunDirectory.open(storage_at(run_dir)))
+
+
+def _whole(key: str, given: Any) -> int:
+    try:
+        return index(given)
+    except TypeError:
+        raise ConfigError(f"{key}={given!r}: must be a whole number.") from None
 
 
 @in_python_words(OF_ATTRIBUTE)
@@ -174,6 +182,9 @@ def attribute(
     for key, names in (("stages", stages), ("baselines", baselines), ("tracking", tracking)):
         if isinstance(names, str):
             raise ConfigError(f"{key}={names!r}: must be a list, e.g. [{names!r}].")
+    if run_dir is not None:
+        storage_at(run_dir)
+    first_seed = _whole("seed", seed)
     if PLAN in stages:
         raise ConfigError(f"stages={list(stages)}: {PLAN} works on the command line only: coar-dist 'stages=[{PLAN}]'.")
     if class_names is not None and not {"ablate", "report"} & set(stages):
@@ -181,7 +192,7 @@ def attribute(
     fit = settings_of(RegressionConfig, regression, "regression", "method")
     try_gradients = num_masks is None and num_gradient_masks is None and budget is None and fit.method == "ridge"
     masks = DesignConfig(design, ablation_fraction=ablation_fraction, seed=seed)
-    gradients = GradientsConfig(seed=index(seed) + 2_000_000)
+    gradients = GradientsConfig(seed=first_seed + 2_000_000)
     if budget is not None:
         masks.num_masks, gradients.num_masks = PILOT_MASKS, PILOT_GRADIENT_MASKS
     elif try_gradients or num_gradient_masks:
@@ -190,6 +201,7 @@ def attribute(
         masks.num_masks = num_masks
     if num_gradient_masks is not None:
         gradients.num_masks = num_gradient_masks
+    masks = checked(masks, "design.")  # before other options follow from it
     ablation, values = settings_of(AblationConfig, ablation, "ablation", "value"), None
     if isinstance(ablation_value, Mapping):
         ablation, values = replace(ablation, value=CONSTANTS), dict(ablation_value)
@@ -218,14 +230,14 @@ def attribute(
     if run_dir is None or (evaluation is None and "evaluate" in stages):
         index_of_model = given or chosen_components(model, components, include, exclude)
     if evaluation is not None:
-        options = evaluation if isinstance(evaluation, EvaluationConfig) else {"seed": index(seed) + 1, **evaluation}
+        options = {"seed": first_seed + 1, **evaluation} if isinstance(evaluation, Mapping) else evaluation
         config.evaluation = settings_of(EvaluationConfig, options, "evaluation", "kind")
-    elif "evaluate" in stages and (there := held_out_of(config.run.dir)) is not None:
+    elif "evaluate" in stages and (there := held_out_of(config.run.dir, first_seed)) is not None:
         config.evaluation = there
     elif "evaluate" in stages:
-        config.evaluation = light_evaluation(ablation_fraction_of(config, len(index_of_model)), index(seed) + 1)
+        config.evaluation = light_evaluation(ablation_fraction_of(config, len(index_of_model)), first_seed + 1)
     else:
-        config.evaluation = EvaluationConfig(ablation_fractions=[], seed=index(seed) + 1)
+        config.evaluation = EvaluationConfig(ablation_fractions=[], seed=first_seed + 1)
     if run_dir is None:
         run_dir = config.run.dir = cache_location(config, task, index_of_model, means_of, values)
         Terminal(console).print(f"The run is kept in {run_dir}.")
@@ -238,5 +250,5 @@ def attribute(
         config.design.num_masks, config.gradients.num_masks = DesignConfig().num_masks, 0
         run_stages(config, console, task, given, reference=means_of, values=values)
     run = open_run(run_dir)
-    run._made = Made(config, task, run.components, means_of, values, index(seed) + 1)
+    run._made = Made(config, task, run.components, means_of, values, first_seed + 1)
     return run

@@ -21,11 +21,14 @@ from coar_dist.components.discovery import Components, chosen_components
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.plain_model import plain_model
 from coar_dist.components.sites import checked_values
+from coar_dist.config.functions import look_up
 from coar_dist.config.python_words import OF_ABLATED_OUTPUTS, in_python_words
 from coar_dist.config.schema import COUNTERFACTUAL, MEAN, RESAMPLE, ZERO, ZERO_WEIGHTS
 from coar_dist.errors import ConfigError
 from coar_dist.tasks.build import given_reference, given_task
 from coar_dist.tasks.task import ExampleSet, Inputs, Task
+
+_PRECISIONS = ("float32", "bfloat16")
 
 
 @takes_former_arguments
@@ -81,6 +84,7 @@ def ablated_outputs(
         (4, 5)
     """
     check_given(ablation_value, inputs, reference, counterfactual)
+    look_up("ablation.precision", precision, dict.fromkeys(_PRECISIONS))
     index = chosen_components(model, components, include, exclude)
     copied = copy.deepcopy(plain_model(model))
     task = given_task(copied, inputs, targets, None, output_function, counterfactual)
@@ -88,7 +92,7 @@ def ablated_outputs(
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     others = given_reference(model, reference)
     value = _value_of(ablation_value, task, index, others, device)
-    return AblationEngine(task, index, str(device), precision, plan, value).margins(masks)
+    return AblationEngine(task, index, str(device), precision, plan, value).margins(np.asarray(masks))
 
 
 def check_given(ablation_value: object, inputs: object, reference: object, counterfactual: object) -> None:

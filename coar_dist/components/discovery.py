@@ -17,6 +17,7 @@ from coar_dist.components.index import ComponentIndex
 from coar_dist.components.left_out import passed_over
 from coar_dist.components.plain_model import plain_model
 from coar_dist.components.selectors import FORMER_NAMES, SELECTORS
+from coar_dist.config.keys import meant
 from coar_dist.config.schema import ComponentRule, ComponentsConfig
 from coar_dist.errors import ComponentMismatchError, ConfigError, NoComponentsError, counted, listed
 
@@ -100,7 +101,11 @@ def discover(
     names = [selector] if isinstance(selector, str) else list(selector)
     unknown = [name for name in names if name not in {*SELECTORS, *FORMER_NAMES, _RULES}]
     if unknown or not names:
-        raise ConfigError(f"components.selector={selector!r}: must be one of {', '.join(SELECTORS)}, rules.")
+        given = names[0] if len(names) == 1 else selector
+        raise ConfigError(
+            f"components.selector={given!r}: must be one of {', '.join(SELECTORS)}, rules."
+            f"{meant(next(iter(unknown), ''), SELECTORS)}"
+        )
     found: list[ComponentGroup] = []
     for name in names:
         if name in FORMER_NAMES:
@@ -158,6 +163,7 @@ def chosen_components(
         ConfigError: a selector is unknown, or the function gives something else.
         NoComponentsError, ComponentMismatchError: as ``discover``.
     """
+    check_patterns(include, exclude)
     if not isinstance(components, ComponentIndex) and callable(components):
         components = components(plain_model(model))
         if not isinstance(components, ComponentIndex):
@@ -171,10 +177,22 @@ def chosen_components(
     return discover(model, asked.selectors, include, exclude, asked.rules)
 
 
+def check_patterns(include: object, exclude: object) -> None:
+    """Check that a Python caller gives lists: a string's letters would be patterns.
+
+    Raises:
+        ConfigError: one is a string.
+    """
+    for key, given in (("components.include", include), ("components.exclude", exclude)):
+        if isinstance(given, str):
+            raise ConfigError(f"{key}={given!r}: must be a list, e.g. [{given!r}].")
+
+
 def asked_components(
     model: nn.Module, components: Components, include: Sequence[str], exclude: Sequence[str]
 ) -> tuple[ComponentIndex | None, ComponentsConfig]:
     """What a Python caller asks for as an index, or as the configuration that says the same; the other is of no use."""
+    check_patterns(include, exclude)
     if isinstance(components, ComponentIndex) or callable(components):
         return chosen_components(model, components, include, exclude), ComponentsConfig()
     listed = [components] if isinstance(components, str | ComponentRule) else list(components)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coar_dist.components.groups import Component, ComponentGroup, Numbers, Slices, numbers_of
+from coar_dist.errors import counted
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ComponentIndex:
     """The ordered groups; component ids run through them from 0 to ``num_components - 1``.
 
@@ -36,6 +38,14 @@ class ComponentIndex:
     """
 
     groups: tuple[ComponentGroup, ...]
+
+    def __repr__(self) -> str:
+        kinds = Counter[str]()
+        for group in self.groups:
+            kinds[group.kind] += group.num_components
+        of_kinds = ", ".join(counted(num, kind) for kind, num in kinds.items())
+        ends = f", {self.name_of(0)} to {self.name_of(len(self) - 1)}" if len(self) else ""
+        return f"ComponentIndex({of_kinds or 'empty'} in {counted(len(self.groups), 'group')}{ends})"
 
     def __post_init__(self) -> None:
         by_axis: dict[tuple[str, int], list[tuple[int, Slices]]] = {}

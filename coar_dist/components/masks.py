@@ -53,6 +53,8 @@ def mask_without(components: ComponentIndex, off: Off) -> NDArray[np.bool_]:
     """
     if isinstance(off, ComponentIndex):
         off = off.names()
+    if getattr(off, "dtype", None) == np.bool_:
+        raise ConfigError("off is a bool array, but must be ids or names, as np.flatnonzero gives them.")
     names = components.names()
     mask = np.ones(len(names), dtype=np.bool_)
     for entry in [off] if isinstance(off, str) or not isinstance(off, Iterable) else off:

@@ -33,13 +33,14 @@ def plain_model(model: nn.Module) -> nn.Module:
         parametrised, pruned or adapted by LoRA, a copy with the effective weights as parameters under their own names.
 
     Raises:
-        TaskError: the model is TorchScript, has lazy parameters, or has adapters that cannot be merged.
+        TaskError: it is no model, is TorchScript, has lazy parameters, or has adapters that cannot be merged.
 
     Example:
         >>> layer = torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
         >>> [name for name, _ in plain_model(layer).named_parameters()]
         ['bias', 'weight']
     """
+    _check_is_one(model)
     model = _unwrapped(model)
     _check(model)
     if not any(_computes_weights(module) or _is_wrapper(module) for module in model.modules()):
@@ -71,6 +72,14 @@ def is_plain(model: nn.Module) -> bool:
 
 def _is_wrapper(module: nn.Module) -> bool:
     return isinstance(module, DataParallel | DistributedDataParallel) or hasattr(module, "_orig_mod")
+
+
+def _check_is_one(model: object) -> None:
+    if isinstance(model, nn.Module):
+        return
+    if isinstance(model, type):
+        raise TaskError(f"model is the class {model.__name__}, not a model. Call it: {model.__name__}(...).")
+    raise TaskError(f"model is a {type(model).__name__}, not a torch.nn.Module. Give the module with the weights.")
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from coar_dist.config.keys import meant
 from coar_dist.errors import CoarDistError, ConfigError, TaskError
 
 T = TypeVar("T")
@@ -29,7 +30,9 @@ def resolve(key: str, source: str, registry: Mapping[str, Any]) -> Callable[...,
     module_name, colon, attribute = source.partition(":")
     if not colon or not module_name or not attribute:
         registered = f"one of {', '.join(registry)}, or " if registry else ""
-        raise ConfigError(f"{key}={source!r}: must be {registered}module:function of your own.")
+        raise ConfigError(
+            f"{key}={source!r}: must be {registered}module:function of your own.{meant(source, registry)}"
+        )
     try:
         function = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
@@ -54,7 +57,7 @@ def look_up(key: str, name: str, registry: Mapping[str, T]) -> T:
         ConfigError: unknown name.
     """
     if name not in registry:
-        raise ConfigError(f"{key}={name!r}: must be one of {', '.join(registry)}.")
+        raise ConfigError(f"{key}={name!r}: must be one of {', '.join(registry)}.{meant(name, registry)}")
     return registry[name]
 
 

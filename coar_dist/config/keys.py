@@ -45,6 +45,17 @@ def near(name: str, names: Iterable[str], num: int = 3) -> list[str]:
     return get_close_matches(name, list(names), num, cutoff=0.7)
 
 
+def meant(name: object, names: Iterable[str]) -> str:
+    """A sentence with what was probably meant, to follow another; empty where no name is like it.
+
+    Example:
+        >>> meant("conv_filter", ["heads", "conv_filters"])
+        ' Did you mean conv_filters?'
+    """
+    found = near(str(name), names)
+    return f" Did you mean {either(found)}?" if found else ""
+
+
 def either(names: Sequence[str]) -> str:
     """``a, b or c``."""
     return " or ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

@@ -42,7 +42,8 @@ def settings_of(kind: type[P], given: P | Mapping[str, Any] | str | None, key: s
     if isinstance(given, kind):
         return given
     if not isinstance(given, Mapping | str | None):
-        raise ConfigError(f"{key}={given!r}: must be a {kind.__name__}, a dict of its options, or a value of {main!r}.")
+        part = f"{'an' if kind.__name__[0] in 'AE' else 'a'} {kind.__name__}"
+        raise ConfigError(f"{key}={given!r}: must be {part}, a dict of its options, or a value of {main!r}.")
     options = {main: given} if isinstance(given, str) else dict(given or {})
     known = {entry.name for entry in fields(cast(Any, kind))}
     for name in options:

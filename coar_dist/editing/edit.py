@@ -22,8 +22,17 @@ from coar_dist.components.plain_model import is_plain, plain_model
 from coar_dist.components.site_masking import BiasMasker, SiteMasker, why_not_in_biases
 from coar_dist.components.sites import Values, sites_of
 from coar_dist.components.stale_values import forget_as_in_training
-from coar_dist.errors import ComponentMismatchError, ConfigError, counted, listed, shortened
-from coar_dist.store.edits import EditStore
+from coar_dist.config.python_words import OF_ATTRIBUTE, in_python_words
+from coar_dist.errors import (
+    ComponentMismatchError,
+    ConfigError,
+    MissingWorkError,
+    RunNotFoundError,
+    counted,
+    listed,
+    shortened,
+)
+from coar_dist.store.edits import EDIT_FILE, EDITS, EditStore, edit_names
 from coar_dist.store.locations import storage_at
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.values import values_of_run
@@ -269,6 +278,7 @@ class Edit:
         )
 
 
+@in_python_words(OF_ATTRIBUTE)
 def load_edit(folder: str | Path) -> Edit:
     """Load an edit from its folder, ``<run.dir>/edits/<name>``.
 
@@ -276,7 +286,12 @@ def load_edit(folder: str | Path) -> Edit:
         RunNotFoundError, MissingWorkError: there is no edit.
         DamagedFileError: it is damaged.
     """
-    sweep = RunDirectory.open(storage_at(folder))
+    try:
+        sweep = RunDirectory.open(storage_at(folder))
+    except RunNotFoundError as error:
+        raise RunNotFoundError(f"{folder} is no edit, which lies in the folder {EDITS}/<name> of its run.") from error
+    if sweep.storage.size(EDIT_FILE) is None and (names := edit_names(sweep.storage)):
+        raise MissingWorkError(f"{folder} is a run, not an edit. Its edits are {listed(names)}, in {folder}/{EDITS}.")
     return Edit.of_record(EditStore(sweep).read()[0], sweep.components, str(folder), values_of(sweep))
 
 

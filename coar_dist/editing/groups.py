@@ -5,7 +5,7 @@ A group's conditions are applied in the order of their fields in ``ExampleGroup`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from operator import index
 from typing import Any
@@ -44,6 +44,10 @@ def group_of(examples: Examples) -> ExampleGroup:
         return examples
     if callable(examples):
         return ExampleGroup(predicate=examples)
+    if isinstance(examples, str) or not isinstance(examples, Iterable):
+        raise ConfigError(
+            f"{examples!r} is no group of examples: give ids, conditions as {{'classes': [3]}}, or a function."
+        )
     if not isinstance(examples, Mapping):
         return ExampleGroup(ids=[index(i) for i in examples])
     known = [entry.name for entry in fields(ExampleGroup)]

@@ -147,6 +147,8 @@ def prediction_figure(reader: RunReader, example_ids: NDArray[np.int64], method:
         MissingWorkError: there are no held-out masks, or no attributions.
     """
     run, ids = reader.directory, example_ids.tolist()
+    if not ids:
+        raise ConfigError("there is no example: name at least one.")
     weights, intercepts = reader.weights(ids, method), reader.intercepts(ids, method)
     design = run.held_out_as_trained() or next(iter(run.held_out), None)
     if design is None:

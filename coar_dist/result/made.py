@@ -53,8 +53,9 @@ class Made:
         run_stages(config, console, self.task, self.components, reference=self.reference, values=self.values)
 
 
-def held_out_of(location: str) -> EvaluationConfig | None:
-    """The held-out masks that the run at a location has; None where there is no run, or it has none."""
+def held_out_of(location: str, seed: int) -> EvaluationConfig | None:
+    """The held-out masks that the run at a location has; None where there is no run, or it has none but of the seed
+    ``seed``, which are those of another run."""
     try:
         designs = list(RunDirectory.open(storage_at(location)).held_out.values()) if location else []
     except (RunNotFoundError, DamagedFileError, RunMismatchError):  # the stages say so
@@ -62,6 +63,8 @@ def held_out_of(location: str) -> EvaluationConfig | None:
     if not designs or isinstance(designs[0], OwnDesign):
         return None
     one, fractions = designs[0], [design.ablation_fraction for design in designs]
+    if one.seed == seed:
+        return None
     return EvaluationConfig(one.kind, one.num_masks, fractions, one.seed, curve_shares=[])
 
 

@@ -20,6 +20,9 @@ class Plots:
     def __init__(self, reader: RunReader, example_ids: NDArray[np.int64], method: str) -> None:
         self._reader, self._example_ids, self._method = reader, example_ids, method
 
+    def __repr__(self) -> str:
+        return "Plots: .waterfall(example), .components(), .heads(), .predictions(example), .correlation()"
+
     @property
     def _output(self) -> str:
         from coar_dist.report.output_names import output_name

@@ -20,8 +20,10 @@ def storage_at(location: str | os.PathLike[str]) -> Storage:
     """The storage of a path or URL.
 
     Raises:
-        ConfigError: the URL is of an unknown kind, has no bucket, or holds credentials.
+        ConfigError: it is no path, or the URL is of an unknown kind, has no bucket, or holds credentials.
     """
+    if not isinstance(location, str | os.PathLike):
+        raise ConfigError(f"run.dir={location!r}: must be a path, or s3://bucket/prefix.")
     text = os.fspath(location)
     if not text:
         raise ConfigError("run.dir is empty: name a folder, or s3://bucket/prefix.")

@@ -248,7 +248,8 @@ class RunReader:
         num_examples = self.directory.num_examples
         ids = np.arange(num_examples) if example_ids is None else np.asarray(example_ids).reshape(-1)
         if ids.size and ids.dtype.kind not in "iu":
-            raise IndexError(f"example ids must be integers, not {ids.dtype}; for a mask use np.flatnonzero(mask)")
+            found = f"the text {str(ids[0])!r}" if ids.dtype.kind == "U" else str(ids.dtype)
+            raise IndexError(f"example ids must be integers, not {found}; for a mask use np.flatnonzero(mask)")
         ids = ids.astype(np.int64)
         outside = ids[(ids < 0) | (ids >= num_examples)]
         if outside.size:

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from coar_dist.errors import MissingWorkError
+from coar_dist.config.methods import method_of
+from coar_dist.errors import ConfigError, MissingWorkError
 from coar_dist.store.agreement import METRICS
 from coar_dist.store.aside import set_aside_wrong
 from coar_dist.store.columns import matrix_column, matrix_of
@@ -154,6 +155,8 @@ class AttributionTable:
         found = read_content(self._storage, name, "fit", self._belongs_to(block), columns, optional)
         if found is None:
             there = ", ".join(fitted_methods(self._run))
+            if method_of(self.method) is None:
+                raise ConfigError(f"method={self.method!r}: must be one that the run has: {there or 'none yet'}.")
             others = f" There are attributions of {there}: name one of these as method, or" if there else ""
             raise MissingWorkError(
                 f"{self._storage.where(name)} is missing.{others} run the fit stage for {self.method!r}."

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from coar_dist.components.plain_model import plain_model
 from coar_dist.config.functions import call, resolve
 from coar_dist.config.schema import ExamplesConfig, ModelConfig, TaskConfig
 from coar_dist.errors import CoarDistError, ConfigError, TaskError
@@ -145,6 +146,9 @@ def task_in_memory(
         TaskError, ConfigError: inputs, targets and counterfactuals do not fit each other, or there is no such output
             function.
     """
+    if not isinstance(model, nn.Module) or any(parameter.is_meta for parameter in model.parameters()):
+        plain_model(model)  # which says what is no model
+        raise TaskError("the model is on the meta device, where parameters have no values. Load its weights first.")
     if isinstance(inputs, ExampleSet):
         for key, given in (("targets", targets), ("columns", columns), ("counterfactual", counterfactual)):
             if given is not None:

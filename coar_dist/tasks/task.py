@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from coar_dist.components.plain_model import plain_model
-from coar_dist.errors import CoarDistError, TaskError, counted
+from coar_dist.errors import CoarDistError, TaskError, counted, listed
 from coar_dist.tasks.outputs import OutputFunction
 
 Inputs = Tensor | dict[str, Any]
@@ -29,7 +29,7 @@ EXCERPT = "excerpt"
 """The column with the beginning of an example's text, for the eye alone."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ExampleSet:
     """The examples in their fixed order: example i is row i of every tensor.
 
@@ -77,11 +77,21 @@ class ExampleSet:
                 "targets=None: every example needs a target. Give its class label, or torch.zeros(num_examples) where "
                 "the output function reads none."
             )
+        if columns is not None and not isinstance(columns, Mapping):
+            raise TaskError(
+                f"columns is a {type(columns).__name__}, but must be a dict of (num_examples,) values by name."
+            )
         pair = None if counterfactual is None else _inputs("counterfactual", counterfactual)
         return cls(_inputs("inputs", inputs), _tensor("targets", targets), columns or {}, pair)
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def __repr__(self) -> str:
+        parts = [f"{name} {str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for name, t in self.tensors()]
+        parts += [f"columns {listed(list(self.columns), 5)}"] if self.columns else []
+        parts += ["counterfactuals"] if self.counterfactual is not None else []
+        return f"ExampleSet({counted(len(self), 'example')}: {', '.join(parts)})"
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """All tensors by name, the targets last."""
@@ -288,7 +298,14 @@ def _tensor(key: str, value: Any) -> Tensor:
     found = type(value).__name__
     if isinstance(value, DataLoader | Dataset):
         raise TaskError(f"{key} is a {found}, but all examples are held at once. Give tensors: torch.cat its batches.")
-    if isinstance(value, str) or (isinstance(value, list | tuple) and any(isinstance(item, str) for item in value)):
+    is_text = isinstance(value, np.ndarray) and value.dtype.kind == "U"
+    is_text = is_text or (isinstance(value, list | tuple) and any(isinstance(item, str) for item in value))
+    if is_text and key == "targets":
+        raise TaskError(
+            "targets holds strings. Give class labels as integers, names, labels = np.unique(targets, "
+            "return_inverse=True), and the names as class_names."
+        )
+    if is_text or isinstance(value, str):
         raise TaskError(f"{key} holds strings. Give what the model's tokenizer makes of them, as a dict of tensors.")
     try:
         return torch.as_tensor(value)
