@@ -64,7 +64,7 @@ def test_arguments_of_attribute(model: Any, wrong: dict[str, Any], message: str,
         (
             lambda run: coar_dist.open_run("nowhere"),
             CoarDistError,
-            r".*Make one with coar_dist\.attribute, or",
+            r".*Correct run_dir, or make one with coar_dist\.attribute",
         ),
         (lambda run: coar_dist.load_edit("nowhere"), CoarDistError, "nowhere is no edit"),
         (

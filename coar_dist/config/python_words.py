@@ -31,7 +31,7 @@ OF_ATTRIBUTE = {
     "ablation.constants": "ablation_value",
     "ablation.reference": "reference",
     "task.output_function=module:function": "output_function=your_function",
-    "Make one with the ablate stage": "Make one with coar_dist.attribute",
+    "run the ablate stage, which makes one": "make one with coar_dist.attribute",
     "run the edit stage": "make it with run.edit",
     "estimator=coar": "num_gradient_masks=0",
     "estimator=budget": "num_gradient_masks=None",
