@@ -15,7 +15,7 @@ from coar_dist.config.methods import label_of
 from coar_dist.errors import ConfigError, MissingWorkError, counted
 from coar_dist.evaluation.correlation import predict
 from coar_dist.report.drawing import COLOURS, FAINT, STYLE, ShownFigure
-from coar_dist.report.figures import draw_correlations, draw_predictions
+from coar_dist.report.figures import draw_correlations, draw_predictions, name_of_example
 from coar_dist.report.numbers import signed
 from coar_dist.report.output_names import output_name
 from coar_dist.report.page.examples import ShownExample
@@ -37,11 +37,13 @@ def title_of(reader: RunReader, example_ids: NDArray[np.int64]) -> str:
     """Whose weights a figure shows: one example's and its label, or the mean of several."""
     if len(example_ids) != 1:
         return f"mean of {counted(len(example_ids), 'example')}"
-    return _name_of(int(example_ids[0]), float(reader.examples(example_ids.tolist())["label"][0]))
+    label = reader.examples(example_ids.tolist())["label"][0]
+    return name_of_example(int(example_ids[0]), int(label) if np.isfinite(label) else None, reader.class_names)
 
 
-def _name_of(example_id: int, label: float) -> str:
-    return f"example {example_id}" + (f", label {int(label)}" if np.isfinite(label) else "")
+def _width(names: Sequence[str]) -> float:
+    """Inches of a figure whose rows have these names, with room for the bars beside them."""
+    return max(5.6, 4.6 + 0.07 * max(map(len, names)))
 
 
 def draw_waterfall(
@@ -61,7 +63,7 @@ def draw_waterfall(
     steps = np.array([others, *weights[::-1]], dtype=float)  # the strongest bar is the last step, at the top
     ends = base + np.cumsum(steps)
     with matplotlib.rc_context(STYLE):
-        figure = ShownFigure(figsize=(5.6, 0.26 * len(steps) + 1.2), layout="constrained")
+        figure = ShownFigure(figsize=(_width(names), 0.26 * len(steps) + 1.2), layout="constrained")
         axes = figure.add_subplot()
         rows = np.arange(len(steps))
         axes.barh(rows, steps, left=ends - steps, color=[COLOURS[0] if step >= 0 else COLOURS[1] for step in steps])
@@ -75,7 +77,7 @@ def draw_waterfall(
         axes.set_title(title, fontsize=9)
         axes.grid(axis="y", visible=False)
         axes.use_sticky_edges = False  # bars may begin anywhere
-        axes.margins(x=0.12)
+        axes.margins(x=0.16)
     return figure
 
 
@@ -88,7 +90,7 @@ def draw_components(
 ) -> Figure:
     """Weights (num_shown,) as bars, the first at the top, with their standard errors where there are any."""
     with matplotlib.rc_context(STYLE):
-        figure = ShownFigure(figsize=(5.6, 0.24 * len(names) + 1.0), layout="constrained")
+        figure = ShownFigure(figsize=(_width(names), 0.24 * len(names) + 1.0), layout="constrained")
         axes = figure.add_subplot()
         colours = [COLOURS[0] if weight >= 0 else COLOURS[1] for weight in weights]
         axes.barh(range(len(names)), weights, xerr=errors, color=colours, ecolor=FAINT)

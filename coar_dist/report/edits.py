@@ -81,6 +81,8 @@ def draw_edit_curves(edit: Edit, points: Sequence[CurvePoint]) -> Figure:
             axes.set_title(f"{group} ({edit.measured[group].num_examples:,})", fontsize=9)
             axes.set_xlabel("components ablated")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if edit.metric == "accuracy":
+                axes.set_ylim(top=min(axes.get_ylim()[1], 1.02))
         panels[0].set_ylabel(edit.metric)
         figure.legend(loc="outside upper center", ncols=min(len(edit.selected), 4))
     return figure

@@ -11,11 +11,11 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from coar_dist.evaluation.bootstrap import Means
 from coar_dist.report.drawing import COLOURS, FAINT, MARKERS, STYLE, ShownFigure
-from coar_dist.report.numbers import Z95
+from coar_dist.report.numbers import Z95, number
 from coar_dist.report.summary import CurveSummary, MethodSummary, Summary
 from coar_dist.store.ceilings import CEILING_LABEL
 from coar_dist.store.class_names import class_in_words
@@ -89,8 +89,9 @@ def _draw_one_fraction(summary: Summary) -> Figure:
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(-0.6, len(names) - 0.4)
         as_trained = ", as trained" if fraction == summary.trained_at else ""
-        axes.set_xlabel(f"correlation, mean over examples ± 95% (ablation fraction {fraction:g}{as_trained})")
-        axes.set_xlim(right=min(axes.get_xlim()[1], 1.0))
+        axes.set_xlabel(f"correlation, mean over examples ± 95%\nablation fraction {fraction:g}{as_trained}")
+        low, high = axes.get_xlim()
+        axes.set_xlim(low, _end(low, high))
         axes.grid(axis="y", visible=False)
     return figure
 
@@ -101,7 +102,7 @@ def draw_distributions(summary: Summary) -> Figure:
     methods = sorted(summary.methods, key=_height)
     with matplotlib.rc_context(STYLE):
         num_panels = len(summary.fractions)
-        figure = Figure(figsize=(2.4 * num_panels + 1.4, 0.34 * len(methods) + 1.1), layout="constrained")
+        figure = Figure(figsize=(max(2.4 * num_panels + 1.4, 6.0), 0.34 * len(methods) + 1.1), layout="constrained")
         panels = figure.subplots(1, num_panels, sharex=True, sharey=True, squeeze=False)[0]
         for column, (axes, fraction) in enumerate(zip(panels, summary.fractions, strict=True)):
             values = [method.correlations[:, column] for method in methods]
@@ -126,7 +127,8 @@ def draw_distributions(summary: Summary) -> Figure:
                     markersize=3.5,
                     capsize=2,
                 )
-            axes.set_title(f"at {fraction:g}", fontsize=9)
+            axes.set_title(f"ablation fraction {fraction:g}", fontsize=9)
+            axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.grid(axis="y", visible=False)
         panels[0].set_yticks(range(1, len(methods) + 1), [method.label for method in methods])
         figure.supxlabel("correlation of an example (box: quartiles, whiskers: 5% to 95%, point: mean)", fontsize=9)
@@ -179,17 +181,18 @@ def draw_predictions(shown: Sequence[ShownExample], method: str, output: str, cl
         class_names: by class, where classes have names.
     """
     with matplotlib.rc_context(STYLE):
-        num_rows = -(-len(shown) // 3)
-        figure = ShownFigure(figsize=(8.4, 2.7 * num_rows), layout="constrained")
-        panels = figure.subplots(num_rows, min(len(shown), 3), squeeze=False).reshape(-1)
+        num_rows, num_columns = -(-len(shown) // 3), min(len(shown), 3)
+        figure = ShownFigure(figsize=(max(2.8 * num_columns, 3.6), 2.7 * num_rows), layout="constrained")
+        panels = figure.subplots(num_rows, num_columns, squeeze=False).reshape(-1)
         for axes in panels[len(shown) :]:
             axes.set_axis_off()
         for axes, example in zip(panels, shown, strict=False):
             axes.plot(example.predicted, example.true, ".", color=COLOURS[0], markersize=3.5, alpha=0.6)
             ends = np.array([*example.predicted, *example.true])
             axes.axline((ends.min(), ends.min()), slope=1.0, color=FAINT, linewidth=0.8)
-            label = "" if example.label is None else f", {_class_of(example.label, class_names)}"
-            axes.set_title(f"example {example.example_id}{label}: r = {example.correlation:.2f}", fontsize=9)
+            name = name_of_example(example.example_id, example.label, class_names)
+            axes.set_title(f"{name}: r = {number(example.correlation)}", fontsize=9)
+            axes.xaxis.set_major_locator(MaxNLocator(4))
             if example.image is not None:
                 inset = axes.inset_axes((0.03, 0.64, 0.33, 0.33))
                 inset.imshow(imread(io.BytesIO(example.image)), cmap="gray")
@@ -201,22 +204,34 @@ def draw_predictions(shown: Sequence[ShownExample], method: str, output: str, cl
     return figure
 
 
-def _class_of(label: int, class_names: Mapping[int, str]) -> str:
-    return class_names[label][:_CLASS_NAME] if label in class_names else f"label {label}"
+def name_of_example(example_id: int, label: int | None, class_names: Mapping[int, str]) -> str:
+    """What a title calls an example: its id and its class, where it has one."""
+    if label is None:
+        return f"example {example_id}"
+    return f"example {example_id}, {class_names[label][:_CLASS_NAME] if label in class_names else f'label {label}'}"
 
 
 def draw_layers(layers: LayerShares, class_names: Mapping[int, str]) -> Figure:
     """Share of the attributions' absolute weight by layer, and by class where examples have any."""
     with matplotlib.rc_context(STYLE):
         num_layers = len(layers.parameters)
-        height = min(0.19 * num_layers, 0.19 * _MAX_LAYERS_NAMED) + 1.0
-        figure = Figure(figsize=(4.2 + 0.34 * len(layers.classes), height), layout="constrained")
+        names = [class_in_words(class_names, label)[:_CLASS_NAME] for label in layers.classes.tolist()]
+        below = 0.06 * max(map(len, names)) if names and class_names else 0.0  # names of classes are upright
+        height = min(0.19 * num_layers, 0.19 * _MAX_LAYERS_NAMED) + 1.0 + below
+        width = max(4.2, 2.6 + 0.06 * max(map(len, layers.parameters))) + 0.34 * len(layers.classes)
+        figure = Figure(figsize=(width, height), layout="constrained")
         widths = [1.0] if not len(layers.classes) else [1.0, 0.16 * len(layers.classes) + 0.3]
         panels = figure.subplots(1, len(widths), sharey=True, squeeze=False, width_ratios=widths)[0]
         rows = np.arange(num_layers)
         panels[0].barh(rows, layers.shares, color=COLOURS[0], height=0.75)
         panels[0].plot(
-            layers.even_shares, rows, "|", color=COLOURS[1], markersize=5, label="if all components were alike"
+            layers.even_shares,
+            rows,
+            "|",
+            color=COLOURS[1],
+            markersize=8,
+            markeredgewidth=1.8,
+            label="if all components were alike",
         )
         panels[0].set_xlabel("share of |weight|")
         named = rows[:: -(-num_layers // _MAX_LAYERS_NAMED)]
@@ -226,7 +241,6 @@ def draw_layers(layers: LayerShares, class_names: Mapping[int, str]) -> Figure:
         if len(layers.classes):
             edges = np.arange(len(layers.classes) + 1) - 0.5
             mesh = panels[1].pcolormesh(edges, np.arange(num_layers + 1) - 0.5, layers.by_class, cmap="viridis", vmin=0)
-            names = [class_in_words(class_names, label)[:_CLASS_NAME] for label in layers.classes.tolist()]
             panels[1].set_xticks(range(len(names)), names, fontsize=7, rotation=90 if class_names else 0)
             panels[1].set_xlabel("class")
             panels[1].grid(visible=False)
@@ -257,8 +271,13 @@ def _errors(means: Means) -> Any:
 def _finish(figure: Figure, axes: Any, num_labels: int) -> None:
     axes.set_ylabel("correlation, mean over examples")
     low, high = axes.get_ylim()
-    axes.set_ylim(low, min(high, 1.0))
+    axes.set_ylim(low, _end(low, high))
     figure.legend(loc="outside upper center", ncols=min(num_labels, 3))
+
+
+def _end(low: float, high: float) -> float:
+    """Where an axis of correlations ends: just above 1, so that a point there is whole."""
+    return min(high, 1.0 + 0.02 * (1.0 - low))
 
 
 def _height(method: MethodSummary) -> float:

@@ -141,7 +141,7 @@ class GradientStore(ShardFolder):
         metadata, table = found.metadata, found.columns
         margins = matrix_of(table["margins"])
         return self._masks_of(metadata), GateGradients(
-            margins=np.ascontiguousarray(margins.T),
+            margins=margins.T.copy(),  # of one example a view would do, which torch takes only with a warning
             kept=matrix_of(table["kept"]),
             ablated=matrix_of(table["ablated"]),
             kept_squares=_decoded(metadata["kept_squares"], "<f8"),

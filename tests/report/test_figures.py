@@ -1,0 +1,70 @@
+"""No text of a figure is cut off, however long names are and however little there is to show."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+
+from coar_dist.designs.independent import Bernoulli
+from coar_dist.evaluation.bootstrap import means_of
+from coar_dist.report.attribution_figures import draw_components, draw_waterfall
+from coar_dist.report.figures import draw_correlations, draw_distributions, draw_layers, draw_predictions
+from coar_dist.report.numbers import signed
+from coar_dist.report.page.examples import ShownExample
+from coar_dist.report.page.layers import LayerShares
+from coar_dist.report.summary import MethodSummary, Summary
+
+NAMES = [f"encoder.backbone.stage{i}.block1.conv2[31]" for i in range(3)]
+WEIGHTS = np.array([123.456, -0.00123, 0.5])
+
+
+def summary() -> Summary:
+    """Two methods at one held-out ablation fraction, one of them as good as can be."""
+    correlations = np.clip(np.random.default_rng(0).normal([0.5, 1.0], [0.1, 1e-4], (20, 2)), -1, 1)
+    held_out = {"evaluation_0.05": Bernoulli(8, 60, 0.05, 1)}
+    methods = []
+    for name, column in zip(("coar", "gradient_ridge"), correlations.T, strict=True):
+        means = means_of(column[:, None])
+        methods.append(MethodSummary(name, "60", column[:, None], means, means, {}, {}))
+    return Summary(held_out, 0.05, methods, {"evaluation_0.05": None}, [])
+
+
+def shown(example_id: int) -> ShownExample:
+    values = np.linspace(-0.00123, 0.00456, 9)
+    nothing, text = (np.empty(0, np.int64), np.empty(0, np.float32)), "a text " * 30
+    return ShownExample(example_id, 3, None, 1.0, 0.9, *nothing, values, values, None, text)
+
+
+def layers() -> LayerShares:
+    shares = np.array([0.2, 0.3, 0.5])
+    return LayerShares(NAMES, np.array([1, 1, 2]), shares, np.arange(4), np.tile(shares[:, None], 4))
+
+
+FIGURES = {
+    "layers": lambda: draw_layers(layers(), {}),
+    "layers of named classes": lambda: draw_layers(layers(), {3: "three, by a very long name"}),
+    "components": lambda: draw_components(NAMES, WEIGHTS, None, "margin", "example 3, label 5"),
+    "waterfall": lambda: draw_waterfall(NAMES, WEIGHTS, 100.0, -1234.5, "margin", "example 3, label 5"),
+    "correlations": lambda: draw_correlations(summary()),
+    "distributions": lambda: draw_distributions(summary()),
+    "one prediction": lambda: draw_predictions([shown(3)], "COAR + gradients", "log-odds", {}),
+    "predictions": lambda: draw_predictions([shown(i) for i in range(4)], "COAR + gradients", "log-odds", {3: "three"}),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_all_that_is_drawn_lies_within_the_figure(name: str) -> None:
+    figure = FIGURES[name]()
+    figure.savefig(io.BytesIO(), format="png")  # which lays it out
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert min(drawn.x0, drawn.y0) > -0.02
+    assert drawn.x1 < width + 0.02
+    assert drawn.y1 < height + 0.02
+
+
+def test_a_number_is_written_with_its_sign() -> None:
+    written = [signed(value) for value in (2.5, -0.00123, 123.456, -1234.5, 345.0)]
+    assert written == ["+2.50", "\N{MINUS SIGN}0.00123", "+123", "\N{MINUS SIGN}1,234", "+345"]
+    assert [signed(2.5, "-"), signed(-1.0, "-")] == ["2.50", "\N{MINUS SIGN}1.00"]
