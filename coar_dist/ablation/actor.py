@@ -102,9 +102,9 @@ class EngineActor(Worker):
         share = expected.shared_by(num_actors)
         num_plain, num_with_gradients = max(math.ceil(share.plain), 1), math.ceil(share.with_gradients)
         if plan is None:
-            plan = choose_plan(self._engine, self._job.pins, num_plain, gradient_masks_per_actor=num_with_gradients)
-        else:
-            self._engine.use(plan)
+            found = choose_plan(self._engine, self._job.pins, num_plain, gradient_masks_per_actor=num_with_gradients)
+            return found.plan, found.gradient_cost
+        self._engine.use(plan)
         return plan, gradient_cost(self._engine) if num_with_gradients else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -20,7 +20,7 @@ _CLOSE = 1.5
 _MOST_COMPILED = 2
 """Row counts at which gradient passes are compiled: the best one when eager may not be the best when compiled."""
 _LONGEST_FORWARD_S = 3.0
-"""More rows are not tried once a pass takes longer than this."""
+"""More rows are not tried where a pass would take longer than this."""
 _COMPILE_PAYS_AFTER_S = {"cpu": 240.0, "cuda": 60.0}
 """Compiling a model takes ten seconds (an H200's host) to a minute per actor, and saves a third (CPU) to a half. It is
 tried where eager work takes longer than this."""
@@ -29,9 +29,22 @@ _COMPILED_GRADIENTS_PAY_AFTER_S = 240.0
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class ChosenPlan:
+    """The fastest plan, and what its trials took.
+
+    Attributes:
+        plan: how to run.
+        gradient_cost: what a gradient pass costs with it, in passes without gradients; None where there are none.
+    """
+
+    plan: EnginePlan
+    gradient_cost: float | None
+
+
 def choose_plan(
     engine: AblationEngine, pins: PlanPins, masks_per_actor: int, *, gradient_masks_per_actor: int = 0
-) -> EnginePlan:
+) -> ChosenPlan:
     """Time short trials and leave the engine on the fastest plan.
 
     Args:
@@ -48,12 +61,13 @@ def choose_plan(
     """
     most_rows = engine.most_rows()
     _log.info("at most %d rows of a forward pass fit in the memory that is free", most_rows)
-    _choose_margins(engine, pins, masks_per_actor, most_rows)
-    if gradient_masks_per_actor > 0:
-        most_rows = engine.most_gradient_rows()
-        _log.info("at most %d rows of a gradient pass fit in the memory that is free", most_rows)
-        _choose_gradients(engine, pins, gradient_masks_per_actor, most_rows)
-    return engine.plan
+    seconds = _choose_margins(engine, pins, masks_per_actor, most_rows)
+    if gradient_masks_per_actor <= 0:
+        return ChosenPlan(engine.plan, None)
+    most_rows = engine.most_gradient_rows()
+    _log.info("at most %d rows of a gradient pass fit in the memory that is free", most_rows)
+    gradient_seconds = _choose_gradients(engine, pins, gradient_masks_per_actor, most_rows)
+    return ChosenPlan(engine.plan, gradient_seconds / seconds)
 
 
 def gradient_cost(engine: AblationEngine) -> float:
@@ -61,7 +75,8 @@ def gradient_cost(engine: AblationEngine) -> float:
     return engine.gradient_trial() / engine.trial()
 
 
-def _choose_margins(engine: AblationEngine, pins: PlanPins, masks_per_actor: int, most_rows: int) -> None:
+def _choose_margins(engine: AblationEngine, pins: PlanPins, masks_per_actor: int, most_rows: int) -> float:
+    """Leave the engine on the fastest plan, and give its seconds per margin."""
     modes = ["weights", "rows"] if len(engine.ungated) < len(engine.components.groups) else ["weights"]
     if pins.mode is not None:
         modes = [pins.mode]
@@ -92,7 +107,9 @@ def _choose_margins(engine: AblationEngine, pins: PlanPins, masks_per_actor: int
             times, recorded = {}, {p: seconds for p, seconds in recorded.items() if p.compiled}
         times.update(compiled)
     times = recorded if pins.recorded and recorded else {**times, **recorded}
-    engine.use(min(times, key=times.__getitem__))
+    fastest = min(times, key=times.__getitem__)
+    engine.use(fastest)
+    return times[fastest]
 
 
 def _try_recorded(engine: AblationEngine, plan: EnginePlan, pins: PlanPins, times: dict[EnginePlan, float]) -> None:
@@ -104,7 +121,8 @@ def _try_recorded(engine: AblationEngine, plan: EnginePlan, pins: PlanPins, time
         times[engine.plan] = _logged(engine, engine.trial)
 
 
-def _choose_gradients(engine: AblationEngine, pins: PlanPins, masks_per_actor: int, most_rows: int) -> None:
+def _choose_gradients(engine: AblationEngine, pins: PlanPins, masks_per_actor: int, most_rows: int) -> float:
+    """The same for gradient passes, per margin."""
     counts = _row_counts(pins, masks_per_actor * engine.num_examples, most_rows)
     trial = engine.gradient_trial
     times = _ladder(engine, {replace(engine.plan, gradient_rows=count): count for count in counts}, trial)
@@ -122,11 +140,13 @@ def _choose_gradients(engine: AblationEngine, pins: PlanPins, masks_per_actor: i
         fastest = _best_of_close(engine, times, trial)  # what is compiled stays so: the turns cost trials alone
     engine.use(fastest[0])
     if pins.recorded is False or (engine.why_not_recorded is not None and not pins.recorded):
-        return
+        return times[fastest[0]]
     engine.use(replace(fastest[0], gradients_recorded=True))
     seconds = _logged(engine, trial)
-    if engine.plan.gradient_rows != fastest[0].gradient_rows or not (pins.recorded or seconds < times[fastest[0]]):
-        engine.use(fastest[0])
+    if engine.plan.gradient_rows == fastest[0].gradient_rows and (pins.recorded or seconds < times[fastest[0]]):
+        return seconds
+    engine.use(fastest[0])
+    return times[fastest[0]]
 
 
 def _logged(engine: AblationEngine, trial: Callable[[], float]) -> float:
@@ -161,6 +181,8 @@ def _ladder(
     """Seconds per margin of plans with more and more rows (their values), as far as more rows may be better."""
     times: dict[EnginePlan, float] = {}
     for plan, num_rows in plans.items():
+        if times and min(times.values()) * num_rows > _LONGEST_FORWARD_S:
+            break
         try:
             engine.use(plan)
             seconds = _logged(engine, trial)
@@ -175,7 +197,6 @@ def _ladder(
         if (
             engine.plan != plan  # memory ran out
             or seconds > _WORSE * min(times.values())
-            or seconds * num_rows > _LONGEST_FORWARD_S
         ):
             break
     return times

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from coar_dist.ablation.cut_probe import hold_cuts
 from coar_dist.ablation.effects import allowed_error
-from coar_dist.ablation.form import Form, trial_mask
+from coar_dist.ablation.form import Form, smallest_of_trials, trial_mask
 from coar_dist.ablation.gradients import WITHOUT_GRADIENTS, GradientPasses
 from coar_dist.ablation.memory import peak_bytes, rows_that_fit
 from coar_dist.ablation.non_finite import refuse_gradients_not_finite, refuse_not_finite
@@ -317,7 +317,7 @@ class AblationEngine:
 
     def trial(self) -> float:
         """Seconds per margin with the current plan: the smallest of a few short measurements after a warm-up."""
-        return _smallest(self._take_up(self.plan).seconds_per_margin)
+        return smallest_of_trials(self._take_up(self.plan).seconds_per_margin)
 
     def gradient_trial(self) -> float:
         """Seconds per margin of gradient passes, as ``trial``; the plan has fewer rows after it if memory ran out."""
@@ -330,7 +330,7 @@ class AblationEngine:
             self.gate_gradients(masks, (0, num_examples))
             return (time.perf_counter() - started) / (len(masks) * num_examples)
 
-        return _smallest(measure)
+        return smallest_of_trials(measure)
 
     def unablated(self) -> Unablated:
         """Margins and predictions of the model as it is; the plan's mode must be ``weights``.
@@ -341,8 +341,3 @@ class AblationEngine:
         form = self._take_up(self.plan)
         assert isinstance(form, WeightsForm), "gates ask for a fixed number of rows"
         return run_unablated(self.model, form.forward.num_rows)
-
-
-def _smallest(measure: Callable[[], float]) -> float:
-    """The smallest of three measurements, after one to warm up."""
-    return min([measure() for _ in range(4)][1:])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
@@ -19,6 +21,7 @@ from coar_dist.tasks.task import ExampleSet
 
 _EAGER_COST = 1.5
 """What an eager forward pass costs in compiled ones, about: the parts of a model cut in two are not compiled."""
+_NUM_TRIALS, _LONG_S = 3, 1.0
 Split: TypeAlias = tuple[list[int], list[tuple[Cut, list[int]]]]
 """Rows of masks that run the whole model, and the others per cut that they run behind."""
 
@@ -117,3 +120,13 @@ def trial_mask(num_components: int) -> NDArray[np.bool_]:
     """The mask (num_components,) of time trials: every twentieth component is ablated."""
     mask: NDArray[np.bool_] = np.arange(num_components) % 20 != 0
     return mask
+
+
+def smallest_of_trials(measure: Callable[[], float]) -> float:
+    """The smallest of three measurements after one to warm up, of fewer once they have taken a second: what takes long
+    is disturbed less."""
+    measure()
+    started, found = time.perf_counter(), [measure()]
+    while len(found) < _NUM_TRIALS and time.perf_counter() - started < _LONG_S:
+        found.append(measure())
+    return min(found)

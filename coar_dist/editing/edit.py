@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -37,6 +37,9 @@ from coar_dist.store.locations import storage_at
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.values import values_of_run
 from coar_dist.tasks.task import fingerprint_of_tensors
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,26 @@ class Edit:
             for name, before in measured.before.items()
         ]
         return f"Edit({self.name!r} in {self.storage!r}: {what}; {'; '.join(changes)})"
+
+    def to_pandas(self) -> DataFrame:
+        """What was measured, before and after.
+
+        Returns:
+            A data frame with a row per ``group``: ``num_examples`` and, for each metric (``accuracy`` where there is
+            one, and ``output``), ``<metric>_before`` and ``<metric>_after``.
+
+        Example:
+            >>> edit.to_pandas().loc["targets", ["output_before", "output_after"]]  # doctest: +SKIP
+        """
+        from pandas import DataFrame, Index
+
+        rows: list[dict[str, float]] = []
+        for measured in self.measured.values():
+            row: dict[str, float] = {"num_examples": measured.num_examples}
+            for name, before in measured.before.items():
+                row |= {f"{name}_before": before, f"{name}_after": measured.after[name]}
+            rows.append(row)
+        return DataFrame(rows, index=Index(self.measured, name="group"))
 
     @cached_property
     def mask(self) -> NDArray[np.bool_]:

@@ -9,6 +9,7 @@ import pytest
 from torch import nn
 
 from coar_dist.ablation.actor import AblationActor, AblationJob, EngineActor
+from coar_dist.ablation.calibration import ChosenPlan
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.ablation.trial import TrialActor
 from coar_dist.ablation.value import ZeroWeights
@@ -71,9 +72,10 @@ def test_what_a_gradient_pass_costs_is_measured_where_there_are_any(
     """Masks are shared by the actors; a share that is begun counts as one."""
     asked: list[dict[str, Any]] = []
 
-    def choose(engine: object, pins: PlanPins, plain: int, gradient_masks_per_actor: int) -> EnginePlan:
+    def choose(engine: object, pins: PlanPins, plain: int, gradient_masks_per_actor: int) -> ChosenPlan:
         asked.append({"pins": pins, "plain": plain, "with gradients": gradient_masks_per_actor})
-        return EnginePlan("weights", 3, compiled=False)
+        cost = 1.5 if gradient_masks_per_actor else None
+        return ChosenPlan(EnginePlan("weights", 3, compiled=False), cost)
 
     monkeypatch.setattr("coar_dist.ablation.actor.choose_plan", choose)
     monkeypatch.setattr("coar_dist.ablation.actor.gradient_cost", lambda engine: 2.5)
@@ -84,7 +86,10 @@ def test_what_a_gradient_pass_costs_is_measured_where_there_are_any(
     actor = kind()
     actor.setup(copy.deepcopy(task), job, num_threads=1)
     found = [actor.start(ExpectedMasks(*masks), 4, None) for masks in ((9, 0), (8, 0.5), (0, 9))]
-    assert [start.gradient_cost for start in found] == [None, 2.5, 2.5]
+    assert [start.gradient_cost for start in found] == [None, 1.5, 1.5]
+    plan = EnginePlan("weights", 2, compiled=False)
+    given = [actor.start(ExpectedMasks(*masks), 4, plan) for masks in ((9, 0), (8, 0.5))]
+    assert [(start.gradient_cost, start.plan) for start in given] == [(None, plan), (2.5, plan)]
     assert [(each["plain"], each["with gradients"]) for each in asked] == [(3, 0), (2, 1), (1, 3)]
     assert {each["pins"] for each in asked} == {job.pins}
 

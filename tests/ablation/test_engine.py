@@ -101,11 +101,11 @@ def test_recorded_passes_give_the_same(mode: str) -> None:
 
 @pytest.mark.usefixtures("recordings")
 def test_the_trial_takes_recorded_passes_unless_they_are_excluded() -> None:
-    chosen = choose_plan(engine(), PlanPins(compiled=False, recorded=True), 10, gradient_masks_per_actor=10)
+    chosen = choose_plan(engine(), PlanPins(compiled=False, recorded=True), 10, gradient_masks_per_actor=10).plan
     assert chosen.recorded
     assert chosen.gradients_recorded
     assert "CUDA graph" in str(chosen)
-    chosen = choose_plan(engine(), PlanPins(compiled=False, recorded=False), 10, gradient_masks_per_actor=10)
+    chosen = choose_plan(engine(), PlanPins(compiled=False, recorded=False), 10, gradient_masks_per_actor=10).plan
     assert not chosen.recorded
     assert not chosen.gradients_recorded
 
@@ -222,12 +222,12 @@ def test_the_unablated_model() -> None:
 
 def test_the_plan_is_chosen_among_what_is_not_pinned() -> None:
     free = engine()
-    chosen = choose_plan(free, PlanPins(), masks_per_actor=10)
+    chosen = choose_plan(free, PlanPins(), masks_per_actor=10).plan
     assert free.plan == chosen
     assert not chosen.compiled  # far too little work for it
     np.testing.assert_allclose(free.margins(MASKS), TRUTH, rtol=1e-4, atol=2e-5)
     pins = PlanPins("rows", 6, compiled=False)
-    assert choose_plan(engine(), pins, masks_per_actor=10) == EnginePlan("rows", 6, compiled=False)
+    assert choose_plan(engine(), pins, masks_per_actor=10).plan == EnginePlan("rows", 6, compiled=False)
     assert pins.allow(EnginePlan("rows", 6, compiled=False))
     assert not pins.allow(EnginePlan("rows", 7, compiled=False))
 
@@ -258,7 +258,7 @@ def test_components_without_gates_are_zeroed_in_the_weights(also: tuple[Componen
         assert plain.ungated == {0: "axis 0 of a BatchNorm2d has no gated form"}
         np.testing.assert_allclose(plain.margins(masks), slow_margins(TASK, components, masks), rtol=1e-4, atol=2e-5)
     if not also:
-        assert choose_plan(engine(None, components), PlanPins(), masks_per_actor=5).mode == "weights"
+        assert choose_plan(engine(None, components), PlanPins(), masks_per_actor=5).plan.mode == "weights"
 
 
 def test_ablated_outputs_leaves_the_model_alone() -> None:

@@ -360,14 +360,14 @@ def test_gradients_that_are_not_finite_are_traced_to_their_mask_and_layer() -> N
 
 def test_the_plan_has_gradient_passes_where_there_are_any() -> None:
     engine = engine_for(TASK, FILTERS, rows=None)
-    assert choose_plan(engine, PlanPins(compiled=False), masks_per_actor=10).gradient_rows is None
-    plan = choose_plan(engine, PlanPins(), masks_per_actor=10, gradient_masks_per_actor=20)
+    assert choose_plan(engine, PlanPins(compiled=False), masks_per_actor=10).plan.gradient_rows is None
+    plan = choose_plan(engine, PlanPins(), masks_per_actor=10, gradient_masks_per_actor=20).plan
     assert engine.plan == plan
     assert plan.gradient_rows in (32, 128)
     assert not plan.gradients_compiled
     assert_true(engine.gate_gradients(MASKS, BLOCK))
     pins = PlanPins("weights", 5, compiled=False)
-    assert choose_plan(engine, pins, 10, gradient_masks_per_actor=9).gradient_rows == 5
+    assert choose_plan(engine, pins, 10, gradient_masks_per_actor=9).plan.gradient_rows == 5
     recorded = {"mode": "rows", "rows_per_forward": 6, "compiled": False}
     assert EnginePlan(**recorded) == EnginePlan("rows", 6, compiled=False)
     assert EnginePlan(**plan.to_json()) == plan

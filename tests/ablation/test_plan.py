@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from coar_dist.ablation.calibration import choose_plan, gradient_cost
+from coar_dist.ablation.form import smallest_of_trials
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 
 PLAN = EnginePlan("rows", 512, compiled=True)
@@ -72,9 +73,11 @@ class Timed:
 
 
 def chosen(engine: Timed, pins: PlanPins = PlanPins(), num_masks: int = 1000, **options: int) -> EnginePlan:  # noqa: B008
-    plan = choose_plan(engine, pins, num_masks, **options)  # type: ignore[arg-type]
-    assert engine.plan == plan
-    return plan
+    found = choose_plan(engine, pins, num_masks, **options)  # type: ignore[arg-type]
+    assert engine.plan == found.plan
+    cost = engine.gradient_trial() / engine.trial() if options.get("gradient_masks_per_actor") else None
+    assert found.gradient_cost == (cost if cost is None else pytest.approx(cost))
+    return found.plan
 
 
 def by_rows(best: int, mode: str = "rows") -> Any:
@@ -99,13 +102,36 @@ def by_rows(best: int, mode: str = "rows") -> Any:
             Timed(lambda plan: 4e-3 / (1 + plan.rows_per_forward / 1e4)),
             PlanPins(mode="rows"),
             1000,
-            ("rows", 2048),
-        ),  # 7 s
+            ("rows", 512),
+        ),  # 2,048 would take 7 s
     ],
 )
 def test_the_fastest_plan_is_chosen(engine: Timed, pins: PlanPins, num_masks: int, expected: tuple[str, int]) -> None:
     found = chosen(engine, pins, num_masks)
     assert found == EnginePlan(*expected, compiled=False)
+
+
+def test_passes_that_would_take_long_are_not_tried() -> None:
+    engine = Timed(lambda plan: 0.05, lambda plan: 0.2)
+    found = chosen(engine, PlanPins(compiled=False), gradient_masks_per_actor=10)
+    assert (found.rows_per_forward, found.gradient_rows) == (32, 32)
+    assert {plan.rows_per_forward for plan in engine.tried} == {32}
+    assert {plan.gradient_rows for plan in engine.tried} == {None, 32}
+
+
+@pytest.mark.parametrize(("seconds", "num_runs"), [(0.01, 4), (0.4, 4), (0.6, 3), (1.5, 2), (60.0, 2)])
+def test_what_takes_long_is_tried_less(seconds: float, num_runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on with every measurement; the first is to warm up, and the longest."""
+    now, taken = [0.0], []
+
+    def measure() -> float:
+        taken.append(seconds if taken else 10 * seconds)
+        now[0] += taken[-1]
+        return taken[-1] + 0.1 * seconds * (len(taken) == 2)
+
+    monkeypatch.setattr("coar_dist.ablation.form.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    assert smallest_of_trials(measure) == pytest.approx(seconds if num_runs > 2 else 1.1 * seconds)
+    assert len(taken) == num_runs
 
 
 def test_more_rows_are_not_tried_once_they_cost_more() -> None:

@@ -197,7 +197,7 @@ def many_examples(task: Task, components: ComponentIndex, arguments: argparse.Na
             engine = new_engine(task, components, device, precision)
             if mode == "rows" and engine.ungated:
                 continue
-            plan = choose_plan(engine, PlanPins(mode=mode, compiled=compiled), count)
+            plan = choose_plan(engine, PlanPins(mode=mode, compiled=compiled), count).plan
             name = f"engine, {plan}, {precision}"
             work[name], per[name], plans[name] = (lambda engine=engine: engine.margins(masks)), count, plan
     times = in_turns(work, arguments.rounds)
@@ -218,7 +218,7 @@ def few_examples(task: Task, components: ComponentIndex, arguments: argparse.Nam
         for mode in ("weights", "rows", "auto"):
             engine = new_engine(small, components, arguments.device, arguments.precision)
             pins = PlanPins(mode=None if mode == "auto" else mode, compiled=arguments.compile_few)
-            plan = choose_plan(engine, pins, num_masks)
+            plan = choose_plan(engine, pins, num_masks).plan
             auto_plan = plan
             work[mode] = lambda engine=engine, masks=masks: engine.margins(masks)
         rates = {mode: num_masks / seconds for mode, seconds in in_turns(work, arguments.rounds).items()}

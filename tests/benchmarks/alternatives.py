@@ -230,7 +230,7 @@ def forms(task: Task, rows: Sequence[int]) -> list[Form]:
 
 def engine(task: Task, components: ComponentIndex, masks: Masks, compiled: bool) -> tuple[str, Contender]:
     ours = new_engine(task, components, "cpu", "float32")
-    plan = choose_plan(ours, PlanPins(compiled=compiled), len(masks))
+    plan = choose_plan(ours, PlanPins(compiled=compiled), len(masks)).plan
     return f"engine, {plan}", partial(ours.margins, masks)
 
 

@@ -230,7 +230,7 @@ def collect(name: str, task: Task, selector: str, arguments: argparse.Namespace)
     engine = AblationEngine(task, components, arguments.device, arguments.precision)
     pins = PlanPins(compiled=not arguments.eager)
     num_masks, num_passes = max(arguments.plain_masks), arguments.seeds * max(arguments.gradient_masks)
-    plan = choose_plan(engine, pins, num_masks, gradient_masks_per_actor=num_passes)
+    plan = choose_plan(engine, pins, num_masks, gradient_masks_per_actor=num_passes).plan
     seconds = timed(engine, num_masks, num_passes, arguments.rounds)
     CONSOLE.print(
         f"{name}: {engine.num_examples} examples, {size} components, alpha {ALPHA}; {plan}\n{seconds[0] * 1e3:.1f} ms "

@@ -72,6 +72,16 @@ def zeroed(component_ids: list[int]) -> nn.Sequential:
     return edited
 
 
+def test_what_was_measured_is_a_table() -> None:
+    before, after = {"accuracy": 0.75, "output": 1.5}, {"accuracy": 0.25, "output": -3.0}
+    groups = {"targets": Measured(4, before, after), "others": Measured(9, after, before)}
+    table = edit_of(measured=groups).to_pandas()
+    assert table.index.name == "group"
+    assert table.columns.tolist() == ["num_examples", "accuracy_before", "accuracy_after", "output_before", "output_after"]
+    assert table.loc["targets"].tolist() == [4, 0.75, 0.25, 1.5, -3.0]
+    assert table.loc["others"].tolist() == [9, 0.25, 0.75, -3.0, 1.5]
+
+
 def test_an_edit_fits_on_a_screen() -> None:
     text = repr(edit_of("runs/mine"))
     assert text == (
