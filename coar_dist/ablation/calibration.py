@@ -22,10 +22,12 @@ _MOST_COMPILED = 2
 _LONGEST_FORWARD_S = 3.0
 """More rows are not tried where a pass would take longer than this."""
 _COMPILE_PAYS_AFTER_S = {"cpu": 240.0, "cuda": 60.0}
-"""Compiling a model takes ten seconds (an H200's host) to a minute per actor, and saves a third (CPU) to a half. It is
-tried where eager work takes longer than this."""
+"""Compiling a model of ``_FEW_LAYERS`` takes ten seconds (an H200's host) to a minute per actor, and saves a third (CPU)
+to a half. It is tried where eager work takes longer than this, and as many times longer as there are more layers: the 30
+blocks of a language model of 135M parameters take over four minutes on a CPU."""
 _COMPILED_GRADIENTS_PAY_AFTER_S = 240.0
 """The same for gradient passes: compiling one takes a minute for a ResNet-50."""
+_FEW_LAYERS = 60
 _log = logging.getLogger(__name__)
 
 
@@ -94,9 +96,8 @@ def _choose_margins(engine: AblationEngine, pins: PlanPins, masks_per_actor: int
     recorded: dict[EnginePlan, float] = {}
     for best in best_of_modes:
         _try_recorded(engine, best, pins, recorded)
-    if pins.compiled or (
-        pins.compiled is None and work_s > _COMPILE_PAYS_AFTER_S["cuda" if engine.device.type == "cuda" else "cpu"]
-    ):
+    pays_after_s = _COMPILE_PAYS_AFTER_S["cuda" if engine.device.type == "cuda" else "cpu"] * _size(engine)
+    if pins.compiled or (pins.compiled is None and work_s > pays_after_s):
         compiled: dict[EnginePlan, float] = {}
         for best in best_of_modes:
             engine.use(replace(best, compiled=True))
@@ -128,7 +129,7 @@ def _choose_gradients(engine: AblationEngine, pins: PlanPins, masks_per_actor: i
     times = _ladder(engine, {replace(engine.plan, gradient_rows=count): count for count in counts}, trial)
     fastest = _best_of_close(engine, times, trial)
     work_s = times[fastest[0]] * masks_per_actor * engine.num_examples
-    if pins.compiled or (pins.compiled is None and work_s > _COMPILED_GRADIENTS_PAY_AFTER_S):
+    if pins.compiled or (pins.compiled is None and work_s > _COMPILED_GRADIENTS_PAY_AFTER_S * _size(engine)):
         compiled: dict[EnginePlan, float] = {}
         for plan in fastest[:_MOST_COMPILED]:
             engine.use(replace(plan, gradients_compiled=True))
@@ -147,6 +148,11 @@ def _choose_gradients(engine: AblationEngine, pins: PlanPins, masks_per_actor: i
         return seconds
     engine.use(fastest[0])
     return times[fastest[0]]
+
+
+def _size(engine: AblationEngine) -> float:
+    """How many times as long the model takes to compile as one of few layers."""
+    return max(engine.num_layers / _FEW_LAYERS, 1.0)
 
 
 def _logged(engine: AblationEngine, trial: Callable[[], float]) -> float:

@@ -106,6 +106,11 @@ class AblationEngine:
         return len(self.model.examples)
 
     @property
+    def num_layers(self) -> int:
+        """Modules of the model that have no others within."""
+        return sum(next(module.children(), None) is None for module in self.model.module.modules())
+
+    @property
     def device(self) -> torch.device:
         """Where the model takes its inputs."""
         return self.model.device

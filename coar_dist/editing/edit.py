@@ -140,20 +140,21 @@ class Edit:
 
         Returns:
             A data frame with a row per ``group``: ``num_examples`` and, for each metric (``accuracy`` where there is
-            one, and ``output``), ``<metric>_before`` and ``<metric>_after``.
+            one, and ``output``), ``before`` and ``after``.
 
         Example:
-            >>> edit.to_pandas().loc["targets", ["output_before", "output_after"]]  # doctest: +SKIP
+            >>> edit.to_pandas()["output"].loc["targets", "after"]  # doctest: +SKIP
+            -2.076
         """
-        from pandas import DataFrame, Index
+        from pandas import DataFrame, Index, MultiIndex
 
-        rows: list[dict[str, float]] = []
-        for measured in self.measured.values():
-            row: dict[str, float] = {"num_examples": measured.num_examples}
-            for name, before in measured.before.items():
-                row |= {f"{name}_before": before, f"{name}_after": measured.after[name]}
-            rows.append(row)
-        return DataFrame(rows, index=Index(self.measured, name="group"))
+        metrics = list(next(iter(self.measured.values())).before)
+        columns = [("num_examples", ""), *((name, when) for name in metrics for when in ("before", "after"))]
+        rows = [
+            (group.num_examples, *(side[name] for name in metrics for side in (group.before, group.after)))
+            for group in self.measured.values()
+        ]
+        return DataFrame(rows, index=Index(self.measured, name="group"), columns=MultiIndex.from_tuples(columns))
 
     @cached_property
     def mask(self) -> NDArray[np.bool_]:

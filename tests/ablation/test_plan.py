@@ -60,7 +60,9 @@ class Timed:
         rows: int = 10_000,
         num_ungated: int = 0,
         why_not: str | None = "no",
+        num_layers: int = 9,
     ) -> None:
+        self.num_layers = num_layers
         self.trial, self.gradient_trial = lambda: seconds(self.plan), lambda: gradient_seconds(self.plan)
         self.most_rows = self.most_gradient_rows = lambda: rows
         self.ungated, self.why_not_recorded = [0, 1][:num_ungated], why_not
@@ -155,6 +157,22 @@ def test_compiling_pays_after_a_while(num_masks: int, factor: float, pin: bool |
     pins = PlanPins("rows", 32, compiled=pin)
     assert chosen(engine, pins, num_masks) == EnginePlan("rows", 32, compiled=is_compiled)
     engine = Timed(lambda plan: 1e-7, lambda plan: 1e-4 * (factor if plan.gradients_compiled else 1.0))
+    assert chosen(engine, pins, 1, gradient_masks_per_actor=num_masks).gradients_compiled == is_compiled
+
+
+@pytest.mark.parametrize(("num_masks", "is_compiled"), [(119_000, False), (121_000, True)])
+def test_compiling_many_layers_pays_later(num_masks: int, is_compiled: bool) -> None:
+    """300 layers take five times as long as 60."""
+
+    def seconds(plan: EnginePlan) -> float:
+        return 1e-4 * (0.5 if plan.compiled else 1.0)
+
+    def gradient_seconds(plan: EnginePlan) -> float:
+        return 1e-4 * (0.5 if plan.gradients_compiled else 1.0)
+
+    pins = PlanPins("rows", 32)
+    assert chosen(Timed(seconds, num_layers=300), pins, num_masks).compiled == is_compiled
+    engine = Timed(lambda plan: 1e-9, gradient_seconds, num_layers=300)
     assert chosen(engine, pins, 1, gradient_masks_per_actor=num_masks).gradients_compiled == is_compiled
 
 

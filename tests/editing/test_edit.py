@@ -77,9 +77,12 @@ def test_what_was_measured_is_a_table() -> None:
     groups = {"targets": Measured(4, before, after), "others": Measured(9, after, before)}
     table = edit_of(measured=groups).to_pandas()
     assert table.index.name == "group"
-    assert table.columns.tolist() == ["num_examples", "accuracy_before", "accuracy_after", "output_before", "output_after"]
-    assert table.loc["targets"].tolist() == [4, 0.75, 0.25, 1.5, -3.0]
-    assert table.loc["others"].tolist() == [9, 0.25, 0.75, -3.0, 1.5]
+    assert table["num_examples"].to_dict() == {"targets": 4, "others": 9}
+    assert table["accuracy"].to_dict("index") == {
+        "targets": {"before": 0.75, "after": 0.25},
+        "others": {"before": 0.25, "after": 0.75},
+    }
+    assert table["output"].to_dict("list") == {"before": [1.5, -3.0], "after": [-3.0, 1.5]}
 
 
 def test_an_edit_fits_on_a_screen() -> None:
