@@ -22,9 +22,9 @@ _MOST_COMPILED = 2
 _LONGEST_FORWARD_S = 3.0
 """More rows are not tried where a pass would take longer than this."""
 _COMPILE_PAYS_AFTER_S = {"cpu": 240.0, "cuda": 60.0}
-"""Compiling a model of ``_FEW_LAYERS`` takes ten seconds (an H200's host) to a minute per actor, and saves a third (CPU)
-to a half. It is tried where eager work takes longer than this, and as many times longer as there are more layers: the 30
-blocks of a language model of 135M parameters take over four minutes on a CPU."""
+"""Compiling a model of ``_FEW_LAYERS`` takes ten seconds (an H200's host) to a minute per actor, and saves a third
+(CPU) to a half. It is tried where eager work takes longer than this, and as many times longer as there are more layers:
+the 30 blocks of a language model of 135M parameters take minutes on a CPU."""
 _COMPILED_GRADIENTS_PAY_AFTER_S = 240.0
 """The same for gradient passes: compiling one takes a minute for a ResNet-50."""
 _FEW_LAYERS = 60

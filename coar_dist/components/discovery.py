@@ -6,7 +6,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import TypeAlias
 
 from torch import Tensor, nn
@@ -15,11 +14,12 @@ from coar_dist.components.attention_sites import AttentionSite, attention_sites
 from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.left_out import passed_over
+from coar_dist.components.name_patterns import matches
 from coar_dist.components.plain_model import plain_model
 from coar_dist.components.selectors import FORMER_NAMES, SELECTORS
 from coar_dist.config.keys import meant
 from coar_dist.config.schema import ComponentRule, ComponentsConfig
-from coar_dist.errors import ComponentMismatchError, ConfigError, NoComponentsError, counted, listed
+from coar_dist.errors import ComponentMismatchError, ConfigError, NoComponentsError, counted, listed, warn
 
 Components: TypeAlias = (
     str | ComponentRule | Sequence[str | ComponentRule] | ComponentIndex | Callable[[nn.Module], ComponentIndex]
@@ -43,13 +43,13 @@ def by_rules(model: nn.Module, rules: Sequence[ComponentRule]) -> list[Component
     heads = {(site.parameter, site.axis): site for site in attention_sites(model)} if cuts_blocks else {}
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     for rule in rules:
-        matches = [(i, name) for i, name in enumerate(shapes) if fnmatchcase(name, rule.parameter)]
-        if not matches:
+        matching = [(i, name) for i, name in enumerate(shapes) if matches(name, [rule.parameter])]
+        if not matching:
             raise NoComponentsError(
                 f"components.rules: {rule.parameter!r} matches no parameter; there are {', '.join(list(shapes)[:20])}"
                 f"{', ...' if len(shapes) > 20 else ''}."
             )
-        for i, name in matches:
+        for i, name in matching:
             _check_heads(heads.get((name, rule.axis)), rule.block_size)
             groups.append((i, _group(name, shapes[name], rule.axis, rule.block_size)))
     return [group for _, group in sorted(groups, key=lambda entry: entry[0])]
@@ -114,9 +114,12 @@ def discover(
         if not selected:
             raise _nothing_found(model, name, (), include, exclude)
         found += selected
-    groups = [kept for group in told_apart(found) if (kept := _chosen(group, include, exclude)) is not None]
+    named = told_apart(found)
+    groups = [kept for group in named if (kept := _chosen(group, include, exclude)) is not None]
     if not groups:
         raise _nothing_found(model, selector, found, include, exclude)
+    for key, patterns in (("include", include), ("exclude", exclude)):
+        _warn_of_no_effect(named, key, patterns)
     _say(model, names, groups)
     try:
         return ComponentIndex(tuple(groups))
@@ -219,9 +222,6 @@ def told_apart(groups: Sequence[ComponentGroup]) -> list[ComponentGroup]:
 def _chosen(group: ComponentGroup, include: Sequence[str], exclude: Sequence[str]) -> ComponentGroup | None:
     """The group without the components that are not included, or excluded; None where none is left."""
 
-    def matches(name: str, patterns: Sequence[str]) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in patterns)
-
     if matches(group.parameter, exclude):
         return None
     is_included = matches(group.parameter, include)
@@ -236,6 +236,16 @@ def _chosen(group: ComponentGroup, include: Sequence[str], exclude: Sequence[str
     if not places:
         return None
     return group if len(places) == len(names) else group.only(places)
+
+
+def _warn_of_no_effect(groups: Sequence[ComponentGroup], key: str, patterns: Sequence[str]) -> None:
+    """Say which patterns match nothing: a slip in one of them ablates what was to be left out."""
+    for pattern in patterns:
+        if not any(matches(name, [pattern]) for group in groups for name in (group.parameter, *group.names())):
+            names = f"{groups[0].name_of(0)} to {groups[-1].name_of(groups[-1].num_components - 1)}"
+            warn(
+                f"components.{key}: {pattern!r} matches none of the components, {names}, and none of their parameters."
+            )
 
 
 def _nothing_found(

@@ -7,7 +7,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coar_dist.components.groups import Component, ComponentGroup, Numbers, Slices, numbers_of
+from coar_dist.components.name_patterns import matches
 from coar_dist.errors import counted
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class ComponentIndex:
             for number, group in enumerate(self.groups)
             if layer in (None, group.layer) and kind in (None, group.kind)
             for place in range(group.num_components)
-            if name == "*" or fnmatchcase(group.name_of(place), name)
+            if name == "*" or matches(group.name_of(place), [name])
         ]
         if not ids:
             kinds = sorted({group.kind for group in self.groups})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from operator import index
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coar_dist.components.index import ComponentIndex
+from coar_dist.components.name_patterns import matches
 from coar_dist.errors import ComponentMismatchError, ConfigError
 
 
@@ -61,7 +61,7 @@ def mask_without(components: ComponentIndex, off: Off) -> NDArray[np.bool_]:
         if isinstance(entry, str):
             # A name may have what a pattern reads as a set of letters: conv1[5].
             found = [i for i, name in enumerate(names) if name == entry]
-            found = found or [i for i, name in enumerate(names) if fnmatchcase(name, entry)]
+            found = found or [i for i, name in enumerate(names) if matches(name, [entry])]
         else:
             found = [index(entry)] if 0 <= index(entry) < len(names) else []
         if not found:
