@@ -45,6 +45,10 @@ def test_margins_are_the_slow_truth_however_they_are_batched(mode: str, rows: in
     assert TRUTH.std() > 0.1
 
 
+def test_layers_are_counted() -> None:
+    assert engine().num_layers == 6  # three convolutions, two of BatchNorm, a linear map; the net around them is none
+
+
 @pytest.mark.parametrize("mode", ["weights", "rows"])
 def test_the_compiled_model_gives_the_same(mode: str) -> None:
     compiled = engine(EnginePlan(mode, 4, compiled=True))
