@@ -50,7 +50,7 @@ OWNERS = {
     "captum": ["baselines/"],
     "matplotlib": ["report/", "result/"],  # in result/ for annotations alone, as pandas
     "jinja2": ["report/page/render.py"],
-    "pandas": ["report/", "result/", "components/index.py", "components/overview.py"],
+    "pandas": ["report/", "result/", "components/index.py", "components/overview.py", "editing/edit.py"],
     "sklearn": ["regression/backends.py", "tasks/examples/arrays.py"],
     "scipy": [],  # scikit-learn brings it
     "shap": ["result/result.py"],
