@@ -3,92 +3,120 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import ray
 import torch
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayTaskError, WorkerCrashedError
+from typing_extensions import override
 
+from coar_dist.cluster.actors import Loss
 from coar_dist.cluster.connection import connect
 from coar_dist.cluster.execution import Execute
+from coar_dist.cluster.parts import Result, Started, Tasks, run_parts
 from coar_dist.cluster.pool import cause
 from coar_dist.cluster.resources import Cluster
 from coar_dist.config.schema import ClusterConfig
 from coar_dist.errors import ClusterError, CoarDistError
 
 _T = TypeVar("_T")
-_WAIT_S = 0.5
-_MAX_RETRIES = 3
-_SYSTEM_FAILURES = (WorkerCrashedError, NodeDiedError, OutOfMemoryError)
+_DIED = (WorkerCrashedError, OutOfMemoryError)
+_NODE_DIED = (NodeDiedError, ObjectLostError)  # the result of a part may lie on the node that is gone
 
 
 @contextlib.contextmanager
 def on_cluster(config: ClusterConfig, way_out: str) -> Iterator[Execute]:
     """Ray tasks as an ``Execute``: ``shared`` goes to every node once, through the object store.
 
+    A part whose worker is lost is run again on another. The ``Execute`` raises as this function does.
+
     Args:
         config: the cluster; a task has the resources of one actor.
         way_out: what to do where tasks run out of memory; ends the error.
 
     Raises:
-        ClusterError: no task starts within ``config.start_timeout_s``, or workers keep dying.
+        ClusterError: no task has run for ``config.start_timeout_s``, or workers keep dying.
     """
     with connect(config) as cluster:
-        options = {"num_cpus": cluster.num_cpus, "num_gpus": cluster.num_gpus, "max_retries": _MAX_RETRIES}
-        task: Any = ray.remote(_run_part).options(**options)
-        _get_in_time(cluster, task.remote(_nothing, None, None, cluster.num_cpus))
 
         def execute(function: Callable[[Any, Any], Any], shared: Any, items: Sequence[Any]) -> Iterator[Any]:
-            reference = ray.put(shared)
-            waiting, running = list(reversed(items)), list[Any]()
-            while waiting or running:
-                num_wanted = cluster.num_wanted(cluster.capacity(), len(waiting) + len(running))
-                while waiting and len(running) < num_wanted:
-                    running.append(task.remote(function, reference, waiting.pop(), cluster.num_cpus))
-                done, running = ray.wait(running, num_returns=1, timeout=_WAIT_S)
-                cluster.raise_if_interrupted()
-                try:
-                    yield from ray.get(done)
-                except RayTaskError as error:
-                    if isinstance(error.cause, CoarDistError):
-                        raise error.cause from None
-                    raise
-                except _SYSTEM_FAILURES as error:
-                    raise ClusterError(
-                        f"a worker was lost {_MAX_RETRIES + 1} times at the same part: {cause(error)} {way_out}"
-                    ) from error
+            return run_parts(RayTasks(cluster, function, shared), items, config.start_timeout_s, way_out)
 
+        list(execute(_nothing, None, [None]))  # before anything is read: it shows that tasks can start
         yield execute
-
-
-def _run_part(function: Callable[[Any, Any], Any], shared: Any, item: Any, num_threads: int) -> Any:
-    torch.set_num_threads(num_threads)
-    return function(shared, item)
-
-
-def _nothing(_shared: Any, _item: Any) -> None:
-    """The first task: it shows that tasks can start."""
-
-
-def _get_in_time(cluster: Cluster, reference: Any) -> Any:
-    """The answer of a first task; ClusterError if it does not start within ``cluster.start_timeout_s``."""
-    deadline = time.monotonic() + cluster.config.start_timeout_s
-    while not ray.wait([reference], timeout=_WAIT_S)[0]:
-        cluster.raise_if_interrupted()
-        if time.monotonic() > deadline:
-            raise cluster.too_few_actors(0, 1)
-    return ray.get(reference)
 
 
 def answer_of_an_actor(config: ClusterConfig, function: Callable[[], _T]) -> _T:
     """What ``function`` returns in a process with the resources of one actor, somewhere on the cluster.
 
     Raises:
-        ClusterError: no such process starts within ``config.start_timeout_s``.
+        ClusterError: no such process starts within ``config.start_timeout_s``, or it keeps dying.
     """
     with connect(config) as cluster:
-        task: Any = ray.remote(function).options(num_cpus=cluster.num_cpus, num_gpus=cluster.num_gpus)
-        answer: _T = _get_in_time(cluster, task.remote())
+        tasks = RayTasks(cluster, lambda asked, _: asked(), function)
+        answer: _T
+        (answer,) = run_parts(tasks, [None], config.start_timeout_s, "Give the workers more memory.")
         return answer
+
+
+class RayTasks(Tasks):
+    """Tasks of ``function(shared, item)``, each with the resources of one actor."""
+
+    def __init__(self, cluster: Cluster, function: Callable[[Any, Any], Any], shared: Any) -> None:
+        self._cluster, self._function, self._shared = cluster, function, ray.put(shared)
+        # Ray itself would retry a lost task without saying so, and wait for ever where no node is left for it.
+        options = {"num_cpus": cluster.num_cpus, "num_gpus": cluster.num_gpus, "max_retries": 0}
+        self._task: Any = ray.remote(_run_part).options(**options, num_returns="streaming")
+
+    @override
+    def num_wanted(self, num_left: int) -> int:
+        return self._cluster.num_wanted(self._cluster.capacity(), num_left)
+
+    @override
+    def submit(self, item: Any) -> Any:
+        return self._task.remote(self._function, self._shared, item, self._cluster.num_cpus)
+
+    @override
+    def answers(self, tasks: Sequence[Any], wait_s: float) -> Iterator[tuple[Any, Started | Result | Loss]]:
+        ready, _ = ray.wait(list(tasks), timeout=wait_s)
+        for task in ready:
+            yield task, _answer(task)
+
+    @override
+    def cancel(self, task: Any) -> None:
+        ray.cancel(task, force=True)
+
+    @override
+    def check(self) -> None:
+        self._cluster.raise_if_interrupted()
+
+    @override
+    def nothing_runs(self, last_loss: str) -> ClusterError:
+        return self._cluster.nothing_runs(last_loss)
+
+
+def _answer(task: Any) -> Started | Result | Loss:
+    try:
+        answer: Started | Result = ray.get(next(task))
+        return answer
+    except RayTaskError as error:
+        if isinstance(error.cause, CoarDistError):
+            raise error.cause from None
+        raise
+    except _DIED as error:
+        return Loss(cause(error), node_died=False)
+    except _NODE_DIED as error:
+        return Loss(cause(error), node_died=True)
+
+
+def _run_part(
+    function: Callable[[Any, Any], Any], shared: Any, item: Any, num_threads: int
+) -> Iterator[Started | Result]:
+    yield Started()
+    torch.set_num_threads(num_threads)
+    yield Result(function(shared, item))
+
+
+def _nothing(_shared: Any, _item: Any) -> None:
+    """The first task."""

@@ -72,6 +72,16 @@ class Cluster:
             f"Lower cluster.cpus_per_actor, cluster.gpus_per_actor or cluster.min_actors, free resources, or add nodes."
         )
 
+    def nothing_runs(self, last_loss: str) -> ClusterError:
+        """The error where tasks wait for a worker in vain; ``last_loss`` is why one was lost, or empty."""
+        lost = f" The last worker was lost: {last_loss}" if last_loss else ""
+        return ClusterError(
+            f"no worker has run for cluster.start_timeout_s={self.config.start_timeout_s:g} s. Asked for: "
+            f"{_needs(self.num_cpus, self.num_gpus)} each. The cluster has {_describe(total_resources())}.{lost}\n"
+            f"Add nodes, free resources, or lower cluster.cpus_per_actor or cluster.gpus_per_actor. Then run the stage "
+            f"again: what is finished is kept."
+        )
+
 
 def check_room(config: ClusterConfig, resources: Mapping[str, float]) -> None:
     """Check that ``config.min_actors`` fit on this machine, which has ``resources``: a cluster of its own cannot grow.

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from coar_dist.cluster import ray_tasks, visibility
+from coar_dist.cluster.parts import Result, Started
 from coar_dist.cluster.ranges import WorkRange
 from coar_dist.cluster.worker import Worker
 from coar_dist.errors import ClusterError
@@ -54,8 +55,8 @@ def test_an_actor_computes_on_the_threads_that_it_is_given() -> None:
 
 
 def test_a_part_of_a_computation_runs_on_the_threads_that_it_is_given() -> None:
-    found = ray_tasks._run_part(lambda shared, item: (shared, item, torch.get_num_threads()), "shared", 7, 3)
-    assert found == ("shared", 7, 3)
+    answers = ray_tasks._run_part(lambda shared, item: (shared, item, torch.get_num_threads()), "shared", 7, 3)
+    assert list(answers) == [Started(), Result(("shared", 7, 3))]
 
 
 def test_every_line_of_an_actor_s_log_is_told_once() -> None:
