@@ -24,11 +24,12 @@ def fit_leave_one_out(run: RunDirectory) -> bool:
     store = run.margins(LEAVE_ONE_OUT)
     settings: dict[str, Any] = {"design": store.fingerprint}
     table = AttributionTable(run, LEAVE_ONE_OUT)
-    if table.is_complete(settings, store.blocks):
+    unfitted = table.unfitted(settings, store.blocks)
+    if not unfitted:
         return False
-    table.set_aside_wrong(store.blocks)
+    table.set_aside_wrong(unfitted)
     unablated = ExampleTable(run).read()["margin"].astype(np.float64)
-    for block in store.blocks:
+    for block in unfitted:
         margins = np.concatenate([batch for _, batch in store.read(block, masks_per_batch=1024)])
         weights = unablated[slice(*block), None] - margins.T.astype(np.float64)
         intercepts = unablated[slice(*block)] - weights.sum(axis=1)

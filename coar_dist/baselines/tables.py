@@ -24,11 +24,12 @@ def fit_gradient_baseline(run: RunDirectory, method: str) -> bool:
     store, blocks = run.baseline(method), run.margins(TRAIN_DESIGN).blocks
     settings: dict[str, Any] = {"baseline": store.fingerprint, **run.baselines[method]}
     table = AttributionTable(run, method)
-    if table.is_complete(settings, blocks):
+    unfitted = table.unfitted(settings, blocks)
+    if not unfitted:
         return False
-    table.set_aside_wrong(blocks)
+    table.set_aside_wrong(unfitted)
     unablated = ExampleTable(run).read()["margin"].astype(np.float64)
-    for block in blocks:
+    for block in unfitted:
         weights = store.read(block)
         intercepts = unablated[slice(*block)] - weights.sum(axis=1, dtype=np.float64)
         table.write(block, settings, Attributions.of_weights(weights, intercepts))

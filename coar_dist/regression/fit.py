@@ -53,8 +53,8 @@ def attribution_name(config: RegressionConfig) -> str:
 def fit(
     run: RunDirectory, config: RegressionConfig, on_progress: Callable[[int], None], execute: Execute = in_this_process
 ) -> list[FitResult]:
-    """Fit the attributions of every example, where they are not there already: of the train design's margins alone,
-    and, by ridge where the run has passes with gradients, of both together.
+    """Fit the attributions of the example blocks that are not fitted yet: of the train design's margins alone, and, by
+    ridge where the run has passes with gradients, of both together.
 
     Args:
         run: a run whose train design and passes with gradients are complete.
@@ -121,16 +121,22 @@ def _fit_method(
     if sources is not None:
         settings |= sources.settings(blocks)
     table = AttributionTable(run, name)
-    if table.is_complete(settings, blocks):
+    unfitted = table.unfitted(settings, blocks)
+    if not unfitted and _agree(table, blocks):
         return FitResult(name, False, "")
-    table.set_aside_wrong(blocks)
+    table.set_aside_wrong(unfitted)
     by = name_of_backend(backend)
     how = f"lasso, {by}" if config.method == "lasso" else f"ridge, {solver}, {by}"
     _log.info("fit %s: %s (%s; %s)", name, how, sizes, why)
     plan = make_plan(observations, sources, config, solver, backend, execute)
-    num_done = num_constant = num_at_edge = 0
+    # A block that is there stays where its examples stand alone, or where all examples decide today as they did then.
+    # The decision is made from all margins again: on another kind of device, rounding may tip a tie between penalties.
+    unfitted = [block for block in blocks if block in unfitted or table.decided(block) != plan.decided]
+    num_to_fit = sum(end - first for first, end in unfitted)
+    num_done = blocks[-1][1] - num_to_fit
+    num_constant = num_at_edge = 0
     largest_gap = 0.0
-    for block, constant, at_edge, gap in execute(_fit_block, (run, name, settings, observations, plan), blocks):
+    for block, constant, at_edge, gap in execute(_fit_block, (run, name, settings, observations, plan), unfitted):
         num_done += block[1] - block[0]
         num_constant += constant
         num_at_edge += at_edge
@@ -142,13 +148,19 @@ def _fit_method(
             f"for. regression.backend=torch reaches it."
         )
     if num_constant:
-        warn(f"examples with the same margin under every mask: {num_constant} of {num_done}. Their weights are 0.")
-    if config.penalty_range is not None and num_at_edge > num_done / 10:
+        warn(f"examples with the same margin under every mask: {num_constant} of {num_to_fit}. Their weights are 0.")
+    if config.penalty_range is not None and num_at_edge > num_to_fit / 10:
         warn(
-            f"{num_at_edge} of {num_done} examples chose a penalty at an end of regression.penalty_range="
+            f"{num_at_edge} of {num_to_fit} examples chose a penalty at an end of regression.penalty_range="
             f"{list(penalty_range(config))}: widen it."
         )
     return FitResult(name, True, how)
+
+
+def _agree(table: AttributionTable, blocks: list[tuple[int, int]]) -> bool:
+    """Whether all blocks were fitted by one joint decision; a fit that was interrupted may leave two."""
+    first, *others = (table.decided(block) for block in blocks)
+    return all(decided == first for decided in others)
 
 
 def make_plan(
@@ -202,6 +214,6 @@ def _fit_block(
     """Fit and write one block; how many examples are constant, how many chose an end of the grid, the largest gap."""
     run, name, settings, observations, plan = shared
     fitted = plan.fit(observations.of_block(block), device())
-    AttributionTable(run, name).write(block, settings, fitted.attributions)
+    AttributionTable(run, name).write(block, settings, fitted.attributions, plan.decided)
     gap = float(np.nanmax(fitted.attributions.duality_gap, initial=0.0))
     return block, int(np.isnan(fitted.attributions.r2).sum()), fitted.num_at_edge, gap

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,6 +92,18 @@ class RidgePlan:
     standard_errors: bool
     prior: GatePrior | None = None
 
+    @property
+    def decided(self) -> dict[str, Any]:
+        """What the examples decide together; empty where each chooses its own penalty."""
+        coefficients = None if self.prior is None else [_rounded(b) for b in self.prior.coefficients]
+        if len(self.grid) > 1:
+            return {}
+        return {
+            "penalty": _rounded(self.grid[0]),
+            "prior_mean": coefficients,
+            "prior_variances": "equal" if self.factor.scale is None else "from gradients",
+        }
+
     def relative_scores(self, block: BlockMargins, device: str) -> NDArray[np.float64]:
         """Scores over the margins' variance, summed over the block's examples: (num_penalties,) float64."""
         residuals = self._residuals(block)
@@ -156,6 +169,11 @@ class IterativePlan:
     grid: NDArray[np.float64]
     tolerance: float
 
+    @property
+    def decided(self) -> dict[str, Any]:
+        """As ``RidgePlan.decided``."""
+        return {"penalty": _rounded(self.grid[0])} if len(self.grid) == 1 else {}
+
     def relative_scores(self, block: BlockMargins, device: str) -> NDArray[np.float64]:
         """As ``RidgePlan.relative_scores``."""
         _, _, _, squares, scores = self._scored(block, device)
@@ -217,6 +235,11 @@ class LassoPlan:
     alpha: float
     l1_ratio: float
     tolerance: float
+
+    @property
+    def decided(self) -> dict[str, Any]:
+        """Nothing: every example chooses its own penalty."""
+        return {}
 
     def fit(self, block: BlockMargins, device: str) -> Fitted:
         """Attributions of one block."""
@@ -303,6 +326,11 @@ def _at_edge(attributions: Attributions, grid: NDArray[np.float64]) -> int:
     if len(grid) == 1:
         return 0
     return int(np.isin(attributions.regularisation[np.isfinite(attributions.r2)], grid[[0, -1]]).sum())
+
+
+def _rounded(value: float) -> str:
+    """Other devices and thread counts differ in the last bits, which is no other decision."""
+    return f"{value:.9g}"
 
 
 def _where(varies: torch.Tensor, values: torch.Tensor) -> NDArray[np.float64]:

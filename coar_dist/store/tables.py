@@ -21,6 +21,7 @@ from coar_dist.store.record import fingerprint_of
 from coar_dist.store.run_directory import RunDirectory
 
 _CONTENT = "attributions"
+_DECIDED = "decided"
 QUALITY = ("r2", "r2_new", "duality_gap")
 
 
@@ -70,10 +71,25 @@ class AttributionTable:
 
     def is_complete(self, settings: Mapping[str, Any], blocks: list[tuple[int, int]]) -> bool:
         """Whether all example blocks are there, whole, made with ``settings``."""
+        return not self.unfitted(settings, blocks)
+
+    def unfitted(self, settings: Mapping[str, Any], blocks: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The example blocks that are not there, damaged, or made with other ``settings``; every byte is read."""
         wanted = {"settings": dict(settings)}
-        return all(
-            is_made_with(self._storage, self.file(block), {**self._belongs_to(block), **wanted}) for block in blocks
-        )
+        return [
+            block
+            for block in blocks
+            if not is_made_with(self._storage, self.file(block), {**self._belongs_to(block), **wanted})
+        ]
+
+    def decided(self, block: tuple[int, int]) -> dict[str, Any]:
+        """What all examples decided together when one example block was fitted; empty where each stands alone.
+
+        Raises:
+            MissingWorkError: the file is not there.
+            DamagedFileError: it is damaged.
+        """
+        return dict(self._metadata([block])[0].get(_DECIDED, {}))
 
     def set_aside_wrong(self, blocks: list[tuple[int, int]]) -> None:
         """For the process that holds the run: set aside the files that are damaged or of something else."""
@@ -83,13 +99,20 @@ class AttributionTable:
     def _belongs_to(self, block: tuple[int, int]) -> dict[str, Any]:
         return {**self._run.belongs_to(_CONTENT), "method": self.method, "examples": list(block)}
 
-    def write(self, block: tuple[int, int], settings: Mapping[str, Any], attributions: Attributions) -> None:
+    def write(
+        self,
+        block: tuple[int, int],
+        settings: Mapping[str, Any],
+        attributions: Attributions,
+        decided: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write the attributions of one example block.
 
         Args:
             block: (first example, end).
             settings: what the attributions depend on besides the run's identity.
             attributions: of the block's examples.
+            decided: what was decided for all examples together, from margins of all blocks; blocks of one fit agree.
         """
         assert np.isfinite(attributions.weights).all()
         assert np.isfinite(attributions.intercepts).all()
@@ -105,6 +128,8 @@ class AttributionTable:
             columns["standard_errors"] = matrix_column(attributions.standard_errors)
         is_sparse = int(np.count_nonzero(attributions.weights)) < attributions.weights.size / 2
         belongs_to = {**self._belongs_to(block), "settings": dict(settings)}
+        if decided:
+            belongs_to[_DECIDED] = dict(decided)
         write_table(self._storage, self.file(block), columns, belongs_to, compress=is_sparse)
 
     def read(self, block: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -173,13 +198,13 @@ class AttributionTable:
         return dict(self._metadata([block])[0]["settings"])
 
     def settings_fingerprint(self, blocks: list[tuple[int, int]]) -> str:
-        """SHA-256 over method and settings of all blocks: another one when the attributions are made in another way.
+        """SHA-256 over method, settings and joint decisions of all blocks: another one for other attributions.
 
         Raises:
             MissingWorkError: a block is not there; the message names all that are not.
             DamagedFileError: one is damaged.
         """
-        settings = [metadata["settings"] for metadata in self._metadata(blocks)]
+        settings = [{**metadata["settings"], **metadata.get(_DECIDED, {})} for metadata in self._metadata(blocks)]
         return fingerprint_of({"method": self.method, "settings": settings})
 
     def _metadata(self, blocks: list[tuple[int, int]]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from coar_dist.regression.fit import fit
 from coar_dist.regression.statistics import margin_statistics
 from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDesign, RunDirectory
-from coar_dist.store.tables import AttributionTable
+from coar_dist.store.tables import Attributions, AttributionTable
 from tests.models import local_storage
 from tests.regression.problems import problem
 
@@ -311,5 +312,66 @@ def test_damaged_attributions_are_made_again(data: Any, tmp_path: Path) -> None:
     assert fit(run, RegressionConfig(), lambda _: None)[0].is_new
     np.testing.assert_array_equal(RunReader(run).weights(), weights)
     assert path.with_name(f"{path.name}.damaged").exists()
-    with pytest.raises(MissingWorkError, match=r"coar_laso.* There are attributions of coar: name one"):
+    with pytest.raises(ConfigError, match="method='coar_laso': must be one that the run has: coar"):
         RunReader(run).quality(method="coar_laso")
+
+
+def files_of(run: RunDirectory) -> dict[str, tuple[bytes, int]]:
+    """Content and inode of every attribution file: a file that is written again has another inode."""
+    folder = Path(str(run.storage.location)) / "attributions"
+    return {path.name: (path.read_bytes(), path.stat().st_ino) for path in folder.glob("*.parquet")}
+
+
+def contents(files: dict[str, tuple[bytes, int]]) -> dict[str, bytes]:
+    return {name: content for name, (content, _) in files.items()}
+
+
+def written(before: dict[str, tuple[bytes, int]], after: dict[str, tuple[bytes, int]]) -> list[str]:
+    return sorted(name for name, found in after.items() if name not in before or found[1] != before[name][1])
+
+
+JOINT = [{"shared_penalty": True}, {"shared_penalty": True, "memory_gb": 1e-6}]
+
+
+@pytest.mark.parametrize("options", [{}, {"regularisation": 5.0}, {"method": "lasso"}, *JOINT])
+def test_blocks_that_are_there_stay(data: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    run, config = run_of(tmp_path, *data), RegressionConfig(**options)
+    (result,) = fit(run, config, lambda _: None)
+    files = [AttributionTable(run, result.method).file(block) for block in run.margins("train").blocks]
+    whole = files_of(run)
+    (tmp_path / files[1]).unlink()
+    damaged = bytearray((tmp_path / files[2]).read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (tmp_path / files[2]).write_bytes(damaged)
+    before, progress = files_of(run), list[int]()
+    assert fit(run, config, progress.append)[0].is_new
+    assert progress == [8, EXAMPLES]
+    after = files_of(run)
+    assert written(before, after) == [Path(file).name for file in files[1:]]
+    assert contents(after) == contents(whole)
+    assert not fit(run, config, lambda _: None)[0].is_new
+    assert files_of(run) == after
+    fit(run, replace(config, num_penalties=9), lambda _: None)
+    assert len(written(after, files_of(run))) == len(files)
+
+
+@pytest.mark.parametrize("options", JOINT)
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_blocks_of_another_joint_decision_are_fitted_again(
+    data: Any, is_lost: bool, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Also where all are there: a fit that was interrupted leaves blocks of two."""
+    run, config = run_of(tmp_path, *data), RegressionConfig(**options)
+    fit(run, config, lambda _: None)
+    whole, table = files_of(run), AttributionTable(run, "coar")
+    first, _, last = run.margins("train").blocks
+    weights, fingerprint = table.read(first)[0], table.settings_fingerprint([first])
+    other = Attributions.of_weights(weights + 1, np.zeros(len(weights)))
+    table.write(first, table.settings(first), other, {**table.decided(first), "penalty": "1"})
+    assert table.settings_fingerprint([first]) != fingerprint
+    if is_lost:
+        (tmp_path / table.file(last)).unlink()
+    fit(run, config, lambda _: None)
+    assert {n: content for n, (content, _) in files_of(run).items()} == {
+        n: content for n, (content, _) in whole.items()
+    }

@@ -275,6 +275,25 @@ def test_the_same_bits_in_any_order_and_on_a_cluster(tmp_path: Path, ray_cluster
     assert not any(result.is_new for result in fit(second, RegressionConfig(), lambda _: None))
 
 
+def test_blocks_that_are_there_stay_where_the_prior_and_the_penalty_are_the_same(tmp_path: Path) -> None:
+    run = run_of(tmp_path, World())
+    fit(run, RegressionConfig(), lambda _: None)
+    table = AttributionTable(run, "gradient_ridge")
+    first, *others = (tmp_path / table.file(block) for block in run.margins("train").blocks)
+    decided, content = table.decided((0, 4)), [path.read_bytes() for path in (first, *others)]
+    assert len(decided["prior_mean"]) == 2
+    assert decided["prior_variances"] == "from gradients"
+    places = [path.stat().st_ino for path in others]
+    first.unlink()
+    fit(run, RegressionConfig(), lambda _: None)
+    assert [path.stat().st_ino for path in others] == places
+    table.write(
+        (0, 4), table.settings((0, 4)), Attributions.of_weights(*table.read((0, 4))), decided | {"penalty": "1"}
+    )
+    fit(run, RegressionConfig(), lambda _: None)
+    assert [path.read_bytes() for path in (first, *others)] == content
+
+
 def test_shards_of_any_size_give_the_same_sums(tmp_path: Path) -> None:
     world = World()
     one = fitted(run_of(tmp_path / "a", world, cuts=(0, 20)))
