@@ -4,13 +4,15 @@
 # Submit it from a checkout, or anywhere with the package installed, with the Python environment on the PATH; folder,
 # environment and run directory must be seen by all nodes, or the run directory be in an object store. Before the time
 # limit the driver is stopped and the job queued again: it goes on with what is missing, until the run is done. A lost
-# node costs what it was computing.
+# node costs what it was computing. What Ray says is in coar-dist-JOB.ray.log; after an error, Ray's own logs of all nodes
+# are in coar-dist-JOB.ray/.
 #SBATCH --job-name=coar-dist
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=8
 #SBATCH --gpus-per-node=1
 #SBATCH --exclusive
+#SBATCH --mem=0
 #SBATCH --time=04:00:00
 #SBATCH --signal=B:USR1@120
 #SBATCH --requeue
@@ -33,11 +35,13 @@ head_ip=${HEAD_IP:-$(getent ahostsv4 "$head" | awk '$1 !~ /^127/ { print $1; exi
 head_ip=${head_ip:-$(hostname -I | awk '{ print $1 }')} # Debian's /etc/hosts knows its own name as 127.0.1.1
 port=$((20000 + SLURM_JOB_ID % 6000)) # not the usual ones, which another job may have left taken
 temporary="/tmp/ray-$SLURM_JOB_ID" # not /tmp/ray, which may be another user's
+ray_log="$PWD/coar-dist-$SLURM_JOB_ID.ray.log"
 options=(--block --num-cpus="$SLURM_CPUS_PER_TASK" --temp-dir="$temporary" --disable-usage-stats)
 
 steps=()
 driver=
 stopped_by=
+failed=yes
 # shellcheck disable=SC2329 # for the traps
 clean_up() {
     kill "$driver" 2> /dev/null || true
@@ -46,6 +50,13 @@ clean_up() {
         wait "${steps[i]}" || true
     done
     wait
+    if [[ $failed == yes ]]; then
+        echo "Job $SLURM_JOB_ID: what Ray says is in $ray_log, its logs in ${ray_log%.log}/." >&2
+        # shellcheck disable=SC2016 # every node has a name of its own
+        srun --overlap --nodes="${#nodes[@]}" --ntasks-per-node=1 bash -c \
+            'mkdir -p "$1/$(hostname)" && cp -r "$0"/session_latest/logs "$1/$(hostname)"' \
+            "$temporary" "${ray_log%.log}" || true
+    fi
     srun --overlap --nodes="${#nodes[@]}" --ntasks-per-node=1 rm -rf "$temporary" || true
 }
 # shellcheck disable=SC2329
@@ -58,7 +69,7 @@ trap 'stop_driver limit' USR1
 trap 'stop_driver other' TERM # preempted: SLURM itself queues the job again
 
 srun --nodes=1 --ntasks=1 --nodelist="$head" ray start --head --node-ip-address="$head_ip" --port="$port" \
-    --include-dashboard=false --dashboard-port=$((port + 6000)) "${options[@]}" > /dev/null &
+    --include-dashboard=false --dashboard-port=$((port + 6000)) "${options[@]}" >> "$ray_log" 2>&1 &
 steps+=($!)
 for ((i = 0; ; i++)); do
     if (exec 3<> "/dev/tcp/$head_ip/$port") 2> /dev/null; then break; fi
@@ -70,7 +81,7 @@ for ((i = 0; ; i++)); do
 done
 if ((${#nodes[@]} > 1)); then
     srun --nodes=$((${#nodes[@]} - 1)) --ntasks-per-node=1 --exclude="$head" --kill-on-bad-exit=0 --no-kill \
-        ray start --address="$head_ip:$port" "${options[@]}" > /dev/null &
+        ray start --address="$head_ip:$port" "${options[@]}" >> "$ray_log" 2>&1 &
     steps+=($!)
 fi
 
@@ -83,6 +94,7 @@ while kill -0 "$driver" 2> /dev/null; do # a signal ended the wait, not the driv
     code=0
     wait "$driver" || code=$?
 done
+if [[ -n $stopped_by || $code -eq 0 ]]; then failed=no; fi
 if [[ $stopped_by == limit && $code -ne 0 ]]; then
     echo "Job $SLURM_JOB_ID: stopped before its time limit, and queued again."
     scontrol requeue "$SLURM_JOB_ID"

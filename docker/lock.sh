@@ -32,4 +32,7 @@ awk '/^[^ ]/ { torch = /^torch(vision)?==/ } torch { if (/^[^ ]/) { sub(/ *\\$/,
 mv docker/requirements-cpu.tmp docker/requirements-cpu.txt
 
 lock docker/requirements-cuda.txt pyproject.toml "${extras[@]}" --extra gpu "$@"
+# What Ray's autoscaler calls on the head of a cluster in AWS or Google Cloud, beside the packages of the image.
+printf 'boto3\ngoogle-api-python-client\n' | lock docker/requirements-head.txt - \
+    --constraints docker/requirements-cuda.txt "$@"
 printf 'uv\nsetuptools>=77\n' | lock docker/requirements-build.txt - "$@"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import fnmatch
 import json
 import os
 import re
@@ -69,6 +70,58 @@ def test_clusters_are_closed_and_workers_scale_from_zero(repository: Path, name:
     assert any("ray start --head" in command and "--dashboard-host=127.0.0.1" in command for command in commands)
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert "0.0.0.0" not in " ".join(commands)
+
+
+@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
+def test_nodes_install_what_the_image_pins(repository: Path, name: str) -> None:
+    """Nothing is resolved at launch: a node that starts next month has the head's Ray."""
+    config = load(repository, name)
+    files = set()
+    for command in [*config["setup_commands"], *config["head_setup_commands"]]:
+        if "pip install" in command:
+            assert "--no-deps" in command or "--require-hashes" in command, command
+            files |= set(re.findall(r"-r ~/coar_dist/(\S+)", command))
+            assert re.search(r"-r ~/coar_dist/\S+$| ~/coar_dist$", command), command
+    assert files == {f"docker/requirements-{part}.txt" for part in ("build", "cuda", "head")}
+    assert all((repository / file).exists() for file in files)
+    assert "docker" not in " ".join(config["rsync_exclude"])
+    python = re.search(r"uv venv .*?--python (\S+)", " ".join(config["setup_commands"]))
+    assert python is not None
+    assert f"--python-version {python[1]} " in (repository / "docker" / "lock.sh").read_text()
+
+
+@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml", "README.md"])
+def test_tokens_are_their_owners_alone(repository: Path, name: str) -> None:
+    lines = (repository / "deploy" / name).read_text().splitlines()
+    made = [line for line in lines if "ray get-auth-token --generate" in line]
+    assert made
+    assert all("chmod 600 ~/.ray/auth_token" in line for line in made)
+
+
+GCLOUD = """#!/usr/bin/env bash
+printf '%s\\n' "$*" >> "$GCLOUD_LOG"
+"""
+
+
+def test_ssh_to_google_cloud_is_open_to_one_address(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "gcloud").write_text(GCLOUD)
+    (tmp_path / "gcloud").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "GCLOUD_LOG": str(tmp_path / "log")}
+    script = repository / "deploy" / "gcp-firewall.sh"
+    assert subprocess.run([script], env=environment, capture_output=True, check=False).returncode == 1
+    assert not (tmp_path / "log").exists()
+    subprocess.run([script, "203.0.113.7/32", "my-project"], env=environment, check=True)
+    rules = []
+    for line in (tmp_path / "log").read_text().splitlines():
+        assert line.startswith("compute firewall-rules create coar-dist-")
+        rules.append(dict(option.removeprefix("--").split("=", 1) for option in line.split()[4:]))
+    nodes = load(repository, "gcp.yaml")["available_node_types"].values()
+    assert all(node["node_config"]["tags"] == {"items": [rules[0]["target-tags"]]} for node in nodes)
+    denied, *allowed = sorted(rules, key=lambda rule: rule["action"] != "DENY")
+    assert (denied["rules"], denied["source-ranges"]) == ("all", "0.0.0.0/0")
+    sources = [(rule["rules"], rule.get("source-ranges"), rule.get("source-tags")) for rule in allowed]
+    assert sources == [("tcp:22", "203.0.113.7/32", None), ("all", None, denied["target-tags"])]
+    assert all(int(rule["priority"]) < int(denied["priority"]) < 65534 for rule in allowed)
 
 
 def test_ec2_knows_every_field_of_the_nodes(repository: Path) -> None:
@@ -149,9 +202,45 @@ def test_launcher_starts_the_nodes_in_an_account(
         assert sorted(iam.list_role_policies(RoleName=role)["PolicyNames"]) == policies
         resources = [statement["Resource"] for statement in allowed(role, "bucket")]
         assert resources == ["arn:aws:s3:::my-bucket", "arn:aws:s3:::my-bucket/*"]
-        passed = allowed("coar-dist-head", "autoscaler")[1]
-        assert passed["Action"] == "iam:PassRole"
-        assert passed["Resource"] == iam.get_role(RoleName="coar-dist-worker")["Role"]["Arn"]
+    head_may = allowed("coar-dist-head", "autoscaler")
+    (passed,) = [statement for statement in head_may if statement["Action"] == "iam:PassRole"]
+    assert passed["Resource"] == iam.get_role(RoleName="coar-dist-worker")["Role"]["Arn"]
+
+    partition = "arn:aws:ec2:us-west-2:123456789012:"
+    instance, subnet = f"{partition}instance/i-1", f"{partition}subnet/s-1"
+    own, other = config["cluster_name"], "another"
+    for action, resource, context, is_allowed in (
+        ("ec2:RunInstances", instance, {"aws:RequestTag/ray-cluster-name": own}, True),
+        ("ec2:RunInstances", instance, {"aws:RequestTag/ray-cluster-name": other}, False),
+        ("ec2:RunInstances", instance, {}, False),
+        ("ec2:RunInstances", subnet, {}, True),
+        ("ec2:CreateTags", instance, {"ec2:CreateAction": "RunInstances"}, True),
+        ("ec2:CreateTags", instance, {"aws:RequestTag/ray-cluster-name": own}, False),
+        ("ec2:CreateTags", instance, {"aws:ResourceTag/ray-cluster-name": own}, True),
+        ("ec2:CreateTags", subnet, {"aws:ResourceTag/ray-cluster-name": own}, False),
+        ("ec2:TerminateInstances", instance, {"aws:ResourceTag/ray-cluster-name": own}, True),
+        ("ec2:TerminateInstances", instance, {"aws:ResourceTag/ray-cluster-name": other}, False),
+        ("ec2:TerminateInstances", instance, {}, False),
+        ("ec2:DescribeInstances", "*", {}, True),
+        ("ec2:CreateSecurityGroup", "*", {}, False),
+    ):
+        assert allows(head_may, action, resource, context) == is_allowed, (action, resource, context)
+
+
+def allows(statements: list[dict[str, Any]], action: str, resource: str, context: dict[str, str]) -> bool:
+    """Whether these statements allow a request, as AWS evaluates those that have no Deny and no condition but one."""
+
+    def listed(value: str | list[str]) -> list[str]:
+        return [value] if isinstance(value, str) else value
+
+    return any(
+        any(fnmatch.fnmatchcase(action, pattern) for pattern in listed(statement["Action"]))
+        and any(fnmatch.fnmatchcase(resource, pattern) for pattern in listed(statement["Resource"]))
+        and all(
+            context.get(key) == value for key, value in statement.get("Condition", {}).get("StringEquals", {}).items()
+        )
+        for statement in statements
+    )
 
 
 def instances_of(ec2: Any) -> list[dict[str, Any]]:
@@ -210,6 +299,33 @@ def test_pods_have_no_privileges_and_say_what_they_need(repository: Path) -> Non
     assert pods_of(job)["gpu"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
+def test_kubernetes_run_ends_in_time_and_a_wrong_option_soon(repository: Path) -> None:
+    spec = load(repository, "rayjob.yaml")["spec"]
+    assert 7 * 86400 < spec["activeDeadlineSeconds"] < 31 * 86400
+    assert spec["backoffLimit"] == 1  # KubeRay tries again whatever the reason, on a new cluster
+    assert spec["submitterConfig"]["backoffLimit"] == 0
+    workers = spec["rayClusterSpec"]["workerGroupSpecs"]
+    assert [(group["replicas"], group["minReplicas"]) for group in workers] == [(0, 0)]  # no GPU before the actors
+
+
+def test_pods_that_end_the_run_are_not_moved_and_disks_are_asked_for(repository: Path) -> None:
+    job = load(repository, "rayjob.yaml")
+    cluster = job["spec"]["rayClusterSpec"]
+    for template in (job["spec"]["submitterPodTemplate"], cluster["headGroupSpec"]["template"]):
+        annotations = template["metadata"]["annotations"]
+        assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+        assert annotations["karpenter.sh/do-not-disrupt"] == "true"
+    assert "metadata" not in cluster["workerGroupSpecs"][0]["template"]  # a lost worker is replaced
+    containers = [container for spec in pods_of(job).values() for container in spec["containers"]]
+    for resources in [container["resources"] for container in (*containers, cluster["autoscalerOptions"])]:
+        assert resources["requests"]["ephemeral-storage"] == resources["limits"]["ephemeral-storage"]
+
+
+def test_slurm_job_has_all_memory_of_its_nodes(repository: Path) -> None:
+    options = re.findall(r"^#SBATCH (\S+)$", (repository / "deploy" / "slurm.sh").read_text(), re.MULTILINE)
+    assert {"--exclusive", "--mem=0", "--requeue", "--open-mode=append"} <= set(options)
+
+
 def test_entrypoint_is_a_run_in_an_object_store(repository: Path, tmp_path: Path) -> None:
     """The command line composes its configuration."""
     entrypoint = load(repository, "rayjob.yaml")["spec"]["entrypoint"]
@@ -225,7 +341,9 @@ def test_entrypoint_is_a_run_in_an_object_store(repository: Path, tmp_path: Path
 def test_shell_scripts(repository: Path) -> None:
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert shellcheck is not None
-    subprocess.run([shellcheck, repository / "deploy" / "slurm.sh"], check=True)
+    scripts = sorted((repository / "deploy").glob("*.sh"))
+    assert len(scripts) == 2
+    subprocess.run([shellcheck, *scripts], check=True)
 
 
 SRUN = """#!/usr/bin/env bash
@@ -296,6 +414,8 @@ def test_slurm_job_is_stopped_queued_again_and_goes_on(repository: Path, tmp_pat
     assert "What is finished is kept" in printed
     assert (tmp_path / "scontrol").read_text() == f"requeue {job_id}\n"
     assert not Path(f"/tmp/ray-{job_id}").exists()
+    assert "Ray runtime started" in (tmp_path / f"coar-dist-{job_id}.ray.log").read_text()
+    assert not (tmp_path / f"coar-dist-{job_id}.ray").exists()  # which is for errors
 
     environment["SLURM_RESTART_COUNT"] = "1"
     second = start()

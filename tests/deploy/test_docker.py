@@ -23,7 +23,7 @@ CPU_EXTRAS = ("s3", "gcs", "baselines", "vision", "hf", "tensorboard")
 LEFT_OUT = {"mutation", "test", "wandb", "mlflow"}
 """For developers, and trackers with a service behind them: `FROM coar-dist` and pip add them."""
 EXTRAS = {"cpu": CPU_EXTRAS, "cuda": (*CPU_EXTRAS, "gpu")}
-UNHASHED = {"cpu": {"torch", "torchvision"}, "cuda": set(), "build": set()}
+UNHASHED = {"cpu": {"torch", "torchvision"}, "cuda": set(), "head": set(), "build": set()}
 
 
 def run_linter(name: str, *arguments: object) -> None:
@@ -93,6 +93,24 @@ def test_variants_differ_in_the_build_of_torch() -> None:
     assert cpu["torch"][0] == cuda["torch"][0] + "+cpu"
     assert not [name for name in cpu if name.startswith(("nvidia", "cuda", "triton"))]
     assert {"cuml-cu13", "nvidia-cublas", "triton"} <= set(cuda)
+
+
+def test_packages_of_a_cloud_head_leave_those_of_the_image_as_they_are() -> None:
+    head, image = locked("head"), locked("cuda")
+    assert {"boto3", "google-api-python-client"} <= set(head)
+    assert {name: head[name][0] for name in set(head) & set(image)} == {
+        name: image[name][0] for name in set(head) & set(image)
+    }
+
+
+def test_containers_of_a_cluster_run_as_their_user() -> None:
+    """Else a folder that its owner alone may write to is closed to them."""
+    page = (DOCKER / "README.md").read_text()
+    (recipe,) = re.findall(r"^node=.*?\)$", page, re.MULTILINE | re.DOTALL)
+    for option in ('--user "$(id -u):0"', "--network host", "--gpus all", "-e RAY_AUTH_MODE=token"):
+        assert option in recipe
+    assert "RAY_AUTH_TOKEN_PATH" in recipe
+    assert "-e RAY_AUTH_TOKEN " not in recipe, "whoever may list containers would read it"
 
 
 # --- the build context
