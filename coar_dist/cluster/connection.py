@@ -12,6 +12,8 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from coar_dist.cluster.interruption import Interruption
+from coar_dist.cluster.ray_folders import check_folders
+from coar_dist.cluster.ray_watch import watched_by
 from coar_dist.cluster.resources import Cluster, check_room, gpus_per_actor, own_resources, total_resources
 from coar_dist.config.schema import ClusterConfig
 from coar_dist.errors import ClusterError, in_one_line
@@ -24,15 +26,15 @@ def check_cluster(config: ClusterConfig) -> None:
     """Find what would keep ``connect`` from working, in well under a second; starts nothing and joins nothing.
 
     Raises:
-        ClusterError: nothing answers at the address, or this machine has no room for ``config.min_actors`` actors.
+        ClusterError: nothing answers at the address, Ray cannot write to the folders that it
+            needs, or this machine has no room for ``config.min_actors`` actors.
     """
     if ray.is_initialized():
         return
     address = _address(config)
-    if address != _LOCAL:
-        _check_reachable(address)
-        return
-    check_room(config, own_resources())
+    if address == _LOCAL:
+        check_room(config, own_resources())
+    _check_address(address)
 
 
 @contextlib.contextmanager
@@ -51,14 +53,15 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
     interruption.install()
     try:
         if not was_connected:
-            _check_reachable(address)
+            _check_address(address)
             _init(address)
             interruption.install()
         interruption.raise_if_set()
         resources = total_resources()
         if is_fixed:
             check_room(config, resources)
-        yield Cluster(config, gpus_per_actor(config, resources), is_fixed, interruption)
+        with watched_by(interruption):
+            yield Cluster(config, gpus_per_actor(config, resources), is_fixed, interruption)
     finally:
         interruption.remove()
         if not was_connected:
@@ -95,6 +98,13 @@ def _init(address: str, num_tries: int = 2) -> None:
 
 def _address(config: ClusterConfig) -> str:
     return config.address or os.environ.get("RAY_ADDRESS") or _LOCAL
+
+
+def _check_address(address: str) -> None:
+    if address == _LOCAL:
+        check_folders()
+    else:
+        _check_reachable(address)
 
 
 def _check_reachable(address: str) -> None:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, noted when they come and raised where it is safe."""
+"""SIGINT, SIGTERM and a loss of Ray, noted when they come and raised where it is safe."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self._is_set = False
+        self._error: Exception | None = None
         self._is_main = threading.current_thread() is threading.main_thread()
         self._previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -35,7 +36,13 @@ class Interruption:
             raise KeyboardInterrupt
         self._is_set = True
 
+    def end_with(self, error: Exception) -> None:
+        """Have ``raise_if_set`` raise this error from now on."""
+        self._error = error
+
     def raise_if_set(self) -> None:
-        """Raise KeyboardInterrupt if a signal has come."""
+        """Raise KeyboardInterrupt if a signal has come, or the error of ``end_with``."""
         if self._is_set:
             raise KeyboardInterrupt
+        if self._error is not None:
+            raise self._error

@@ -33,7 +33,8 @@ def open_port() -> Iterator[int]:
 
 @pytest.fixture
 def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """4 CPU and a GPU, and no cluster named by the environment."""
+    """4 CPU and a GPU, folders that can be written, and no cluster named by the environment."""
+    monkeypatch.setattr("coar_dist.cluster.connection.check_folders", lambda: None)
     monkeypatch.setattr("coar_dist.cluster.connection.own_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -93,6 +94,20 @@ def test_a_cluster_that_does_not_start_leaves_nothing_behind(
         pass
     assert len(tries) == 2
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_folders_are_checked_before_any_work_and_before_ray_tries(
+    small_machine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise ClusterError("cannot write to RAY_TMPDIR")
+
+    monkeypatch.setattr("coar_dist.cluster.connection.check_folders", refuse)
+    monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("it was started"))
+    with pytest.raises(ClusterError, match="RAY_TMPDIR"):
+        check_cluster(ClusterConfig())
+    with pytest.raises(ClusterError, match="RAY_TMPDIR"), connect(ClusterConfig()):
+        pass
 
 
 @pytest.mark.parametrize("is_connected", [False, True])
