@@ -82,6 +82,11 @@ class SampledGradients(GradientStore):
         return cls(**_fields(store), rows=sample[store.block])
 
     @override
+    def read_margins(self) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.float32]]]:
+        for masks, margins in super().read_margins():
+            yield masks, np.ascontiguousarray(margins[:, self.rows])
+
+    @override
     def read(self) -> Iterator[tuple[NDArray[np.bool_], GateGradients]]:
         for masks, gradients in super().read():
             share = len(self.rows) / len(gradients.kept)

@@ -92,8 +92,7 @@ class BlockMargins:
 
     def _all(self) -> MarginBatches:
         if self._gradients is not None:
-            for masks, gradients in self._gradients.read():
-                yield masks, gradients.margins
+            yield from self._gradients.read_margins()
         yield from self._store.read(self.block, MASKS_PER_BATCH)
 
     def _residuals(self) -> MarginBatches:

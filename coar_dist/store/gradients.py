@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from coar_dist.errors import NonFiniteMarginError, RunMismatchError
 from coar_dist.store.columns import matrix_column, matrix_of
-from coar_dist.store.parquet import write_table
+from coar_dist.store.parquet import Content, write_table
 from coar_dist.store.shards import ShardFolder
 
 
@@ -126,6 +126,15 @@ class GradientStore(ShardFolder):
         shards = self._whole_shards()
         yield from self._at_once(lambda masks: self._read_shard(*masks), shards)
 
+    def read_margins(self) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.float32]]]:
+        """The masks (num_masks, num_components) and margins (num_masks, n) of every shard, in mask order; of the sums,
+        which are most of a shard, nothing is read.
+
+        Raises:
+            MissingWorkError, DamagedFileError: as ``read``.
+        """
+        yield from self._at_once(lambda masks: self._read_margins(*masks), self._whole_shards())
+
     def _whole_shards(self) -> list[tuple[int, int]]:
         shards = [masks for masks in self.require_complete() if masks[0] < self.num_masks]
         if shards and shards[-1][1] > self.num_masks:
@@ -136,12 +145,15 @@ class GradientStore(ShardFolder):
             )
         return shards
 
+    def _read_margins(self, start: int, stop: int) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        found = self._read(start, stop, ["margins"])
+        return self._masks_of(found.metadata), _margins_of(found)
+
     def _read_shard(self, start: int, stop: int) -> tuple[NDArray[np.bool_], GateGradients]:
-        found = self._read(start, stop, None)
+        found = self._read(start, stop, ["margins", "kept", "ablated"])
         metadata, table = found.metadata, found.columns
-        margins = matrix_of(table["margins"])
         return self._masks_of(metadata), GateGradients(
-            margins=margins.T.copy(),  # of one example a view would do, which torch takes only with a warning
+            margins=_margins_of(found),
             kept=matrix_of(table["kept"]),
             ablated=matrix_of(table["ablated"]),
             kept_squares=_decoded(metadata["kept_squares"], "<f8"),
@@ -160,6 +172,10 @@ class GradientStore(ShardFolder):
     @override
     def _belongs_to(self, start: int, stop: int) -> dict[str, Any]:
         return {**super()._belongs_to(start, stop), "examples": list(self.block)}
+
+
+def _margins_of(found: Content) -> NDArray[np.float32]:
+    return matrix_of(found.columns["margins"]).T.copy()  # of one example torch takes a view only with a warning
 
 
 def _decoded(text: str, dtype: Any) -> NDArray[Any]:

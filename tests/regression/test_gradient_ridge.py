@@ -316,6 +316,26 @@ def test_missing_and_damaged_gradients_are_named(tmp_path: Path) -> None:
         fit(run, RegressionConfig(), lambda _: None)
 
 
+def test_margins_are_read_without_the_sums(tmp_path: Path) -> None:
+    """A shard whose sums are damaged still gives its margins, so their bytes were not looked at."""
+    run = run_of(tmp_path, World())
+    sources = GateSources(tuple(run.gradients("gradients")), None)
+    observations = Observations(run.margins("train"), sources.gradients)
+    store, block = sources.gradients[1], run.margins("train").blocks[1]
+    expected = [margins for _, margins in observations.of_block(block).read(0, observations.num_masks)]
+    np.testing.assert_array_equal(expected[0], World().margins(BALANCED.masks(0, 10))[:, slice(*block)])
+    for start, stop in ((0, 10), (10, 20)):
+        path = tmp_path / store.file(start, stop)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 3] ^= 1
+        path.write_bytes(content)
+    found = [margins for _, margins in observations.of_block(block).read(0, observations.num_masks)]
+    for margins, others in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(margins, others)
+    with pytest.raises(DamagedFileError, match=r"column '(kept|ablated)'"):
+        sources.read(block)
+
+
 def test_a_shard_cannot_be_cut(tmp_path: Path) -> None:
     run = run_of(tmp_path, World())
     fewer = Balanced(COMPONENTS, 15, 0.2, 7)

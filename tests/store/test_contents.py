@@ -242,6 +242,9 @@ def test_gate_gradients_come_back(run: RunDirectory) -> None:
         np.testing.assert_array_equal(store.masks(), GRADIENT_MASKS)
         for name, value in vars(gate_gradients(*store.block)).items():
             np.testing.assert_array_equal(getattr(found, name), value, name)
+        ((masks, margins),) = store.read_margins()
+        np.testing.assert_array_equal(masks, GRADIENT_MASKS)
+        np.testing.assert_array_equal(margins, found.margins, strict=True)
 
 
 def test_wrong_files_alone_are_set_aside(run: RunDirectory, tmp_path: Path) -> None:

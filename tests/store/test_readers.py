@@ -103,6 +103,7 @@ def readers_of(storage: Storage) -> dict[str, Read]:
         "margins": lambda: RunReader(run).margins(),
         "held-out margins": lambda: RunReader(run).margins(HELD_OUT),
         "gradients": lambda: [list(store.read()) for store in run.gradients(GRADIENT_DESIGN)],
+        "gradients' margins": lambda: [list(store.read_margins()) for store in run.gradients(GRADIENT_DESIGN)],
         "gradient masks": lambda: [store.masks() for store in run.gradients(GRADIENT_DESIGN)],
         "baseline": lambda: run.baseline("neuron_conductance").read((0, NUM_EXAMPLES)),
         "previews": lambda: PreviewTable(run).read(range(NUM_EXAMPLES)),
