@@ -146,9 +146,9 @@ def attribute(
         baselines: of ``"leave_one_out"``, ``"gradient_x_parameter"``, ``"neuron_conductance"``,
             ``"internal_influence"``.
         baseline_settings: steps and batches of the last three; None is the default.
-        evaluation: held-out masks, an ``EvaluationConfig`` or its options. None: those that the run has, or else, for
-            the stage ``"evaluate"``, 100 of the training masks' ablation fraction; ``{}``: 200 of each of four
-            fractions around it, and a curve of fewer masks.
+        evaluation: held-out masks. None: those that the run has, or else, for the stage ``"evaluate"``, 100 of the
+            training masks' ablation fraction. A dict of options changes some of this, e.g. ``{"num_masks": 20}``. An
+            ``EvaluationConfig()``: 200 of each of four fractions around it, and a curve of fewer masks.
         ablation: forward passes, an ``AblationConfig`` or its options; None is the default.
         regression: the fit: ``"ridge"``, ``"lasso"``, or a ``RegressionConfig`` or its options; None is the default.
         cluster: ``"process"``: in this process; ``"ray"``; or a ``ClusterConfig`` or its options, e.g.
@@ -227,11 +227,13 @@ def attribute(
         cluster=cluster_of(cluster),
         tracking=list(tracking),
     )
-    if run_dir is None or (evaluation is None and "evaluate" in stages):
+    if run_dir is None or evaluation is None or isinstance(evaluation, Mapping):
         index_of_model = given or chosen_components(model, components, include, exclude)
-    if evaluation is not None:
-        options = {"seed": first_seed + 1, **evaluation} if isinstance(evaluation, Mapping) else evaluation
-        config.evaluation = settings_of(EvaluationConfig, options, "evaluation", "kind")
+    if evaluation is not None and not isinstance(evaluation, Mapping):
+        config.evaluation = settings_of(EvaluationConfig, evaluation, "evaluation", "kind")
+    elif evaluation is not None:
+        light = light_evaluation(ablation_fraction_of(config, len(index_of_model)), first_seed + 1)
+        config.evaluation = settings_of(EvaluationConfig, {**vars(light), **evaluation}, "evaluation", "kind")
     elif "evaluate" in stages and (there := held_out_of(config.run.dir, first_seed)) is not None:
         config.evaluation = there
     elif "evaluate" in stages:

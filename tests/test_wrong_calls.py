@@ -76,7 +76,7 @@ def test_arguments_of_attribute(model: Any, wrong: dict[str, Any], message: str,
         (lambda run: run.by_method("ridge").values, ConfigError, "method='ridge': must be one that the run has: coar"),
         (lambda run: run.predict(off=KEPT[0]), ConfigError, "off is a bool array, but must be ids or names"),
         (lambda run: run.edit("1"), ConfigError, "'1' is no group of examples: give ids"),
-        (lambda run: run.edit(1), ConfigError, "1 is no group of examples: give ids"),
+        (lambda run: run.edit(1.5), ConfigError, r"1\.5 is no group of examples: give ids"),
         (lambda run: run.plot.predictions([]), ConfigError, "there is no example: name at least one"),
         (lambda run: coar_dist.find_components(len), CoarDistError, r"model is a builtin.*, not a torch\.nn\.Module"),
         (

@@ -41,6 +41,7 @@ _LEAST_ROUNDING = 4.0
 _FEWER_ROWS = 3
 _REPEATED_MASKS, _ROUNDING_MASKS = 9, 17
 """Masks, the one that keeps all among them, that are run a second time, and with other last bits."""
+_SAME_MASKS = 9
 _MOST_COPIED_BYTES = 4 * 2**30
 """A model larger than this is not copied to measure its rounding."""
 _log = logging.getLogger(__name__)
@@ -209,6 +210,12 @@ class Effects:
         offset = np.abs(margins[:num_examples] - self.unablated).max()
         holds = (wrong <= allowed_error(effects, rounding)) & (offset <= allowed_error(np.median(effects), rounding))
         return [Failure(int(number), float(wrong[number]), float(effects[number])) for number in np.flatnonzero(~holds)]
+
+    def same(self, margins_of: MarginsOf) -> bool:
+        """Whether a form has the very margins of the first masks, but for rounding: for forms that leave the ablation
+        as it is, whose error would be that of every mask."""
+        margins = self.run(margins_of, _SAME_MASKS)
+        return bool((np.abs(margins - self._expected[: len(margins)]) <= _ROUNDINGS * self.rounding).all())
 
     def sizes(self) -> NDArray[np.float64]:
         """(num_groups,) root mean square of each group's effects."""

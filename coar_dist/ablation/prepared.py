@@ -98,14 +98,19 @@ class PreparedModel:
             if asking is None:
                 return examples
             self.effects.take_from(asking)
+            masker = self.value.masker(module)
+
+            def margins_of(mask: NDArray[np.bool_], batch: ExampleSet) -> Tensor:
+                with masker.ablated(mask):
+                    return self.effects.margins(module, batch)
+
+            if self.effects.same(margins_of):
+                return asking
+            why_wrong = "other outputs than those of all logits"
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # what an output function of the user's own says it reads may not be there
-            why_wrong: str | None = in_one_line(error)
-        else:
-            why_wrong = _why_wrong(module, torch.preserve_format, self.value, self.effects)
-            if why_wrong is None:
-                return asking
+            why_wrong = in_one_line(error)
         self.effects.examples = whole
         _log.info("all logits are made, not only those that are read: %s", why_wrong)
         return examples

@@ -97,14 +97,14 @@ def _check_seeds(config: Config) -> None:
     design, gradients, evaluation = config.design, config.gradients, config.evaluation
     for name, kind, seed in [
         ("design", design.kind, design.seed),
-        ("gradients", gradients.kind, gradients.seed),
+        ("gradients", gradients.kind or "balanced", gradients.seed),
     ]:
         if (kind, seed) == (evaluation.kind, evaluation.seed):
             raise ConfigError(
                 f"evaluation.seed={evaluation.seed} is {name}.seed too: masks of equal seeds are not held out, "
                 f"so the correlation would be in-sample. Use another evaluation.seed."
             )
-    if gradients.num_masks and (design.kind, design.seed) == (gradients.kind, gradients.seed):
+    if gradients.num_masks and (design.kind, design.seed) == (gradients.kind or "balanced", gradients.seed):
         raise ConfigError(
             f"gradients.seed={gradients.seed} is design.seed too, so the same masks would be run twice. Use another "
             f"gradients.seed."

@@ -53,16 +53,17 @@ class Balanced(MaskDesign):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if abs(self.ablation_fraction * self.masks_per_round - 1.0) > _TOLERANCE:
+        if can_be_balanced(self.num_components, self.ablation_fraction):
+            return
+        if self.masks_per_round <= self.num_components:
             raise ConfigError(
                 f"ablation_fraction={self.ablation_fraction}: a balanced design ablates 1/2, 1/3, 1/4, ... of the "
                 f"components, and 1/{self.masks_per_round} is too far from it. Use another fraction or design."
             )
-        if self.masks_per_round > self.num_components:
-            raise ConfigError(
-                f"ablation_fraction={self.ablation_fraction} of {self.num_components} components is less than one: "
-                f"balanced needs at least 1 ablated component in every mask."
-            )
+        raise ConfigError(
+            f"ablation_fraction={self.ablation_fraction} of {self.num_components} components is less than one: "
+            f"balanced needs at least 1 ablated component in every mask."
+        )
 
     @property
     @override
@@ -74,6 +75,17 @@ class Balanced(MaskDesign):
         number, part = divmod(mask_id, self.masks_per_round)
         first, end = (self.num_components * edge // self.masks_per_round for edge in (part, part + 1))
         return _all_but(_random_order(self, number)[first:end], self.num_components)
+
+
+def can_be_balanced(num_components: int, ablation_fraction: float) -> bool:
+    """Whether rounds of masks that each ablate so many components ablate every one of them once.
+
+    Example:
+        >>> can_be_balanced(48, 0.05), can_be_balanced(48, 0.3)
+        (True, False)
+    """
+    num_masks = max(2, round(1.0 / ablation_fraction))
+    return abs(ablation_fraction * num_masks - 1.0) <= _TOLERANCE and num_masks <= num_components
 
 
 def _random_order(design: MaskDesign, number: int) -> NDArray[np.int64]:

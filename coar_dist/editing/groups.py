@@ -18,8 +18,9 @@ from coar_dist.config.schema import EditConfig, ExampleGroup
 from coar_dist.errors import ConfigError, TaskError, counted
 
 Columns = Mapping[str, NDArray[Any]]
-Examples = ExampleGroup | Mapping[str, Any] | Sequence[int] | NDArray[Any] | Callable[[dict[str, Any]], Any]
-"""A group of examples in Python: its conditions, example ids, or a function of the examples' columns."""
+Examples = ExampleGroup | Mapping[str, Any] | int | Sequence[int] | NDArray[Any] | Callable[[dict[str, Any]], Any]
+"""A group of examples in Python: its conditions, example ids or one, a bool for each example, or a function of the
+examples' columns."""
 _SAMPLE_COUNTER = 2**64 - 2
 """The second word of the sample's Philox key; mask designs use the masks' ids there."""
 _RANGE = ("min", "max")
@@ -44,12 +45,17 @@ def group_of(examples: Examples) -> ExampleGroup:
         return examples
     if callable(examples):
         return ExampleGroup(predicate=examples)
+    if isinstance(examples, int | np.integer) and not isinstance(examples, bool):
+        return ExampleGroup(ids=[int(examples)])
     if isinstance(examples, str) or not isinstance(examples, Iterable):
         raise ConfigError(
             f"{examples!r} is no group of examples: give ids, conditions as {{'classes': [3]}}, or a function."
         )
     if not isinstance(examples, Mapping):
-        return ExampleGroup(ids=[index(i) for i in examples])
+        chosen = np.asarray(examples)
+        if chosen.dtype == np.bool_ and chosen.ndim == 1:
+            chosen = np.flatnonzero(chosen)
+        return ExampleGroup(ids=[index(i) for i in chosen.tolist()])
     known = [entry.name for entry in fields(ExampleGroup)]
     for name in examples:
         if name not in known:

@@ -113,15 +113,17 @@ class HeldOut:
     def _check(self, key: str, name: str) -> None:
         if name not in self.groups:
             raise ConfigError(
-                f"edit.{key}: there is no group {name!r}, as edit.target has no condition but ids and sample. Name a "
-                f"group of edit.groups."
+                f"edit.{key}: there is no group {name!r} among the held-out examples, as edit.target has no condition "
+                f"but ids and sample, which are of the run's. Leave out what is held out, and the edit is chosen and "
+                f"measured on the targets themselves; or name a group of edit.groups."
             )
         num_choice, num_measure = (len(self.part(name, part)) for part in (CHOICE, MEASURE))
         if not num_choice or not num_measure:
             raise ConfigError(
                 f"edit.{key}: of the group {name!r} there are {num_choice} held-out examples to choose on and "
-                f"{num_measure} to measure on. Take more held-out examples (edit.examples), fewer targets and "
-                f"references, or another edit.choice_fraction."
+                f"{num_measure} to measure on: targets and references are not among them. Take fewer "
+                f"(edit.target.sample, edit.reference.sample), more held-out examples (edit.examples), or another "
+                f"edit.choice_fraction."
             )
 
 

@@ -20,11 +20,14 @@ on the task alone, because the last bits of a float32 sum may depend on it."""
 
 
 @torch.no_grad()
-def plain_outputs(task: Task) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
-    """Outputs and predictions of all examples, on a GPU where this process sees one.
+def plain_outputs(
+    task: Task, device: torch.device | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
+    """Outputs and predictions of all examples.
 
     Args:
         task: its model is in eval mode, and perhaps on a GPU, meanwhile.
+        device: where it is run; None is a GPU, where this process sees one.
 
     Returns:
         The output function's values (num_examples,) float32, and predicted classes (num_examples,) int64; None where
@@ -34,9 +37,10 @@ def plain_outputs(task: Task) -> tuple[NDArray[np.float32], NDArray[np.int64] | 
         NonFiniteMarginError: a value is NaN or infinite.
     """
     model, was_training = task.model, task.model.training
-    home = device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    if torch.cuda.is_available() and not hasattr(model, "hf_device_map"):
+    home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    if device is None and torch.cuda.is_available() and not hasattr(model, "hf_device_map"):
         device = torch.device("cuda")
+    device = device or home
     values: list[Tensor] = []
     predictions: list[Tensor] = []
     examples = task.examples.without_columns()
@@ -60,7 +64,7 @@ def plain_outputs(task: Task) -> tuple[NDArray[np.float32], NDArray[np.int64] | 
     wrong = np.flatnonzero(~np.isfinite(margins))
     if wrong.size:
         raise NonFiniteMarginError(
-            f"outputs of {wrong.size} held-out examples are not finite: example {wrong[0]} has {margins[wrong[0]]}. "
+            f"outputs of {wrong.size} examples are not finite: example {wrong[0]} has {margins[wrong[0]]}. "
             f"Correct the inputs or the checkpoint, or leave these examples out."
         )
     return margins, torch.cat(predictions).numpy() if predictions else None

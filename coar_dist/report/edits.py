@@ -32,7 +32,10 @@ def in_words(edit: Edit) -> str:
     elif edit.component_ids:
         how = f"Chosen, on held-out examples: {edit.criterion}. On others, by the exported weights, before and after:"
     else:
-        how = f"No components are ablated: none give {edit.criterion}. The unedited model:"
+        how = (
+            f"No components are ablated: none give {edit.criterion}. More components (edit.max_components), a looser "
+            f"limit (edit.keep), or fewer targets that are alike, may. The unedited model:"
+        )
     if edit.paired_correlation is not None:
         before, after = (number(value) for value in edit.paired_correlation)
         text += f" Correlation of the outputs of both forms of an example: {before} -> {after}."

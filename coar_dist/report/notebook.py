@@ -45,12 +45,12 @@ def report_frame(run: RunDirectory) -> DataFrame:
                     "label": method.label,
                     "masks": method.num_masks,
                     "ablation_fraction": design.ablation_fraction,
-                    "correlation": means.mean[column],
-                    "correlation_low": means.low[column],
-                    "correlation_high": means.high[column],
                     "spearman": method.spearman.mean[column],
                     **{name: medians[column] for name, medians in method.medians.items()},
                     "num_undefined": run.num_examples - int(means.num_defined[column]),
+                    "correlation_low": means.low[column],
+                    "correlation_high": means.high[column],
+                    "correlation": means.mean[column],  # pandas hides the columns in the middle
                 }
             )
     for found, fraction in zip(summary.ceilings.values(), summary.fractions, strict=True):
@@ -60,10 +60,10 @@ def report_frame(run: RunDirectory) -> DataFrame:
                     "method": CEILING,
                     "label": CEILING_LABEL,
                     "ablation_fraction": fraction,
-                    "correlation": found.mean,
                     "correlation_low": found.mean - Z95 * found.standard_error,
                     "correlation_high": found.mean + Z95 * found.standard_error,
                     "num_undefined": int(np.isnan(found.correlations).sum()),
+                    "correlation": found.mean,
                 }
             )
     return DataFrame(rows)

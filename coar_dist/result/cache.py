@@ -30,7 +30,7 @@ def cache_location(
         reference: the examples whose activations take the place of others, where they were given.
         values: what takes the place of activations, by site, where it was given.
     """
-    ablation, kinds = config.ablation, [config.design.kind, config.gradients.kind, config.evaluation.kind]
+    ablation, kinds = config.ablation, [config.design.kind, config.gradients.kind or "balanced", config.evaluation.kind]
     identity = {
         **task.identity(),
         "components": components.fingerprint,

@@ -7,23 +7,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
-from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.value import SiteValues, ZeroWeights
+from coar_dist.components.gate_places import weights_read
 from coar_dist.components.index import ComponentIndex
+from coar_dist.components.stale_values import forget_as_in_training
 from coar_dist.config.schema import Config, EvaluationConfig, light_evaluation
 from coar_dist.designs.own import OwnDesign
 from coar_dist.editing.edit import values_of
+from coar_dist.editing.plain import plain_outputs
 from coar_dist.errors import ConfigError, DamagedFileError, RunMismatchError, RunNotFoundError
 from coar_dist.stages.pipeline import run_stages
 from coar_dist.store.identity import check_identity
 from coar_dist.store.locations import storage_at
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.values import differs_by_example, value_in_words
-from coar_dist.tasks.task import ExampleSet, Task
+from coar_dist.tasks.task import ExampleSet, Task, call_model
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,12 @@ def true_outputs(run: RunDirectory, task: Task, mask: NDArray[np.bool_]) -> NDAr
     check_identity(run.storage, {key: run.identity.get(key) for key in asked}, asked)
     values, components = values_of(run), run.components
     value = ZeroWeights(components) if values is None else SiteValues(components, values=values)
-    device = next((str(parameter.device) for parameter in task.model.parameters()), "cpu")
-    copied = replace(task, model=copy.deepcopy(task.model))
-    engine = AblationEngine(copied, components, device, str(run.identity["ablation.precision"]), value=value)
-    return engine.margins(mask[None]).reshape(-1)
+    copied = replace(task, model=copy.deepcopy(task.model).eval())
+    device = next((parameter.device for parameter in copied.model.parameters()), torch.device("cpu"))
+    first = task.examples.rows(0, 1).map(lambda tensor: tensor.to(device))
+    read = weights_read(copied.model, components, lambda: call_model(copied.model, first.inputs))
+    masker, precision = replace(value, read=read).truth(copied.model), str(run.identity["ablation.precision"])
+    autocast = torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
+    with masker.ablated(mask), autocast:
+        forget_as_in_training(copied.model)  # what it may have kept of its weights
+        return plain_outputs(copied, device)[0]

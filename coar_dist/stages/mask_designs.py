@@ -19,10 +19,12 @@ from coar_dist.designs.given import LeaveOneOut
 from coar_dist.designs.independent import Correlated
 from coar_dist.designs.own import OwnDesign
 from coar_dist.designs.registry import check_kind, design_of
+from coar_dist.designs.subsets import can_be_balanced
 from coar_dist.errors import ConfigError
 from coar_dist.store.ceilings import partners_of
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDesign
 
+_BALANCED, _BERNOULLI = "balanced", "bernoulli"
 ROLE_WORDS = {
     "gradients": "with gradients",
     "train": "without gradients",
@@ -40,7 +42,7 @@ def check_kinds(config: Config) -> None:
         ConfigError: one is unknown, or a user's own cannot be imported.
     """
     for key in ("design", "gradients", "evaluation"):
-        check_kind(f"{key}.kind", getattr(config, key).kind)
+        check_kind(f"{key}.kind", getattr(config, key).kind or _BALANCED)
 
 
 def designs_of(config: Config, num_components: int) -> dict[str, RunDesign]:
@@ -54,7 +56,7 @@ def designs_of(config: Config, num_components: int) -> dict[str, RunDesign]:
     check_ceiling_fraction(config, trained)
 
     def masks_of(key: str, settings: DesignConfig | GradientsConfig | EvaluationConfig, fraction: float) -> MaskDesign:
-        kind = settings.kind
+        kind = settings.kind or (_BALANCED if can_be_balanced(num_components, fraction) else _BERNOULLI)
         return design_of(f"{key}.kind", kind, num_components, settings.num_masks, fraction, settings.seed)
 
     designs = {TRAIN_DESIGN: RunDesign("train", masks_of("design", design, trained))}
@@ -71,7 +73,20 @@ def designs_of(config: Config, num_components: int) -> dict[str, RunDesign]:
             partners = Correlated(num_components, pairs, fraction, evaluation.seed, correlation)
             designs[partners_of(f"evaluation_{fraction!r}")] = RunDesign("ceiling", partners)
     _check_distinct(designs)
+    if config.gradients.kind is None and GRADIENT_DESIGN in designs:
+        _check_seed_of_gradients(designs)
     return designs
+
+
+def _check_seed_of_gradients(designs: Mapping[str, RunDesign]) -> None:
+    """Where the kind of design was chosen here, which the check of the configuration cannot know."""
+    gradients = designs[GRADIENT_DESIGN].design
+    for name, entry in designs.items():
+        if name != GRADIENT_DESIGN and (entry.design.kind, entry.design.seed) == (gradients.kind, gradients.seed):
+            raise ConfigError(
+                f"gradients.seed={gradients.seed} is that of the masks {name!r} too, which are {gradients.kind} as "
+                f"well. Use another gradients.seed."
+            )
 
 
 def _check_distinct(designs: Mapping[str, RunDesign]) -> None:

@@ -49,7 +49,10 @@ class SweepRun:
         try:
             self._run = RunDirectory.create(storage, identity, edited.components, len(task.examples))
         except RunMismatchError as error:
-            raise RunMismatchError(f"{error} (Or another edit.name.)") from error
+            raise RunMismatchError(
+                f"{storage} holds an edit of another model or of other held-out examples, which is kept. Give this one "
+                f"a name of its own: edit.name=..."
+            ) from error
         self.edits = EditStore(self._run)
 
     def margins(self, sweep: Sweep) -> MarginStore:

@@ -20,6 +20,7 @@ from coar_dist.tasks.given import gathered, targets_or_none
 from coar_dist.tasks.models import MODELS, has_weights
 from coar_dist.tasks.normalisation import normalise_inputs
 from coar_dist.tasks.outputs import output_function
+from coar_dist.tasks.precision import in_precision_of
 from coar_dist.tasks.task import ExampleSet, Inputs, Task, by_keyword, inputs_alone
 
 
@@ -104,7 +105,8 @@ def given_task(
     """
     inputs, targets = gathered(inputs, targets)
     if not isinstance(inputs, ExampleSet):
-        targets = targets_or_none(by_keyword(model, inputs), targets, function)
+        inputs = in_precision_of(model, by_keyword(model, inputs))
+        targets = targets_or_none(inputs, targets, function)
     return task_in_memory(model, inputs, targets, columns, function, counterfactual)
 
 
@@ -117,7 +119,7 @@ def as_example_set(model: nn.Module, given: Any) -> ExampleSet | None:
     inputs, targets = gathered(given, None)
     if inputs is None or isinstance(inputs, ExampleSet):
         return inputs
-    return ExampleSet.of(by_keyword(model, inputs), targets)
+    return ExampleSet.of(in_precision_of(model, by_keyword(model, inputs)), targets)
 
 
 def given_reference(model: nn.Module, reference: Any) -> ExampleSet | None:
@@ -129,7 +131,7 @@ def given_reference(model: nn.Module, reference: Any) -> ExampleSet | None:
     inputs, _ = gathered(reference, None)
     if inputs is None or isinstance(inputs, ExampleSet):
         return inputs
-    return inputs_alone(by_keyword(model, inputs))
+    return inputs_alone(in_precision_of(model, by_keyword(model, inputs)))
 
 
 def task_in_memory(
@@ -154,6 +156,6 @@ def task_in_memory(
             if given is not None:
                 raise ConfigError(f"{key} is given beside an ExampleSet, which has its own. Leave it out.")
         return Task(model, inputs, output_function(function))
-    pairs = None if counterfactual is None else by_keyword(model, counterfactual)
+    pairs = None if counterfactual is None else in_precision_of(model, by_keyword(model, counterfactual))
     examples = ExampleSet.of(by_keyword(model, inputs), targets, columns, pairs)
     return Task(model, examples, output_function(function))

@@ -15,16 +15,17 @@ from coar_dist.tasks.task import inputs_alone
 _LABELS = ("labels", "label")
 """Keys of the targets where an item is a dict, as in Hugging Face's data sets."""
 _ITEMS_AT_ONCE = 256
+_NEXT_TOKENS, _TOKENS = "next_token_margin", "input_ids"
 _VALUE, _OF_COLUMNS = "value", ("value", "logit")
 """Output functions that read no targets: ``value``, ``value:0``, ``logit:3``."""
 
 
 def gathered(inputs: Any, targets: Any) -> tuple[Any, Any]:
-    """Inputs and targets; those of a Dataset or a DataLoader are read and put together, in their order.
+    """Inputs and targets; those of a Dataset, a DataLoader or a list of pairs are put together, in their order.
 
     Args:
-        inputs: anything; of a Dataset the items, and of a DataLoader the batches, are ``(input, target)``, a dict with
-            the target under ``labels`` or ``label``, or inputs alone.
+        inputs: anything; of a dict the targets may be under ``labels`` or ``label``; of a Dataset the items, and of a
+            DataLoader the batches, are ``(input, target)``, such a dict, or inputs alone.
         targets: where they are given, they take the place of those in ``inputs``.
 
     Raises:
@@ -37,7 +38,11 @@ def gathered(inputs: Any, targets: Any) -> tuple[Any, Any]:
         >>> images.shape, labels.tolist()
         (torch.Size([5, 3]), [0, 1, 2, 3, 4])
     """
-    if not isinstance(inputs, DataLoader | Dataset):
+    if isinstance(inputs, Mapping) and targets is None:
+        return _parted(inputs)
+    if isinstance(inputs, list) and inputs and isinstance(inputs[0], Tensor):
+        inputs = _stacked(inputs)
+    if not isinstance(inputs, DataLoader | Dataset) and not _are_pairs(inputs):
         return inputs, targets
     kind = type(inputs).__name__
     if isinstance(inputs, DataLoader) and isinstance(inputs.sampler, RandomSampler):
@@ -53,7 +58,10 @@ def gathered(inputs: Any, targets: Any) -> tuple[Any, Any]:
 
 
 def targets_or_none(inputs: Any, targets: Any, function: object) -> Any:
-    """The targets; where there are none and the output function reads none, (num_examples, 0) float32.
+    """The targets; where none are given, those that the output function can do with.
+
+    They are (num_examples, 0) float32 for one that reads none, or may read none, as a function of the user's own; and
+    the tokens, -100 at padding, for ``next_token_margin``.
 
     Args:
         inputs: as ``ExampleSet.of`` takes them.
@@ -61,8 +69,25 @@ def targets_or_none(inputs: Any, targets: Any, function: object) -> Any:
         function: the output function as it was given.
     """
     kind, _, column = function.partition(":") if isinstance(function, str) else ("", "", "")
-    reads_none = (kind in _OF_COLUMNS and column.isdecimal()) or function == _VALUE
-    return torch.zeros(len(inputs_alone(inputs)), 0) if targets is None and reads_none else targets
+    if targets is not None:
+        return targets
+    if function == _NEXT_TOKENS and isinstance(inputs, Mapping) and _TOKENS in inputs:
+        tokens = torch.as_tensor(inputs[_TOKENS])
+        mask = inputs.get("attention_mask")
+        return tokens if mask is None else tokens.masked_fill(torch.as_tensor(mask) == 0, -100)
+    reads_none = (kind in _OF_COLUMNS and column.isdecimal()) or function == _VALUE or callable(function)
+    return torch.zeros(len(inputs_alone(inputs)), 0) if reads_none else None
+
+
+def _are_pairs(inputs: Any) -> bool:
+    return isinstance(inputs, list) and bool(inputs) and isinstance(inputs[0], tuple) and len(inputs[0]) == 2
+
+
+def _stacked(items: list[Tensor]) -> Tensor:
+    try:
+        return torch.stack(items)
+    except (TypeError, RuntimeError) as error:
+        raise TaskError(f"the tensors of the list do not fit together: {error}. Pad them to one shape.") from error
 
 
 def _batches(dataset: Dataset[Any], kind: str) -> Iterator[Any]:

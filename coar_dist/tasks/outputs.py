@@ -193,8 +193,8 @@ def _check_class_labels(name: str, outputs: Any, targets: Tensor) -> None:
     logits = logits_of(outputs)
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise TaskError(
-            f"{name} needs logits of shape (num_examples, num_classes >= 2), but the model gives "
-            f"{tuple(logits.shape)} for one example."
+            f"{name} needs logits of shape (num_examples, num_classes >= 2), but the model gives {tuple(logits.shape)}."
+            + (" For a language model use answer_token_margin or next_token_margin." if logits.ndim == 3 else "")
         )
     if targets.ndim != 1 or targets.is_floating_point():
         raise TaskError(

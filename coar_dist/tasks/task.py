@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from coar_dist.components.plain_model import plain_model
 from coar_dist.errors import CoarDistError, TaskError, counted, listed
 from coar_dist.tasks.outputs import OutputFunction
+from coar_dist.tasks.precision import other_dtypes
 
 Inputs = Tensor | dict[str, Any]
 """One tensor, given to the model as its first argument, or several values, given by keyword: tensors with one row per
@@ -209,8 +210,8 @@ class Task:
             raise
         except Exception as error:  # the user's own code may raise anything
             shapes = ", ".join(f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in probe.tensors())
-            are_pixels = any(tensor.dtype == torch.uint8 for _, tensor in probe.tensors())
-            way_out = " (task.model.input_mean and input_std let a model take uint8 pixels.)" if are_pixels else ""
+            inputs = {name: tensor for name, tensor in probe.tensors() if name != "targets"}
+            way_out = other_dtypes(self.model, inputs)
             raise TaskError(
                 f"{type(self.model).__name__} with output function {self.output_function.name!r} fails on the "
                 f"first {counted(len(probe), 'example')} ({shapes}): {type(error).__name__}: {error}{way_out}"

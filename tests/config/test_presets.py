@@ -96,7 +96,7 @@ def test_every_option_that_can_name_code_is_known() -> None:
     found = set()
     for key, part in all_keys().items():
         name = key.rpartition(".")[2]
-        if name in names or get_type_hints(part, include_extras=True)[name] == NameOrFunction:
+        if name in names or get_type_hints(part, include_extras=True)[name] in (NameOrFunction, NameOrFunction | None):
             found.add(key)
     of_edits = {key for key in found if key.startswith("edit.")}
     assert found - of_edits == set(CODE_KEYS)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from coar_dist.config.schema import ExampleGroup
-from coar_dist.editing.groups import check_disjoint, members, without_draws
+from coar_dist.editing.groups import check_disjoint, group_of, members, without_draws
 from coar_dist.errors import ConfigError, TaskError
 
 KEY = "edit.target"
@@ -63,6 +63,15 @@ def test_small_floats_equal_the_value_as_it_is_written() -> None:
     columns = {**COLUMNS, "share": np.linspace(0, 0.7, 8).astype(np.float32)}
     assert found(columns, where={"share": 0.1}) == [1]
     assert found(columns, where={"share": {"min": 0.1, "max": 0.3}}) == [1, 2, 3]
+
+
+def test_groups_as_python_writes_them() -> None:
+    for given in ([3, 5], (3, 5), np.array([3, 5]), np.arange(8) % 8 == [9, 9, 9, 3, 9, 5, 9, 9]):
+        assert group_of(given).ids == [3, 5]
+    assert group_of(3).ids == group_of(np.int64(3)).ids == [3]
+    for wrong in ("3", True, 1.5, None):
+        with pytest.raises(ConfigError, match="is no group of examples: give ids"):
+            group_of(wrong)  # type: ignore[arg-type]
 
 
 def test_matching_takes_what_shares_a_value_with_a_target() -> None:

@@ -204,7 +204,7 @@ def test_outputs_that_are_not_finite_are_named() -> None:
     task = task_of(5)
     assert isinstance(task.examples.inputs, torch.Tensor)
     task.examples.inputs[[1, 3]] = torch.nan
-    with pytest.raises(NonFiniteMarginError, match="outputs of 2 held-out examples are not finite: example 1 has nan"):
+    with pytest.raises(NonFiniteMarginError, match="outputs of 2 examples are not finite: example 1 has nan"):
         plain_outputs(task)
     assert not task.model.training
 
@@ -296,7 +296,11 @@ def test_the_correlation_of_two_forms_is_of_pairs_that_are_measured_on() -> None
             (),
             r"pairs='couple': .* no such column, but example_id",
         ),
-        (EditConfig(), (), r"edit\.improve: there is no group 'targets', as edit\.target has no condition"),
+        (
+            EditConfig(),
+            (),
+            r"edit\.improve: there is no group 'targets' among the held-out examples, as edit\.target has no condition",
+        ),
         (EditConfig(improve=["others"], keep={"b": 0.1}), (), r"edit\.keep: there is no group 'b'"),
         (
             EditConfig(target=ExampleGroup(where={"kind": "a"})),

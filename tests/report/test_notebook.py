@@ -29,6 +29,7 @@ def opened(run: Run) -> coar_dist.Run:
 
 def test_report_is_one_row_per_method_and_fraction(small_run: Run) -> None:
     run = opened(small_run)
+    assert run.evaluate().columns.tolist()[-3:] == ["correlation_low", "correlation_high", "correlation"]  # those seen
     frame = run.evaluate().set_index(["method", "ablation_fraction"])
     assert frame.index.tolist() == [(m, f) for m in ("coar", "leave_one_out", "ceiling") for f in (0.2, 0.1)]
     for method, fraction in (("coar", 0.2), ("leave_one_out", 0.1)):

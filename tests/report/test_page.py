@@ -83,6 +83,7 @@ def test_the_page_needs_nothing_but_itself(name: str, request: pytest.FixtureReq
         assert link.startswith(("#", "data:image/")) or (page.parent / link).is_file(), link
     assert not {"link", "iframe", "object"} & set(links.tags)
     assert "@import" not in page.read_text()
+    assert "{{" not in page.read_text().partition("<script")[0]
     assert "url(http" not in page.read_text()
 
 

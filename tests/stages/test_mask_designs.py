@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,30 @@ def test_designs_are_those_that_are_asked_for() -> None:
         "evaluation_0.1": ("evaluation", Bernoulli(20, 50, 0.1, 5)),
         "ceiling_evaluation_0.2": ("ceiling", Correlated(20, 40, 0.2, 5, 0.5)),
     }
+
+
+@pytest.mark.parametrize(
+    ("num_components", "fraction", "kind"),
+    [(48, 0.05, Balanced), (48, 0.3, Bernoulli), (48, 0.32, Balanced), (48, 0.4, Bernoulli), (8, 0.05, Bernoulli)],
+)
+def test_masks_with_gradients_are_balanced_where_they_can_be(num_components: int, fraction: float, kind: type) -> None:
+    config = Config(
+        design=DesignConfig(ablation_fraction=fraction),
+        gradients=GradientsConfig(num_masks=10, seed=4),
+        evaluation=EvaluationConfig(ablation_fractions=[fraction]),
+    )
+    assert designs_of(config, num_components)["gradients"].design == kind(num_components, 10, fraction, 4)
+    for part in ("design", "evaluation"):
+        clash = replace(config, **{part: replace(getattr(config, part), seed=4)})
+        if kind is Bernoulli:
+            with pytest.raises(ConfigError, match=r"gradients\.seed=4 is that of the masks .*, which are bernoulli"):
+                designs_of(clash, num_components)
+        else:
+            designs_of(clash, num_components)
+    asked = replace(config, gradients=replace(config.gradients, kind="balanced"))
+    if kind is Bernoulli:
+        with pytest.raises(ConfigError, match="balanced"):
+            designs_of(asked, num_components)
 
 
 @pytest.mark.parametrize(

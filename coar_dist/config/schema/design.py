@@ -33,8 +33,8 @@ class GradientsConfig(Part):
 
     num_masks: NumMasks = 0
     """Passes with gradients; 0 is COAR without them."""
-    kind: NameOrFunction = "balanced"
-    """As ``DesignConfig.kind``."""
+    kind: NameOrFunction | None = None
+    """As ``DesignConfig.kind``. None: ``balanced``, or ``bernoulli`` where no round ablates every component once."""
     seed: Seed = 2_000_000
     masks_per_shard: Count | None = None
     """Masks in one shard, whose gradients are stored as sums. None: about 16,384 margins, in whole rounds of a balanced

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from coar_dist.errors import TaskError
+from coar_dist.errors import TaskError, warn
 from coar_dist.tasks.examples.source import tensor_of
 from coar_dist.tasks.examples.tokens import padded, token_ids, tokenizer_of, with_excerpts
 from coar_dist.tasks.task import ExampleSet
@@ -153,6 +153,7 @@ class AnswerPrompts:
                     f"{name}: its prompt has {len(ids)} tokens, but must have 1 to {self.max_length}. Raise "
                     f"max_length, or cut the starts of prompts off with truncate=true."
                 )
+        self._warn_of_joints(texts, names, tokens, tokens_of_answers)
         input_ids, mask = padded(tokens, self.encoder)
         pairs: dict[str, Any] | None = None
         if counterfactual is not None:
@@ -167,6 +168,26 @@ class AnswerPrompts:
         targets = np.column_stack([mask.sum(axis=1) - 1, np.array(tokens_of_answers, dtype=np.int64)])
         inputs = {"input_ids": tensor_of(input_ids), "attention_mask": tensor_of(mask)}
         return ExampleSet(inputs, tensor_of(targets), with_excerpts(columns, texts), pairs)
+
+    def _warn_of_joints(
+        self,
+        texts: Sequence[str],
+        names: Sequence[str],
+        tokens: Sequence[Sequence[int]],
+        tokens_of_answers: Sequence[Sequence[int]],
+    ) -> None:
+        """Say where a prompt and its answer, written as one text, are other tokens: most often a blank is missing."""
+        answers = {token: text for text, token in self._token_of.items()}
+        joined = [text + answers[own[0]] for text, own in zip(texts, tokens_of_answers, strict=True)]
+        for name, text, ids, own, found in zip(
+            names, texts, tokens, tokens_of_answers, self._tokens(joined), strict=True
+        ):
+            if len(ids) < self.max_length and found[: len(ids) + 1] != [*ids, own[0]]:
+                warn(
+                    f"{name}: {text[-20:]!r} and the answer {answers[own[0]]!r} are other tokens where they are "
+                    f"written as one text. Mostly the answer needs a blank before it, and the prompt none at its end."
+                )
+                return
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
         options = {"max_length": self.max_length, "truncation": True} if self.truncate else {}

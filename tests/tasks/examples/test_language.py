@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from coar_dist.errors import ConfigError, TaskError
+from coar_dist.errors import CoarWarning, ConfigError, TaskError
 from coar_dist.tasks.examples.answers import prompts
 from coar_dist.tasks.examples.prompts import huggingface_answers
 from coar_dist.tasks.outputs import next_token_margin
@@ -240,6 +240,8 @@ def test_prompts_in_python(tokenizer: str) -> None:
     assert examples.counterfactual["input_ids"][0].tolist() == tokens_of("John Mary gave")
     several = prompts(tokenizer, texts, answers=" the", against=[[" Mary", " John"], [" John", " Mary"]])
     assert several.targets[:, 1:].tolist() == [[ID["the"], ID["Mary"], ID["John"]], [ID["the"], ID["John"], ID["Mary"]]]
+    with pytest.warns(CoarWarning, match=r"prompt 0: .*gave' and the answer 'Mary' are other tokens .* a blank"):
+        prompts(tokenizer, texts, **{**given, "answers": ["Mary", "John"]})  # type: ignore[arg-type]
     for changes, message in [
         ({"answers": [" Mary"]}, r"answers: there are 1 for 2 prompts"),
         ({"against": [" John", " John"]}, r"prompt 1: two of its answers are the same token"),
