@@ -48,15 +48,22 @@ def _check_temporary() -> None:
 
 def _check_home() -> None:
     try:
-        token = Path(os.environ["HOME"]) / ".ray" / "auth_token"
+        home = Path.home()
+    except RuntimeError as error:
+        raise _no_home("this user has none") from error
+    try:
+        token = home / ".ray" / "auth_token"
         if not token.exists():
             _try_to_write(token.parent)
-    except (KeyError, OSError) as error:
-        why = "there is no HOME" if isinstance(error, KeyError) else f"HOME={os.environ['HOME']}: {error.strerror}"
-        raise ClusterError(
-            f"Ray cannot start here: it keeps its token in ~/.ray/auth_token ({why}). Set HOME to a folder that can be "
-            f"written, or RAY_AUTH_TOKEN to any secret text."
-        ) from error
+    except OSError as error:
+        raise _no_home(f"HOME={home}: {error.strerror}") from error
+
+
+def _no_home(why: str) -> ClusterError:
+    return ClusterError(
+        f"Ray cannot start here: it keeps its token in the home directory, in .ray/auth_token ({why}). Set HOME to a "
+        f"folder that can be written, or RAY_AUTH_TOKEN to any secret text."
+    )
 
 
 def _try_to_write(folder: Path) -> None:

@@ -51,21 +51,25 @@ def test_a_temporary_folder_that_cannot_be_written_is_named(environment: pytest.
         check_folders()
 
 
-@pytest.mark.parametrize(
-    ("home", "why"), [(None, r"\(there is no HOME\)"), ("/proc/there", r"\(HOME=/proc/there: .+\)")]
-)
-def test_a_token_that_cannot_be_kept_is_said(environment: pytest.MonkeyPatch, home: str | None, why: str) -> None:
-    if home is None:
-        environment.delenv("HOME")
-    else:
-        environment.setenv("HOME", home)
-    with pytest.raises(ClusterError, match=rf"keeps its token in ~/\.ray/auth_token {why}\. Set HOME .*RAY_AUTH_TOKEN"):
+def test_a_token_that_cannot_be_kept_is_said(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("HOME", "/proc/there")
+    with pytest.raises(ClusterError, match=r"keeps its token .*\(HOME=/proc/there: .+\)\. Set HOME .*RAY_AUTH_TOKEN"):
         check_folders()
     environment.setenv("RAY_AUTH_MODE", "disabled")
     check_folders()
     environment.setenv("RAY_AUTH_MODE", "token")
     environment.setenv("RAY_AUTH_TOKEN", "a secret")
     check_folders()
+
+
+def test_a_user_without_a_home_is_told(environment: pytest.MonkeyPatch) -> None:
+    def unknown_user(number: int) -> None:
+        raise KeyError(number)
+
+    environment.delenv("HOME")
+    environment.setattr("pwd.getpwuid", unknown_user)  # one that has a number only
+    with pytest.raises(ClusterError, match=r"keeps its token .*\(this user has none\)\. Set HOME"):
+        check_folders()
 
 
 def test_a_token_that_is_there_need_not_be_written(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
