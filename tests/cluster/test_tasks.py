@@ -143,7 +143,7 @@ def test_a_killed_worker_and_too_few_cpus_on_ray(ray_cluster: None, tmp_path: An
             __import__("os")._exit(1)
         return item * 10
 
-    with on_cluster(ClusterConfig(max_actors=2), way_out="") as execute:
+    with on_cluster(ClusterConfig(max_actors=1), way_out="") as execute:
         assert sorted(execute(dies_once, tmp_path, [0, 1, 2])) == [0, 10, 20]
     assert (tmp_path / "died").exists()
     with (
