@@ -49,7 +49,7 @@ def test_layers_are_counted() -> None:
     assert engine().num_layers == 6  # three convolutions, two of BatchNorm, a linear map; the net around them is none
 
 
-@pytest.mark.parametrize("mode", ["weights", "rows"])
+@pytest.mark.parametrize("mode", [pytest.param("weights", marks=pytest.mark.slow), "rows"])
 def test_the_compiled_model_gives_the_same(mode: str) -> None:
     compiled = engine(EnginePlan(mode, 4, compiled=True))
     assert compiled.plan.compiled

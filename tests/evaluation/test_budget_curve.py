@@ -200,5 +200,5 @@ def test_without_held_out_masks_at_the_training_fraction_there_is_no_curve(tmp_p
         console=Console(file=printed, width=200),
     )
     assert why_no_curve(run.directory) is not None
-    assert "no budget curve: it takes held-out masks at design.ablation_fraction" in printed.getvalue()
+    assert "no budget curve: it takes held-out masks at ablation_fraction" in printed.getvalue()
     assert not (tmp_path / "evaluation" / "budget_curve").exists()

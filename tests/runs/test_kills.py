@@ -15,7 +15,7 @@ from tests.small_run import files_of
 @pytest.mark.parametrize(
     ("victims", "max_actors", "num_kills"),
     [
-        ("actor", 1, 1),
+        pytest.param("actor", 1, 1, marks=pytest.mark.slow),  # one is killed in cluster/test_driver.py, too
         pytest.param("actor", 2, 2, marks=pytest.mark.slow),
         pytest.param("driver", 3, 2, marks=pytest.mark.slow),  # one is killed in test_object_store_run.py, too
         pytest.param("node", 2, 1, marks=pytest.mark.slow),  # and a node in ablation/test_driver.py
