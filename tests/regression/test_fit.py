@@ -65,7 +65,7 @@ def test_the_same_bits_for_any_shards_and_any_order(data: Any, options: dict[str
     assert_same_attributions(tmp_path / "a", tmp_path / "b")
 
 
-@pytest.mark.slow  # parts run on Ray in cluster/test_parts.py, and whole fits in runs/
+@pytest.mark.slow  # test_gradient_ridge.py has the same, with gradients
 def test_the_same_bits_on_a_cluster(data: Any, tmp_path: Path, ray_cluster: None) -> None:
     masks, margins = data
     configs = [RegressionConfig(), RegressionConfig(method="lasso")]
