@@ -150,7 +150,7 @@ class GradientStore(ShardFolder):
         return self._masks_of(found.metadata), _margins_of(found)
 
     def _read_shard(self, start: int, stop: int) -> tuple[NDArray[np.bool_], GateGradients]:
-        found = self._read(start, stop, ["margins", "kept", "ablated"])
+        found = self._read(start, stop, None)  # every byte is checked
         metadata, table = found.metadata, found.columns
         return self._masks_of(metadata), GateGradients(
             margins=_margins_of(found),
