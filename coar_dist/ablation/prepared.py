@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from coar_dist.ablation.effects import Effects
+from coar_dist.ablation.effects import Effects, MarginsOf
 from coar_dist.ablation.folding import fold_batch_norms
 from coar_dist.ablation.gate_probe import ungated_groups
 from coar_dist.ablation.graphs import why_not_recorded
@@ -98,13 +98,7 @@ class PreparedModel:
             if asking is None:
                 return examples
             self.effects.take_from(asking)
-            masker = self.value.masker(module)
-
-            def margins_of(mask: NDArray[np.bool_], batch: ExampleSet) -> Tensor:
-                with masker.ablated(mask):
-                    return self.effects.margins(module, batch)
-
-            if self.effects.same(margins_of):
+            if self.effects.same(_margins_of(module, torch.preserve_format, self.value, self.effects)):
                 return asking
             why_wrong = "other outputs than those of all logits"
         except torch.OutOfMemoryError:
@@ -261,12 +255,7 @@ def _made_fast(
 
 
 def _why_wrong(form: nn.Module, layout: torch.memory_format, value: AblationValue, effects: Effects) -> str | None:
-    masker = value.masker(form)
-
-    def margins_of(mask: NDArray[np.bool_], batch: ExampleSet) -> Tensor:
-        with masker.ablated(mask):
-            return effects.margins(form, batch.map(lambda tensor: with_layout(tensor, layout)))
-
+    margins_of = _margins_of(form, layout, value, effects)
     try:
         failures = effects.failures(effects.run(margins_of))
     except torch.OutOfMemoryError:
@@ -277,6 +266,17 @@ def _why_wrong(form: nn.Module, layout: torch.memory_format, value: AblationValu
         return None
     names = ", ".join(value.components.groups[failure.group].parameter for failure in failures[:3])
     return f"other effects than zeroed weights: {names}{', ...' if len(failures) > 3 else ''}"
+
+
+def _margins_of(form: nn.Module, layout: torch.memory_format, value: AblationValue, effects: Effects) -> MarginsOf:
+    """Margins of a form under one mask after the other."""
+    masker = value.masker(form)
+
+    def margins_of(mask: NDArray[np.bool_], batch: ExampleSet) -> Tensor:
+        with masker.ablated(mask):
+            return effects.margins(form, batch.map(lambda tensor: with_layout(tensor, layout)))
+
+    return margins_of
 
 
 def _cloned(inputs: Inputs) -> Inputs:
