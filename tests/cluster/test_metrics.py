@@ -46,6 +46,7 @@ def total(scraped: dict[str, Any], name: str) -> float:
     return sum(value for metric, _, _, _, value in scraped["series"] if metric == f"ray_{name}")
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_counters_have_exactly_the_run_s_numbers(scraped: dict[str, Any]) -> None:
     counts = scraped["counts"]
@@ -64,6 +65,7 @@ def test_counters_have_exactly_the_run_s_numbers(scraped: dict[str, Any]) -> Non
         assert total(scraped, name) == value, name
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_actors_say_where_their_time_goes(scraped: dict[str, Any]) -> None:
     for name in ("coar_forward_seconds_total", "coar_write_seconds_total", "coar_wait_seconds_total"):
@@ -76,6 +78,7 @@ def test_actors_say_where_their_time_goes(scraped: dict[str, Any]) -> None:
     assert {node for _, _, node, actor, _ in scraped["series"] if actor} == {socket.gethostname()}
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_every_metric_but_those_of_gpus_and_baselines_is_exported(scraped: dict[str, Any]) -> None:
     kinds = {f"ray_{name}": metric.kind.__name__.lower() for name, metric in METRICS.items()}

@@ -65,12 +65,13 @@ def baseline_files(root: Path) -> dict[str, bytes]:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_actors_write_the_same_bytes(tmp_path: Path) -> None:
+    ablated: dict[str, Any] = {"stages": ("ablate",), "baselines": ["leave_one_out", "neuron_conductance"]}
     with without_ray():
-        attribute_small(tmp_path / "here", stages=("ablate",))
-        attribute_small(tmp_path / "on_actors", stages=("ablate",), baselines=["leave_one_out"], baseline_settings=None)
-    attribute_small(tmp_path / "on_actors", stages=("ablate",), cluster="ray")
+        attribute_small(tmp_path / "here", **ablated)
+        attribute_small(tmp_path / "on_actors", **ablated | {"baselines": ["leave_one_out"], "baseline_settings": None})
+    attribute_small(tmp_path / "on_actors", **ablated, cluster="ray")
     on_actors, here = (baseline_files(tmp_path / name) for name in ("on_actors", "here"))
-    assert len(here) == 4 + 4 + 1
+    assert len(here) == 4
     assert on_actors == here
 
 

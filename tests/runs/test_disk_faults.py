@@ -41,7 +41,7 @@ def tmpfs(tmp_path: Path) -> Iterator[Path]:
 def test_writes_that_fail_at_any_moment(
     whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    for moment in random.Random(number).sample(range(100), 3):
+    for moment in random.Random(number).sample(range(100), 2):
         root = tmp_path / str(moment)
         calls = itertools.count()
 
