@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from coar_dist.editing.edit import Edit, load_edit
     from coar_dist.result.result import Result
     from coar_dist.result.run import Run
+    from coar_dist.tasks.example_set import ExampleSet
     from coar_dist.tasks.examples.answers import prompts
-    from coar_dist.tasks.task import ExampleSet
 
 __version__ = VERSION
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # whoever uses a library says where its log goes
@@ -62,7 +62,7 @@ _HOME = {
     "ComponentRule": "coar_dist.config.schema",
     "Edit": "coar_dist.editing.edit",
     "ExampleGroup": "coar_dist.config.schema",
-    "ExampleSet": "coar_dist.tasks.task",
+    "ExampleSet": "coar_dist.tasks.example_set",
     "Result": "coar_dist.result.result",
     "Run": "coar_dist.result.run",
     "Slices": "coar_dist.components.groups",

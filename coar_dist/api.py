@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from coar_dist.components.discovery import Components
     from coar_dist.designs.design import MaskDesign
-    from coar_dist.tasks.task import Inputs
+    from coar_dist.tasks.example_set import Inputs
 
 
 @in_python_words(OF_ATTRIBUTE)

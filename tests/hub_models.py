@@ -12,8 +12,9 @@ import torch
 
 from coar_dist.config.schema import ModelConfig
 from coar_dist.tasks.build import build_model
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import ExampleSet, Task
+from coar_dist.tasks.task import Task
 from tests.models import randomise
 
 _TINY_VIT = {

@@ -13,8 +13,9 @@ from torch.nn import functional
 
 from coar_dist.components.index import ComponentIndex
 from coar_dist.store.local_storage import LocalStorage
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import ExampleSet, Task, call_model
+from coar_dist.tasks.task import Task, call_model
 
 
 class SmallResNet(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from coar_dist.ablation.prefix import Cut, PrefixCuts
 from coar_dist.ablation.prepared import PreparedModel
 from coar_dist.errors import in_one_line
-from coar_dist.tasks.task import ExampleSet
+from coar_dist.tasks.example_set import ExampleSet
 
 _ROWS = 2
 """Rows of the pass that shows what is read behind a cut."""

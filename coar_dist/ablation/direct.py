@@ -26,7 +26,8 @@ from coar_dist.config.python_words import OF_ABLATED_OUTPUTS, in_python_words
 from coar_dist.config.schema import COUNTERFACTUAL, MEAN, RESAMPLE, ZERO, ZERO_WEIGHTS
 from coar_dist.errors import ConfigError
 from coar_dist.tasks.build import given_reference, given_task
-from coar_dist.tasks.task import ExampleSet, Inputs, Task
+from coar_dist.tasks.example_set import ExampleSet, Inputs
+from coar_dist.tasks.task import Task
 
 _PRECISIONS = ("float32", "bfloat16")
 

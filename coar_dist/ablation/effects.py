@@ -26,8 +26,9 @@ from coar_dist.ablation.unsuitable import refuse_mixed_rows, refuse_unrepeatable
 from coar_dist.ablation.value import AblationValue
 from coar_dist.components.gate_places import weights_read
 from coar_dist.errors import in_one_line
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import OutputFunction
-from coar_dist.tasks.task import ExampleSet, call_model
+from coar_dist.tasks.task import call_model
 
 NUM_EXAMPLES = 4
 """Examples of the probe, spread over the example set, so that they are not all alike."""

@@ -17,7 +17,7 @@ from coar_dist.ablation.passes import ForwardPass
 from coar_dist.ablation.placement import on_host
 from coar_dist.ablation.prefix import Cut, PrefixCuts
 from coar_dist.ablation.prepared import PreparedModel
-from coar_dist.tasks.task import ExampleSet
+from coar_dist.tasks.example_set import ExampleSet
 
 _EAGER_COST = 1.5
 """What an eager forward pass costs in compiled ones, about: the parts of a model cut in two are not compiled."""

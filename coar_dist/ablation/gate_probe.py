@@ -17,7 +17,7 @@ from coar_dist.ablation.value import AblationValue, ZeroWeights
 from coar_dist.components.gate_places import places_of
 from coar_dist.components.mixture_sites import MixtureSites
 from coar_dist.errors import ConfigError, in_one_line
-from coar_dist.tasks.task import ExampleSet
+from coar_dist.tasks.example_set import ExampleSet
 
 _ROWS = 8
 """Rows of a pass, each with a mask of its own."""

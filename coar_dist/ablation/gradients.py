@@ -30,7 +30,8 @@ from coar_dist.ablation.secants import LocalSecants
 from coar_dist.components.gates import GatedModel, plain_gate_output
 from coar_dist.errors import NoGradientsError
 from coar_dist.store.gradients import GateGradients
-from coar_dist.tasks.task import ExampleSet, Inputs, call_model
+from coar_dist.tasks.example_set import ExampleSet, Inputs
+from coar_dist.tasks.task import call_model
 
 _log = logging.getLogger(__name__)
 _DEFAULT_ROWS = 64

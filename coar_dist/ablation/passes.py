@@ -12,7 +12,7 @@ from torch import Tensor
 from coar_dist.ablation.graphs import RecordedFunction
 from coar_dist.ablation.prepared import PreparedModel
 from coar_dist.errors import in_one_line
-from coar_dist.tasks.task import ExampleSet
+from coar_dist.tasks.example_set import ExampleSet
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")

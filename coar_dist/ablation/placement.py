@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from coar_dist.tasks.task import ExampleSet
+from coar_dist.tasks.example_set import ExampleSet
 
 
 def fits_on(device: torch.device, examples: ExampleSet) -> bool:

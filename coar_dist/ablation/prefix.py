@@ -26,7 +26,7 @@ from coar_dist.ablation.prepared import PreparedModel
 from coar_dist.components.gate_places import owners_of
 from coar_dist.components.index import ComponentIndex
 from coar_dist.errors import in_one_line
-from coar_dist.tasks.task import ExampleSet
+from coar_dist.tasks.example_set import ExampleSet
 
 _FEW, _MORE = 2, 3
 """Rows of the passes from which the rows of outputs are told."""

@@ -35,7 +35,8 @@ from coar_dist.ablation.unread import with_logits_read_alone
 from coar_dist.ablation.value import AblationValue
 from coar_dist.components.discovery import check_components
 from coar_dist.errors import in_one_line
-from coar_dist.tasks.task import ExampleSet, Inputs, Task, call_model
+from coar_dist.tasks.example_set import ExampleSet, Inputs
+from coar_dist.tasks.task import Task, call_model
 
 _CHANCE = 2.0
 """How many times its measured rounding a 16-bit pass with gates is granted."""

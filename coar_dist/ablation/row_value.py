@@ -23,7 +23,7 @@ from coar_dist.components.row_values import EXAMPLE, ONLY_INPUT, RowForward, Row
 from coar_dist.components.site_masking import SiteMasker
 from coar_dist.components.sites import activation_sites_of
 from coar_dist.errors import ComponentMismatchError, TaskError
-from coar_dist.tasks.task import ExampleSet, Inputs
+from coar_dist.tasks.example_set import ExampleSet, Inputs
 
 _HELD_SHARE = 0.25
 """Of the memory that passes may take, what donors' activations may."""

@@ -16,7 +16,8 @@ from coar_dist.components.mixture_sites import in_lists_of_experts
 from coar_dist.components.routing import NOT_ADDED_UP, Routing, adds_up
 from coar_dist.components.sites import Sites, Values, site_name, valued_sites_of
 from coar_dist.errors import ComponentMismatchError, TaskError, listed
-from coar_dist.tasks.task import ExampleSet, Inputs, call_model
+from coar_dist.tasks.example_set import ExampleSet, Inputs
+from coar_dist.tasks.task import call_model
 
 _NUM_ROWS = 32
 _log = logging.getLogger(__name__)

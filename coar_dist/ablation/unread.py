@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from coar_dist.ablation.placement import modules_called
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.logits import logits_of
 from coar_dist.tasks.outputs import OutputFunction
-from coar_dist.tasks.task import ExampleSet, by_keyword, call_model
+from coar_dist.tasks.task import by_keyword, call_model
 
 _ARGUMENT = "logits_to_keep"
 """Of forward methods of transformers: how many of the last positions have logits, or which positions of each row."""

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coar_dist.errors import TaskError, in_one_line
-from coar_dist.tasks.task import ExampleSet, call_model
+from coar_dist.tasks.example_set import ExampleSet
+from coar_dist.tasks.task import call_model
 
 _Margins: TypeAlias = Callable[[nn.Module, ExampleSet], Tensor]
 

@@ -25,7 +25,7 @@ from coar_dist.components.row_values import RowForward
 from coar_dist.components.site_masking import BiasMasker, SiteMasker, give_biases, why_not_in_biases
 from coar_dist.components.sites import Sites, Values, site_name, sites_of
 from coar_dist.errors import ComponentMismatchError
-from coar_dist.tasks.task import ExampleSet
+from coar_dist.tasks.example_set import ExampleSet
 
 
 @dataclass(frozen=True)

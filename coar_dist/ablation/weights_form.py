@@ -14,7 +14,7 @@ from typing_extensions import override
 from coar_dist.ablation.form import Form, trial_mask
 from coar_dist.ablation.prefix import Cut
 from coar_dist.ablation.prepared import PreparedModel, even_size
-from coar_dist.tasks.task import ExampleSet
+from coar_dist.tasks.example_set import ExampleSet
 
 
 class WeightsForm(Form):

@@ -23,8 +23,8 @@ from coar_dist.baselines.input_path import InputPath
 from coar_dist.baselines.taps import Taps
 from coar_dist.components.index import ComponentIndex
 from coar_dist.errors import ConfigError
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import OutputFunction
-from coar_dist.tasks.task import ExampleSet
 
 
 def captum_layers() -> Any:

@@ -20,7 +20,8 @@ from coar_dist.components.discovery import check_components
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config.methods import PATH_BASELINES
 from coar_dist.errors import CoarDistError, ConfigError, TaskError
-from coar_dist.tasks.task import ExampleSet, Task
+from coar_dist.tasks.example_set import ExampleSet
+from coar_dist.tasks.task import Task
 
 _ROWS, _ROWS_ON_GPU = 128, 512
 _PASSES_PER_STEP = {"neuron_conductance": 3.1, "internal_influence": 2.6}

@@ -15,8 +15,9 @@ from coar_dist.components.gates import gated
 from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
 from coar_dist.errors import ConfigError
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import OutputFunction
-from coar_dist.tasks.task import ExampleSet, call_model
+from coar_dist.tasks.task import call_model
 
 
 def by_gates(

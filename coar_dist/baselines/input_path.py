@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from coar_dist.errors import ConfigError, TaskError
-from coar_dist.tasks.task import Inputs, call_model
+from coar_dist.tasks.example_set import Inputs
+from coar_dist.tasks.task import call_model
 
 _SINGLE = ""
 """The key of an input that is no dict."""

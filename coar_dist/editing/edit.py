@@ -36,7 +36,7 @@ from coar_dist.store.edits import EDIT_FILE, EDITS, EditStore, edit_names
 from coar_dist.store.locations import storage_at
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.values import values_of_run
-from coar_dist.tasks.task import fingerprint_of_tensors
+from coar_dist.tasks.example_set import fingerprint_of_tensors
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -11,7 +11,8 @@ from coar_dist.config.function_identity import identity_of
 from coar_dist.config.schema import Config
 from coar_dist.store.locations import cache_folder
 from coar_dist.store.record import fingerprint_of
-from coar_dist.tasks.task import ExampleSet, Task, fingerprint_of_tensors
+from coar_dist.tasks.example_set import ExampleSet, fingerprint_of_tensors
+from coar_dist.tasks.task import Task
 
 
 def cache_location(

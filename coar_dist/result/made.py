@@ -26,7 +26,8 @@ from coar_dist.store.identity import check_identity
 from coar_dist.store.locations import storage_at
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.values import differs_by_example, value_in_words
-from coar_dist.tasks.task import ExampleSet, Task, call_model
+from coar_dist.tasks.example_set import ExampleSet
+from coar_dist.tasks.task import Task, call_model
 
 
 @dataclass(frozen=True)

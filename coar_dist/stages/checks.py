@@ -25,8 +25,8 @@ from coar_dist.stages.values import check_value
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.record import RUN_FILE
 from coar_dist.store.values import differs_by_example, value_in_words
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import ExampleSet
 from coar_dist.tasks.training import check_training, loss_for
 
 Columns = Mapping[str, NDArray[Any]]

@@ -24,7 +24,8 @@ from coar_dist.stages.session import Session
 from coar_dist.stages.values import value_of_run
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.run_directory import RunDirectory
-from coar_dist.tasks.task import EXCERPT, Task
+from coar_dist.tasks.example_set import EXCERPT
+from coar_dist.tasks.task import Task
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from coar_dist.errors import ConfigError, TaskError, listed
 from coar_dist.store.values import REFERENCE
-from coar_dist.tasks.task import ExampleSet, Inputs
+from coar_dist.tasks.example_set import ExampleSet, Inputs
 
 _LABEL = "label"
 

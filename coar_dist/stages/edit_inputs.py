@@ -24,9 +24,10 @@ from coar_dist.store.reader import RunReader
 from coar_dist.store.record import fingerprint_of
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.tasks.build import build_task
+from coar_dist.tasks.example_set import EXCERPT
 from coar_dist.tasks.examples.source import SOURCE_ID
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import EXCERPT, Task
+from coar_dist.tasks.task import Task
 
 _LEAST_SHARE = 20
 """Without ``edit.max_components`` one component in so many may be ablated."""

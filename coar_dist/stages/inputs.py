@@ -15,8 +15,9 @@ from coar_dist.components.index import ComponentIndex
 from coar_dist.errors import DamagedFileError, MissingWorkError, RunNotFoundError
 from coar_dist.stages.session import Session
 from coar_dist.tasks.build import build_examples, build_task, untrained_model
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import ExampleSet, Task
+from coar_dist.tasks.task import Task
 from coar_dist.tasks.trained_checkpoint import CHECKPOINT, read_checkpoint
 
 

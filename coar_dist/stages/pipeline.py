@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from coar_dist.components.index import ComponentIndex
-    from coar_dist.tasks.task import ExampleSet, Task
+    from coar_dist.tasks.example_set import ExampleSet
+    from coar_dist.tasks.task import Task
 
 PIPELINE = (PLAN_STAGE, TRAIN, ABLATE, FIT, EVALUATE, EDIT, REPORT)
 """All stages in the order in which they run; a plan is always alone."""

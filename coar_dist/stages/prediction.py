@@ -15,7 +15,8 @@ from coar_dist.cluster.own_process import as_an_actor
 from coar_dist.config.schema import Config
 from coar_dist.errors import in_one_line
 from coar_dist.stages.budget import ASSUMED_COST
-from coar_dist.tasks.task import ExampleSet, Task, call_model
+from coar_dist.tasks.example_set import ExampleSet
+from coar_dist.tasks.task import Task, call_model
 
 _log = logging.getLogger(__name__)
 _FEW, _ROWS = 2, 32

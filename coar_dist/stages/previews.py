@@ -5,8 +5,8 @@ from __future__ import annotations
 from coar_dist.stages.session import Session
 from coar_dist.store.previews import PreviewTable
 from coar_dist.store.run_directory import RunDirectory
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.previews import Previews
-from coar_dist.tasks.task import ExampleSet
 
 
 def write_previews(session: Session, run: RunDirectory, examples: ExampleSet) -> None:

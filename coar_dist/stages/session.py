@@ -25,7 +25,8 @@ if TYPE_CHECKING:  # a command that reads loads no torch
     from torch import Tensor
 
     from coar_dist.components.index import ComponentIndex
-    from coar_dist.tasks.task import ExampleSet, Task
+    from coar_dist.tasks.example_set import ExampleSet
+    from coar_dist.tasks.task import Task
 
 READS = ("stages", "allow_code", "run.dir", "tracking")
 """The options that every command reads, whatever its stages."""

@@ -46,7 +46,8 @@ from coar_dist.store import values as keys
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.values import has_values, write_values
 from coar_dist.tasks.build import build_examples
-from coar_dist.tasks.task import ExampleSet, Task
+from coar_dist.tasks.example_set import ExampleSet
+from coar_dist.tasks.task import Task
 
 
 def check_value(session: Session, task: Task, components: ComponentIndex) -> None:

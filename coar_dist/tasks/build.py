@@ -14,6 +14,7 @@ from coar_dist.config.functions import call, resolve
 from coar_dist.config.schema import ExamplesConfig, ModelConfig, TaskConfig
 from coar_dist.errors import CoarDistError, ConfigError, TaskError
 from coar_dist.tasks.checkpoints import load_checkpoint
+from coar_dist.tasks.example_set import ExampleSet, Inputs, inputs_alone
 from coar_dist.tasks.examples import EXAMPLES
 from coar_dist.tasks.examples.source import IndexedSource, StreamedSource, load_subset
 from coar_dist.tasks.given import gathered, targets_or_none
@@ -21,7 +22,7 @@ from coar_dist.tasks.models import MODELS, has_weights
 from coar_dist.tasks.normalisation import normalise_inputs
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.precision import in_precision_of
-from coar_dist.tasks.task import ExampleSet, Inputs, Task, by_keyword, inputs_alone
+from coar_dist.tasks.task import Task, by_keyword
 
 
 def build_model(config: ModelConfig) -> nn.Module:

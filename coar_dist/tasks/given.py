@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, default_collate
 
 from coar_dist.errors import TaskError
-from coar_dist.tasks.task import inputs_alone
+from coar_dist.tasks.example_set import inputs_alone
 
 _LABELS = ("labels", "label")
 """Keys of the targets where an item is a dict, as in Hugging Face's data sets."""

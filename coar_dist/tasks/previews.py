@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from coar_dist.tasks.task import ExampleSet
+from coar_dist.tasks.example_set import ExampleSet
 
 LONGEST_SIDE = 64
 _SAMPLE = 256

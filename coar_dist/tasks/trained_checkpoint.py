@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from coar_dist.errors import DamagedFileError
 from coar_dist.store.storage import Storage
 from coar_dist.tasks.checkpoints import state_to_save
-from coar_dist.tasks.task import fingerprint_of_tensors
+from coar_dist.tasks.example_set import fingerprint_of_tensors
 
 CHECKPOINT = "model.safetensors"
 

@@ -13,9 +13,10 @@ from torch.nn import functional
 from coar_dist.config.functions import look_up
 from coar_dist.config.schema import TrainConfig
 from coar_dist.errors import ConfigError, TaskError, TrainingError
+from coar_dist.tasks.example_set import ExampleSet, Inputs
 from coar_dist.tasks.logits import logits_of
 from coar_dist.tasks.outputs import IGNORED_TOKEN, OUTPUT_FUNCTIONS
-from coar_dist.tasks.task import ExampleSet, Inputs, Task, call_model
+from coar_dist.tasks.task import Task, call_model
 
 
 def train_model(

@@ -15,8 +15,9 @@ from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.tracing import traced
 from coar_dist.components.discovery import discover
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import ExampleSet, Task
+from coar_dist.tasks.task import Task
 from tests.models import random_masks, randomise, slow_margins
 
 INPUTS = torch.randn(5, 4, generator=torch.Generator().manual_seed(2))

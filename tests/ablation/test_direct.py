@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import coar_dist
 from coar_dist.errors import ConfigError, NoComponentsError, TaskError
-from coar_dist.tasks.task import ExampleSet
+from coar_dist.tasks.example_set import ExampleSet
 from tests.models import random_masks, slow_margins, small_task
 
 TASK = small_task()

@@ -14,8 +14,9 @@ from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masking import WeightMasker
 from coar_dist.errors import TaskError
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import ExampleSet, call_model
+from coar_dist.tasks.task import call_model
 
 
 class Net(nn.Module):

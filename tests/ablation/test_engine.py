@@ -22,8 +22,9 @@ from coar_dist.components.discovery import discover
 from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
 from coar_dist.errors import NonFiniteMarginError, TaskError
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import margin
-from coar_dist.tasks.task import ExampleSet, Task
+from coar_dist.tasks.task import Task
 from tests.models import random_masks, slow_margins, small_task
 
 TASK = small_task()

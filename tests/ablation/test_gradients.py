@@ -22,8 +22,9 @@ from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
 from coar_dist.errors import ConfigError, NonFiniteMarginError
 from coar_dist.store.gradients import GateGradients
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import margin, output_function
-from coar_dist.tasks.task import ExampleSet, Task
+from coar_dist.tasks.task import Task
 from tests.ablation.test_engine_kinds import Reused, gpt2_task, transformer_task
 from tests.models import SmallResNet, random_masks, randomise, slow_margins, small_task
 

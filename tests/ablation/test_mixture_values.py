@@ -25,8 +25,9 @@ from coar_dist.components.index import ComponentIndex
 from coar_dist.components.site_masking import why_not_in_biases
 from coar_dist.components.sites import activation_sites_of, checked_values, sites_of
 from coar_dist.errors import ComponentMismatchError, ConfigError, TaskError
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import ExampleSet, Task, call_model
+from coar_dist.tasks.task import Task, call_model
 from tests.ablation.test_row_values import paired
 from tests.ablation.test_values import noise
 from tests.components.families import tasks

@@ -29,7 +29,7 @@ from coar_dist.ablation.placement import (
     with_layout,
 )
 from coar_dist.errors import ConfigError, TaskError
-from coar_dist.tasks.task import ExampleSet
+from coar_dist.tasks.example_set import ExampleSet
 
 LAST, AS_IT_IS, FIRST = torch.channels_last, torch.preserve_format, torch.contiguous_format
 IMAGES = torch.randn(5, 3, 4, 6)

@@ -22,9 +22,10 @@ from coar_dist.components.discovery import discover
 from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.given import LeaveOneOut
 from coar_dist.errors import CoarWarning
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.logits import logits_of
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import ExampleSet, Task
+from coar_dist.tasks.task import Task
 from tests.ablation.test_engine_kinds import gpt2_task
 from tests.models import random_masks, randomise, slow_margins
 

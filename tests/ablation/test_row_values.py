@@ -24,8 +24,9 @@ from coar_dist.components.index import ComponentIndex
 from coar_dist.components.projections import is_transposed_linear
 from coar_dist.components.row_values import RowSource
 from coar_dist.errors import ComponentMismatchError, ConfigError, TaskError
+from coar_dist.tasks.example_set import ExampleSet, Inputs
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import ExampleSet, Inputs, Task, call_model
+from coar_dist.tasks.task import Task, call_model
 from tests.ablation.test_values import all_sites, gpt2, noise
 from tests.models import random_masks, small_task
 

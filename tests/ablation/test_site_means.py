@@ -15,7 +15,7 @@ from coar_dist.components.discovery import discover
 from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
 from coar_dist.errors import TaskError
-from coar_dist.tasks.task import ExampleSet
+from coar_dist.tasks.example_set import ExampleSet
 from tests.models import randomise, small_task
 
 CPU = torch.device("cpu")

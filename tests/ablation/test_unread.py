@@ -15,8 +15,9 @@ from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.plan import EnginePlan
 from coar_dist.ablation.unread import with_logits_read_alone
 from coar_dist.components.discovery import discover
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import OUTPUT_FUNCTIONS, output_function
-from coar_dist.tasks.task import ExampleSet, Task
+from coar_dist.tasks.task import Task
 from tests.models import random_masks, randomise, slow_margins
 
 LENGTH, VOCABULARY, NUM_EXAMPLES = 7, 11, 5

@@ -25,8 +25,9 @@ from coar_dist.components.projections import is_transposed_linear
 from coar_dist.components.sites import site_name, sites_of
 from coar_dist.config.schema import ComponentRule
 from coar_dist.errors import ComponentMismatchError
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import ExampleSet, Task, call_model
+from coar_dist.tasks.task import Task, call_model
 from tests.models import random_masks, randomise, small_task
 
 pytestmark = pytest.mark.filterwarnings("ignore")

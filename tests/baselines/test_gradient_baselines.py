@@ -21,8 +21,9 @@ from coar_dist.components.groups import ComponentGroup, Slices
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config.methods import GRADIENT_BASELINES, PATH_BASELINES
 from coar_dist.errors import ConfigError, TaskError
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import OutputFunction, output_function
-from coar_dist.tasks.task import ExampleSet, Task
+from coar_dist.tasks.task import Task
 from tests.ablation.test_engine_kinds import Reused, gpt2_task, transformer_task
 from tests.baselines import literal
 from tests.models import randomise, small_task

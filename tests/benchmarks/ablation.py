@@ -37,10 +37,11 @@ from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.given import LeaveOneOut
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.tasks.checkpoints import load_checkpoint
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.examples import npz_images
 from coar_dist.tasks.models import cifar_resnet20
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import ExampleSet, Task, call_model
+from coar_dist.tasks.task import Task, call_model
 from tests.models import slow_margins
 
 CONSOLE = Console(width=140)

@@ -40,9 +40,10 @@ from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import ComponentRule
 from coar_dist.designs.given import LeaveOneOut
 from coar_dist.designs.independent import Bernoulli
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.models import cifar_resnet20
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import ExampleSet, Task, call_model
+from coar_dist.tasks.task import Task, call_model
 from tests.benchmarks.ablation import CONSOLE, in_turns, new_engine, research_loop
 from tests.models import slow_margins
 

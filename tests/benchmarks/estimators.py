@@ -57,9 +57,10 @@ from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDesi
 from coar_dist.store.tables import EvaluationTable
 from coar_dist.tasks import examples
 from coar_dist.tasks.checkpoints import load_checkpoint
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.models import CifarResNet, cifar_resnet20, digits_resnet
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import ExampleSet, Task
+from coar_dist.tasks.task import Task
 from coar_dist.tasks.training import accuracy, train_model
 from tests.benchmarks.ablation import in_turns
 from tests.models import local_storage

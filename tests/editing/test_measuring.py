@@ -22,8 +22,9 @@ from coar_dist.editing.sweep import Sweep, group_means, margins_of
 from coar_dist.errors import ConfigError, NonFiniteMarginError
 from coar_dist.store.edits import CurvePoint
 from coar_dist.store.margins import MarginStore
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import ExampleSet, Task
+from coar_dist.tasks.task import Task
 from tests.models import local_storage, small_task
 
 NUM_EXAMPLES, NUM_COMPONENTS, SIZES = 23, 12, (0, 1, 2, 4, 7)

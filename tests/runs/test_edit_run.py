@@ -23,8 +23,9 @@ from coar_dist.editing.criterion import split
 from coar_dist.editing.plain import plain_outputs
 from coar_dist.errors import ComponentMismatchError, ConfigError, DamagedFileError, RunMismatchError
 from coar_dist.report.page.edits import gather_edits
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import ExampleSet, Task
+from coar_dist.tasks.task import Task
 from tests.models import SmallResNet, randomise, slow_margins
 from tests.small_run import without_ray
 

@@ -24,7 +24,7 @@ from coar_dist.errors import ConfigError, RunMismatchError
 from coar_dist.interchange.exporting import export_margins
 from coar_dist.store.local_storage import LocalStorage
 from coar_dist.store.values import values_of_run
-from coar_dist.tasks.task import ExampleSet
+from coar_dist.tasks.example_set import ExampleSet
 from tests.models import small_task
 from tests.small_run import without_ray
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from coar_dist.ablation.work import ExpectedMasks
 from coar_dist.config.schema import AblationConfig, ClusterConfig, Config
 from coar_dist.stages.prediction import seconds_of_masks, seconds_per_pass
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import ExampleSet, Task
+from coar_dist.tasks.task import Task
 
 
 class Watched(nn.Module):

@@ -18,9 +18,10 @@ from coar_dist.components.discovery import discover
 from coar_dist.config.schema import ModelConfig
 from coar_dist.errors import TaskError
 from coar_dist.tasks.build import build_model
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.normalisation import normalise_inputs
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import ExampleSet, Task
+from coar_dist.tasks.task import Task
 from tests.models import SmallResNet, random_masks, randomise, slow_margins
 
 MEAN, STD = [0.4], [0.3]

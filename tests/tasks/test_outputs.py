@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from coar_dist.ablation.engine import AblationEngine
 from coar_dist.components.discovery import discover
 from coar_dist.errors import TaskError
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import OUTPUT_FUNCTIONS, output_function
-from coar_dist.tasks.task import ExampleSet, Task
+from coar_dist.tasks.task import Task
 from tests.models import random_masks, slow_margins, small_task
 
 OF_CLASSES = ("margin", "logsumexp_margin", "logit", "loss")

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.previews import Previews
-from coar_dist.tasks.task import ExampleSet
 
 
 def examples_of(images: Tensor) -> ExampleSet:

@@ -13,10 +13,11 @@ from coar_dist.config.schema import ExamplesConfig, ModelConfig, TaskConfig, Tra
 from coar_dist.errors import ConfigError, TaskError, TrainingError
 from coar_dist.tasks.build import build_examples, build_model, build_task
 from coar_dist.tasks.checkpoints import load_checkpoint
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.examples import digits, npz_images
 from coar_dist.tasks.models import digits_resnet
 from coar_dist.tasks.outputs import margin, output_function
-from coar_dist.tasks.task import ExampleSet, Task, by_keyword, call_model
+from coar_dist.tasks.task import Task, by_keyword, call_model
 from coar_dist.tasks.training import train_model
 from tests.models import SmallResNet, small_task
 

@@ -13,8 +13,8 @@ from torch.nn import functional
 from coar_dist.config.schema import ModelConfig, TrainConfig
 from coar_dist.errors import ConfigError, TaskError, TrainingError
 from coar_dist.tasks.build import build_model
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import OUTPUT_FUNCTIONS
-from coar_dist.tasks.task import ExampleSet
 from coar_dist.tasks.trained_checkpoint import read_checkpoint, write_checkpoint
 from coar_dist.tasks.training import (
     LOSSES,

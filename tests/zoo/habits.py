@@ -16,8 +16,9 @@ from coar_dist.components.discovery import by_rules, discover
 from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import ComponentRule
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import ExampleSet, Task
+from coar_dist.tasks.task import Task
 from tests.zoo.exactness import Animal
 
 NUM_EXAMPLES = 6

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from coar_dist.components.discovery import by_rules
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import ComponentRule
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import ExampleSet, Task
+from coar_dist.tasks.task import Task
 from tests.hub_models import import_torchvision
 from tests.zoo.exactness import Animal
 from tests.zoo.hub_decoders import DECODERS, VOCABULARY

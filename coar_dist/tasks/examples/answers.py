@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from coar_dist.errors import TaskError, warn
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.examples.source import tensor_of
 from coar_dist.tasks.examples.tokens import padded, token_ids, tokenizer_of, with_excerpts
-from coar_dist.tasks.task import ExampleSet
 
 
 def prompts(

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coar_dist.errors import ConfigError, TaskError, counted
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.examples.parquet_table import ParquetTable
 from coar_dist.tasks.examples.source import SOURCE_ID, IndexedSource, tensor_of
-from coar_dist.tasks.task import ExampleSet
 
 NUM_DIGITS_TEST = 500
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coar_dist.errors import TaskError, counted
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.examples.pixels import Geometry, decode
 from coar_dist.tasks.examples.source import SOURCE_ID, IndexedSource, tensor_of
-from coar_dist.tasks.task import ExampleSet
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SPLITS = {"train": 0, "val": 1, "test": 2}

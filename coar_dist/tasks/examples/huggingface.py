@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coar_dist.errors import TaskError
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.examples.pixels import Geometry, decode, missing
 from coar_dist.tasks.examples.source import SOURCE_ID, IndexedSource, StreamedSource, tensor_of
-from coar_dist.tasks.task import ExampleSet
 
 Row = Mapping[str, Any]
 Pairs = Iterable[tuple[int, Row]]

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coar_dist.errors import ConfigError, TaskError
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.examples.pixels import text_coverage
 from coar_dist.tasks.examples.source import SOURCE_ID, IndexedSource, tensor_of
 from coar_dist.tasks.examples.underlying import CLASS_COUNTER, Images
-from coar_dist.tasks.task import ExampleSet
 
 CORNERS = ("top_left", "top_right", "bottom_left", "bottom_right")
 POSITIONS = ("top", "centre", "bottom")

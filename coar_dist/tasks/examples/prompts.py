@@ -5,11 +5,11 @@ from __future__ import annotations
 from string import Formatter
 
 from coar_dist.errors import ConfigError, TaskError
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.examples.answers import AnswerPrompts
 from coar_dist.tasks.examples.huggingface import Gathered, HubRows, Pairs, Row
 from coar_dist.tasks.examples.source import IndexedSource, StreamedSource
 from coar_dist.tasks.examples.tokens import tokenizer_of
-from coar_dist.tasks.task import ExampleSet
 
 
 def huggingface_answers(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from coar_dist.config.schema import SubsetConfig
 from coar_dist.errors import ConfigError, TaskError, counted
-from coar_dist.tasks.task import ExampleSet
+from coar_dist.tasks.example_set import ExampleSet
 
 SOURCE_ID = "source_id"
 _SAMPLE_COUNTER = 2**64 - 1

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coar_dist.errors import ConfigError, TaskError
+from coar_dist.tasks.example_set import EXCERPT, ExampleSet
 from coar_dist.tasks.examples.huggingface import Gathered, HubRows, Pairs
 from coar_dist.tasks.examples.source import SOURCE_ID, IndexedSource, StreamedSource, tensor_of
 from coar_dist.tasks.examples.tokens import padded, token_ids, tokenizer_of, with_excerpts
 from coar_dist.tasks.outputs import IGNORED_TOKEN
-from coar_dist.tasks.task import EXCERPT, ExampleSet
 
 BYTES = "bytes"
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coar_dist.tasks.example_set import EXCERPT
 from coar_dist.tasks.examples.pixels import missing
-from coar_dist.tasks.task import EXCERPT
 
 _EXCERPT_LENGTH = 300
 

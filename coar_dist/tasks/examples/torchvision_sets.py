@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coar_dist.errors import ConfigError, TaskError
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.examples.folders import image_files
 from coar_dist.tasks.examples.pixels import Geometry, decode, missing
 from coar_dist.tasks.examples.source import SOURCE_ID, IndexedSource, tensor_of
-from coar_dist.tasks.task import ExampleSet
 
 
 def torchvision_dataset(

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from coar_dist.config.functions import call
 from coar_dist.errors import ConfigError, TaskError
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.examples.source import IndexedSource, Source
 from coar_dist.tasks.examples.sources import SOURCES
-from coar_dist.tasks.task import ExampleSet
 
 _PART_COUNTER, _CHOICE_COUNTER, CLASS_COUNTER = 2**64 - 2, 2**64 - 3, 2**64 - 4
 """Second words of Philox keys; ``source`` has the one above, mask designs the small ones."""

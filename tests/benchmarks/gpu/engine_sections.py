@@ -18,7 +18,8 @@ from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.independent import Bernoulli
-from coar_dist.tasks.task import ExampleSet, Task
+from coar_dist.tasks.example_set import ExampleSet
+from coar_dist.tasks.task import Task
 from tests.benchmarks.gpu.models import MODELS, BareForward, build
 from tests.benchmarks.gpu.sections import Section, seconds
 from tests.models import slow_margins

@@ -16,9 +16,10 @@ from coar_dist.ablation.placement import lay_out, with_layout
 from coar_dist.components.discovery import discover
 from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.models_vit import SmallViT
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.task import ExampleSet, Task
+from coar_dist.tasks.task import Task
 
 MODELS = ("resnet50", "vit_b16", "gpt2")
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from coar_dist.config.schema import ExamplesConfig, SubsetConfig
 from coar_dist.tasks.build import build_examples
-from coar_dist.tasks.task import ExampleSet
+from coar_dist.tasks.example_set import ExampleSet
 
 
 def built(name: str, subset: dict[str, Any] | None = None, /, **arguments: Any) -> ExampleSet:

@@ -15,7 +15,7 @@ import coar_dist
 from coar_dist.config.schema import AblationConfig, ExamplesConfig, SubsetConfig
 from coar_dist.errors import MissingWorkError, TaskError
 from coar_dist.tasks.build import build_examples
-from coar_dist.tasks.task import ExampleSet
+from coar_dist.tasks.example_set import ExampleSet
 from tests.models import small_task
 from tests.small_run import files_of, without_ray
 

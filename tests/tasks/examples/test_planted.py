@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from coar_dist.errors import ConfigError, TaskError
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.examples import planted
 from coar_dist.tasks.examples.source import IndexedSource
 from coar_dist.tasks.examples.sources import SOURCES
-from coar_dist.tasks.task import ExampleSet
 from tests.tasks.examples.making import built
 
 NUM_IMAGES = 40

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from coar_dist.config.combinations import check_subset
 from coar_dist.config.schema import SubsetConfig
 from coar_dist.errors import ConfigError, TaskError
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.examples.source import IndexedSource, StreamedSource, load_subset
-from coar_dist.tasks.task import ExampleSet
 from tests.untimed import UNTIMED
 
 LABELS = np.array([3, 0, 1, 1, 0, 3, 1, 1, 0, 3, 0, 1])
