@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from typing_extensions import override
 
-from coar_dist.ablation.calibration import choose_plan, gradient_cost
+from coar_dist.ablation.calibration import ChosenPlan, choose_plan, gradient_cost
 from coar_dist.ablation.device_map import spread_over_devices
 from coar_dist.ablation.engine import AblationEngine
 from coar_dist.ablation.plan import EnginePlan, PlanPins
@@ -95,17 +97,15 @@ class EngineActor(Worker):
         self._engine = AblationEngine(task, job.value.components, device, job.precision, value=job.value)
         self._job = job
 
-    def _choose(
-        self, expected: ExpectedMasks, num_actors: int, plan: EnginePlan | None
-    ) -> tuple[EnginePlan, float | None]:
-        """The engine plan for an actor's share of the masks, or ``plan``, and what a gradient pass costs with it."""
+    def _choose(self, expected: ExpectedMasks, num_actors: int, plan: EnginePlan | None) -> ChosenPlan:
+        """The engine plan for an actor's share of the masks, or ``plan``, and what passes cost with it."""
         share = expected.shared_by(num_actors)
         num_plain, num_with_gradients = max(math.ceil(share.plain), 1), math.ceil(share.with_gradients)
         if plan is None:
-            found = choose_plan(self._engine, self._job.pins, num_plain, gradient_masks_per_actor=num_with_gradients)
-            return found.plan, found.gradient_cost
+            return choose_plan(self._engine, self._job.pins, num_plain, gradient_masks_per_actor=num_with_gradients)
         self._engine.use(plan)
-        return plan, gradient_cost(self._engine) if num_with_gradients else None
+        cost = gradient_cost(self._engine) if num_with_gradients else None
+        return ChosenPlan(plan, self._engine.trial(), cost)
 
 
 class AblationActor(EngineActor):
@@ -115,12 +115,14 @@ class AblationActor(EngineActor):
     def choose(self, request: ExpectedMasks, num_actors: int, plan: EnginePlan | None) -> Start:
         """Run the unablated model, and choose the engine plan for about so many masks, or take over ``plan``."""
         unablated = self._engine.unablated()
-        chosen, cost = self._choose(request, num_actors, plan)
-        return Start(chosen, self.log.drain(), cost, unablated)
+        chosen = self._choose(request, num_actors, plan)
+        seconds_per_mask = chosen.seconds_per_margin * self._engine.num_examples
+        return Start(chosen.plan, self.log.drain(), seconds_per_mask, chosen.gradient_cost, unablated)
 
     @override
-    def adopt(self, plan: EnginePlan) -> None:
+    def adopt(self, plan: EnginePlan) -> float:
         self._engine.use(plan)
+        return self._engine.trial() * self._engine.num_examples
 
     @override
     def compute(self, masks: WorkRange) -> Callable[[], None]:
@@ -131,6 +133,17 @@ class AblationActor(EngineActor):
             gradients = self._engine.gate_gradients(rows, store.block)
             self._engine.check_finite_gradients(gradients, rows, masks.start, store.block[0])
             return lambda: store.write(masks.start, rows, gradients, made_by)
-        margins = self._engine.margins(rows)
+        margins = self._engine.margins(rows, among=self._masks_around(masks))
         self._engine.check_finite(margins, rows, masks.start)
         return lambda: store.write(masks.start, rows, margins, made_by)
+
+    def _masks_around(self, masks: WorkRange) -> NDArray[np.bool_] | None:
+        """All masks of the whole shard that a range is cut from: where that was must not show in its margins.
+
+        None where the range is the whole, or nothing is reused.
+        """
+        if masks.whole is None or not self._engine.reuse_activations:
+            return None
+        design, _ = self._job.stores[masks.store_name]
+        start, stop = masks.whole[0], min(masks.whole[1], design.num_masks)
+        return None if (start, stop) == (masks.start, masks.stop) else design.masks(start, stop)

@@ -37,10 +37,12 @@ class ChosenPlan:
 
     Attributes:
         plan: how to run.
+        seconds_per_margin: of passes without gradients.
         gradient_cost: what a gradient pass costs with it, in passes without gradients; None where there are none.
     """
 
     plan: EnginePlan
+    seconds_per_margin: float
     gradient_cost: float | None
 
 
@@ -65,11 +67,11 @@ def choose_plan(
     _log.info("at most %d rows of a forward pass fit in the memory that is free", most_rows)
     seconds = _choose_margins(engine, pins, masks_per_actor, most_rows)
     if gradient_masks_per_actor <= 0:
-        return ChosenPlan(engine.plan, None)
+        return ChosenPlan(engine.plan, seconds, None)
     most_rows = engine.most_gradient_rows()
     _log.info("at most %d rows of a gradient pass fit in the memory that is free", most_rows)
     gradient_seconds = _choose_gradients(engine, pins, gradient_masks_per_actor, most_rows)
-    return ChosenPlan(engine.plan, gradient_seconds / seconds)
+    return ChosenPlan(engine.plan, seconds, gradient_seconds / seconds)
 
 
 def gradient_cost(engine: AblationEngine) -> float:

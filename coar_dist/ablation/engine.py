@@ -217,22 +217,23 @@ class AblationEngine:
             self._form.close()
         self._form = None
 
-    def margins(self, masks: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def margins(self, masks: NDArray[np.bool_], among: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
         """Margins of all examples under every mask.
 
         Args:
             masks: (num_masks, num_components) bool, True = kept.
+            among: masks that these are a part of; what is reused follows from them, so that the part changes no bit.
 
         Returns:
             (num_masks, num_examples) float32; ``check_finite`` refuses NaN.
         """
         check_masks(masks, self.components.num_components)
         try:
-            return self._with_rows_that_fit(self.plan, lambda form: self._margins(form, masks))
+            return self._with_rows_that_fit(self.plan, lambda form: self._margins(form, masks, among))
         except CutError as error:
             _log.warning("activations are not reused from now on: %s", error)
             self.reuse_activations = False
-            return self.margins(masks)
+            return self.margins(masks, among)
         except GateError as error:
             if self.plan.mode != "rows":
                 raise
@@ -240,19 +241,19 @@ class AblationEngine:
         _log.warning("gates do not fit all examples, falling back to mode weights: %s", reason)
         self.model.ungated = dict.fromkeys(range(len(self.components.groups)), reason)
         self.use(EnginePlan("weights", min(self.plan.rows_per_forward, self.num_examples), compiled=False))
-        return self.margins(masks)
+        return self.margins(masks, among)
 
-    def _margins(self, form: Form, masks: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def _margins(self, form: Form, masks: NDArray[np.bool_], among: NDArray[np.bool_] | None) -> NDArray[np.float32]:
         """Margins in a form, behind cuts where that is cheaper; a cut is held to the truth when it is first needed."""
         cuts = self._cuts if self.reuse_activations else None
-        parts = form.split(masks, self.num_examples, cuts)
+        parts = form.split(masks, self.num_examples, cuts, among)
         while cuts is not None and (new := [cut for cut, _ in parts[1] if not cut.held]):
             plan = self.plan
             self.close()  # gates come off the model
             # Compiled again for every mask, it would cost more than all cuts.
             hold_cuts(cuts, self.model, [cut for cut in cuts.all if not cut.held] if plan.compiled else new)
             form = self._take_up(plan)
-            parts = form.split(masks, self.num_examples, cuts)
+            parts = form.split(masks, self.num_examples, cuts, among)
         return form.margins(masks, self.model.examples, parts)
 
     def check_finite(

@@ -96,14 +96,22 @@ class Form(ABC):
         margins[alone + [row for _, rows in by_cut for row in rows]] = on_host(torch.cat(computed))
         return margins
 
-    def split(self, masks: NDArray[np.bool_], num_examples: int, cuts: PrefixCuts | None) -> Split:
-        """Rows of ``masks`` that run the whole model, and per cut those that are cheaper behind it."""
+    def split(
+        self,
+        masks: NDArray[np.bool_],
+        num_examples: int,
+        cuts: PrefixCuts | None,
+        among: NDArray[np.bool_] | None = None,
+    ) -> Split:
+        """Rows of ``masks`` that run the whole model, and per cut those that are cheaper behind it when all masks of
+        ``among``, by default these, are computed at once."""
         if cuts is None:
             return list(range(len(masks))), []
         alone, behind = cuts.split(masks)
+        counts = {cut: len(rows) for cut, rows in (behind if among is None else cuts.split(among)[1])}
         worth = []
         for cut, rows in behind:
-            if self._reuse_pays(cut.saved, len(rows), num_examples):
+            if self._reuse_pays(cut.saved, counts[cut], num_examples):
                 worth.append((cut, rows))
             else:
                 alone += rows

@@ -28,5 +28,6 @@ class TrialActor(EngineActor):
     @override
     def choose(self, request: ExpectedMasks, num_actors: int, plan: EnginePlan | None) -> Trial:
         """Choose the engine plan as a run would, or take over ``plan``, and time it."""
-        chosen, cost = self._choose(request, num_actors, plan)
-        return Trial(chosen, self.log.drain(), cost, self._engine.trial())
+        chosen = self._choose(request, num_actors, plan)
+        seconds = chosen.seconds_per_margin
+        return Trial(chosen.plan, self.log.drain(), seconds * self._engine.num_examples, chosen.gradient_cost, seconds)

@@ -80,6 +80,7 @@ def missing_work(run: RunDirectory, stores: Stores, config: Config) -> MissingWo
                 f"stage cannot make them. Run the same import-research again."
             )
     sizes = dict.fromkeys(stores, config.ablation.masks_per_shard or default_masks_per_shard(run.num_examples))
+    shard_seconds: dict[str, float] = {}
     plain_masks = gradient_masks = 0.0
     for name, (design, store) in stores.items():
         num_missing = sum(stop - start for start, stop in gaps[name])
@@ -90,17 +91,21 @@ def missing_work(run: RunDirectory, stores: Stores, config: Config) -> MissingWo
             gradient_masks += num_missing * num_examples / run.num_examples
         else:
             plain_masks += num_missing
-    return MissingWork(RangesToDo(gaps, sizes, "masks"), plain_masks, gradient_masks)
+            if config.ablation.masks_per_shard is None:
+                shard_seconds[name] = config.ablation.shard_seconds
+    return MissingWork(RangesToDo(gaps, sizes, "masks", shard_seconds), plain_masks, gradient_masks)
 
 
 def default_masks_per_shard(num_examples: int) -> int:
-    """Masks that make about 8,192 margins, 64 to 1,024: a function of the run alone, so that shards are the same."""
+    """Masks that make about 8,192 margins, 64 to 1,024, where these take less than ``ablation.shard_seconds``: a
+    function of the run alone, so that the shards of a fast run are the same each time."""
     return min(max(8192 // num_examples, 64), 1024)
 
 
 def default_gradient_masks_per_shard(num_examples: int, masks_per_round: int) -> int:
     """Masks, in whole rounds of the design, that make about 16,384 margins of a block of so many examples.
 
-    A gradient shard takes as much room as two attributions of its examples, however many masks it sums.
+    A gradient shard takes as much room as two attributions of its examples, however many masks it sums. The last bits
+    of these float32 sums depend on how masks are shared by shards, so they are never cut by time.
     """
     return max(16384 // num_examples // masks_per_round, 1) * masks_per_round

@@ -119,6 +119,7 @@ class Driver:
             case StartCall():
                 self._take_start(member, answer)
             case UseCall():
+                self._take_speed(member, answer)
                 self._now_live(member)
             case RunCall():
                 self._take_range(member, call.range, answer)
@@ -133,13 +134,19 @@ class Driver:
     def _take_start(self, member: Member, report: StartReport) -> None:
         assert self._plan is not None
         self._plan.started(report.plan)
+        self._take_speed(member, report.seconds_per_unit)
         self._now_live(member)
         self._callbacks.on_start(report)
         self._callbacks.on_log(report.log, self._origin(member))
 
+    def _take_speed(self, member: Member, seconds_per_unit: float | None) -> None:
+        if seconds_per_unit is not None:
+            self._schedule.pace.timed(member.name, seconds_per_unit)
+
     def _take_range(self, member: Member, work_range: WorkRange, report: RangeReport) -> None:
         self._hungry[member.name] = None
         is_first = self._schedule.done(work_range, member.name, time.monotonic())
+        self._schedule.pace.measured(member.name, work_range, report.forward_s)
         origin = self._origin(member, work_range)
         num_margins = self._job.num_margins(work_range)
         self._metrics.count_range(work_range, num_margins, report, is_first, origin.actor, origin.node)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 
+from coar_dist.cluster.pace import Pace
 from coar_dist.cluster.ranges import RangesToDo, WorkRange
 from coar_dist.errors import ClusterError, RangeFailedError, counted
 
@@ -40,6 +41,7 @@ class Schedule:
         memory_key: the configuration key to lower where actors run out of memory; errors name it.
 
     Attributes:
+        pace: what actors take for a unit: fresh ranges are cut by it when they are handed out.
         num_done: ranges that are done.
         num_failed: attempts that raised.
         num_retried: ranges handed out again after a failure or a loss; copies of slow ones do not count.
@@ -47,11 +49,13 @@ class Schedule:
     """
 
     def __init__(self, ranges: RangesToDo, max_attempts: int, max_losses: int = 10, *, memory_key: str) -> None:
+        self.pace = Pace(ranges)
         self._fresh = iter(ranges)
+        self._rest: WorkRange | None = None  # of the fresh range that was handed out last
         self._again: deque[WorkRange] = deque()  # came back; handed out before the fresh ones
         self._last: deque[WorkRange] = deque()  # suspects that came back; handed out when all others are done
         self._num_left = len(ranges)
-        self._num_fresh = len(ranges)
+        self._num_fresh = {name: ranges.num_of(name) for name in ranges.gaps}
         self._num_copies: dict[WorkRange, int] = {}  # of the running ranges
         self._single: OrderedDict[WorkRange, float] = OrderedDict()  # running once, since when; the oldest first
         self._in_flight: dict[str, dict[WorkRange, float]] = {}  # per actor, since when; the first one is executing
@@ -76,13 +80,18 @@ class Schedule:
 
     @property
     def num_left(self) -> int:
-        """Ranges that are not done."""
-        return self._num_left
+        """Ranges that are not done, about: how the fresh ones will be cut depends on who gets them."""
+        return self._num_left + self._num_more
 
     @property
     def num_pending(self) -> int:
-        """Ranges that nobody computes at the moment."""
-        return self._num_fresh + len(self._again) + len(self._last)
+        """Ranges that nobody computes at the moment, about."""
+        return sum(self._num_fresh.values()) + self._num_more + len(self._again) + len(self._last)
+
+    @property
+    def _num_more(self) -> int:
+        """How many more ranges than now the fresh ones will be when they are cut."""
+        return sum(count * (self.pace.num_parts(name) - 1) for name, count in self._num_fresh.items())
 
     def num_in_flight(self, actor: str) -> int:
         """Ranges handed to ``actor`` that it has not answered, even if another actor has done them meanwhile."""
@@ -122,9 +131,13 @@ class Schedule:
                 del self._again[position]
                 self.num_retried += 1
                 return work_range
-        fresh = next(self._fresh, None)
+        fresh = self._rest or next(self._fresh, None)
         if fresh is not None:
-            self._num_fresh -= 1
+            fresh, self._rest = self.pace.cut(fresh, actor)
+            if self._rest is None:
+                self._num_fresh[fresh.store_name] -= 1
+            else:
+                self._num_left += 1
         elif self._last and self._only_suspects_left:
             self.num_retried += 1
             return self._last.popleft()
@@ -192,6 +205,7 @@ class Schedule:
     def left(self, actor: str) -> None:
         """The actor was stopped, which is no loss; its ranges go back to the front, in order."""
         self._nodes.pop(actor, None)
+        self.pace.left(actor)
         for work_range in reversed(self._in_flight.pop(actor, {})):
             if work_range in self._num_copies:
                 self._give_back(work_range)

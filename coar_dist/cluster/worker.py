@@ -41,10 +41,12 @@ class StartReport:
     Attributes:
         plan: the plan that every actor is to use.
         log: what was logged meanwhile.
+        seconds_per_unit: of a range, about; None where that is not known.
     """
 
     plan: Any
     log: LogLines
+    seconds_per_unit: float | None
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,11 @@ class Worker:
         self._laps = Laps()
         return report
 
-    def use(self, plan: Any) -> None:
-        """Take over the plan that another actor chose."""
-        self.adopt(plan)
+    def use(self, plan: Any) -> float | None:
+        """Take over the plan that another actor chose; returns what ``adopt`` does."""
+        seconds_per_unit = self.adopt(plan)
         self._laps = Laps()
+        return seconds_per_unit
 
     def run(self, work_range: WorkRange) -> RangeReport:
         """Compute a range and write its shard."""
@@ -124,8 +127,12 @@ class Worker:
         """
         raise NotImplementedError
 
-    def adopt(self, plan: Any) -> None:
-        """Compute by this plan from now on."""
+    def adopt(self, plan: Any) -> float | None:
+        """Compute by this plan from now on.
+
+        Returns:
+            About the seconds of a unit of a range; None where that is not known.
+        """
         raise NotImplementedError
 
     def compute(self, work_range: WorkRange) -> Callable[[], None]:

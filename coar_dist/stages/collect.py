@@ -116,8 +116,9 @@ def collect(
         dispatch.run_ranges(session.config.cluster, whole, callbacks)
         if tracking is not None:
             tracking.flush()
-        for _, store in stores.values():  # of actors that were killed while they wrote
-            run.storage.sweep(store.folder)
+        for _, store in stores.values():
+            for reason in store.set_aside_overlapping():
+                terminal.warn(reason)
         rate, seconds = progress.rate, progress.seconds
     with_gradients = f", {work.gradient_masks:,.0f} with gradients," if work.gradient_masks else ""
     terminal.say(

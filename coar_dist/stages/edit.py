@@ -88,6 +88,7 @@ EDIT = Stage(
         "train",
         "run.previews",
         "ablation.masks_per_shard",
+        "ablation.shard_seconds",
         "ablation.mode",
         "ablation.rows_per_forward",
         "ablation.compile",

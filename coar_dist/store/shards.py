@@ -104,7 +104,8 @@ class ShardFolder:
             reasons = self._at_once(why, listed)
             wrong = {masks: reason for masks, reason in zip(listed, reasons, strict=True) if reason is not None}
         covered = 0
-        for start, stop in sorted(listed.keys() - wrong.keys()):
+        # Of two that overlap, the larger one stays: where shards were cut by time, the other one lies within it.
+        for start, stop in sorted(listed.keys() - wrong.keys(), key=lambda masks: (masks[0], -masks[1])):
             if start < covered:
                 wrong[start, stop] = f"{self._where(start, stop)} overlaps the shard before it."
             else:
@@ -138,6 +139,20 @@ class ShardFolder:
                 f"{self.storage.where(self.folder)} holds {counted(foreign, 'shard')} of another run, whose run.json "
                 f"is lost. Undo what you changed since, or use another run.dir. Nothing was touched."
             )
+        return self._set_aside(wrong)
+
+    def set_aside_overlapping(self) -> list[str]:
+        """For the process that holds the run, when its actors have ended: set aside what overlaps.
+
+        An actor of a driver that was killed may have written a shard after this one looked what was missing.
+
+        Returns:
+            Why, for each, and its new name.
+        """
+        self.storage.sweep(self.folder)
+        return self._set_aside(self.wrong_shards("names"))
+
+    def _set_aside(self, wrong: Mapping[tuple[int, int], str]) -> list[str]:
         return [
             f"{reason} Set aside as {set_aside(self.storage, self.file(*masks))}" for masks, reason in wrong.items()
         ]

@@ -65,6 +65,34 @@ def test_a_trial_takes_over_a_plan_and_an_actor_writes_what_is_true(tmp_path: Pa
         np.testing.assert_allclose(margins, truth[:, slice(*block)], rtol=1e-4, atol=2e-5)
 
 
+def test_a_part_of_a_shard_is_computed_as_the_whole_would_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, design = small_task(), Bernoulli(12, 6, 0.3, 0)
+    store = MarginStore(local_storage(tmp_path), "margins/train", "x", 12, 6, 7, 4, "float32")
+    components = discover(task.model, "conv_filters")
+    job = AblationJob(ZeroWeights(components), {"train": (design, store)}, "float32", None, PlanPins())
+    actor = AblationActor()
+    actor.setup(task, job, num_threads=1)
+    seconds = actor.use(EnginePlan("weights", 7, compiled=False))
+    assert seconds is not None
+    assert seconds > 0
+    among: list[np.ndarray | None] = []
+    margins = actor._engine.margins
+
+    def watched(masks: np.ndarray, among_: np.ndarray | None) -> np.ndarray:
+        among.append(among_)
+        return margins(masks, among_)
+
+    monkeypatch.setattr(actor._engine, "margins", lambda masks, among: watched(masks, among))
+    for start, stop, whole in ((0, 4, None), (0, 4, (0, 4)), (5, 6, (4, 8)), (4, 6, (4, 8))):
+        actor.compute(WorkRange("train", start, stop, "masks", whole))
+    assert [None if each is None else each.tolist() for each in among] == [
+        None,
+        None,
+        design.masks(4, 6).tolist(),  # there is no seventh mask
+        None,
+    ]
+
+
 @pytest.mark.parametrize("kind", [TrialActor, AblationActor])
 def test_what_a_gradient_pass_costs_is_measured_where_there_are_any(
     kind: type[EngineActor], monkeypatch: pytest.MonkeyPatch
@@ -75,7 +103,7 @@ def test_what_a_gradient_pass_costs_is_measured_where_there_are_any(
     def choose(engine: object, pins: PlanPins, plain: int, gradient_masks_per_actor: int) -> ChosenPlan:
         asked.append({"pins": pins, "plain": plain, "with gradients": gradient_masks_per_actor})
         cost = 1.5 if gradient_masks_per_actor else None
-        return ChosenPlan(EnginePlan("weights", 3, compiled=False), cost)
+        return ChosenPlan(EnginePlan("weights", 3, compiled=False), 1e-3, cost)
 
     monkeypatch.setattr("coar_dist.ablation.actor.choose_plan", choose)
     monkeypatch.setattr("coar_dist.ablation.actor.gradient_cost", lambda engine: 2.5)

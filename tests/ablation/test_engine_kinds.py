@@ -273,6 +273,25 @@ def test_activations_are_reused_only_where_masks_are_enough_to_gain_by_it() -> N
         assert [cut.held for cut in engine._cuts.all] == [False, True]
 
 
+@pytest.mark.parametrize("mode", ["weights", "rows"])
+def test_margins_are_the_same_bits_however_masks_are_cut(mode: str) -> None:
+    """What is reused of a part follows from all masks, as a compiled model would not give the bits of the cut one."""
+    task = small_task(num_examples=5)
+    components = discover(task.model, "conv_filters")
+    num_components = components.num_components
+    singles = np.tile(LeaveOneOut.of(num_components).masks(0, num_components), (4, 1))
+    masks = np.concatenate([singles, random_masks(9, num_components, 0.2)])
+    engine = AblationEngine(copy.deepcopy(task), components, "cpu", "float32", EnginePlan(mode, 7, compiled=False))
+    whole = engine.margins(masks)
+    for size in (1, 4, 30):
+        parts = [engine.margins(masks[i : i + size], among=masks) for i in range(0, len(masks), size)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+    last = num_components - 1
+    assert engine._form.split(masks[[last]], 5, engine._cuts) == ([0], [])
+    ((_, rows),) = engine._form.split(masks[[last]], 5, engine._cuts, among=masks)[1]
+    assert rows == [0]
+
+
 def test_a_model_spread_by_accelerate() -> None:
     """On one CPU; that several GPUs share a model is not shown here."""
     task = gpt2_task()

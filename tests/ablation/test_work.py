@@ -10,7 +10,7 @@ from coar_dist.ablation.work import (
 )
 from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
-from coar_dist.config.schema import Config
+from coar_dist.config.schema import AblationConfig, Config
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.designs.subsets import Balanced
 from coar_dist.store.run_directory import RunDesign, RunDirectory
@@ -43,3 +43,6 @@ def test_missing_masks_are_cut_by_the_examples_of_their_store_and_in_whole_round
         "train": [(0, 64), (64, 128), (128, 150)],
     }
     assert (work.plain_masks, work.gradient_masks) == (150, 100)
+    assert work.ranges.shard_seconds == {"train": 60.0}
+    fixed = Config(ablation=AblationConfig(masks_per_shard=40))
+    assert missing_work(run, stores_of(run), fixed).ranges.shard_seconds == {}

@@ -63,6 +63,7 @@ class Ray:
 
     script: Script
     next_of: Next = lambda calls: 0
+    seconds_of: Callable[[str], float | None] = lambda name: None
     calls: list[Call] = field(default_factory=list)
     num_actors: int = 0
     num_waits: int = 0
@@ -103,9 +104,12 @@ class Ray:
             case "address":
                 return Address("host", "node")
             case "start":
-                return StartReport("plan", ((20, "chosen"),))
+                return StartReport("plan", ((20, "chosen"),), self.seconds_of(call[0]))
+            case "use":
+                return self.seconds_of(call[0])
             case "run":
-                return RangeReport(((20, f"log of {call[2][0]}"),), 0.0, 1.0, 0.0, None)
+                seconds = call[2][0].num_units * (self.seconds_of(call[0]) or 0.1)
+                return RangeReport(((20, f"log of {call[2][0]}"),), 0.0, seconds, 0.0, None)
         return None
 
 
@@ -158,6 +162,7 @@ def simulate(
     on_wait: Callable[[], None] = lambda: None,
     is_shared: bool = True,
     next_of: Next = lambda calls: 0,
+    seconds_of: Callable[[str], float | None] = lambda name: None,
     **config: Any,
 ) -> Simulated:
     """Run the driver on ``num_ranges`` ranges of ten masks, with room for ``nodes`` actors of three CPUs.
@@ -170,9 +175,10 @@ def simulate(
         on_wait: what the driver calls while it waits.
         is_shared: whether the driver sees what actors write.
         next_of: the order of the answers, the oldest first; a second goes by with each.
+        seconds_of: what an actor takes for a mask; ranges are cut to 5 s.
         config: of the cluster.
     """
-    ray = Ray(script, next_of)
+    ray = Ray(script, next_of, seconds_of)
     told = Simulated(ray.calls)
     room: Mapping[str, Mapping[str, float]] = {f"node-{i}": {"CPU": 3.0} for i in range(nodes)}
 
@@ -183,7 +189,7 @@ def simulate(
         told.counts = counts
 
     callbacks = DriverCallbacks(on_progress, told.starts.append, on_log, on_wait, lambda cluster: None)
-    ranges = RangesToDo({"train": [(0, 10 * num_ranges)]}, {"train": 10}, "masks")
+    ranges = RangesToDo({"train": [(0, 10 * num_ranges)]}, {"train": 10}, "masks", {"train": 5.0})
     work = Work("run", Worker, "task", _Job(is_shared), ranges, plan, "model.rows", predict=lambda: 0.0)
     cluster = Cluster(ClusterConfig(**{"cpus_per_actor": 3, **config}), 0.0, True, Interruption())
     with (

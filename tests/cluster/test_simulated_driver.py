@@ -79,6 +79,28 @@ def test_a_late_copy_of_a_slow_range_counts_in_no_number(monkeypatch: pytest.Mon
     assert told.counts == Counts(num_units=200, num_shards=20, num_failed=0, num_retried=0, num_lost=0, num_actors=3)
 
 
+def test_every_actor_gets_parts_of_shards_by_its_own_speed() -> None:
+    """Of two ranges of ten masks: by the trial, then by what the first part took."""
+    speeds = {"actor-0": 0.4, "actor-1": 2.0}
+    told = simulate(raising({}), 2, plan=NO_PLAN, seconds_of=speeds.__getitem__, ranges_in_flight=1)
+    sizes: dict[str, set[int]] = {name: set() for name in speeds}
+    for name, (work_range,) in told.of("run"):
+        sizes[name].add(work_range.num_units)
+    assert max(sizes["actor-0"]) in (5, 10)  # ten take 4 s, where nothing of them has gone to the other one
+    assert max(sizes["actor-1"]) in (2, 3)  # 5 s are 2.5 masks, and a quarter of ten is 2 or 3
+    done = sorted((work_range.start, work_range.stop) for _, (work_range,) in told.of("run"))
+    assert [start for start, _ in done] == [0, *(stop for _, stop in done[:-1])]
+    assert told.counts is not None
+    assert (told.counts.num_units, told.counts.num_shards) == (20, len(done))
+    assert told.metrics["margins"] == 20 * 7
+
+
+def test_parts_of_shards_go_to_more_actors_than_there_are_shards() -> None:
+    told = simulate(raising({}), 1, plan=NO_PLAN, seconds_of=lambda name: 5.0, ranges_in_flight=1)
+    assert len(told.of("run")) == 8  # ten masks halved three times
+    assert {name for name, _ in told.of("run")} == {"actor-0", "actor-1"}
+
+
 def test_what_on_wait_raises_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "_WAIT_S", 0.0)
     calls = 0

@@ -102,3 +102,19 @@ def test_what_they_do_not_depend_on_is_not(made: Path, tmp_path: Path, changes: 
     shutil.copytree(made, root)
     attribute(root, **changes)
     assert files_of(root) == files_of(made)
+
+
+def test_shards_cut_by_time_give_the_same_attributions(made: Path, tmp_path: Path) -> None:
+    """Each mask is a shard of its own: no time is as short as that."""
+    root = tmp_path / "run"
+    attribute(root, ablation=AblationConfig(mode="weights", rows_per_forward=7, compile=False, shard_seconds=1e-9))
+    cut, whole = files_of(root), files_of(made)
+    assert len([name for name in cut if name.startswith("margins/train/")]) == 16
+    assert len([name for name in whole if name.startswith("margins/train/")]) == 1
+
+    def rest(files: dict[str, bytes]) -> dict[str, bytes]:
+        return {name: content for name, content in files.items() if not name.startswith("margins/")}
+
+    assert rest(cut) == rest(whole) != {}
+    attribute(root)
+    assert files_of(root) == cut

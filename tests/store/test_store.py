@@ -230,6 +230,18 @@ def test_overlapping_shards_are_refused_and_the_second_is_set_aside(tmp_path: Pa
     assert store.missing() == []
 
 
+def test_of_shards_cut_twice_the_largest_stays(tmp_path: Path) -> None:
+    """As when an actor of a killed driver writes what another one has cut meanwhile."""
+    store = new_run(tmp_path).margins("train")
+    fill(store, [0, 5, 10, 20])
+    store.write(0, random_masks(10, 11), margins_of(10), {})
+    first, second = store.set_aside_overlapping()
+    assert "0000000000-0000000005.parquet overlaps the shard before it. Set aside" in first
+    assert "0000000005-0000000010.parquet overlaps the shard before it. Set aside" in second
+    assert store.ranges() == [(0, 10), (10, 20)]
+    assert store.set_aside_overlapping() == []
+
+
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_space(descriptor: int) -> None:
         raise OSError(28, "No space left on device")

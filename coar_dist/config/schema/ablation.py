@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from coar_dist.config.schema.task import ExamplesConfig
-from coar_dist.config.schema.values import Count, Part, one_of
+from coar_dist.config.schema.values import Count, Part, Positive, one_of
 
 ZERO_WEIGHTS, ZERO, MEAN, CONSTANTS = "zero_weights", "zero", "mean", "constants"
 RESAMPLE, COUNTERFACTUAL = "resample", "counterfactual"
@@ -46,7 +46,11 @@ class AblationConfig(Part):
     """Whether passes are recorded as CUDA graphs; None: on CUDA devices, where that is faster."""
     masks_per_shard: Count | None = None
     """Masks in one shard: the unit of work, of failure and of resume. None: 64 to 1,024, about 8,192 margins, so that
-    few examples still fill the forward passes of a shard."""
+    few examples still fill the forward passes of a shard, or fewer, as ``shard_seconds`` says."""
+    shard_seconds: Positive = 60.0
+    """Seconds of work in one shard at most, about, where ``masks_per_shard`` is None: a slow actor gets a half, a
+    quarter, ... of a shard, by its own speed. Margins do not depend on it. Shards of gradients are whole, for the last
+    bits of their sums depend on the cutting."""
     examples_per_block: Count = 1024
     """Examples in one margin column of a shard, and in one block of the regression."""
     margins_dtype: Annotated[str, one_of("float32", "float16")] = "float32"
