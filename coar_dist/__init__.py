@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from coar_dist.components.index import ComponentIndex
     from coar_dist.components.overview import find_components
     from coar_dist.config.schema import ComponentRule, ExampleGroup
-    from coar_dist.editing.edit import Edit, load_edit
+    from coar_dist.editing.edit import Edit
+    from coar_dist.editing.edit_record import load_edit
     from coar_dist.result.result import Result
     from coar_dist.result.run import Run
     from coar_dist.tasks.example_set import ExampleSet
@@ -69,7 +70,7 @@ _HOME = {
     "ablated_outputs": "coar_dist.ablation.direct",
     "attribute": "coar_dist.api",
     "find_components": "coar_dist.components.overview",
-    "load_edit": "coar_dist.editing.edit",
+    "load_edit": "coar_dist.editing.edit_record",
     "open_run": "coar_dist.api",
     "prompts": "coar_dist.tasks.examples.answers",
 }

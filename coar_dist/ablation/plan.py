@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from coar_dist.config.schema.values import Count, one_of
 from coar_dist.errors import counted
 
 
@@ -22,10 +23,10 @@ class EnginePlan:
         gradients_recorded: whether gradient passes are CUDA graphs.
     """
 
-    mode: str
-    rows_per_forward: int
+    mode: Annotated[str, one_of("weights", "rows")]
+    rows_per_forward: Count
     compiled: bool
-    gradient_rows: int | None = None
+    gradient_rows: Count | None = None
     gradients_compiled: bool = False
     recorded: bool = False
     gradients_recorded: bool = False

@@ -78,10 +78,14 @@ def _plain(value: Any, key: str) -> Any:
     return value.item() if getattr(value, "shape", None) == () else value
 
 
-def _message(problem: ErrorDetails, prefix: str) -> str:
+def rule_of(problem: ErrorDetails) -> str:
+    """What a value must be that pydantic found wrong: the end of a message, without a full stop."""
     words = _WORDS.get(problem["type"])
-    rule = f"must be {words.format(**problem.get('ctx', {}))}" if words else problem["msg"]
-    return f"{prefix}{_key(problem['loc'])}={problem['input']!r}: {rule}."
+    return f"must be {words.format(**problem.get('ctx', {}))}" if words else problem["msg"]
+
+
+def _message(problem: ErrorDetails, prefix: str) -> str:
+    return f"{prefix}{_key(problem['loc'])}={problem['input']!r}: {rule_of(problem)}."
 
 
 def _key(location: Sequence[int | str]) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,17 +21,14 @@ from coar_dist.components.plain_model import is_plain, plain_model
 from coar_dist.components.site_masking import BiasMasker, SiteMasker, why_not_in_biases
 from coar_dist.components.sites import Values, sites_of
 from coar_dist.components.stale_values import forget_as_in_training
-from coar_dist.config.python_words import OF_ATTRIBUTE, in_python_words
 from coar_dist.errors import (
     ComponentMismatchError,
     ConfigError,
-    MissingWorkError,
-    RunNotFoundError,
     counted,
     listed,
     shortened,
 )
-from coar_dist.store.edits import EDIT_FILE, EDITS, EditStore, edit_names
+from coar_dist.store.edits import EditStore
 from coar_dist.store.locations import storage_at
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.values import values_of_run
@@ -260,64 +256,6 @@ class Edit:
                 f"checkpoint that the run explains, or edit again."
             )
 
-    def record(self) -> dict[str, Any]:
-        """What ``edit.json`` says; ``components`` is spelt out for people and other programs."""
-        spelt = []
-        for i, component_id in enumerate(self.component_ids):
-            component = self.components[component_id]
-            slices = [dict(zip(("parameter", "axis", "start", "size"), each, strict=True)) for each in component.slices]
-            score = None if self.scores is None else self.scores[i]
-            spelt.append({"component_id": component_id, "name": component.name, "score": score, "slices": slices})
-        left_out = ("components", "component_ids", "scores", "storage", "values")
-        values = {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self) if entry.name not in left_out}
-        return {**values, "components": spelt}
-
-    @classmethod
-    def of_record(
-        cls, record: Mapping[str, Any], components: ComponentIndex, storage: str, values: Values | None = None
-    ) -> Edit:
-        """The inverse of ``record``."""
-        fields_of = dict(record)
-        spelt = fields_of.pop("components")
-        scores = [entry["score"] for entry in spelt]
-        pair = fields_of["paired_correlation"]
-        return cls(
-            **{
-                **fields_of,
-                "read": tuple(fields_of.get("read", ())),
-                "targets": tuple(fields_of["targets"]),
-                "references": tuple(fields_of["references"]),
-                "component_ids": tuple(entry["component_id"] for entry in spelt),
-                "scores": None if None in scores else tuple(scores),
-                "selected": {name: Selected(**of) for name, of in fields_of["selected"].items()},
-                "measured": {name: Measured(**of) for name, of in fields_of["measured"].items()},
-                "paired_correlation": None if pair is None else (_nan(pair[0]), _nan(pair[1])),
-                "each": None
-                if fields_of["each"] is None
-                else {name: _nan(number) for name, number in fields_of["each"].items()},
-            },
-            components=components,
-            storage=storage,
-            values=values,
-        )
-
-
-@in_python_words(OF_ATTRIBUTE)
-def load_edit(folder: str | Path) -> Edit:
-    """Load an edit from its folder, ``<run.dir>/edits/<name>``.
-
-    Raises:
-        RunNotFoundError, MissingWorkError: there is no edit.
-        DamagedFileError: it is damaged.
-    """
-    try:
-        sweep = RunDirectory.open(storage_at(folder))
-    except RunNotFoundError as error:
-        raise RunNotFoundError(f"{folder} is no edit, which lies in the folder {EDITS}/<name> of its run.") from error
-    if sweep.storage.size(EDIT_FILE) is None and (names := edit_names(sweep.storage)):
-        raise MissingWorkError(f"{folder} is a run, not an edit. Its edits are {listed(names)}, in {folder}/{EDITS}.")
-    return Edit.of_record(EditStore(sweep).read()[0], sweep.components, str(folder), values_of(sweep))
-
 
 def values_of(run: RunDirectory) -> Values | None:
     """What takes the place of a run's ablated activations, by site; None is zeroed weights.
@@ -332,18 +270,3 @@ def values_of(run: RunDirectory) -> Values | None:
 def weights_fingerprint(model: nn.Module) -> str:
     """The fingerprint of a model's weights, as in a run's identity."""
     return fingerprint_of_tensors(sorted(model.state_dict().items()))
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it; NaN is null."""
-    if isinstance(value, Measured | Selected):
-        return _plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def _nan(value: float | None) -> float:
-    return float("nan") if value is None else float(value)

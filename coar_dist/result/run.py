@@ -307,7 +307,7 @@ class Run(RunReader, FormerNames):
             >>> edit.measured["targets"].after["accuracy"]  # doctest: +SKIP
             0.25
         """
-        from coar_dist.editing.edit import load_edit
+        from coar_dist.editing.edit_record import load_edit
         from coar_dist.editing.groups import edit_of
         from coar_dist.stages.pipeline import run_stages
         from coar_dist.store.edits import EDITS

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,9 @@ from coar_dist.errors import counted
 from coar_dist.stages.prediction import seconds_of_masks
 from coar_dist.stages.session import Session
 from coar_dist.stages.values import value_of_run
+from coar_dist.store.documents import check_type
 from coar_dist.store.examples import ExampleTable
+from coar_dist.store.record import damaged_record
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.tasks.example_set import EXCERPT
 from coar_dist.tasks.task import Task
@@ -130,10 +133,18 @@ def collect(
 def recorded_plan(run: RunDirectory, config: Config, work: MissingWork) -> EnginePlan | None:
     """The run's engine plan; None where it has none that the configuration allows and the work can use."""
     recorded = run.engine_plan
-    plan = None if recorded is None else EnginePlan(**recorded)
+    plan = None if recorded is None else _plan_of(run, recorded)
     if plan is not None and (not _pins(config).allow(plan) or (work.gradient_masks and plan.gradient_rows is None)):
         return None
     return plan
+
+
+def _plan_of(run: RunDirectory, recorded: dict[str, Any]) -> EnginePlan:
+    try:
+        check_type(EnginePlan, recorded)
+        return EnginePlan(**recorded)
+    except (ValueError, TypeError) as error:
+        raise damaged_record(run.storage, f"engine_plan cannot be: {error}") from error
 
 
 def job_of(session: Session, run: RunDirectory, task: Task, components: ComponentIndex, stores: Stores) -> AblationJob:

@@ -28,6 +28,7 @@ def _check(session: Session) -> None:
 
 def _run(session: Session) -> None:
     """Make the edit that ``config.edit`` asks for, where it is not there yet."""
+    from coar_dist.editing.edit_record import record_of
     from coar_dist.report.edits import print_edit
     from coar_dist.stages.edit_inputs import EditInputs
     from coar_dist.stages.make_edit import make_edit, make_edit_of_each
@@ -49,7 +50,7 @@ def _run(session: Session) -> None:
     held_out = inputs.held_out()
     sweeps = SweepRun(session, run, held_out.task, storage)
     made = (make_edit_of_each if edit.each else make_edit)(inputs, held_out, sweeps)
-    sweeps.edits.write(made.record(), fingerprint)
+    sweeps.edits.write(record_of(made), fingerprint)
     print_edit(made, terminal)
     names = [name for name in storage.files() if name.startswith(("edit", "curve", "each"))]
     terminal.say(f"{storage}: {', '.join(sorted(names))}.")
@@ -57,7 +58,8 @@ def _run(session: Session) -> None:
 
 def _made_already(session: Session, storage: Storage, fingerprint: str) -> Edit | None:
     """The edit that is there, if it is of this fingerprint; its damaged files are set aside."""
-    from coar_dist.editing.edit import Edit
+
+    from coar_dist.editing.edit_record import edit_from
 
     try:
         run = RunDirectory.open(storage)
@@ -73,7 +75,7 @@ def _made_already(session: Session, storage: Storage, fingerprint: str) -> Edit 
         session.terminal.warn(str(error))
         return None
     if made_of == fingerprint:
-        return Edit.of_record(record, run.components, str(storage))
+        return edit_from(record, run.components, str(storage))
     session.terminal.warn(
         f"{storage} holds an edit of other settings or attributions, which this one replaces (edit.name keeps both)."
     )

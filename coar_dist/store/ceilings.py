@@ -12,16 +12,41 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from coar_dist.config.schema import MIN_CEILING_MASKS
+from coar_dist.config.schema.values import Count
 from coar_dist.designs.design import MaskDesign
 from coar_dist.errors import MissingWorkError
+from coar_dist.store.documents import Finite
 from coar_dist.store.parquet import is_made_with, read_current, read_metadata, write_table
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.tables import AttributionTable
 
 CEILING, CEILING_LABEL = "ceiling", "Ceiling, linear"
-_NUMBERS = ("mean", "standard_error", "lower", "lower_standard_error", "upper", "upper_standard_error")
+
+
+class _Settings(TypedDict):
+    num_masks: Count
+    num_pairs: int
+    method: str
+
+
+class _Numbers(TypedDict):
+    mean: Finite | None
+    standard_error: Finite | None
+    lower: Finite | None
+    lower_standard_error: Finite | None
+    upper: Finite | None
+    upper_standard_error: Finite | None
+
+
+class _Metadata(TypedDict):
+    settings: _Settings
+    ceiling: _Numbers
+
+
+_NUMBERS = tuple(_Numbers.__annotations__)
 
 
 @dataclass(frozen=True)
@@ -128,11 +153,11 @@ class CeilingTable:
         reason = why_no_ceiling(self._run.design(self.design_name))
         if reason is not None:
             raise MissingWorkError(f"{where}: no ceiling of linear models is estimated, because {reason}.")
-        found = read_current(self._storage, self.file, "evaluate", self._expected)
+        found = read_current(self._storage, self.file, "evaluate", self._expected, kind=_Metadata)
         if found is None:
             raise MissingWorkError(f"{where} is missing or of earlier attributions: run the evaluate stage.")
         settings, numbers = found.metadata["settings"], found.metadata[CEILING]
-        known = {name: float("nan") if value is None else float(value) for name, value in numbers.items()}
+        known = {name: float("nan") if numbers[name] is None else float(numbers[name]) for name in _NUMBERS}
         return Ceiling(
             **known,
             correlations=np.asarray(found.columns["correlation"].to_numpy()),
@@ -145,8 +170,8 @@ class CeilingTable:
         """What the file must belong to, with the method that it names where none was asked for."""
         method = self.method
         if method is None:
-            there = read_metadata(self._storage, self.file, "evaluate", self._run.belongs_to("evaluation"))
-            method = None if there is None else there.get("settings", {}).get("method")
+            there = read_metadata(self._storage, self.file, "evaluate", self._run.belongs_to("evaluation"), _Metadata)
+            method = None if there is None else there["settings"]["method"]
         if method is None:
             return {**self._run.belongs_to("evaluation"), "settings": None}  # which no file has
         return self._belongs_to(str(method))

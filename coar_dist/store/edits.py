@@ -9,16 +9,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
+from coar_dist.config.schema.values import Count, Rule, one_of
 from coar_dist.errors import DamagedFileError, MissingWorkError
 from coar_dist.store.aside import set_aside
+from coar_dist.store.documents import Finite, check_type, parsed, up_to
 from coar_dist.store.parquet import read_content, write_table
 from coar_dist.store.record import fingerprint_of
 from coar_dist.store.run_directory import RunDirectory
@@ -31,6 +34,58 @@ _CURVE_FILE, _EACH_FILE = "curve.parquet", "each.parquet"
 CHOICE, MEASURE = "choice", "measure"
 """The parts of the held-out examples: what the number of components is chosen on, and what the edit is measured on."""
 _FORMAT = 1
+_Id = Annotated[int, up_to(0, 2**31 - 1)]
+_Number = Annotated[int, up_to(0, 2**31 - 1)]
+_Metrics = dict[str, Finite | None]
+"""NaN is null."""
+
+
+class _Slice(TypedDict):
+    parameter: str
+    axis: _Number
+    start: _Number
+    size: Count
+
+
+class _Ablated(TypedDict):
+    component_id: _Id
+    name: str
+    score: Finite | None
+    slices: list[_Slice]
+
+
+class _Selected(TypedDict):
+    num_components: _Number
+    values: _Metrics
+
+
+class _Measured(TypedDict):
+    num_examples: _Number
+    before: _Metrics
+    after: _Metrics
+
+
+class _Record(TypedDict):
+    """What ``edit.json`` says."""
+
+    settings: str
+    name: str
+    run: str
+    model_weights: str
+    selection: str
+    direction: Annotated[str, one_of("raise", "lower")]
+    targets: list[_Id]
+    references: list[_Id]
+    max_components: _Number
+    metric: str
+    criterion: str
+    unablated: _Metrics
+    selected: dict[str, _Selected]
+    measured: dict[str, _Measured]
+    paired_correlation: Annotated[list[Finite | None], Rule(lambda pair: len(pair) == 2, "null or two numbers")] | None
+    each: _Metrics | None
+    read: NotRequired[list[str]]
+    components: list[_Ablated]
 
 
 @dataclass(frozen=True)
@@ -83,13 +138,15 @@ class EditStore:
         if self._storage.size(EDIT_FILE) is None:
             raise MissingWorkError(f"{where} is missing: run the edit stage.")
         try:
-            content = json.loads(self._storage.read(EDIT_FILE))
-            checksum = content.pop("sha256")
+            content = parsed(self._storage.read(EDIT_FILE))
+            checksum = content.pop("sha256", None)
             if checksum != fingerprint_of(content):
                 raise ValueError("it does not have the checksum that it was written with")
-            if (content.pop("format"), content.pop("sweep")) != (_FORMAT, self.sweep.fingerprint):
+            if (content.pop("format", None), content.pop("sweep", None)) != (_FORMAT, self.sweep.fingerprint):
                 raise ValueError("it is of another run or version")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            check_type(_Record, content)
+            _check_agrees(content, self.sweep.components.num_components)
+        except ValueError as error:
             raise DamagedFileError.of(where, f"{where} is damaged: {error}.", "edit") from error
         settings = str(content.pop("settings"))
         return dict(content), settings
@@ -150,3 +207,25 @@ class EditStore:
             except DamagedFileError as error:
                 reasons.append(f"{error.reason} Set aside as {set_aside(self._storage, name)}")
         return reasons
+
+
+def _check_agrees(record: Mapping[str, Any], num_components: int) -> None:
+    """Check what types cannot say of a record: that its parts are of one edit.
+
+    Raises:
+        ValueError: they are not, a sentence without a full stop.
+    """
+    for ablated in record["components"]:
+        if ablated["component_id"] >= num_components:
+            raise ValueError(f"component_id is {ablated['component_id']}: there are {num_components} components")
+    if record["selection"] not in record["selected"]:
+        raise ValueError("selected lacks what selection names")
+    if record["each"] is None:
+        _check_keys("selected", record["unablated"], [found["values"] for found in record["selected"].values()])
+        sides = [found[side] for found in record["measured"].values() for side in ("before", "after")]
+        _check_keys("measured", next(iter(sides), {}), sides)
+
+
+def _check_keys(key: str, expected: Collection[str], values: Collection[Collection[str]]) -> None:
+    if not expected or any(set(found) != set(expected) for found in values):
+        raise ValueError(f"{key} has not the same numbers for all")

@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from typing_extensions import override
 
+from coar_dist.errors import in_one_line
+from coar_dist.store.documents import check_type
 from coar_dist.store.storage import StoredFile
 
 _METADATA_KEY = "coar_dist"
@@ -82,7 +84,11 @@ def read_footer(file: StoredFile, worth_reading: int) -> tuple[bytes, dict[str, 
     as_hashed = footer[: found.start(1)] + _UNKNOWN.encode() + footer[found.end(1) :]
     if _sha256(as_hashed).encode() != found[1]:
         raise WrongError("is damaged: its footer does not have the checksum it was written with")
-    metadata, _ = json.JSONDecoder().raw_decode(footer[found.start() :].decode("latin-1"))
+    try:
+        metadata, _ = json.JSONDecoder().raw_decode(footer[found.start() :].decode("latin-1"))
+        check_type(dict[str, str], metadata.get("sha256"))
+    except (ValueError, RecursionError) as error:
+        raise WrongError(f"is damaged: its metadata cannot be read: {error}") from None
     return tail, dict(metadata)
 
 
@@ -97,14 +103,17 @@ def read_columns(file: StoredFile, tail: bytes, metadata: Mapping[str, Any], col
     lacking = [column for column in wanted if column not in checksums]
     if lacking:
         raise WrongError(f"is damaged: it has no column {lacking[0]!r}")
-    footer = pq.read_metadata(pa.BufferReader(tail))
-    ranges = _column_ranges(footer)
-    parts = _read_parts(file, tail, [ranges[column] for column in wanted])
-    for column in wanted:
-        if _sha256(parts.between(*ranges[column])) != checksums[column]:
-            raise WrongError(f"is damaged: column {column!r} does not have the checksum it was written with")
-    source = pq.ParquetFile(pa.PythonFile(parts, mode="r"), metadata=footer, pre_buffer=False)
-    return source.read(columns=wanted, use_threads=False)
+    try:
+        footer = pq.read_metadata(pa.BufferReader(tail))
+        ranges = _column_ranges(footer)
+        parts = _read_parts(file, tail, [ranges[column] for column in wanted])
+        for column in wanted:
+            if _sha256(parts.between(*ranges[column])) != checksums[column]:
+                raise WrongError(f"is damaged: column {column!r} does not have the checksum it was written with")
+        source = pq.ParquetFile(pa.PythonFile(parts, mode="r"), metadata=footer, pre_buffer=False)
+        return source.read(columns=wanted, use_threads=False)
+    except (pa.ArrowException, KeyError) as error:  # of a file with right checksums that no writer here has made
+        raise WrongError(f"is damaged: it is no Parquet file of these columns ({in_one_line(error)})") from error
 
 
 class _Parts(io.RawIOBase):

@@ -113,8 +113,8 @@ class GradientStore(ShardFolder):
             MissingWorkError: masks are missing.
             DamagedFileError: a shard's footer is damaged.
         """
-        footers = [self._read_metadata(*masks) for masks in self._whole_shards()]
-        return np.concatenate([self._masks_of(metadata) for metadata in footers])
+        shards = self._whole_shards()
+        return np.concatenate([self._masks_of(*masks, self._read_metadata(*masks)) for masks in shards])
 
     def read(self) -> Iterator[tuple[NDArray[np.bool_], GateGradients]]:
         """The masks (num_masks, num_components) and the gate gradients of every shard, in mask order.
@@ -147,36 +147,53 @@ class GradientStore(ShardFolder):
 
     def _read_margins(self, start: int, stop: int) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         found = self._read(start, stop, ["margins"])
-        return self._masks_of(found.metadata), _margins_of(found)
+        return self._masks_of(start, stop, found.metadata), self._margins_of(start, stop, found)
 
     def _read_shard(self, start: int, stop: int) -> tuple[NDArray[np.bool_], GateGradients]:
         found = self._read(start, stop, None)  # every byte is checked
         metadata, table = found.metadata, found.columns
-        return self._masks_of(metadata), GateGradients(
-            margins=_margins_of(found),
-            kept=matrix_of(table["kept"]),
-            ablated=matrix_of(table["ablated"]),
-            kept_squares=_decoded(metadata["kept_squares"], "<f8"),
-            ablated_squares=_decoded(metadata["ablated_squares"], "<f8"),
-            known=self._known(metadata),
+        masks = self._masks_of(start, stop, metadata)
+        d, num_examples = self.num_components, self.block[1] - self.block[0]
+        sums = [matrix_of(table[name]) for name in ("kept", "ablated")]
+        if any(sum_.shape != (num_examples, d) for sum_ in sums):
+            raise self._damaged(start, stop, f"its sums are not of {num_examples} examples x {d} components")
+        kept, ablated = sums
+        return masks, GateGradients(
+            margins=self._margins_of(start, stop, found),
+            kept=kept,
+            ablated=ablated,
+            kept_squares=self._decoded(start, stop, metadata, "kept_squares", "<f8", d),
+            ablated_squares=self._decoded(start, stop, metadata, "ablated_squares", "<f8", d),
+            known=_unpacked(self._decoded(start, stop, metadata, "known", np.uint8, -(-d // 8))[None], d)[0],
         )
 
-    def _known(self, metadata: Mapping[str, Any]) -> NDArray[np.bool_]:
-        bits = _decoded(metadata["known"], np.uint8)
-        return np.unpackbits(bits, count=self.num_components, bitorder="little").astype(np.bool_)
+    def _masks_of(self, start: int, stop: int, metadata: Mapping[str, Any]) -> NDArray[np.bool_]:
+        num_bytes = -(-self.num_components // 8)
+        bits = self._decoded(start, stop, metadata, "masks", np.uint8, (stop - start) * num_bytes)
+        return _unpacked(bits.reshape(stop - start, num_bytes), self.num_components)
 
-    def _masks_of(self, metadata: Mapping[str, Any]) -> NDArray[np.bool_]:
-        bits = _decoded(metadata["masks"], np.uint8).reshape(metadata["stop"] - metadata["start"], -1)
-        return np.unpackbits(bits, axis=1, count=self.num_components, bitorder="little").astype(np.bool_)
+    def _margins_of(self, start: int, stop: int, found: Content) -> NDArray[np.float32]:
+        margins = matrix_of(found.columns["margins"])
+        if margins.shape != (self.block[1] - self.block[0], stop - start):
+            raise self._damaged(start, stop, f"its margins are {margins.shape}")
+        return margins.T.copy()  # of one example torch takes a view only with a warning
+
+    def _decoded(
+        self, start: int, stop: int, metadata: Mapping[str, Any], name: str, dtype: Any, size: int
+    ) -> NDArray[Any]:
+        """An array (size,) of the metadata."""
+        try:
+            found = np.frombuffer(base64.b64decode(metadata[name]), dtype=dtype)
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._damaged(start, stop, f"{name} of its metadata cannot be read") from error
+        if len(found) != size:
+            raise self._damaged(start, stop, f"{name} of its metadata has {len(found)} values, not {size}")
+        return found
 
     @override
     def _belongs_to(self, start: int, stop: int) -> dict[str, Any]:
         return {**super()._belongs_to(start, stop), "examples": list(self.block)}
 
 
-def _margins_of(found: Content) -> NDArray[np.float32]:
-    return matrix_of(found.columns["margins"]).T.copy()  # of one example torch takes a view only with a warning
-
-
-def _decoded(text: str, dtype: Any) -> NDArray[Any]:
-    return np.frombuffer(base64.b64decode(text), dtype=dtype)
+def _unpacked(bits: NDArray[np.uint8], num_components: int) -> NDArray[np.bool_]:
+    return np.unpackbits(bits, axis=1, count=num_components, bitorder="little").astype(np.bool_)

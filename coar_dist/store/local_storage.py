@@ -13,7 +13,7 @@ from typing import BinaryIO
 from typing_extensions import override
 
 from coar_dist.errors import StorageError
-from coar_dist.store.storage import KEPT, Storage, StoredFile
+from coar_dist.store.storage import KEPT, Storage, StoredFile, checked_name
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LocalStorage(Storage):
 
     def path(self, name: str = "") -> Path:
         """The file as the operating system knows it."""
-        return Path(self.location) / name
+        return Path(self.location) / checked_name(name)
 
     def create(self) -> None:
         """Make the folder itself, once: a later writer that does not find it must not make another one."""

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from coar_dist.config.secrets import without_secrets
 from coar_dist.errors import CoarDistError, ConfigError, StorageError
-from coar_dist.store.storage import KEPT, Storage, StoredFile
+from coar_dist.store.storage import KEPT, Storage, StoredFile, checked_name
 
 PACKAGES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs")}
 """By protocol: the package that speaks it, and the extra of this one that brings it."""
@@ -43,7 +43,7 @@ class ObjectStorage(Storage):
         return _filesystem(self.location.partition("://")[0])
 
     def _key(self, name: str) -> str:
-        return f"{self.location.partition('://')[2].strip('/')}/{name}".rstrip("/")
+        return f"{self.location.partition('://')[2].strip('/')}/{checked_name(name)}".rstrip("/")
 
     @contextlib.contextmanager
     def _named(self, name: str, done: str) -> Iterator[None]:

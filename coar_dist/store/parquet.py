@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from coar_dist.errors import DamagedFileError, StorageError
+from coar_dist.store.documents import check_type
 from coar_dist.store.encoding import WrongError, encoded, read_columns, read_footer
 from coar_dist.store.storage import Storage, StoredFile
 
@@ -56,7 +57,9 @@ class Content:
     columns: pa.Table
 
 
-def read_metadata(storage: Storage, name: str, stage: str, belongs_to: Mapping[str, Any]) -> dict[str, Any] | None:
+def read_metadata(
+    storage: Storage, name: str, stage: str, belongs_to: Mapping[str, Any], kind: Any = None
+) -> dict[str, Any] | None:
     """What the file says of itself, from its footer alone; None where there is no such file.
 
     Args:
@@ -64,6 +67,7 @@ def read_metadata(storage: Storage, name: str, stage: str, belongs_to: Mapping[s
         name: the file.
         stage: that makes the file, for the message.
         belongs_to: what its metadata must say.
+        kind: TypedDict of what is read of them besides; None: nothing is.
 
     Raises:
         DamagedFileError: the footer is not as it was written, or the file belongs to something else.
@@ -72,7 +76,7 @@ def read_metadata(storage: Storage, name: str, stage: str, belongs_to: Mapping[s
 
     def read(file: StoredFile) -> dict[str, Any]:
         _, metadata = read_footer(file, storage.worth_reading)
-        _check_belongs(metadata, belongs_to)
+        _check_belongs(metadata, belongs_to, kind)
         return metadata
 
     with _damage_named(storage, name, stage):
@@ -87,6 +91,7 @@ def read_content(
     columns: Sequence[str] | None = None,
     optional: Sequence[str] = (),
     is_found: bool = True,
+    kind: Any = None,
 ) -> Content | None:
     """The named columns (None: all) with the file's metadata, verified; None where there is no such file.
 
@@ -100,6 +105,7 @@ def read_content(
         columns: that it must have.
         optional: columns that are read where it has them.
         is_found: whether the stage finds by itself what is damaged, for the message.
+        kind: as of ``read_metadata``.
 
     Raises:
         DamagedFileError: the file is damaged, truncated, lacks a column, or belongs to something else. It stays as it
@@ -109,7 +115,7 @@ def read_content(
 
     def read(file: StoredFile) -> Content:
         tail, metadata = read_footer(file, storage.worth_reading)
-        _check_belongs(metadata, belongs_to)
+        _check_belongs(metadata, belongs_to, kind)
         wanted = None if columns is None else [*columns, *(name for name in optional if name in metadata["sha256"])]
         return Content(metadata, read_columns(file, tail, metadata, wanted))
 
@@ -123,11 +129,12 @@ def read_current(
     stage: str,
     belongs_to: Callable[[], Mapping[str, Any]],
     columns: Sequence[str] | None = None,
+    kind: Any = None,
 ) -> Content | None:
     """``read_content`` of a file that is made from others; None where it is not there, or not of them as they are now.
 
     Args:
-        storage, name, stage, columns: as of ``read_content``.
+        storage, name, stage, columns, kind: as of ``read_content``.
         belongs_to: looks at the others and tells what the file's metadata must say.
 
     Raises:
@@ -135,7 +142,7 @@ def read_current(
     """
     wanted = belongs_to()
     for _ in range(_TRIES):
-        found = read_content(storage, name, stage, {}, columns)
+        found = read_content(storage, name, stage, {}, columns, kind=kind)
         if found is not None and not differs(found.metadata, wanted):
             return found
         earlier, wanted = wanted, belongs_to()
@@ -191,10 +198,15 @@ def differs(metadata: Mapping[str, Any], belongs_to: Mapping[str, Any]) -> bool:
     return any(metadata.get(key) != value for key, value in belongs_to.items())
 
 
-def _check_belongs(metadata: Mapping[str, Any], belongs_to: Mapping[str, Any]) -> None:
+def _check_belongs(metadata: Mapping[str, Any], belongs_to: Mapping[str, Any], kind: Any = None) -> None:
     differing = [key for key, value in belongs_to.items() if metadata.get(key) != value]
     if differing:
         raise WrongError(f"{FOREIGN}: its {' and '.join(differing)} differ{'s' if len(differing) == 1 else ''}")
+    if kind is not None:
+        try:
+            check_type(kind, metadata)
+        except ValueError as error:
+            raise WrongError(f"is damaged: in its metadata, {error}") from None
 
 
 @contextlib.contextmanager

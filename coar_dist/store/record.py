@@ -8,14 +8,69 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
+from typing_extensions import TypedDict
+
+from coar_dist.config.methods import BASELINES
+from coar_dist.config.schema.values import Count, FolderName, Seed, Share, one_of
 from coar_dist.errors import DamagedFileError, RunMismatchError, RunNotFoundError
+from coar_dist.store.documents import Fingerprint, Finite, check_type, parsed, up_to
 from coar_dist.store.storage import Storage
+from coar_dist.store.values import ABLATION_VALUES
 from coar_dist.version import VERSION
 
 FORMAT = 4
 RUN_FILE = "run.json"
+ROLES = ("train", "gradients", "baseline", "evaluation", "ceiling", "edit")
+_NumExamples = Annotated[int, up_to(1, 10**8 - 1)]
+"""Names of files have 8 digits for an example's id, and 10 for a mask's."""
+_NumMasks = Annotated[int, up_to(0, 10**10 - 1)]
+_Identity = TypedDict(
+    "_Identity",
+    {
+        "components": Fingerprint,
+        "num_examples": _NumExamples,
+        "ablation.examples_per_block": Count,
+        "ablation.margins_dtype": Annotated[str, one_of("float32", "float16")],
+        "ablation.precision": NotRequired[str],
+        "ablation.value": NotRequired[Annotated[str, one_of(*ABLATION_VALUES)]],
+        "ablation.mean_over": NotRequired[str],
+        "ablation.seed": NotRequired[Seed],
+        "ablation.values": NotRequired[Fingerprint | None],
+    },
+)
+
+
+class _Design(TypedDict):
+    role: Annotated[str, one_of(*ROLES)]
+    active: bool
+    kind: str
+    num_components: Annotated[int, up_to(1, 2**31 - 1)]
+    num_masks: _NumMasks
+    ablation_fraction: Share
+    seed: Seed
+    correlation: NotRequired[Share]
+    fingerprint: NotRequired[str]
+
+
+class _AnyRecord(TypedDict):
+    """What every version's ``run.json`` says."""
+
+    format: int
+
+
+class _Record(_AnyRecord):
+    """What is read of ``run.json``; names that become parts of paths are ``FolderName``."""
+
+    created: str
+    versions: dict[str, str]
+    identity: _Identity
+    probe_margins: list[float]
+    designs: dict[FolderName, _Design]
+    engine_plan: NotRequired[dict[str, Any]]
+    gradient_cost: NotRequired[Finite]
+    baselines: NotRequired[dict[Annotated[str, one_of(*BASELINES)], dict[FolderName, Count]]]
 
 
 def read_record(storage: Storage) -> dict[str, Any]:
@@ -33,22 +88,30 @@ def read_record(storage: Storage) -> dict[str, Any]:
         )
     where = storage.where(RUN_FILE)
     try:
-        record = json.loads(storage.read(RUN_FILE))
+        record = parsed(storage.read(RUN_FILE))
+        check_type(_AnyRecord, record)
         found = record["format"]
         checksum = record.pop("sha256", None)
         if (checksum is not None or found == FORMAT) and checksum != fingerprint_of(record):
             raise ValueError("it does not have the checksum that it was written with")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedFileError(
-            f"{where} is damaged: {error}. Run the ablate stage: it writes the file again and keeps every shard of the "
-            f"same run."
-        ) from error
+        if found == FORMAT:
+            check_type(_Record, record)
+    except ValueError as error:
+        raise damaged_record(storage, error) from error
     if found != FORMAT:
         raise RunMismatchError(
             f"{where} has format {found}, this version reads format {FORMAT}. Use another run.dir; or remove the file "
             f"and run the ablate stage as before: it keeps every shard of the same run."
         )
     return dict(record)
+
+
+def damaged_record(storage: Storage, reason: object) -> DamagedFileError:
+    """The error that says what is wrong with ``run.json``; ``reason`` is a sentence without a full stop."""
+    return DamagedFileError(
+        f"{storage.where(RUN_FILE)} is damaged: {reason}. Run the ablate stage: it writes the file again and keeps "
+        f"every shard of the same run."
+    )
 
 
 def new_record(identity: Mapping[str, Any], probe_margins: Sequence[float]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from coar_dist.designs.design import MaskDesign
 from coar_dist.designs.given import Imported, Listed
 from coar_dist.designs.own import OwnDesign, Rule
 from coar_dist.designs.registry import design_from_json
-from coar_dist.errors import DamagedFileError, MissingWorkError, RunNotFoundError
+from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunNotFoundError
 from coar_dist.store.aside import set_aside, set_aside_wrong
 from coar_dist.store.baselines import BaselineStore
 from coar_dist.store.gradients import GradientStore
@@ -22,7 +22,15 @@ from coar_dist.store.identity import check_design, check_identity, check_probe
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.mask_file import MASK_FILES, MaskFile
 from coar_dist.store.parquet import read_content, write_table
-from coar_dist.store.record import RUN_FILE, fingerprint_of, new_record, read_record, write_record
+from coar_dist.store.record import (
+    ROLES,
+    RUN_FILE,
+    damaged_record,
+    fingerprint_of,
+    new_record,
+    read_record,
+    write_record,
+)
 from coar_dist.store.shards import ShardFolder
 from coar_dist.store.storage import Storage
 from coar_dist.store.values import VALUE_FILES
@@ -45,7 +53,6 @@ FOLDERS = (
     "logs",
 )
 """Where files lie, besides the folders of shards."""
-ROLES = ("train", "gradients", "baseline", "evaluation", "ceiling", "edit")
 
 
 @dataclass(frozen=True)
@@ -200,8 +207,11 @@ class RunDirectory:
         designs = {}
         for name, entry in self._record["designs"].items():
             written = {key: value for key, value in entry.items() if key not in ("role", "active")}
-            load = self._mask_file(name, entry["fingerprint"]) if entry["kind"] == Listed.kind else None
-            designs[name] = RunDesign(entry["role"], design_from_json(written, rules.get(name), load))
+            try:
+                load = self._mask_file(name, entry["fingerprint"]) if entry["kind"] == Listed.kind else None
+                designs[name] = RunDesign(entry["role"], design_from_json(written, rules.get(name), load))
+            except (TypeError, KeyError, ConfigError) as error:  # a key too few or too many, or masks that cannot be
+                raise damaged_record(self.storage, f"designs.{name} cannot be: {error}".rstrip(".")) from error
         return designs
 
     def _mask_file(self, design_name: str, fingerprint: str) -> MaskFile:

@@ -234,6 +234,11 @@ class ShardFolder:
             raise self._gone(start, stop)
         return found
 
+    def _damaged(self, start: int, stop: int, reason: object) -> DamagedFileError:
+        """The error that says of a shard what only a look at its values shows: a sentence without a full stop."""
+        where = self._where(start, stop)
+        return DamagedFileError.of(where, f"{where} is damaged: {reason}.", "ablate", is_found=False)
+
     def _read_metadata(self, start: int, stop: int) -> dict[str, Any]:
         found = read_metadata(self.storage, self.file(start, stop), "ablate", self._belongs_to(start, stop))
         if found is None:

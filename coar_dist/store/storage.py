@@ -12,7 +12,23 @@ from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
+from coar_dist.errors import DamagedFileError
+
 KEPT = "Correct that and run the same command again; what is finished is kept."
+
+
+def checked_name(name: str) -> str:
+    """A name within a storage, which every storage passes through here before it becomes a path or a key.
+
+    Raises:
+        DamagedFileError: it would lie outside, as names may that stand in somebody else's run.
+    """
+    if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
+        raise DamagedFileError(
+            f"{name!r} is no name of a file within a run directory, and was neither read nor written. A file of the "
+            f"run names it that is damaged, or not of this package: coar-dist inspect tells which are."
+        )
+    return name
 
 
 class StoredFile(ABC):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from coar_dist.config.methods import method_of
 from coar_dist.errors import ConfigError, MissingWorkError
@@ -23,6 +24,11 @@ from coar_dist.store.run_directory import RunDirectory
 _CONTENT = "attributions"
 _DECIDED = "decided"
 QUALITY = ("r2", "r2_new", "duality_gap")
+
+
+class _Metadata(TypedDict):
+    settings: dict[str, Any]
+    decided: NotRequired[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -209,7 +215,7 @@ class AttributionTable:
 
     def _metadata(self, blocks: list[tuple[int, int]]) -> list[dict[str, Any]]:
         found = {
-            self.file(block): read_metadata(self._storage, self.file(block), "fit", self._belongs_to(block))
+            self.file(block): read_metadata(self._storage, self.file(block), "fit", self._belongs_to(block), _Metadata)
             for block in blocks
         }
         missing = [file for file, metadata in found.items() if metadata is None]

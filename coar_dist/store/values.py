@@ -33,7 +33,7 @@ Arrays = Mapping[str, NDArray[np.float32]]
 """Per site its values, of any shape."""
 
 
-_WORDS = {
+ABLATION_VALUES = {
     "zero_weights": "weights zeroed",
     "zero": "activations zero",
     "mean": "mean activations",
@@ -41,6 +41,7 @@ _WORDS = {
     "counterfactual": "activations of counterfactuals",
     "constants": "constant activations",
 }
+"""What may take the place, for people."""
 
 
 def value_in_words(identity: Mapping[str, Any]) -> str:
@@ -51,7 +52,7 @@ def value_in_words(identity: Mapping[str, Any]) -> str:
         'mean activations by position'
     """
     over = identity.get(MEAN_OVER, "all")
-    return _WORDS[identity.get(VALUE, "zero_weights")] + ("" if over == "all" else f" by {over}")
+    return ABLATION_VALUES[identity.get(VALUE, "zero_weights")] + ("" if over == "all" else f" by {over}")
 
 
 def differs_by_example(identity: Mapping[str, Any]) -> bool:

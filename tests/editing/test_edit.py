@@ -18,7 +18,8 @@ from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import EditConfig
 from coar_dist.designs.independent import Bernoulli
-from coar_dist.editing.edit import Edit, Measured, Selected, load_edit, weights_fingerprint
+from coar_dist.editing.edit import Edit, Measured, Selected, weights_fingerprint
+from coar_dist.editing.edit_record import load_edit, record_of
 from coar_dist.editing.selections import Selector, root_mean_squares
 from coar_dist.errors import ComponentMismatchError, ConfigError
 from coar_dist.store.edits import EditStore
@@ -28,6 +29,7 @@ from coar_dist.store.tables import Attributions, AttributionTable
 from tests.editing.test_scores import literal_t_scores
 from tests.models import local_storage, randomise
 
+IDENTITY = {"ablation.examples_per_block": 4, "ablation.margins_dtype": "float32"}
 COMPONENTS = ComponentIndex((ComponentGroup.of("0.weight", 0, 6), ComponentGroup.of("2.weight", 1, 3, 2)))
 X = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
 
@@ -123,7 +125,7 @@ def test_models_that_the_edit_is_not_of_are_refused() -> None:
 
 
 def test_an_edit_of_each_target_is_applied_by_its_target(tmp_path: Path) -> None:
-    run = RunDirectory.create(local_storage(tmp_path), {"a": 1}, COMPONENTS, 9)
+    run = RunDirectory.create(local_storage(tmp_path), IDENTITY, COMPONENTS, 9)
     EditStore(run).write_each({"example_id": np.array([1, 4])}, [[0], [5, 8]])
     edit = edit_of(str(tmp_path), component_ids=(), scores=(), each={"fixed": 0.5, "median_cost": float("nan")})
     for example_id, components in ((1, [0]), (4, [5, 8])):
@@ -142,12 +144,12 @@ def test_an_edit_of_each_target_is_applied_by_its_target(tmp_path: Path) -> None
     ids=["whole", "no scores", "no pairs", "each"],
 )
 def test_the_record_of_an_edit_is_json_and_comes_back(changes: dict[str, Any], tmp_path: Path) -> None:
-    run = RunDirectory.create(local_storage(tmp_path), {"a": 1}, COMPONENTS, 9)
+    run = RunDirectory.create(local_storage(tmp_path), IDENTITY, COMPONENTS, 9)
     edit = edit_of(str(tmp_path), **changes)
-    EditStore(run).write(json.loads(json.dumps(edit.record(), allow_nan=False)), "settings")
+    EditStore(run).write(json.loads(json.dumps(record_of(edit), allow_nan=False)), "settings")
     found = load_edit(tmp_path)
     np.testing.assert_equal(vars(found), vars(edit))
-    spelt = edit.record()["components"]
+    spelt = record_of(edit)["components"]
     assert spelt[0] == {
         "component_id": 7,
         "name": "2[:, 1]",
@@ -168,8 +170,7 @@ def test_the_size_of_a_component_is_the_root_mean_square_of_its_parameters() -> 
 @pytest.fixture
 def reader(tmp_path: Path) -> RunReader:
     """Attributions of two methods."""
-    identity = {"ablation.examples_per_block": 4, "ablation.margins_dtype": "float32"}
-    run = RunDirectory.create(local_storage(tmp_path), identity, COMPONENTS, 9)
+    run = RunDirectory.create(local_storage(tmp_path), IDENTITY, COMPONENTS, 9)
     run.set_designs({"train": RunDesign("train", Bernoulli(9, 20, 0.2, 0))})
     run.set_baselines({"neuron_conductance": {}})
     fit(run, "coar", 0)

@@ -185,16 +185,21 @@ def test_history_adds_up_stages_and_lists_warnings(tmp_path: Path) -> None:
         log.warning("a shard is [damaged]", extra={"stage": "ablate"})
         log.warning("an actor has died", extra={"stage": "fit", "actor": "actor-0"})
     run.storage.write("logs/1999.log", b"no json\n{}\n")
+    entry = {"time": "2026-11-29T12:00:00.000+00:00", "level": "INFO", "logger": "x", "message": "m", "stage": "ablate"}
+    messages = ({"message": f"configuration: {text}"} for text in ("{", '{"a": 1}'))
+    entries = [{"time": "yesterday"}, {"time": 7}, *messages]
+    foreign = "".join(json.dumps({**entry, **changes}) + "\n" for changes in entries)
+    run.storage.write("logs/1998.log", foreign.encode())
     history = history_of(run)
-    assert history.num_commands == 2
-    assert history.num_unreadable == 2
+    assert history.num_commands == 3
+    assert history.num_unreadable == 2 + len(entries)
     assert history.stages["ablate"].said == "10 masks"
     assert [(stage, text) for _, stage, text in history.warnings] == [
         ("ablate", "a shard is [damaged]"),
         ("fit", "an actor has died"),
     ]
     assert history.configuration == {"stages": ["ablate"], "task": None}
-    lines = [json.loads(line) for name in run.storage.files("logs") for line in _lines(run, name)]
+    lines = [json.loads(line) for name in run.storage.files("logs") if "199" not in name for line in _lines(run, name)]
     seconds = np.diff([np.datetime64(line["time"][:-6]).astype("datetime64[ms]").astype(int) for line in lines]) / 1000
     np.testing.assert_allclose(history.stages["ablate"].seconds, seconds[:2].sum(), atol=1e-6)
     np.testing.assert_allclose(history.stages["fit"].seconds, seconds[2], atol=1e-6)

@@ -28,6 +28,7 @@ from coar_dist.store.run_directory import GRADIENT_DESIGN, RunDesign, RunDirecto
 from coar_dist.store.storage import Storage
 from coar_dist.store.tables import QUALITY, Attributions, AttributionTable, EvaluationTable
 from tests.models import random_masks
+from tests.store.records import EDIT
 from tests.store.test_store import NUM_EXAMPLES, margins_of, new_run, set_train
 
 BLOCKS = [(0, 3), (3, 6), (6, 8)]
@@ -293,9 +294,9 @@ def test_the_files_of_an_edit_come_back(edit: EditStore, tmp_path: Path) -> None
     points = [CurvePoint("coar", 3, "all", "choice", 5, 0.25), CurvePoint("random", 0, "rest", "measure", 6, -1.5)]
     edit.write_curve(points)
     edit.write_each({"example_id": np.array([4, 9]), "change": np.array([np.nan, 0.5])}, [[1], [2, 3]])
-    edit.write({"name": "an edit", "components": [1, 2]}, "all that it depends on")
+    edit.write(EDIT, "all that it depends on")
     edit.write_weights(b"weights")
-    assert edit.read() == ({"name": "an edit", "components": [1, 2]}, "all that it depends on")
+    assert edit.read() == (EDIT, "all that it depends on")
     assert edit.read_curve() == points
     found = edit.read_each()
     assert found.pop("components") == [[1], [2, 3]]

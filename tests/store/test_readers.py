@@ -38,6 +38,7 @@ from coar_dist.store.storage import Storage, StoredFile
 from coar_dist.store.tables import Attributions, AttributionTable, EvaluationTable
 from tests.models import random_masks
 from tests.object_store import BUCKET, ObjectStore
+from tests.store.records import EDIT
 from tests.store.refitting import fit, keep_refitting
 from tests.store.test_store import COMPONENTS, NUM_EXAMPLES, margins_of, new_run
 
@@ -79,7 +80,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     edit = EditStore(RunDirectory.create(run.storage, run.identity, COMPONENTS, NUM_EXAMPLES))
     edit.write_curve([CurvePoint("coar", 1, "all", "choice", 3, 0.5)])
     edit.write_each({"example_id": np.arange(2)}, [[1], [2, 3]])
-    edit.write({"name": "an edit"}, "settings")
+    edit.write(EDIT, "settings")
     return root
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ from coar_dist.config.schema.task import ExamplesConfig
 from coar_dist.config.schema.values import (
     Count,
     Distinct,
+    FolderName,
     Labels,
     NonNegative,
     Part,
@@ -29,10 +29,6 @@ Predicate = Annotated[
         "module:function, or in Python a function",
     ),
 ]
-
-
-def _is_folder_name(name: str) -> bool:
-    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) is not None
 
 
 @dataclass
@@ -63,7 +59,7 @@ class EditConfig(Part):
     """COAR-Edit (Shah et al. 2024, section 5): components whose ablation raises or lowers the targets' outputs and
     leaves the references' alone, as many as a criterion on held-out examples says."""
 
-    name: Annotated[str, Rule(_is_folder_name, "a name of a folder: letters, digits, _ . -")] = "edit"
+    name: FolderName = "edit"
     """Of its folder: ``edits/<name>`` in the run directory."""
     target: ExampleGroup = field(default_factory=ExampleGroup)
     """Explained examples whose outputs are to change."""

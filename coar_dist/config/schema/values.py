@@ -8,6 +8,7 @@ Whoever composes YAML sees the type alone; ``coar_dist.config.fields`` checks ev
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -65,6 +66,13 @@ Seed = Annotated[int, Rule(lambda seed: 0 <= seed < 2**64, "a whole number in 0.
 Positive = Annotated[float, Rule(lambda number: number > 0.0, "a finite number above 0")]
 NonNegative = Annotated[float, Rule(lambda number: number >= 0.0, "a finite number, at least 0")]
 Share = Annotated[float, Rule(lambda share: 0.0 < share < 1.0, "a number strictly between 0 and 1")]
+FolderName = Annotated[
+    str,
+    Rule(
+        lambda name: re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) is not None,
+        "a name of a folder: letters, digits, _ . -",
+    ),
+]
 NameOrFunction = Annotated[
     Any,
     Rule(

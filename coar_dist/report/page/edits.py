@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coar_dist.editing.edit import Edit, load_edit
+from coar_dist.editing.edit import Edit
+from coar_dist.editing.edit_record import load_edit
 from coar_dist.report.drawing import inline_svg, svg_of
 from coar_dist.report.edits import draw_edit_curves, each_rows, in_words, selection_rows
 from coar_dist.store.edits import EDITS, EditStore, edit_names

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from coar_dist.console.saying import SAID_BY
+from coar_dist.store.documents import check_type, parsed
 from coar_dist.store.run_directory import RunDirectory
 
 _CONFIGURATION = "configuration: "
 _MAX_WARNINGS = 30
+
+
+class _Configuration(TypedDict):
+    stages: list[str]
 
 
 @dataclass
@@ -66,11 +72,10 @@ def history_of(run: RunDirectory) -> History:
         found.num_commands += 1
         before: datetime.datetime | None = None
         for entry in _entries(run.storage.read(f"logs/{name}"), found):
-            at = datetime.datetime.fromisoformat(entry["time"])
-            text, stage = str(entry["message"]), str(entry["stage"])
+            at, text, stage = entry["at"], entry["message"], entry["stage"]
             if text.startswith(_CONFIGURATION):
-                configuration = json.loads(text.removeprefix(_CONFIGURATION))
-                if "ablate" in configuration["stages"] or not found.configuration:
+                configuration = _configuration(text.removeprefix(_CONFIGURATION), found)
+                if "ablate" in configuration.get("stages", ()) or not found.configuration:
                     found.configuration = configuration
                 before = at
                 continue
@@ -87,14 +92,25 @@ def history_of(run: RunDirectory) -> History:
     return found
 
 
+def _configuration(text: str, found: History) -> dict[str, Any]:
+    try:
+        configuration = parsed(text.encode())
+        check_type(_Configuration, configuration)
+    except ValueError:
+        found.num_unreadable += 1
+        return {}
+    return configuration
+
+
 def _entries(content: bytes, found: History) -> Iterator[dict[str, Any]]:
     for line in content.splitlines():
         try:
-            entry = json.loads(line)
-            whole = isinstance(entry, dict) and {"time", "level", "logger", "message", "stage"} <= entry.keys()
-        except ValueError:
-            whole = False
-        if whole:
-            yield entry
-        else:
+            entry = parsed(line)
+            texts = {name: str(entry[name]) for name in ("time", "level", "logger", "message", "stage")}
+            at = datetime.datetime.fromisoformat(texts["time"])
+            if at.tzinfo is None:
+                raise ValueError("a time without a zone")
+        except (ValueError, KeyError):
             found.num_unreadable += 1
+        else:
+            yield {**entry, **texts, "at": at}

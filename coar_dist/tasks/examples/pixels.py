@@ -6,9 +6,11 @@ bit for bit: resized with Pillow's own antialiasing, converted to RGB first, EXI
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -26,6 +28,8 @@ MODES = {"RGB": 3, "L": 1}
 _IN_FLIGHT_PER_THREAD = 4
 _FIRST_GUESS = 1024
 """Images that there is room for at first where their number is not known."""
+_PIXELS_AT_ONCE = 2**27
+"""What all threads together decode: 1 GB, as decoded and as converted."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,28 @@ class Geometry:
         return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
 
+class _Room:
+    """Room for pixels, which threads take while they decode. One image may have all of it, however large it is."""
+
+    def __init__(self, num_pixels: int) -> None:
+        self._left, self._num_pixels = num_pixels, num_pixels
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, num_pixels: int) -> Iterator[None]:
+        """So much of it for the ``with`` block, once there is so much."""
+        needed = min(num_pixels, self._num_pixels)
+        with self._changed:
+            self._changed.wait_for(lambda: self._left >= needed)
+            self._left -= needed
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._left += needed
+                self._changed.notify_all()
+
+
 def decode(
     images: Iterable[tuple[str, Path | bytes | Image.Image]], geometry: Geometry, num_images: int | None
 ) -> NDArray[np.uint8]:
@@ -102,9 +128,11 @@ def decode(
         (num_images, channels, height, width) uint8.
 
     Raises:
-        TaskError: one cannot be decoded, or sizes differ; the message names the image.
+        TaskError: one cannot be decoded, has more pixels than Pillow's limit, or sizes differ; the message names the
+            image.
     """
     num_threads = min(32, len(os.sched_getaffinity(0)))
+    room = _Room(_PIXELS_AT_ONCE)
     pixels: NDArray[np.uint8] | None = None
     num_done = 0
     pending: deque[tuple[str, Future[NDArray[np.uint8]]]] = deque()
@@ -127,7 +155,7 @@ def decode(
 
     with ThreadPoolExecutor(num_threads) as pool:
         for name, content in images:
-            pending.append((name, pool.submit(_decode_one, name, content, geometry)))
+            pending.append((name, pool.submit(_decode_one, name, content, geometry, room)))
             if len(pending) >= _IN_FLIGHT_PER_THREAD * num_threads:
                 finish_one()
         while pending:
@@ -138,14 +166,29 @@ def decode(
     return pixels
 
 
-def _decode_one(name: str, content: Path | bytes | Any, geometry: Geometry) -> NDArray[np.uint8]:
+def _decode_one(name: str, content: Path | bytes | Any, geometry: Geometry, room: _Room) -> NDArray[np.uint8]:
     try:
         if not isinstance(content, bytes | Path):
             return geometry.pixels(content)
         with Image.open(BytesIO(content) if isinstance(content, bytes) else content) as image:
-            return geometry.pixels(image)
+            num_pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
+            if most is not None and num_pixels > most:
+                raise _too_large(name, f"{image.width:,} x {image.height:,} pixels, and {most:,} is the limit")
+            with room.taken(num_pixels):
+                return geometry.pixels(image)
+    except TaskError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(name, str(error).partition(",")[0]) from error
     except Exception as error:  # damaged files make Pillow's decoders raise anything
         raise TaskError(f"{name} cannot be decoded: {type(error).__name__}: {error}") from error
+
+
+def _too_large(name: str, what: str) -> TaskError:
+    return TaskError(
+        f"{name} is too large to decode: {what}. A small file can hold that many to fill the memory. Scale the image "
+        f"down or leave it out; or, if it is sound, raise PIL.Image.MAX_IMAGE_PIXELS in Python."
+    )
 
 
 def text_coverage(text: str, font_size: int, position: str, height: int, width: int) -> NDArray[np.float64]:

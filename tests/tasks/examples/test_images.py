@@ -6,6 +6,8 @@ import builtins
 import itertools
 import os
 import threading
+import time
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 from PIL import Image
 
 from coar_dist.errors import ConfigError, TaskError
-from coar_dist.tasks.examples import pixels
+from coar_dist.tasks.examples import pixels as pixels_module
 from coar_dist.tasks.examples.pixels import INTERPOLATIONS, Geometry, decode
 from tests.hub_models import import_torchvision
 from tests.tasks.examples.making import built, picture, png, preset, stacked, write_png
@@ -145,7 +147,7 @@ def test_interpolations_are_pillows() -> None:
 
 def test_decoding_keeps_order_and_has_few_images_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
     """Later images are ready earlier; a stream of unknown length grows its array."""
-    monkeypatch.setattr(pixels, "_FIRST_GUESS", 3)
+    monkeypatch.setattr(pixels_module, "_FIRST_GUESS", 3)
     num_threads, given, done = min(32, len(os.sched_getaffinity(0))), itertools.count(), itertools.count()
     largest_gap, lock = 0, threading.Lock()
     slow = threading.Event()
@@ -289,3 +291,45 @@ def test_celeba(tmp_path: Path, kind: str) -> None:
         built("celeba", path=str(tmp_path))
     with pytest.raises(TaskError, match=r"neither list_attr_celeba\.csv nor list_attr_celeba\.txt"):
         built("celeba", path=str(tmp_path / "img_align_celeba"))
+
+
+@pytest.mark.parametrize(
+    ("limit", "size"), [(99, "10 x 10 pixels, and 99 is"), (49, r"Image size \(100 pixels\) exceeds")]
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_an_image_beyond_pillow_s_limit_is_named(limit: int, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    images = [("small.png", png_of(9, 5)), ("large.png", png_of(10, 10))]
+    with pytest.raises(TaskError, match=rf"large\.png is too large to decode: {size}.*raise PIL\.Image\.MAX_IMAGE"):
+        decode(images, Geometry(None, [4, 4], "bilinear", "RGB"), 2)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert decode(images, Geometry(None, [4, 4], "bilinear", "RGB"), 2).shape == (2, 3, 4, 4)
+
+
+def png_of(width: int, height: int) -> bytes:
+    file = BytesIO()
+    Image.new("RGB", (width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_what_is_decoded_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By 8 threads images of 60 pixels, of which two find room, and one of more than all of it, which is alone."""
+    lock, now, most = threading.Lock(), [0], [0]
+
+    def pixels(self: Geometry, image: Image.Image) -> Any:
+        with lock:
+            now[0] += image.width * image.height
+            most[0] = max(most[0], now[0])
+        time.sleep(0.01)
+        with lock:
+            now[0] -= image.width * image.height
+        return np.zeros((3, 1, 1), np.uint8)
+
+    monkeypatch.setattr(pixels_module, "_PIXELS_AT_ONCE", 130)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr(Geometry, "pixels", pixels)
+    small = [("small.png", png_of(10, 6))] * 16
+    assert len(decode(small, Geometry(None, None, "bilinear", "RGB"), None)) == 16
+    assert most == [120]
+    decode([*small, ("large.png", png_of(20, 10)), *small], Geometry(None, None, "bilinear", "RGB"), None)
+    assert most == [200]
