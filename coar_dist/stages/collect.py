@@ -16,6 +16,7 @@ from coar_dist.ablation.work import ROWS_KEY, ExpectedMasks, MissingWork, Stores
 from coar_dist.cluster import dispatch
 from coar_dist.cluster.work import Counts, DriverCallbacks, SharedPlan, Work
 from coar_dist.components.index import ComponentIndex
+from coar_dist.config.documents import check_type
 from coar_dist.config.schema import Config
 from coar_dist.console.progress import StageProgress
 from coar_dist.console.tracking import Tracking
@@ -23,7 +24,6 @@ from coar_dist.errors import counted
 from coar_dist.stages.prediction import seconds_of_masks
 from coar_dist.stages.session import Session
 from coar_dist.stages.values import value_of_run
-from coar_dist.store.documents import check_type
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.record import damaged_record
 from coar_dist.store.run_directory import RunDirectory

@@ -14,11 +14,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
+from coar_dist.config.documents import Finite
 from coar_dist.config.schema import MIN_CEILING_MASKS
 from coar_dist.config.schema.values import Count
 from coar_dist.designs.design import MaskDesign
 from coar_dist.errors import MissingWorkError
-from coar_dist.store.documents import Finite
 from coar_dist.store.parquet import is_made_with, read_current, read_metadata, write_table
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.tables import AttributionTable

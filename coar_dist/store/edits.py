@@ -18,10 +18,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
+from coar_dist.config.documents import Finite, check_type, parsed, up_to
 from coar_dist.config.schema.values import Count, Rule, one_of
 from coar_dist.errors import DamagedFileError, MissingWorkError
 from coar_dist.store.aside import set_aside
-from coar_dist.store.documents import Finite, check_type, parsed, up_to
 from coar_dist.store.parquet import read_content, write_table
 from coar_dist.store.record import fingerprint_of
 from coar_dist.store.run_directory import RunDirectory

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from typing_extensions import override
 
+from coar_dist.config.documents import check_type
 from coar_dist.errors import in_one_line
-from coar_dist.store.documents import check_type
 from coar_dist.store.storage import StoredFile
 
 _METADATA_KEY = "coar_dist"

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from coar_dist.config.documents import check_type
 from coar_dist.errors import DamagedFileError, StorageError
-from coar_dist.store.documents import check_type
 from coar_dist.store.encoding import WrongError, encoded, read_columns, read_footer
 from coar_dist.store.storage import Storage, StoredFile
 

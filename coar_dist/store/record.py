@@ -6,16 +6,20 @@ import datetime
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Annotated, Any, NotRequired
 
 from typing_extensions import TypedDict
 
+from coar_dist.config.documents import Fingerprint, Finite, check_type, parsed, up_to
 from coar_dist.config.methods import BASELINES
 from coar_dist.config.schema.values import Count, FolderName, Seed, Share, one_of
-from coar_dist.errors import DamagedFileError, RunMismatchError, RunNotFoundError
-from coar_dist.store.documents import Fingerprint, Finite, check_type, parsed, up_to
+from coar_dist.designs.design import MaskDesign
+from coar_dist.designs.given import PackedMasks
+from coar_dist.designs.own import Rule
+from coar_dist.designs.registry import design_from_json
+from coar_dist.errors import ConfigError, DamagedFileError, RunMismatchError, RunNotFoundError
 from coar_dist.store.storage import Storage
 from coar_dist.store.values import ABLATION_VALUES
 from coar_dist.version import VERSION
@@ -112,6 +116,21 @@ def damaged_record(storage: Storage, reason: object) -> DamagedFileError:
         f"{storage.where(RUN_FILE)} is damaged: {reason}. Run the ablate stage: it writes the file again and keeps "
         f"every shard of the same run."
     )
+
+
+def design_of_record(
+    storage: Storage, name: str, entry: Mapping[str, Any], rule: Rule | None, load: Callable[[], PackedMasks] | None
+) -> MaskDesign:
+    """A design of the record, as ``design_from_json``.
+
+    Raises:
+        DamagedFileError: it has a key too few or too many, or there are no such masks.
+    """
+    written = {key: value for key, value in entry.items() if key not in ("role", "active")}
+    try:
+        return design_from_json(written, rule, load)
+    except (TypeError, ConfigError) as error:
+        raise damaged_record(storage, f"designs.{name} cannot be: {error}".rstrip(".")) from error
 
 
 def new_record(identity: Mapping[str, Any], probe_margins: Sequence[float]) -> dict[str, Any]:

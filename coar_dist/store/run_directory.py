@@ -13,8 +13,7 @@ from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.design import MaskDesign
 from coar_dist.designs.given import Imported, Listed
 from coar_dist.designs.own import OwnDesign, Rule
-from coar_dist.designs.registry import design_from_json
-from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunNotFoundError
+from coar_dist.errors import DamagedFileError, MissingWorkError, RunNotFoundError
 from coar_dist.store.aside import set_aside, set_aside_wrong
 from coar_dist.store.baselines import BaselineStore
 from coar_dist.store.gradients import GradientStore
@@ -25,7 +24,7 @@ from coar_dist.store.parquet import read_content, write_table
 from coar_dist.store.record import (
     ROLES,
     RUN_FILE,
-    damaged_record,
+    design_of_record,
     fingerprint_of,
     new_record,
     read_record,
@@ -42,15 +41,8 @@ _TYPES = {"layer": pa.int64()}
 TRAIN_DESIGN, GRADIENT_DESIGN = "train", "gradients"
 PREVIEWS = "previews"
 FOLDERS = (
-    "",
-    "attributions",
-    "evaluation",
-    "evaluation/budget_curve",
-    MASK_FILES,
-    VALUE_FILES,
-    PREVIEWS,
-    "report",
-    "logs",
+    *("", "attributions", "evaluation", "evaluation/budget_curve", PREVIEWS, "report", "logs"),
+    *(MASK_FILES, VALUE_FILES),
 )
 """Where files lie, besides the folders of shards."""
 
@@ -206,12 +198,8 @@ class RunDirectory:
         """All designs of the record; ``rules`` are users' own that were given as functions, by design."""
         designs = {}
         for name, entry in self._record["designs"].items():
-            written = {key: value for key, value in entry.items() if key not in ("role", "active")}
-            try:
-                load = self._mask_file(name, entry["fingerprint"]) if entry["kind"] == Listed.kind else None
-                designs[name] = RunDesign(entry["role"], design_from_json(written, rules.get(name), load))
-            except (TypeError, KeyError, ConfigError) as error:  # a key too few or too many, or masks that cannot be
-                raise damaged_record(self.storage, f"designs.{name} cannot be: {error}".rstrip(".")) from error
+            load = self._mask_file(name, entry.get("fingerprint", "")) if entry["kind"] == Listed.kind else None
+            designs[name] = RunDesign(entry["role"], design_of_record(self.storage, name, entry, rules.get(name), load))
         return designs
 
     def _mask_file(self, design_name: str, fingerprint: str) -> MaskFile:

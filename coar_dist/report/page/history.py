@@ -9,8 +9,8 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
+from coar_dist.config.documents import check_type, parsed
 from coar_dist.console.saying import SAID_BY
-from coar_dist.store.documents import check_type, parsed
 from coar_dist.store.run_directory import RunDirectory
 
 _CONFIGURATION = "configuration: "
