@@ -3,9 +3,9 @@
 #   sbatch --nodes=4 deploy/slurm.sh experiment=digits run.dir=/shared/runs/digits
 # Submit it from a checkout, or anywhere with the package installed, with the Python environment on the PATH; folder,
 # environment and run directory must be seen by all nodes, or the run directory be in an object store. Before the time
-# limit the driver is stopped and the job queued again: it goes on with what is missing, until the run is done. A lost
-# node costs what it was computing. What Ray says is in coar-dist-JOB.ray.log; after an error, Ray's own logs of all nodes
-# are in coar-dist-JOB.ray/.
+# limit the driver is stopped and the job queued again: it goes on with what is missing, until the run is done. That, or
+# a lost node, costs what actors were computing: a minute of each one's work, at most. What Ray says is in
+# coar-dist-JOB.ray.log; after an error, Ray's own logs of all nodes are in coar-dist-JOB.ray/.
 #SBATCH --job-name=coar-dist
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

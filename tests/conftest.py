@@ -118,18 +118,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 @pytest.fixture(scope="session")
 def object_store() -> Iterator[ObjectStore]:
     """An S3 server with one bucket."""
-    import s3fs
-
-    from tests.object_store import BUCKET, ObjectStore
+    from tests.object_store import ObjectStore
 
     store = ObjectStore()
-    environment = store.environment
-    s3fs.S3FileSystem(
-        endpoint_url=environment["AWS_ENDPOINT_URL"],
-        key=environment["AWS_ACCESS_KEY_ID"],
-        secret=environment["AWS_SECRET_ACCESS_KEY"],
-        skip_instance_cache=True,
-    ).mkdir(BUCKET)
+    store.make_bucket()
     yield store
     store.stop()
 

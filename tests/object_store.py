@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any
 
+import s3fs
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -26,6 +28,7 @@ class ObjectStore:
         fail_every: every so many requests one fails, in turn by a 500, by a connection reset before the request is
             carried out, and by one after; 0 is never.
         num_failures: failures so far.
+        delay_s: seconds before a request is carried out, as of a store that is far away.
         lets_write: while it is not set, what writes to a path with ``held_path`` in it waits.
         held_path: a part of paths.
     """
@@ -33,6 +36,7 @@ class ObjectStore:
     def __init__(self) -> None:
         self.fail_every = 0
         self.num_failures = 0
+        self.delay_s = 0.0
         self.lets_write, self.held_path = threading.Event(), ""
         self.lets_write.set()
         self._requests = count(1)
@@ -40,6 +44,16 @@ class ObjectStore:
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
+
+    def make_bucket(self) -> None:
+        """Make the bucket ``BUCKET``."""
+        environment = self.environment
+        s3fs.S3FileSystem(
+            endpoint_url=environment["AWS_ENDPOINT_URL"],
+            key=environment["AWS_ACCESS_KEY_ID"],
+            secret=environment["AWS_SECRET_ACCESS_KEY"],
+            skip_instance_cache=True,
+        ).mkdir(BUCKET)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -59,6 +73,7 @@ class ObjectStore:
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] in ("PUT", "POST") and self.held_path in environ["PATH_INFO"]:
             self.lets_write.wait()
+        time.sleep(self.delay_s)
         if not self.fail_every or next(self._requests) % self.fail_every:
             return self._application(environ, start_response)  # type: ignore[no-any-return]
         kind = self.num_failures % 3

@@ -9,7 +9,8 @@ from typing import Any
 
 from coar_dist.cluster.calls import Call
 from coar_dist.cluster.ranges import WorkRange
-from coar_dist.cluster.worker import Address, RangeReport
+from coar_dist.cluster.worker import Address
+from coar_dist.cluster.writing import RangeReport
 
 
 @dataclass
@@ -21,12 +22,14 @@ class Member:
         handle: what calls go to.
         address: where it runs; None until its process has answered.
         preferred_node: the node that it was asked to run on; "" is any.
+        is_leaving: whether its node will soon be gone: it is to finish what it has, and to get no more.
     """
 
     name: str
     handle: Any
     address: Address | None = None
     preferred_node: str = ""
+    is_leaving: bool = False
 
     @property
     def node_id(self) -> str:
@@ -76,7 +79,7 @@ class Actors(ABC):
 
     @abstractmethod
     def resize(self, num_left: int) -> list[Member]:
-        """Ask for missing actors, where ``num_left`` ranges are not done.
+        """Ask for missing actors, where ``num_left`` ranges are not done, and see which ones are leaving.
 
         Returns:
             The new ones.
@@ -130,7 +133,7 @@ class Metrics:
         Args:
             work_range: the range.
             num_margins: margins of it.
-            report: what the actor answered.
+            report: where the actor's time went.
             is_first: whether no other actor has done it before: time is spent on every copy, but a range counts once.
             actor: its name.
             node: its host.

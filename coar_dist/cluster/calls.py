@@ -73,7 +73,7 @@ class UseCall(_Call):
 
 @dataclass(frozen=True)
 class RunCall(_Call):
-    """Has the actor compute a range and write its shard."""
+    """Has the actor compute a range, and write its shard while it computes the next one."""
 
     method = "run"
     range: WorkRange
@@ -82,4 +82,14 @@ class RunCall(_Call):
         return str(self.range)
 
 
-Call = AddressCall | SetupCall | StartCall | UseCall | RunCall
+@dataclass(frozen=True)
+class FlushCall(_Call):
+    """Waits for the last shard to be written."""
+
+    method = "flush"
+
+    def __str__(self) -> str:
+        return "the last shard"
+
+
+Call = AddressCall | SetupCall | StartCall | UseCall | RunCall | FlushCall

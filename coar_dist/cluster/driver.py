@@ -7,13 +7,14 @@ import time
 from typing import Any, assert_never
 
 from coar_dist.cluster.actors import Actors, CallError, Loss, Member, Metrics
-from coar_dist.cluster.calls import AddressCall, Call, RunCall, SetupCall, StartCall, UseCall
+from coar_dist.cluster.calls import AddressCall, Call, FlushCall, RunCall, SetupCall, StartCall, UseCall
 from coar_dist.cluster.plan_sharing import PlanSharing
 from coar_dist.cluster.ranges import WorkRange
 from coar_dist.cluster.schedule import Schedule
 from coar_dist.cluster.visibility import require_shard
 from coar_dist.cluster.work import Counts, DriverCallbacks, Origin, Work
-from coar_dist.cluster.worker import RangeReport, StartReport
+from coar_dist.cluster.worker import Answer, StartReport
+from coar_dist.cluster.writing import RangeReport, WriteError
 from coar_dist.config.schema import ClusterConfig
 from coar_dist.errors import CoarDistError, RangeFailedError, StorageError, TaskError, counted
 
@@ -45,6 +46,7 @@ class Driver:
         self._unit, self._num_units, self._num_units_done = work.ranges.unit, work.ranges.num_units, 0
         self._live: set[str] = set()  # actors that ranges can go to
         self._hungry: dict[str, None] = {}  # those with room for a range, in order
+        self._flushing: set[str] = set()  # those that were asked to
         self._setup_failures = 0  # in a row
         self._seen_nodes: set[str] = set()  # whose shards this process sees
         self._kept_house_at = float("-inf")
@@ -122,7 +124,14 @@ class Driver:
                 self._take_speed(member, answer)
                 self._now_live(member)
             case RunCall():
-                self._take_range(member, call.range, answer)
+                self._hungry[member.name] = None
+                self._schedule.computed(call.range, member.name, time.monotonic())
+                self._take_written(member, answer)
+                self._callbacks.on_log(answer.log, self._origin(member, call.range))
+            case FlushCall():
+                self._flushing.discard(member.name)
+                self._take_written(member, answer)
+                self._callbacks.on_log(answer.log, self._origin(member))
             case _:
                 assert_never(call)
 
@@ -143,17 +152,26 @@ class Driver:
         if seconds_per_unit is not None:
             self._schedule.pace.timed(member.name, seconds_per_unit)
 
-    def _take_range(self, member: Member, work_range: WorkRange, report: RangeReport) -> None:
-        self._hungry[member.name] = None
-        is_first = self._schedule.done(work_range, member.name, time.monotonic())
-        self._schedule.pace.measured(member.name, work_range, report.forward_s)
+    def _take_written(self, member: Member, answer: Answer) -> None:
+        for work_range, report in answer.written:
+            self._schedule.pace.measured(member.name, work_range, report.forward_s)
+            self._count(member, work_range, report)
+
+    def _count(self, member: Member, work_range: WorkRange, report: RangeReport) -> None:
+        """A range's shard is written."""
+        is_first = self._schedule.done(work_range, member.name)
         origin = self._origin(member, work_range)
         num_margins = self._job.num_margins(work_range)
         self._metrics.count_range(work_range, num_margins, report, is_first, origin.actor, origin.node)
         if is_first:
             self._num_units_done += work_range.num_units
             self._check_visible(member, work_range)
-        self._callbacks.on_log(report.log, origin)
+
+    def _count_untold(self, member: Member) -> None:
+        """An actor that is gone may have written its last shard; where its time went, nobody knows."""
+        for work_range in self._schedule.unwritten(member.name):
+            if self._job.store(work_range.store_name).has(work_range.start, work_range.stop):
+                self._count(member, work_range, RangeReport(0.0, 0.0, 0.0, None))
 
     def _check_visible(self, member: Member, work_range: WorkRange) -> None:
         """A node's first shard shows whether it writes to the run directory that this process sees."""
@@ -168,18 +186,21 @@ class Driver:
         origin = self._origin(member, self._schedule.executing(name))
         _log.warning("%s is lost: %s", name, loss.cause, extra=origin.fields())
         self._metrics.add("coar_actors_lost_total", 1, name, origin.node)
+        self._count_untold(member)
         self._schedule.lost(name, loss.cause, loss.node_died)
         self._drop(name)
 
     def _take_failure(self, member: Member, call: Call, error: CallError) -> None:
         work_range = call.range if isinstance(call, RunCall) else None
+        if isinstance(error.cause, WriteError):
+            work_range, error = error.cause.work_range, CallError(str(error), error.cause.error)
         is_running = work_range is None or self._schedule.is_running(work_range)  # else another actor has done it
         if is_running and isinstance(error.cause, CoarDistError) and not isinstance(error.cause, StorageError):
             raise error.cause
         if is_running and isinstance(error.cause, _USER_ERRORS):
-            raise TaskError(f"{call}: {type(error.cause).__name__}: {error.cause}") from error.cause
+            raise TaskError(f"{work_range or call}: {type(error.cause).__name__}: {error.cause}") from error.cause
         origin = self._origin(member, work_range)
-        _log.warning("%s raised on %s: %s", call, member.name, _last_line(error), extra=origin.fields())
+        _log.warning("%s raised on %s: %s", work_range or call, member.name, _last_line(error), extra=origin.fields())
         if work_range is None:
             self._setup_failures += 1
             if self._setup_failures >= self._config.max_attempts:
@@ -190,6 +211,7 @@ class Driver:
             if is_running:
                 self._metrics.add("coar_shards_failed_total", 1, origin.actor, origin.node)
             self._count_failure(member, work_range, error)
+        self._count_untold(member)
         self._schedule.left(member.name)
         self._drop(member.name)  # a CUDA error leaves a useless process
 
@@ -207,6 +229,7 @@ class Driver:
         self._actors.remove(name)
         self._live.discard(name)
         self._hungry.pop(name, None)
+        self._flushing.discard(name)
         if self._plan is not None:
             self._plan.left(name)
 
@@ -222,7 +245,7 @@ class Driver:
         now = time.monotonic()
         for name in list(self._hungry):
             member = self._actors.members[name]
-            while self._schedule.num_in_flight(name) < limit:
+            while self._schedule.num_in_flight(name) < limit and not member.is_leaving:
                 num_retried = self._schedule.num_retried
                 work_range = self._schedule.next_for(name, now)
                 if work_range is None:
@@ -232,8 +255,22 @@ class Driver:
                     _log.info("%s is tried again by %s", work_range, name, extra=origin.fields())
                     self._metrics.add("coar_shards_retried_total", 1, name, origin.node)
                 self._actors.call(member, RunCall(work_range))
-            if self._schedule.num_in_flight(name) >= most:
+            num_in_flight = self._schedule.num_in_flight(name)
+            if num_in_flight >= most:
                 del self._hungry[name]
+            elif num_in_flight == 0:
+                self._let_rest(member)
+
+    def _let_rest(self, member: Member) -> None:
+        """An actor has nothing to compute: its last shard is to be told of, and then it may have to go."""
+        name = member.name
+        if self._schedule.unwritten(name):
+            if name not in self._flushing:
+                self._flushing.add(name)
+                self._actors.call(member, FlushCall())
+        elif member.is_leaving:
+            self._schedule.left(name)
+            self._drop(name)
 
     def _tell(self) -> None:
         self._set_gauges()

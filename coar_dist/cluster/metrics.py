@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from coar_dist.cluster.actors import Metrics
 from coar_dist.cluster.ranges import WorkRange
-from coar_dist.cluster.worker import RangeReport
+from coar_dist.cluster.writing import RangeReport
 
 _RUN, _ACTOR = ("run",), ("run", "node", "actor")
 
@@ -44,8 +44,8 @@ METRICS: Mapping[str, Metric] = {
     "coar_margins_done_total": Metric(Counter, _ACTOR, "Margins computed: masks times examples."),
     "coar_examples_done_total": Metric(Counter, _ACTOR, "Examples whose weights of a gradient baseline are written."),
     "coar_forward_seconds_total": Metric(Counter, _ACTOR, "Time in forward and backward passes."),
-    "coar_write_seconds_total": Metric(Counter, _ACTOR, "Time in writing shards."),
-    "coar_wait_seconds_total": Metric(Counter, _ACTOR, "Time in waiting for work."),
+    "coar_write_seconds_total": Metric(Counter, _ACTOR, "Time in writing shards, while others are computed."),
+    "coar_wait_seconds_total": Metric(Counter, _ACTOR, "Time in which nothing is computed."),
     "coar_gpu_memory_peak_bytes": Metric(Gauge, _ACTOR, "Most GPU memory that the actor's tensors have had."),
     "coar_actors_alive": Metric(Gauge, _RUN, "Actors at work."),
     "coar_masks_left": Metric(Gauge, _RUN, "Masks that are not done."),

@@ -47,7 +47,9 @@ class OwnActor(Actors):
         if self.members:
             return []
         self._free_memory()
-        member = Member(f"actor-{self._num_started}", self._class())
+        actor = self._class()
+        actor.overlaps = False  # Ctrl-C need not wait for a thread
+        member = Member(f"actor-{self._num_started}", actor)
         self._num_started += 1
         self.members[member.name] = member
         return [member]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from coar_dist.cluster.resources import Cluster, alive_nodes
 from coar_dist.cluster.worker import Worker
 
 _POLL_S = 2.0
+_log = logging.getLogger(__name__)
 _CAUSE_LENGTH = 400
 _NO_CAUSE = "The actor died unexpectedly before finishing this task. "
 
@@ -53,18 +55,31 @@ class ActorPool(Actors):
         if now - self._polled_at >= _POLL_S:
             self._capacity = self._cluster.capacity()
             self._polled_at = now
+            self._see_who_leaves()
         self.num_wanted = self._cluster.num_wanted(self._capacity, num_left)
-        num_surplus = len(self.members) - self.num_wanted
+        num_surplus = self._num_staying - self.num_wanted
         if num_surplus > 0:
             waiting = [name for name, member in self.members.items() if member.address is None]
             for name in waiting[-num_surplus:]:
                 self.remove(name)
         new = []
-        while len(self.members) < self.num_wanted:
+        while self._num_staying < self.num_wanted:
             member = self._ask_for_one()
             self.members[member.name] = member
             new.append(member)
         return new
+
+    @property
+    def _num_staying(self) -> int:
+        return sum(not member.is_leaving for member in self.members.values())
+
+    def _see_who_leaves(self) -> None:
+        staying = [member for member in self.members.values() if member.address is not None and not member.is_leaving]
+        nodes = alive_nodes() if staying else {}
+        for member in staying:
+            if member.node_id not in nodes:
+                member.is_leaving = True
+                _log.info("%s gets no more ranges: its node is being drained, or is gone", member.name)
 
     def _ask_for_one(self) -> Member:
         name = f"actor-{self._num_started}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import floor
 
@@ -115,9 +115,19 @@ def own_resources() -> dict[str, float]:
 
 
 def alive_nodes() -> dict[str, Mapping[str, float]]:
-    """The total resources of every node that is alive, by node id."""
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    return {node["NodeID"]: node["Resources"] for node in nodes if node["Alive"]}
+    """The total resources of every node that is alive and may stay so, by node id.
+
+    One that is being drained, because it is idle or its instance will be taken away, gets nothing new from Ray either.
+    """
+    nodes, draining = ray.nodes(), _draining_nodes()  # type: ignore[no-untyped-call]
+    return {node["NodeID"]: node["Resources"] for node in nodes if node["Alive"] and node["NodeID"] not in draining}
+
+
+def _draining_nodes() -> Collection[str]:
+    """Ids of nodes that are being drained; of a cluster at ``ray://`` that is not told."""
+    if ray.util.client.ray.is_connected():  # type: ignore[no-untyped-call]
+        return ()
+    return ray._private.state.state.get_draining_nodes()
 
 
 def _room(resources: Mapping[str, float], num_cpus: int, num_gpus: float) -> int:

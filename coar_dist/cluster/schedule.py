@@ -2,7 +2,8 @@
 alone.
 
 A range is pending, running (on one actor, or on two if the first is slow), or done; one that fails for good stops the
-run. Every shard is a function of its range alone, so a range that is computed twice does no harm.
+run. What runs is first computed, then written, while its actor computes the next one. Every shard is a function of its
+range alone, so a range that is computed twice does no harm.
 
 Measured (``python -m tests.benchmarks.scale``: 2 cores, AMD EPYC, one used) with 1,000 actors and 1,000,000 ranges:
 
@@ -32,7 +33,7 @@ _LISTED = 4  # of the last losses, suspects or deaths, so that a message has 6 l
 
 
 class Schedule:
-    """The state of all ranges. The caller's clock is given to ``next_for`` and ``done`` as ``now``, in seconds.
+    """The state of all ranges. The caller's clock is given as ``now``, in seconds.
 
     Args:
         ranges: what is to be done, in order.
@@ -59,6 +60,7 @@ class Schedule:
         self._num_copies: dict[WorkRange, int] = {}  # of the running ranges
         self._single: OrderedDict[WorkRange, float] = OrderedDict()  # running once, since when; the oldest first
         self._in_flight: dict[str, dict[WorkRange, float]] = {}  # per actor, since when; the first one is executing
+        self._computed: dict[str, dict[WorkRange, None]] = {}  # per actor, what is perhaps not written yet
         self._nodes: dict[str, str] = {}
         self._failures: dict[WorkRange, list[tuple[str, str]]] = {}  # actor, node
         self._deaths: dict[WorkRange, list[str]] = {}
@@ -94,8 +96,12 @@ class Schedule:
         return sum(count * (self.pace.num_parts(name) - 1) for name, count in self._num_fresh.items())
 
     def num_in_flight(self, actor: str) -> int:
-        """Ranges handed to ``actor`` that it has not answered, even if another actor has done them meanwhile."""
+        """Ranges handed to ``actor`` that it has not computed, even if another actor has done them meanwhile."""
         return len(self._in_flight[actor])
+
+    def unwritten(self, actor: str) -> list[WorkRange]:
+        """Ranges that ``actor`` has computed, and whose shards it has not said to be written."""
+        return list(self._computed.get(actor, ()))
 
     def executing(self, actor: str) -> WorkRange | None:
         """What the actor computes at the moment; None if that is nothing, or if another actor has done it."""
@@ -108,7 +114,7 @@ class Schedule:
 
     def joined(self, actor: str, node: str) -> None:
         """The actor's process has started on ``node``, a name for errors."""
-        self._in_flight[actor] = {}
+        self._in_flight[actor], self._computed[actor] = {}, {}
         self._nodes[actor] = node
         self._most_actors = max(self._most_actors, len(self._in_flight))
 
@@ -155,7 +161,8 @@ class Schedule:
         for work_range, since in self._single.items():
             if since >= slow_since:
                 break
-            if work_range not in self._in_flight[actor] and self._may_run(work_range, actor):
+            is_its_own = work_range in self._in_flight[actor] or work_range in self._computed[actor]
+            if not is_its_own and self._may_run(work_range, actor):
                 return work_range
         return None
 
@@ -163,13 +170,20 @@ class Schedule:
     def _only_suspects_left(self) -> bool:
         return self._num_left == len(self._suspects)
 
-    def done(self, work_range: WorkRange, actor: str, now: float) -> bool:
-        """The range's shard is written.
+    def computed(self, work_range: WorkRange, actor: str, now: float) -> None:
+        """The range is computed, and its shard is being written: it is no longer to blame for the actor's death."""
+        since = self._in_flight[actor].pop(work_range)
+        self._computed[actor][work_range] = None
+        if work_range in self._num_copies:
+            self._times.append(now - since)
+
+    def done(self, work_range: WorkRange, actor: str) -> bool:
+        """The shard of a range that is computed is written.
 
         Returns:
             Whether this is the first result of the range: the one that counts.
         """
-        since = self._in_flight[actor].pop(work_range)
+        del self._computed[actor][work_range]
         if work_range not in self._num_copies:
             return False
         del self._num_copies[work_range]
@@ -179,17 +193,16 @@ class Schedule:
         self._suspects.discard(work_range)
         self._num_left -= 1
         self.num_done += 1
-        self._times.append(now - since)
         self._num_losses = self._num_suspect_losses = 0
         return True
 
     def failed(self, work_range: WorkRange, actor: str, error: BaseException) -> None:
-        """The range raised; it will be tried again.
+        """The range raised, or its shard cannot be written; it will be tried again.
 
         Raises:
             RangeFailedError: it failed ``max_attempts`` times.
         """
-        del self._in_flight[actor][work_range]
+        (self._in_flight if work_range in self._in_flight[actor] else self._computed)[actor].pop(work_range)
         if work_range not in self._num_copies:
             return
         self.num_failed += 1
@@ -206,7 +219,7 @@ class Schedule:
         """The actor was stopped, which is no loss; its ranges go back to the front, in order."""
         self._nodes.pop(actor, None)
         self.pace.left(actor)
-        for work_range in reversed(self._in_flight.pop(actor, {})):
+        for work_range in reversed([*self._computed.pop(actor, ()), *self._in_flight.pop(actor, ())]):
             if work_range in self._num_copies:
                 self._give_back(work_range)
 

@@ -16,6 +16,7 @@ from typing_extensions import override
 from coar_dist.cluster.job import Job
 from coar_dist.cluster.ranges import WorkRange
 from coar_dist.cluster.visibility import require_run_directory
+from coar_dist.cluster.writing import RangeReport, Writer, Written
 
 LogLines = tuple[tuple[int, str], ...]
 """Level and text of what an actor logged; the driver logs it again where the user sees it."""
@@ -50,31 +51,31 @@ class StartReport:
 
 
 @dataclass(frozen=True)
-class RangeReport:
-    """What an actor answers when a range's shard is written.
+class Answer:
+    """What an actor answers to ``run`` and ``flush``.
 
     Attributes:
         log: what was logged meanwhile.
-        wait_s: seconds between the work before and this range.
-        forward_s: seconds of computing, forward and backward passes above all.
-        write_s: seconds of writing the shard.
-        gpu_memory_bytes: most that tensors of the process have had so far on one GPU; None without a GPU.
+        written: the ranges whose shards have been written since the last answer.
     """
 
     log: LogLines
-    wait_s: float
-    forward_s: float
-    write_s: float
-    gpu_memory_bytes: int | None
+    written: Written
 
 
 class Worker:
     """Base class of actors: a plain class, so that it can be tested without Ray.
 
     The driver calls ``address`` and ``setup``; then, if the work has a plan, ``start`` on one actor where that is
-    needed and ``use`` on all others; then ``run`` for every range. A subclass implements what these call: ``prepare``,
-    and as far as its work has a plan and ranges, ``choose``, ``adopt`` and ``compute``.
+    needed and ``use`` on all others; then ``run`` for every range, and ``flush`` when there is none for now. A subclass
+    implements what these call: ``prepare``, and as far as its work has a plan and ranges, ``choose``, ``adopt`` and
+    ``compute``.
+
+    Attributes:
+        overlaps: whether a shard is written while the next range is computed; else it is written when ``run`` returns.
     """
+
+    overlaps = True
 
     def address(self, job: Job) -> Address:
         """Where the actor runs; answered as soon as it has started.
@@ -91,6 +92,7 @@ class Worker:
         torch.set_num_threads(num_threads)
         self.log = LogCollector.attached()
         self.prepare(task, job)
+        self._writer = Writer()
         self._laps = Laps()
 
     def start(self, request: Any, num_actors: int, plan: Any) -> StartReport:
@@ -105,13 +107,37 @@ class Worker:
         self._laps = Laps()
         return seconds_per_unit
 
-    def run(self, work_range: WorkRange) -> RangeReport:
-        """Compute a range and write its shard."""
+    def run(self, work_range: WorkRange) -> Answer:
+        """Compute a range and begin to write its shard, when the one before is written.
+
+        Raises:
+            WriteError: the one before could not be written.
+        """
         wait_s = self._laps.seconds()
+        written = self._writer.written(wait=False)  # an error is told before a range is computed in vain
         write = self.compute(work_range)
         forward_s = self._laps.seconds()
-        write()
-        return RangeReport(self.log.drain(), wait_s, forward_s, self._laps.seconds(), _gpu_memory_peak())
+
+        def report() -> RangeReport:
+            writing = Laps()
+            write()
+            return RangeReport(wait_s, forward_s, writing.seconds(), _gpu_memory_peak())
+
+        if not self.overlaps:
+            written = ((work_range, report()),)
+            self._laps = Laps()
+            return Answer(self.log.drain(), written)
+        written += self._writer.written()
+        self._writer.begin(work_range, report)
+        return Answer(self.log.drain(), written)
+
+    def flush(self) -> Answer:
+        """Wait until the last shard is written.
+
+        Raises:
+            WriteError: it could not be.
+        """
+        return Answer(self.log.drain(), self._writer.written())
 
     def prepare(self, task: Any, job: Any) -> None:
         """Build what the other methods need."""
@@ -174,7 +200,9 @@ class LogCollector(logging.Handler):
 
     def drain(self) -> LogLines:
         """What was logged since the last call."""
-        lines, self._lines = tuple(self._lines), []
+        assert self.lock is not None
+        with self.lock:  # the thread that writes logs, too
+            lines, self._lines = tuple(self._lines), []
         return lines
 
 

@@ -9,14 +9,18 @@ No GPU is needed: nodes say that they have some, and paced actors, which wait as
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import shutil
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
+from unittest import mock
 
 import numpy as np
 import psutil
@@ -30,19 +34,24 @@ from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.ablation.value import ZeroWeights
 from coar_dist.ablation.work import ROWS_KEY
 from coar_dist.cluster.dispatch import run_ranges
+from coar_dist.cluster.metrics import RunMetrics
 from coar_dist.cluster.ranges import RangesToDo, WorkRange
 from coar_dist.cluster.work import Counts, DriverCallbacks, SharedPlan, Work
 from coar_dist.components.discovery import discover
 from coar_dist.config.schema import ClusterConfig
 from coar_dist.designs.independent import Bernoulli
+from coar_dist.store.local_storage import LocalStorage
 from coar_dist.store.locations import storage_at
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 from tests.models import small_task
+from tests.object_store import BUCKET, ObjectStore
 
 CONSOLE = Console(width=110)
 MASKS_PER_SHARD = 16
 SECONDS_PER_RANGE = 0.2
+SECONDS_PER_REQUEST = 0.05
+"""Of the object store, as of one in the same region."""
 
 
 class PacedActor(AblationActor):
@@ -58,7 +67,7 @@ class PacedActor(AblationActor):
 
 
 def run(
-    folder: Path,
+    folder: Path | str,
     num_ranges: int,
     config: ClusterConfig,
     on_progress: Callable[[Counts], None] = lambda counts: None,
@@ -67,9 +76,11 @@ def run(
     task = small_task()
     components = discover(task.model, "conv_filters")
     design = Bernoulli(components.num_components, num_ranges * MASKS_PER_SHARD, 0.1, 0)
-    folder.mkdir(parents=True, exist_ok=True)
+    storage = storage_at(folder)
+    if isinstance(storage, LocalStorage):
+        storage.create()
     identity = {"ablation.examples_per_block": 100, "ablation.margins_dtype": "float32"}
-    directory = RunDirectory.create(storage_at(folder), identity, components, len(task.examples))
+    directory = RunDirectory.create(storage, identity, components, len(task.examples))
     directory.set_designs({"train": RunDesign("train", design)})
     store = directory.margins("train")
     job = AblationJob(ZeroWeights(components), {"train": (design, store)}, "float32", None, PlanPins())
@@ -102,7 +113,7 @@ def actors_section(folder: Path, ranges_per_actor: int, counts: Sequence[int] = 
         num_ranges = ranges_per_actor * count
         config = ClusterConfig(max_actors=count, min_actors=count, cpus_per_actor=1, gpus_per_actor=1.0)
         seconds, cpu = run(folder / f"actors{count}", num_ranges, config)
-        ideal = (num_ranges / count - 1) * SECONDS_PER_RANGE
+        ideal = (num_ranges / count - 2) * SECONDS_PER_RANGE  # the first is told of when the second is computed
         table.add_row(
             str(count), str(num_ranges), f"{seconds:.2f}", f"{ideal:.2f}", f"{ideal / seconds:.0%}",
             f"{cpu / seconds:.1%} of a core", f"{num_ranges / seconds:.1f}",
@@ -119,6 +130,28 @@ def driver_section(folder: Path, ranges_per_actor: int) -> None:
     CONSOLE.print(
         f"Driver at {num_ranges / seconds:.1f} shards/s: {cpu / num_ranges * 1e3:.2f} ms of CPU a shard, "
         f"{cpu / seconds:.1%} of one core, {cpu / seconds / cores:.1%} of this machine's {cores}."
+    )
+
+
+class AddedUp(RunMetrics):
+    """Adds up what is recorded, by name."""
+
+    found: ClassVar[Counter[str]] = Counter()
+
+    def add(self, name: str, value: float, actor: str, node: str) -> None:
+        self.found[name] += value
+
+
+def object_store_section(_folder: Path, ranges_per_actor: int) -> None:
+    """The share of time in which an actor does not compute, where shards are small and the store is far away."""
+    AddedUp.found.clear()
+    with mock.patch("coar_dist.cluster.metrics.RunMetrics", AddedUp):
+        run(f"s3://{BUCKET}/benchmark", ranges_per_actor, ClusterConfig(max_actors=1, gpus_per_actor=1.0))
+    forward, write, wait = (AddedUp.found[f"coar_{name}_seconds_total"] for name in ("forward", "write", "wait"))
+    CONSOLE.print(
+        f"In an object store that takes {SECONDS_PER_REQUEST} s a request, ranges of {SECONDS_PER_RANGE} s: "
+        f"{wait / (wait + forward):.1%} of an actor's time is waiting; writing a shard takes "
+        f"{write / ranges_per_actor:.3f} s."
     )
 
 
@@ -199,6 +232,7 @@ def submit_section(folder: Path, _ranges_per_actor: int) -> None:
 SECTIONS: dict[str, Callable[..., None]] = {
     "actors": actors_section,
     "driver": driver_section,
+    "object_store": object_store_section,
     "killed_node": killed_node_section,
     "submit": submit_section,
 }
@@ -210,10 +244,18 @@ def main() -> None:
     parser.add_argument("--ranges", type=int, default=100, help="per actor")
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 2, 4], help="of the section of that name")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         for name in arguments.sections:
-            if name in ("actors", "driver"):
-                ray.init(num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            if name == "object_store":
+                store = ObjectStore()
+                stack.callback(store.stop)
+                store.make_bucket()
+                store.delay_s = SECONDS_PER_REQUEST
+                os.environ.update(store.environment)
+            if name in ("actors", "driver", "object_store"):
+                ray.init(
+                    "local", num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+                )
             try:
                 more = [arguments.actors] if name == "actors" else []
                 SECTIONS[name](Path(folder), arguments.ranges, *more)

@@ -17,7 +17,8 @@ from coar_dist.cluster.pool import ActorPool
 from coar_dist.cluster.ranges import RangesToDo, WorkRange
 from coar_dist.cluster.resources import Cluster
 from coar_dist.cluster.work import Counts, DriverCallbacks, Origin, SharedPlan, Work
-from coar_dist.cluster.worker import Address, LogLines, RangeReport, StartReport, Worker
+from coar_dist.cluster.worker import Address, Answer, LogLines, StartReport, Worker
+from coar_dist.cluster.writing import RangeReport, Written
 from coar_dist.config.schema import ClusterConfig
 
 Call = tuple[str, str, tuple[Any, ...]]
@@ -36,10 +37,11 @@ def task_error(cause: Exception) -> RayTaskError:
 @dataclass(frozen=True)
 class _Store:
     is_shared: bool
+    is_there: Callable[[int], bool]
     storage = SimpleNamespace(where=lambda name: f"/here/{name}")
 
     def has(self, start: int, stop: int) -> bool:
-        return self.is_shared
+        return self.is_shared and self.is_there(start)
 
     def file(self, start: int, stop: int) -> str:
         return f"margins/train/{start}-{stop}"
@@ -48,10 +50,11 @@ class _Store:
 @dataclass(frozen=True)
 class _Job:
     is_shared: bool
+    is_there: Callable[[int], bool] = field(default=lambda start: True, compare=False)
     storage = None
 
     def store(self, name: str) -> Any:
-        return _Store(self.is_shared)
+        return _Store(self.is_shared, self.is_there)
 
     def num_margins(self, work_range: WorkRange) -> int:
         return 7 * work_range.num_units
@@ -65,6 +68,8 @@ class Ray:
     next_of: Next = lambda calls: 0
     seconds_of: Callable[[str], float | None] = lambda name: None
     calls: list[Call] = field(default_factory=list)
+    num_nodes: int = 1
+    being_written: dict[str, Written] = field(default_factory=dict)
     num_actors: int = 0
     num_waits: int = 0
 
@@ -102,14 +107,19 @@ class Ray:
         self.script(*call)
         match call[1]:
             case "address":
-                return Address("host", "node")
+                return Address("host", f"node-{int(call[0].removeprefix('actor-')) % self.num_nodes}")
             case "start":
                 return StartReport("plan", ((20, "chosen"),), self.seconds_of(call[0]))
             case "use":
                 return self.seconds_of(call[0])
             case "run":
-                seconds = call[2][0].num_units * (self.seconds_of(call[0]) or 0.1)
-                return RangeReport(((20, f"log of {call[2][0]}"),), 0.0, seconds, 0.0, None)
+                (work_range,) = call[2]
+                written = self.being_written.pop(call[0], ())
+                seconds = work_range.num_units * (self.seconds_of(call[0]) or 0.1)
+                self.being_written[call[0]] = ((work_range, RangeReport(0.0, seconds, 0.0, None)),)
+                return Answer(((20, f"log of {work_range}"),), written)
+            case "flush":
+                return Answer((), self.being_written.pop(call[0], ()))
         return None
 
 
@@ -159,8 +169,10 @@ def simulate(
     num_ranges: int = 4,
     plan: SharedPlan | None = None,
     nodes: int = 2,
+    is_drained: Callable[[], bool] = lambda: False,
     on_wait: Callable[[], None] = lambda: None,
     is_shared: bool = True,
+    is_there: Callable[[int], bool] = lambda start: True,
     next_of: Next = lambda calls: 0,
     seconds_of: Callable[[str], float | None] = lambda name: None,
     **config: Any,
@@ -172,13 +184,15 @@ def simulate(
         num_ranges: how many there are.
         plan: of the work.
         nodes: how many there are.
+        is_drained: whether the last one is being drained.
         on_wait: what the driver calls while it waits.
         is_shared: whether the driver sees what actors write.
+        is_there: whether the shard of masks from here on is written when the driver looks.
         next_of: the order of the answers, the oldest first; a second goes by with each.
         seconds_of: what an actor takes for a mask; ranges are cut to 5 s.
         config: of the cluster.
     """
-    ray = Ray(script, next_of, seconds_of)
+    ray = Ray(script, next_of, seconds_of, num_nodes=nodes)
     told = Simulated(ray.calls)
     room: Mapping[str, Mapping[str, float]] = {f"node-{i}": {"CPU": 3.0} for i in range(nodes)}
 
@@ -190,13 +204,18 @@ def simulate(
 
     callbacks = DriverCallbacks(on_progress, told.starts.append, on_log, on_wait, lambda cluster: None)
     ranges = RangesToDo({"train": [(0, 10 * num_ranges)]}, {"train": 10}, "masks", {"train": 5.0})
-    work = Work("run", Worker, "task", _Job(is_shared), ranges, plan, "model.rows", predict=lambda: 0.0)
+    work = Work("run", Worker, "task", _Job(is_shared, is_there), ranges, plan, "model.rows", predict=lambda: 0.0)
     cluster = Cluster(ClusterConfig(**{"cpus_per_actor": 3, **config}), 0.0, True, Interruption())
+
+    def staying() -> Mapping[str, Mapping[str, float]]:
+        return dict(list(room.items())[: nodes - is_drained()])
+
     with (
+        mock.patch("coar_dist.cluster.pool._POLL_S", 0.0),
         mock.patch("coar_dist.cluster.driver.time", SimpleNamespace(monotonic=lambda: float(ray.num_waits))),
         mock.patch("coar_dist.cluster.pool.ray", ray),
-        mock.patch("coar_dist.cluster.pool.alive_nodes", return_value=room),
-        mock.patch("coar_dist.cluster.resources.alive_nodes", return_value=room),
+        mock.patch("coar_dist.cluster.pool.alive_nodes", staying),
+        mock.patch("coar_dist.cluster.resources.alive_nodes", staying),
     ):
         Driver(ActorPool(cluster, work.actor), cluster.config, work, callbacks, _Metrics(told.metrics)).run()
     return told

@@ -23,7 +23,7 @@ from coar_dist.ablation.value import ZeroWeights
 from coar_dist.baselines.actor import BaselineActor
 from coar_dist.cluster.metrics import METRICS, RunMetrics
 from coar_dist.cluster.ranges import WorkRange
-from coar_dist.cluster.worker import RangeReport
+from coar_dist.cluster.worker import Answer
 from coar_dist.components.discovery import discover
 from coar_dist.config.schema import ClusterConfig
 from coar_dist.designs.independent import Bernoulli
@@ -106,7 +106,8 @@ def test_time_adds_up_to_the_time_of_the_actor(tmp_path: Path) -> None:
         num_threads=1,
     )
     actor.use(PLAN)
-    reports = [actor.run(WorkRange("train", start, start + 10, "masks")) for start in (0, 10)]
+    answers = [actor.run(WorkRange("train", start, start + 10, "masks")) for start in (0, 10)]
+    reports = [report for answer in (*answers, actor.flush()) for _, report in answer.written]
     assert [sum(getattr(report, name) > 0 for name in ("wait_s", "forward_s", "write_s")) for report in reports] == [
         3,
         3,
@@ -118,8 +119,15 @@ def test_time_adds_up_to_the_time_of_the_actor(tmp_path: Path) -> None:
 class WithGpu(BaselineActor):
     """An actor that says that it has a GPU."""
 
-    def run(self, examples: WorkRange) -> RangeReport:
-        return replace(super().run(examples), gpu_memory_bytes=5000)
+    def run(self, examples: WorkRange) -> Answer:
+        return _with_gpu(super().run(examples))
+
+    def flush(self) -> Answer:
+        return _with_gpu(super().flush())
+
+
+def _with_gpu(answer: Answer) -> Answer:
+    return replace(answer, written=tuple((each, replace(told, gpu_memory_bytes=5000)) for each, told in answer.written))
 
 
 class Recorder(RunMetrics):

@@ -19,7 +19,8 @@ from coar_dist.cluster.ranges import WorkRange
 from coar_dist.cluster.resources import Cluster
 from coar_dist.cluster.visibility import require_shard
 from coar_dist.cluster.work import Origin, SharedPlan
-from coar_dist.cluster.worker import Address, RangeReport, Worker
+from coar_dist.cluster.worker import Address, Worker
+from coar_dist.cluster.writing import RangeReport
 from coar_dist.config.schema import ClusterConfig
 from coar_dist.errors import StorageError
 from tests.cluster.simulated import Ray
@@ -216,10 +217,10 @@ def test_metrics_are_of_the_run_the_node_and_the_actor(monkeypatch: pytest.Monke
     monkeypatch.setattr(metrics, "Gauge", Gauged)
     found = RunMetrics("run")
     tags = {"run": "run", "node": "host", "actor": "actor-1"}
-    report = RangeReport((), wait_s=0.5, forward_s=2.0, write_s=0.0, gpu_memory_bytes=None)
+    report = RangeReport(wait_s=0.5, forward_s=2.0, write_s=0.0, gpu_memory_bytes=None)
     found.count_range(WorkRange("train", 4, 10, "masks"), 60, report, True, "actor-1", "host")
     found.count_range(WorkRange("train", 4, 10, "masks"), 60, report, False, "actor-1", "host")
-    with_gpu = RangeReport((), 0.0, 1.0, 1.0, gpu_memory_bytes=7)
+    with_gpu = RangeReport(0.0, 1.0, 1.0, gpu_memory_bytes=7)
     found.count_range(WorkRange("baseline", 0, 3, "examples"), 0, with_gpu, True, "actor-1", "host")
     found.set_of_run("coar_masks_left", 5)
     told = {name: metric.told for name, metric in found._metrics.items() if metric.told}  # type: ignore[attr-defined]

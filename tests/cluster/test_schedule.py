@@ -31,6 +31,11 @@ def take(schedule: Schedule, actor: str, now: float = 0.0) -> WorkRange:
     return masks
 
 
+def finish(schedule: Schedule, masks: WorkRange, actor: str, now: float) -> bool:
+    schedule.computed(masks, actor, now)
+    return schedule.done(masks, actor)
+
+
 def kill_while(schedule: Schedule, masks: WorkRange, actor: str, node_died: bool = False) -> None:
     """The actor dies with ``masks`` executing, and another of its name comes."""
     assert take(schedule, actor) == masks
@@ -46,7 +51,7 @@ def test_every_range_is_handed_out_once() -> None:
     for actor, masks in zip("aba", ranges(3), strict=True):
         assert not schedule.is_done
         assert schedule.is_running(masks)
-        assert schedule.done(masks, actor, 1.0)
+        assert finish(schedule, masks, actor, 1.0)
         assert not schedule.is_running(masks)
     assert schedule.is_done
 
@@ -93,7 +98,7 @@ def test_losses_without_progress_stop_the_run_beyond_a_limit_that_grows_with_the
         for actor in "abc":  # more than the limit in all, but with progress in between
             schedule.lost(actor, "killed", node_died=False)
             schedule.joined(actor, f"host-{actor}")
-        schedule.done(take(schedule, "a"), "a", 1.0)
+        finish(schedule, take(schedule, "a"), "a", 1.0)
     for _ in range(9):
         take(schedule, "a")
         schedule.lost("a", "killed", node_died=False)
@@ -149,7 +154,7 @@ def test_a_range_whose_actors_keep_dying_waits_for_all_others_and_is_named_in_th
     assert [take(schedule, "a"), take(schedule, "b"), take(schedule, "b")] == others
     assert schedule.next_for("a", 0.0) is None  # the others are still running
     for actor, masks in zip("abb", others, strict=True):
-        schedule.done(masks, actor, 1.0)
+        finish(schedule, masks, actor, 1.0)
     for _ in range(4):
         kill_while(schedule, poison, "b")
     take(schedule, "a")
@@ -166,11 +171,11 @@ def test_a_suspect_range_that_gets_through_counts() -> None:
     first, second = ranges(2)
     for masks in (first, first, first, second, second, second, first, second, first):
         kill_while(schedule, masks, "a")
-    schedule.done(take(schedule, "a"), "a", 1.0)
+    finish(schedule, take(schedule, "a"), "a", 1.0)
     for _ in range(5):  # more than ten in all, but not in a row
         kill_while(schedule, first, "a")
     assert schedule.num_left == 1
-    schedule.done(take(schedule, "a"), "a", 1.0)
+    finish(schedule, take(schedule, "a"), "a", 1.0)
     assert schedule.is_done
 
 
@@ -194,7 +199,7 @@ def with_typical_time(count: int, seconds: float, actors: str = "abc") -> Schedu
     """Five more ranges are done already, each in ``seconds``."""
     schedule = schedule_of(count + 5, actors)
     for _ in range(5):
-        schedule.done(take(schedule, "a", 0.0), "a", seconds)
+        finish(schedule, take(schedule, "a", 0.0), "a", seconds)
     return schedule
 
 
@@ -210,8 +215,8 @@ def test_an_idle_actor_gets_a_copy_of_the_slowest_range() -> None:
     assert schedule.next_for("a", 200.0) == third  # not its own
     assert schedule.next_for("c", 200.0) == second
     assert schedule.next_for("c", 999.0) is None  # two copies at most
-    assert schedule.done(first, "b", 130.0)
-    assert not schedule.done(first, "a", 131.0)  # the first result counts
+    assert finish(schedule, first, "b", 130.0)
+    assert not finish(schedule, first, "a", 131.0)  # the first result counts
     assert schedule.num_left == 2
 
 
@@ -220,8 +225,8 @@ def test_copies_of_a_done_range_may_fail_and_be_lost() -> None:
     first, second = take(schedule, "a", 10.0), take(schedule, "b", 10.0)
     assert schedule.next_for("c", 20.0) == first
     assert schedule.next_for("c", 20.0) == second
-    schedule.done(first, "a", 21.0)
-    schedule.done(second, "b", 21.0)
+    finish(schedule, first, "a", 21.0)
+    finish(schedule, second, "b", 21.0)
     assert schedule.is_done
     assert schedule.num_in_flight("c") == 2  # still busy
     schedule.failed(first, "c", RuntimeError("late"))
@@ -245,7 +250,7 @@ def test_a_range_that_loses_one_of_its_copies_goes_on_and_may_get_another() -> N
 def test_too_few_times_make_no_range_slow() -> None:
     schedule = schedule_of(5)
     for _ in range(4):
-        schedule.done(take(schedule, "a", 0.0), "a", 1.0)
+        finish(schedule, take(schedule, "a", 0.0), "a", 1.0)
     take(schedule, "a", 0.0)
     assert schedule.next_for("b", 1000.0) is None
 
@@ -255,6 +260,40 @@ def test_a_range_that_failed_on_all_actors_is_tried_again() -> None:
     for actor in ("a", "b"):
         schedule.failed(take(schedule, actor, 0.0), actor, RuntimeError("one"))
     assert schedule.next_for("a", 1.0) is not None
+
+
+def test_a_death_is_the_fault_of_what_was_computed_not_of_what_was_written() -> None:
+    schedule = schedule_of(3, "ab", max_losses=100)
+    written, computing, queued = (take(schedule, "a") for _ in range(3))
+    schedule.computed(written, "a", 1.0)
+    assert schedule.unwritten("a") == [written]
+    assert schedule.executing("a") == computing
+    assert schedule.num_in_flight("a") == 2
+    schedule.lost("a", "killed", node_died=False)
+    assert [take(schedule, "b") for _ in range(3)] == [written, computing, queued]
+    assert schedule.num_retried == 3
+    assert {each: len(deaths) for each, deaths in schedule._deaths.items()} == {computing: 1}
+    schedule.computed(written, "b", 2.0)
+    schedule.failed(written, "b", OSError("disk full"))
+    assert schedule.unwritten("b") == []
+    assert schedule.num_failed == 1
+    schedule.left("b")
+    schedule.joined("c", "host-c")
+    for masks in (computing, queued, written):
+        assert take(schedule, "c") == masks
+        assert finish(schedule, masks, "c", 3.0)
+    assert schedule.is_done
+
+
+def test_a_range_that_is_being_written_may_get_a_copy_elsewhere() -> None:
+    schedule = with_typical_time(1, 1.0)
+    masks = take(schedule, "a", 10.0)
+    schedule.computed(masks, "a", 11.0)
+    assert schedule.next_for("a", 20.0) is None
+    assert schedule.next_for("b", 20.0) == masks
+    assert finish(schedule, masks, "b", 21.0)
+    assert not schedule.done(masks, "a")
+    assert schedule.unwritten("a") == []
 
 
 @settings(UNTIMED, max_examples=200)
@@ -271,25 +310,27 @@ def test_whatever_happens_every_range_counts_once(
     dice = random.Random(seed)
     schedule = schedule_of(count, "", max_attempts=10**6, max_losses=10**6)
     in_flight: dict[str, list[WorkRange]] = {}
+    unwritten: dict[str, list[WorkRange]] = {}
     counted: Counter[WorkRange] = Counter()
     now, num_joined = 0.0, 0
     while not schedule.is_done:
         now += dice.expovariate(1.0)
         while len(in_flight) < num_actors:
             schedule.joined(f"actor-{num_joined}", f"host-{num_joined % 3}")
-            in_flight[f"actor-{num_joined}"] = []
+            in_flight[f"actor-{num_joined}"], unwritten[f"actor-{num_joined}"] = [], []
             num_joined += 1
         for actor in dice.sample(sorted(in_flight), len(in_flight)):
             while len(in_flight[actor]) < ranges_in_flight:
                 masks = schedule.next_for(actor, now)
                 if masks is None:
                     break
-                assert masks not in in_flight[actor]
+                assert masks not in in_flight[actor] + unwritten[actor]
                 assert not counted[masks]
                 in_flight[actor].append(masks)
-                assert sum(masks in others for others in in_flight.values()) <= 2
+                assert sum(masks in in_flight[other] + unwritten[other] for other in in_flight) <= 2
             assert schedule.num_in_flight(actor) == len(in_flight[actor])
-        busy = [actor for actor, running in in_flight.items() if running]
+            assert schedule.unwritten(actor) == unwritten[actor]
+        busy = [actor for actor in in_flight if in_flight[actor] + unwritten[actor]]
         assert busy, "nothing runs and not all is done"
         actor = dice.choice(busy)
         event = dice.random()
@@ -297,12 +338,16 @@ def test_whatever_happens_every_range_counts_once(
             schedule.lost(actor, "killed", node_died=dice.random() < 0.5)
             del in_flight[actor]
         elif event < trouble:
-            schedule.failed(in_flight[actor].pop(0), actor, RuntimeError("failed"))
+            failing = dice.choice([running for running in (in_flight[actor], unwritten[actor]) if running])
+            schedule.failed(failing.pop(0), actor, RuntimeError("failed"))
             if dice.random() < 0.5:
                 schedule.left(actor)
                 del in_flight[actor]
+        elif unwritten[actor] and (not in_flight[actor] or dice.random() < 0.5):
+            masks = unwritten[actor].pop(0)
+            counted[masks] += schedule.done(masks, actor)
         else:
-            masks = in_flight[actor].pop(0)
-            counted[masks] += schedule.done(masks, actor, now)
+            unwritten[actor].append(in_flight[actor].pop(0))
+            schedule.computed(unwritten[actor][-1], actor, now)
     assert counted == Counter(ranges(count))
     assert schedule.num_pending == 0

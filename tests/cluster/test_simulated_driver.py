@@ -11,9 +11,11 @@ import pytest
 from ray.exceptions import RayActorError
 
 from coar_dist.cluster import driver, visibility
+from coar_dist.cluster.ranges import WorkRange
 from coar_dist.cluster.work import Counts, SharedPlan
+from coar_dist.cluster.writing import WriteError
 from coar_dist.errors import RangeFailedError, StorageError, TaskError
-from tests.cluster.simulated import _Job, simulate, task_error
+from tests.cluster.simulated import Simulated, _Job, simulate, task_error
 
 NO_PLAN = SharedPlan(None, request="40 masks")
 
@@ -77,6 +79,85 @@ def test_a_late_copy_of_a_slow_range_counts_in_no_number(monkeypatch: pytest.Mon
     assert of_the_first[1] == "actor-0"
     assert told.metrics["margins"] == 200 * 7
     assert told.counts == Counts(num_units=200, num_shards=20, num_failed=0, num_retried=0, num_lost=0, num_actors=3)
+
+
+def runs(told: Simulated) -> list[tuple[str, int]]:
+    """Actors and first masks of the ranges that were handed out."""
+    return [(name, work_range.start) for name, (work_range,) in told.of("run")]
+
+
+def test_a_shard_is_done_when_it_is_written_and_the_last_one_is_waited_for() -> None:
+    told = simulate(raising({}), 3, max_actors=1)
+    calls = [method for _, method, _ in told.calls][2:]
+    assert calls == ["run", "run", "run", "flush"]
+    assert told.counts is not None
+    assert told.counts.num_shards == 3
+
+
+@pytest.mark.parametrize("is_written", [True, False])
+def test_what_a_lost_actor_has_written_is_not_computed_again(is_written: bool) -> None:
+    """It dies in its second range, and has not said yet that the first one is written."""
+
+    def script(name: str, method: str, arguments: tuple[Any, ...]) -> None:
+        if name == "actor-0" and method == "run" and arguments[0].start == 10:
+            raise RayActorError()
+
+    looks = Counter[int]()
+
+    def is_there(start: int) -> bool:
+        looks[start] += 1
+        return is_written or looks[start] > 1
+
+    told = simulate(script, 4, max_actors=1, is_there=is_there)
+    assert told.counts is not None
+    assert (told.counts.num_shards, told.counts.num_lost) == (4, 1)
+    assert told.metrics["margins"] == 40 * 7
+    assert runs(told).count(("actor-1", 0)) == (not is_written)
+
+
+@pytest.mark.parametrize("method", ["run", "flush"])
+def test_a_shard_that_cannot_be_written_is_the_fault_of_its_own_range(method: str) -> None:
+    """That is told by the call for the next range, or by the one that waits for the last."""
+    first, second = (WorkRange("train", start, start + 10, "masks") for start in (0, 10))
+    failing = first if method == "run" else second
+    computed: dict[str, WorkRange] = {}
+
+    def script(name: str, called: str, arguments: tuple[Any, ...]) -> None:
+        if errors and called in ("run", "flush") and computed.get(name) == failing:
+            raise task_error(WriteError(failing, errors.pop()))
+        if called == "run":
+            (computed[name],) = arguments
+
+    def simulated() -> Simulated:
+        return simulate(script, 2, nodes=1, max_attempts=2, is_there=lambda start: start != failing.start)
+
+    errors: list[Exception] = [OSError("disk full")]
+    told = simulated()
+    assert told.counts is not None
+    assert (told.counts.num_shards, told.counts.num_failed) == (2, 1)
+    assert ("actor-1", failing.start) in runs(told)
+    assert (method == "flush") == (len(told.of("flush")) == 2)
+    errors = [StorageError("No space left."), StorageError("No space left.")]
+    with pytest.raises(StorageError, match=rf"^{failing} could not be written by actor-1 and others: No space left\."):
+        simulated()
+
+
+def test_an_actor_on_a_node_that_is_drained_finishes_what_it_has_and_gets_no_more() -> None:
+    answered = Counter[str]()
+
+    def script(name: str, method: str, arguments: tuple[Any, ...]) -> None:
+        answered[name] += method == "run"
+
+    def is_drained() -> bool:
+        """From the moment on when actor-1, of the last node, has computed two ranges."""
+        return answered["actor-1"] >= 2
+
+    told = simulate(script, 20, is_drained=is_drained)
+    assert answered["actor-1"] == [name for name, _ in runs(told)].count("actor-1") <= 4
+    of_actor_1 = [method for name, method, _ in told.calls if name == "actor-1"]
+    assert of_actor_1[-1] == "flush"
+    assert {name for name, _ in runs(told)} == {"actor-0", "actor-1"}  # there is no room for another one
+    assert told.counts == Counts(num_units=200, num_shards=20, num_failed=0, num_retried=0, num_lost=0, num_actors=1)
 
 
 def test_every_actor_gets_parts_of_shards_by_its_own_speed() -> None:
@@ -172,7 +253,8 @@ def test_a_range_that_failed_goes_to_another_actor() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_whatever_dies_and_fails_the_work_is_done(seed: int) -> None:
+def test_whatever_dies_and_fails_the_work_is_done(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(visibility, "_BETWEEN_LOOKS_S", 0.0)
     dice = random.Random(seed)
     gone: set[str] = set()
 
@@ -182,7 +264,9 @@ def test_whatever_dies_and_fails_the_work_is_done(seed: int) -> None:
             gone.add(name)
             raise dice.choice([RayActorError(), task_error(RuntimeError("failed"))])
 
-    told = simulate(script, num_ranges=30, plan=NO_PLAN, nodes=4, max_attempts=100)
+    told = simulate(
+        script, num_ranges=30, plan=NO_PLAN, nodes=4, max_attempts=100, is_there=lambda start: dice.random() < 0.9
+    )
     assert told.counts is not None
     assert (told.counts.num_shards, told.counts.num_units) == (30, 300)
     assert told.metrics["margins"] == 300 * 7
