@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from coar_dist.cluster.ranges import RangesToDo, WorkRange, num_halvings
 
 
@@ -47,3 +49,14 @@ class Pace:
             return 1
         most_units = self._shard_seconds[store_name] / self._slowest
         return int(2 ** num_halvings(self._units_per_shard[store_name], most_units))
+
+
+def cut_ranges(ranges: RangesToDo, seconds_per_unit: float) -> Iterator[WorkRange]:
+    """The ranges that actors will get which all take so many seconds for a unit."""
+    pace, actor = Pace(ranges), "every actor"
+    pace.timed(actor, seconds_per_unit)
+    for whole in ranges:
+        rest: WorkRange | None = whole
+        while rest is not None:
+            part, rest = pace.cut(rest, actor)
+            yield part

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from coar_dist.baselines.gradient_baselines import passes_per_example
 from coar_dist.cluster.ranges import WorkRange
 from coar_dist.config.schema import Config
@@ -13,17 +15,18 @@ from coar_dist.store.gradients import GradientStore
 from coar_dist.store.run_directory import RunDirectory
 
 
-def mask_loads(run: RunDirectory, missing: Missing, cost: float | None) -> list[Load]:
+def mask_loads(run: RunDirectory, missing: Missing, parts: Iterable[WorkRange], cost: float | None) -> list[Load]:
     """One load for each role of a design; masks with gradients, whose examples are apart, count by the share of the
     examples.
 
     Args:
         run: the run.
         missing: what it lacks.
+        parts: the same in the ranges that actors will get.
         cost: of a pass with gradients, in passes without; None where there are none.
     """
     ranges: dict[str, list[WorkRange]] = {}
-    for masks in missing.work.ranges:
+    for masks in parts:
         ranges.setdefault(masks.store_name, []).append(masks)
     loads: dict[str, Load] = {}
     for name, (design, store) in missing.stores.items():

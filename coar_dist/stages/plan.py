@@ -34,6 +34,7 @@ def _run(session: Session) -> None:
     from torch import cuda  # which takes seconds to load
 
     from coar_dist.cluster.dispatch import connected
+    from coar_dist.cluster.pace import cut_ranges
     from coar_dist.stages.baselines import MissingBaselines
     from coar_dist.stages.budget import expected_masks, with_recorded_passes
     from coar_dist.stages.collect import Missing
@@ -77,9 +78,12 @@ def _run(session: Session) -> None:
             num_gpus = cluster.num_gpus
         at_once = replace(config, cluster=replace(config.cluster, where=PROCESS)) if cluster is None else config
         trial, start_s = timed_start(session, at_once, run, missing.work, task, components, num_actors)
+        parts = list(cut_ranges(ranges, trial.seconds_per_margin * len(task.examples)))
+        if cluster is not None:  # slow actors get small ranges, which more of them can share
+            num_actors = cluster.num_wanted(cluster.capacity(), len(parts) or len(baselines.ranges) or 1)
         cost = run.gradient_cost or trial.gradient_cost  # a pilot's own decides what its budget is spent on
         estimate = Estimate(
-            loads=(*mask_loads(run, missing, cost), *baseline_loads(config, run, baselines)),
+            loads=(*mask_loads(run, missing, parts, cost), *baseline_loads(config, run, baselines)),
             num_examples=len(task.examples),
             seconds_per_pass=trial.seconds_per_margin,
             gradient_cost=cost,

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from coar_dist.cluster.pace import Pace
+from coar_dist.cluster.pace import Pace, cut_ranges
 from coar_dist.cluster.ranges import RangesToDo, WorkRange
 
 TO_DO = RangesToDo(
@@ -42,3 +42,10 @@ def test_the_slowest_actor_says_how_many_can_share_a_shard() -> None:
     pace.timed("a", 4.0)
     pace.timed("b", 0.5)
     assert [pace.num_parts(name) for name in TO_DO.gaps] == [1, 8, 16]
+
+
+def test_all_that_is_missing_is_cut_as_actors_will_get_it() -> None:
+    found = list(cut_ranges(TO_DO, 2.0))
+    sizes = {name: [part.num_units for part in found if part.store_name == name] for name in TO_DO.gaps}
+    assert sizes == {"gradients": [20, 20], "train": [16] * 8, "leave_one_out": [8] * 8}
+    assert [part.num_units for part in cut_ranges(TO_DO, 1e-9)] == [20, 20, 64, 64, 64]

@@ -147,6 +147,22 @@ def test_the_speed_is_the_model_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("_planned_here")
+def test_slow_actors_get_parts_of_shards_which_more_of_them_can_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation = EvaluationConfig(num_masks=2, ablation_fractions=[0.2])
+    settings = {"gradients": GradientsConfig(), "baselines": [], "evaluation": evaluation}
+    cluster = ClusterConfig(max_actors=3, min_actors=1)
+    for shard_seconds, num_actors, ranges in ((1e3, 2, [40 * 7]), (1e-9, 3, [7] * 40)):
+        ablation = AblationConfig(mode="weights", rows_per_forward=7, compile=False, shard_seconds=shard_seconds)
+        config = config_of(tmp_path / "run", ablation=ablation, cluster=cluster, **settings)
+        estimate, _ = planned(config, monkeypatch)
+        load = next(load for load in estimate.loads if load.name == "without gradients")
+        assert load.range_passes == ranges
+        assert estimate.num_actors == num_actors
+
+
+@pytest.mark.usefixtures("_planned_here")
 def test_the_bytes_are_those_of_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     larger = AblationConfig(masks_per_shard=300, mode="weights", rows_per_forward=7, compile=False)
     changes: dict[str, object] = {"ablation": larger, "design": DesignConfig(num_masks=1200, ablation_fraction=0.2)}
