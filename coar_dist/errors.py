@@ -118,6 +118,10 @@ class RangeFailedError(CoarDistError, RuntimeError):
     """One range kept failing, on different actors."""
 
 
+class NotOnThisNodeError(CoarDistError, RuntimeError):
+    """A node cannot come by a model or examples by itself: they are to be sent."""
+
+
 class ConvergenceError(CoarDistError, RuntimeError):
     """A solver did not reach its tolerance."""
 

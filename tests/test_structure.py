@@ -203,8 +203,11 @@ def test_imports_run_downwards_from_room_to_room() -> None:
 
 
 def test_the_cluster_knows_no_engine_no_model_and_no_regression() -> None:
-    used = {room_of(target) for module in FILES if room_of(module) == "cluster" for _, target in OWN_IMPORTS[module]}
-    assert used == {"cluster", "config", "errors", "store"}
+    """Of tasks it knows how they travel."""
+    used = {(module, target) for module in FILES if room_of(module) == "cluster" for _, target in OWN_IMPORTS[module]}
+    assert {room_of(target) for _, target in used} == {"cluster", "config", "errors", "store", "tasks"}
+    travels = {"coar_dist.cluster.packing", "coar_dist.cluster.shared_value"}
+    assert {module for module, target in used if room_of(target) == "tasks"} == travels
 
 
 def test_imports_inside_a_room_run_in_no_circle() -> None:

@@ -74,8 +74,13 @@ class Actors(ABC):
     num_wanted: int
 
     @abstractmethod
-    def share(self, value: Any) -> Any:
-        """What stands for ``value`` among the arguments of many calls: it goes to every node once."""
+    def share(self, value: Any, whole: bool = False) -> Any:
+        """What stands for ``value`` among the arguments of many calls: it goes to every node once.
+
+        Args:
+            value: anything that can be pickled.
+            whole: whether everything in it is sent, even what actors could find by themselves.
+        """
 
     @abstractmethod
     def resize(self, num_left: int) -> list[Member]:

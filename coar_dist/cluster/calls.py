@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from coar_dist.cluster.ranges import WorkRange
+from coar_dist.store.storage import Storage
 
 
 class _Call:
@@ -28,7 +29,7 @@ class AddressCall(_Call):
     """Asks where the actor runs; the answer shows that its process has started."""
 
     method = "address"
-    job: Any
+    storage: Storage | None
 
     def __str__(self) -> str:
         return "the first call"

@@ -16,7 +16,7 @@ from coar_dist.cluster.work import Counts, DriverCallbacks, Origin, Work
 from coar_dist.cluster.worker import Answer, StartReport
 from coar_dist.cluster.writing import RangeReport, WriteError
 from coar_dist.config.schema import ClusterConfig
-from coar_dist.errors import CoarDistError, RangeFailedError, StorageError, TaskError, counted
+from coar_dist.errors import CoarDistError, NotOnThisNodeError, RangeFailedError, StorageError, TaskError, counted
 
 # Errors of the user's code or input: trying again elsewhere cannot help.
 _USER_ERRORS = (ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
@@ -39,7 +39,8 @@ class Driver:
         self, actors: Actors, config: ClusterConfig, work: Work, callbacks: DriverCallbacks, metrics: Metrics
     ) -> None:
         self._actors, self._config, self._job, self._callbacks = actors, config, work.job, callbacks
-        self._shared_task, self._shared_job = actors.share(work.task), actors.share(work.job)
+        self._task = work.task
+        self._share(whole=False)
         self._schedule = Schedule(work.ranges, config.max_attempts, memory_key=work.memory_key)
         self._plan = None if work.plan is None else PlanSharing(work.plan)
         self._metrics = metrics
@@ -65,7 +66,7 @@ class Driver:
             while not self._is_done:
                 self._keep_house()
                 for member in self._actors.resize(self._schedule.num_left):
-                    self._actors.call(member, AddressCall(self._shared_job))
+                    self._actors.call(member, AddressCall(self._job.storage))
                 has_news = self._take_answers()
                 self._share_plan()
                 self._hand_out_ranges()
@@ -111,8 +112,7 @@ class Driver:
                 member.address = answer
                 self._schedule.joined(member.name, answer.host)
                 _log.info("%s has started", member.name, extra=self._origin(member).fields())
-                setup = SetupCall(self._shared_task, self._shared_job, self._config.cpus_per_actor)
-                self._actors.call(member, setup)
+                self._set_up(member)
             case SetupCall():
                 if self._plan is None:
                     self._now_live(member)
@@ -191,6 +191,9 @@ class Driver:
         self._drop(name)
 
     def _take_failure(self, member: Member, call: Call, error: CallError) -> None:
+        if isinstance(error.cause, NotOnThisNodeError) and isinstance(call, SetupCall):
+            self._send_whole(member, call, error.cause)
+            return
         work_range = call.range if isinstance(call, RunCall) else None
         if isinstance(error.cause, WriteError):
             work_range, error = error.cause.work_range, CallError(str(error), error.cause.error)
@@ -214,6 +217,19 @@ class Driver:
         self._count_untold(member)
         self._schedule.left(member.name)
         self._drop(member.name)  # a CUDA error leaves a useless process
+
+    def _send_whole(self, member: Member, call: SetupCall, cause: NotOnThisNodeError) -> None:
+        """Set the actor up by what has everything in it; so from now on all."""
+        if call.task is self._shared_task:
+            _log.info("%s: %s. Model and examples are sent.", member.name, cause, extra=self._origin(member).fields())
+            self._share(whole=True)
+        self._set_up(member)
+
+    def _share(self, whole: bool) -> None:
+        self._shared_task, self._shared_job = (self._actors.share(each, whole) for each in (self._task, self._job))
+
+    def _set_up(self, member: Member) -> None:
+        self._actors.call(member, SetupCall(self._shared_task, self._shared_job, self._config.cpus_per_actor))
 
     def _count_failure(self, member: Member, work_range: WorkRange, error: CallError) -> None:
         try:

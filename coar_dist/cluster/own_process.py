@@ -39,7 +39,7 @@ class OwnActor(Actors):
         self._log = _OwnLog()
 
     @override
-    def share(self, value: Any) -> Any:
+    def share(self, value: Any, whole: bool = False) -> Any:
         return value
 
     @override

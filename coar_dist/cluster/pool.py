@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from coar_dist.cluster.actors import Actors, CallError, Loss, Member
 from coar_dist.cluster.calls import Call
+from coar_dist.cluster.packing import packed
 from coar_dist.cluster.resources import Cluster, alive_nodes
 from coar_dist.cluster.worker import Worker
 
@@ -45,8 +46,8 @@ class ActorPool(Actors):
         self._in_flight: dict[Any, tuple[str, Call]] = {}  # by Ray's references
 
     @override
-    def share(self, value: Any) -> Any:
-        return ray.put(value)
+    def share(self, value: Any, whole: bool = False) -> Any:
+        return ray.put(packed(value, whole))
 
     @override
     def resize(self, num_left: int) -> list[Member]:

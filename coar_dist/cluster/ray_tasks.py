@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -14,13 +15,16 @@ from typing_extensions import override
 from coar_dist.cluster.actors import Loss
 from coar_dist.cluster.connection import connect
 from coar_dist.cluster.execution import Execute
+from coar_dist.cluster.packing import packed
 from coar_dist.cluster.parts import Result, Started, Tasks, run_parts
 from coar_dist.cluster.pool import cause
 from coar_dist.cluster.resources import Cluster
+from coar_dist.cluster.shared_value import unpacked
 from coar_dist.config.schema import ClusterConfig
-from coar_dist.errors import ClusterError, CoarDistError
+from coar_dist.errors import ClusterError, CoarDistError, NotOnThisNodeError
 
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 _DIED = (WorkerCrashedError, OutOfMemoryError)
 _NODE_DIED = (NodeDiedError, ObjectLostError)  # the result of a part may lie on the node that is gone
 
@@ -64,7 +68,9 @@ class RayTasks(Tasks):
     """Tasks of ``function(shared, item)``, each with the resources of one actor."""
 
     def __init__(self, cluster: Cluster, function: Callable[[Any, Any], Any], shared: Any) -> None:
-        self._cluster, self._function, self._shared = cluster, function, ray.put(shared)
+        self._cluster, self._function = cluster, function
+        self._value, self._is_whole = shared, False
+        self._shared = ray.put(packed(shared))
         # Ray itself would retry a lost task without saying so, and wait for ever where no node is left for it.
         options = {"num_cpus": cluster.num_cpus, "num_gpus": cluster.num_gpus, "max_retries": 0}
         self._task: Any = ray.remote(_run_part).options(**options, num_returns="streaming")
@@ -81,7 +87,13 @@ class RayTasks(Tasks):
     def answers(self, tasks: Sequence[Any], wait_s: float) -> Iterator[tuple[Any, Started | Result | Loss]]:
         ready, _ = ray.wait(list(tasks), timeout=wait_s)
         for task in ready:
-            yield task, _answer(task)
+            try:
+                yield task, _answer(task)
+            except NotOnThisNodeError as error:
+                if not self._is_whole:
+                    _log.info("%s. Model and examples are sent.", error)
+                    self._shared, self._is_whole = ray.put(packed(self._value, whole=True)), True
+                yield task, Loss(str(error), node_died=True)
 
     @override
     def cancel(self, task: Any) -> None:
@@ -115,7 +127,7 @@ def _run_part(
 ) -> Iterator[Started | Result]:
     yield Started()
     torch.set_num_threads(num_threads)
-    yield Result(function(shared, item))
+    yield Result(function(unpacked(shared), item))
 
 
 def _nothing(_shared: Any, _item: Any) -> None:

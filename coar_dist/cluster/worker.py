@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from coar_dist.cluster.job import Job
 from coar_dist.cluster.ranges import WorkRange
+from coar_dist.cluster.shared_value import unpacked
 from coar_dist.cluster.visibility import require_run_directory
 from coar_dist.cluster.writing import RangeReport, Writer, Written
+from coar_dist.store.storage import Storage
 
 LogLines = tuple[tuple[int, str], ...]
 """Level and text of what an actor logged; the driver logs it again where the user sees it."""
@@ -77,21 +78,28 @@ class Worker:
 
     overlaps = True
 
-    def address(self, job: Job) -> Address:
+    def address(self, storage: Storage | None) -> Address:
         """Where the actor runs; answered as soon as it has started.
+
+        Args:
+            storage: the run directory that it must see; None where it writes nothing.
 
         Raises:
             ClusterError: it does not see the run directory.
         """
-        if job.storage is not None:
-            require_run_directory(job.storage)
+        if storage is not None:
+            require_run_directory(storage)
         return Address(socket.gethostname(), _node_id())
 
     def setup(self, task: Any, job: Any, num_threads: int) -> None:
-        """Get ready for work on ``num_threads`` threads."""
+        """Get ready for work on ``num_threads`` threads.
+
+        Raises:
+            NotOnThisNodeError: the model or the examples cannot be had on this node, and are to be sent.
+        """
         torch.set_num_threads(num_threads)
         self.log = LogCollector.attached()
-        self.prepare(task, job)
+        self.prepare(unpacked(task), unpacked(job))
         self._writer = Writer()
         self._laps = Laps()
 

@@ -32,7 +32,7 @@ from coar_dist.store.edits import EditStore
 from coar_dist.store.locations import storage_at
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.values import values_of_run
-from coar_dist.tasks.example_set import fingerprint_of_tensors
+from coar_dist.tasks.elsewhere import weights_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -248,7 +248,7 @@ class Edit:
 
     def _check(self, model: nn.Module) -> None:
         check_components(model, self.components)
-        found = weights_fingerprint(model)
+        found = weights_of(model)
         if found != self.model_weights:
             raise ComponentMismatchError(
                 f"the edit {self.name!r} in {self.storage} was made for a model with weights "
@@ -265,8 +265,3 @@ def values_of(run: RunDirectory) -> Values | None:
     """
     arrays = values_of_run(run.storage, run.identity)
     return None if arrays is None else {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """The fingerprint of a model's weights, as in a run's identity."""
-    return fingerprint_of_tensors(sorted(model.state_dict().items()))

@@ -17,7 +17,7 @@ from coar_dist.editing.groups import check_disjoint, members, without_draws
 from coar_dist.editing.held_out import HeldOut, Ids, measured_task
 from coar_dist.editing.selections import Selector
 from coar_dist.errors import ConfigError, RunMismatchError, shortened
-from coar_dist.stages.inputs import examples_of, trained_weights
+from coar_dist.stages.inputs import examples_of, trained_in
 from coar_dist.stages.session import Session
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.reader import RunReader
@@ -148,7 +148,7 @@ def _task(session: Session, edit: EditConfig, run: RunDirectory) -> Task:
     task, held_out, config = session.task, session.held_out, session.config
     if task is None:
         key = "task.examples" if edit.examples is None else "edit.examples"
-        task = build_task(config.task, trained_weights(session), partial(examples_of, session, key))
+        task = build_task(config.task, trained_in(session), partial(examples_of, session, key))
     elif held_out is not None:
         task = replace(task, examples=held_out)
     elif edit.examples is not None:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from coar_dist.ablation.device_map import check_device_map
 from coar_dist.ablation.placement import native_precision
 from coar_dist.cluster.dispatch import answer_of_an_actor
+from coar_dist.cluster.place import joins_a_cluster
 from coar_dist.components.discovery import check_components, discover
 from coar_dist.components.index import ComponentIndex
-from coar_dist.errors import DamagedFileError, MissingWorkError, RunNotFoundError
+from coar_dist.config.methods import GRADIENT_BASELINES
+from coar_dist.config.schema import Config
+from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunNotFoundError, TaskError
 from coar_dist.stages.session import Session
-from coar_dist.tasks.build import build_examples, build_task, untrained_model
+from coar_dist.store.storage import Storage
+from coar_dist.tasks.build import build_examples, build_task, built_away, model_with_weights, untrained_model
+from coar_dist.tasks.elsewhere import AsHere, with_origin
 from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import Task
-from coar_dist.tasks.trained_checkpoint import CHECKPOINT, read_checkpoint
+from coar_dist.tasks.trained_checkpoint import CHECKPOINT
+
+_log = logging.getLogger(__name__)
 
 
 def examples_of(session: Session, key: str) -> ExampleSet:
@@ -38,14 +46,37 @@ def task_of(session: Session) -> Task:
     """What is explained: what the session was given, or what the configuration says, with the trained weights.
 
     Raises:
-        MissingWorkError, DamagedFileError: as of ``trained_weights``.
-        ConfigError, TaskError: naming the key that is wrong.
+        MissingWorkError: as of ``trained_in``.
+        ConfigError, TaskError, DamagedFileError: naming the key or file that is wrong.
     """
     if session.task is None:
-        config = session.config.task
-        session.task = build_task(config, trained_weights(session), partial(examples_of, session, "task.examples"))
+        config, trained = session.config.task, trained_in(session)
+        if _stays_away(session.config):
+            session.task = _task_without_weights(session, trained)
+        if session.task is None:
+            session.task = build_task(config, trained, partial(examples_of, session, "task.examples"))
         check_device_map(session.config.ablation.device_map, session.task.model)
     return session.task
+
+
+def _stays_away(config: Config) -> bool:
+    """Whether no stage of this process computes with the model: the head of a cluster may be too small for it."""
+    computes_here = "edit" in config.stages or any(method in config.baselines for method in GRADIENT_BASELINES)
+    return joins_a_cluster(config.cluster) and not computes_here
+
+
+def _task_without_weights(session: Session, trained: Storage | None) -> Task | None:
+    """The task, its model built and checked on a worker and here without weights; None where workers cannot build it,
+    so that it is built here and sent."""
+    config = session.config.task
+    build = AsHere.of(partial(model_with_weights, config.model, trained))
+    examples, function = examples_of(session, "task.examples"), output_function(config.output_function)
+    try:
+        model, origin = answer_of_an_actor(session.config.cluster, partial(built_away, build, examples, function))
+    except (ConfigError, TaskError, DamagedFileError) as error:
+        _log.info("the model is built here, because it cannot be on a worker: %s", error)
+        return None
+    return Task(with_origin(model, origin), examples, function)
 
 
 def untrained_task(session: Session) -> Task:
@@ -64,20 +95,18 @@ def is_to_be_trained(session: Session) -> bool:
     return "train" in config.stages and config.train is not None and session.storage.size(CHECKPOINT) is None
 
 
-def trained_weights(session: Session) -> dict[str, Tensor] | None:
-    """What the train stage left in the run directory; None where no stage trains the model.
+def trained_in(session: Session) -> Storage | None:
+    """Where the train stage left the model's weights; None where no stage trains it.
 
     Raises:
         MissingWorkError: the train stage has not run.
-        DamagedFileError: the checkpoint is damaged.
     """
     if session.config.train is None:
         return None
-    trained = read_checkpoint(session.storage)
-    if trained is None:
+    if session.storage.size(CHECKPOINT) is None:
         where = session.storage.where(CHECKPOINT)
         raise MissingWorkError(f"{where} is missing: run the train stage, or set task.model.checkpoint.")
-    return trained[0]
+    return session.storage
 
 
 def components_of(session: Session, model: nn.Module) -> ComponentIndex:

@@ -18,7 +18,7 @@ from coar_dist.components.gate_places import weights_read
 from coar_dist.config.schema import ALL, kept_groups
 from coar_dist.editing.choose_sizes import choose_sizes
 from coar_dist.editing.criterion import describe, sizes
-from coar_dist.editing.edit import Edit, Measured, values_of, weights_fingerprint
+from coar_dist.editing.edit import Edit, Measured, values_of
 from coar_dist.editing.edit_each import fix_each, sweep_name
 from coar_dist.editing.held_out import HeldOut
 from coar_dist.editing.plain import plain_outputs
@@ -29,6 +29,7 @@ from coar_dist.stages.edit_inputs import EditInputs
 from coar_dist.stages.sweep_run import SweepRun
 from coar_dist.store.edits import MEASURE
 from coar_dist.tasks.checkpoints import state_to_save
+from coar_dist.tasks.elsewhere import weights_of
 from coar_dist.tasks.task import call_model
 
 _TOLERANCE = 1e-4
@@ -145,7 +146,7 @@ def _edit(inputs: EditInputs, held_out: HeldOut, sweeps: SweepRun, criterion: st
         values=values,
         name=inputs.edit.name,
         run=inputs.run.fingerprint,
-        model_weights=weights_fingerprint(held_out.task.model),
+        model_weights=weights_of(held_out.task.model),
         selection=inputs.selector.main,
         direction=inputs.edit.direction,
         targets=tuple(inputs.targets.tolist()),

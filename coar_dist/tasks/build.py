@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,20 @@ from coar_dist.components.plain_model import plain_model
 from coar_dist.config.functions import call, resolve
 from coar_dist.config.schema import ExamplesConfig, ModelConfig, TaskConfig
 from coar_dist.errors import CoarDistError, ConfigError, TaskError
+from coar_dist.store.storage import Storage
 from coar_dist.tasks.checkpoints import load_checkpoint
+from coar_dist.tasks.elsewhere import AsHere, ModelOrigin, weights_of, with_origin, without_weights
 from coar_dist.tasks.example_set import ExampleSet, Inputs, inputs_alone
 from coar_dist.tasks.examples import EXAMPLES
 from coar_dist.tasks.examples.source import IndexedSource, StreamedSource, load_subset
 from coar_dist.tasks.given import gathered, targets_or_none
+from coar_dist.tasks.mapped_examples import built_by
 from coar_dist.tasks.models import MODELS, has_weights
 from coar_dist.tasks.normalisation import normalise_inputs
-from coar_dist.tasks.outputs import output_function
+from coar_dist.tasks.outputs import OutputFunction, output_function
 from coar_dist.tasks.precision import in_precision_of
 from coar_dist.tasks.task import Task, by_keyword
+from coar_dist.tasks.trained_checkpoint import read_checkpoint
 
 
 def build_model(config: ModelConfig) -> nn.Module:
@@ -49,7 +54,8 @@ def build_examples(config: ExamplesConfig, key: str) -> ExampleSet:
     if not isinstance(source, ExampleSet | IndexedSource | StreamedSource):
         raise TaskError(f"{key}.source={config.source!r} gave a {type(source).__name__}, not an ExampleSet.")
     try:
-        return load_subset(source, config.subset, config.source, f"{key}.subset")
+        examples = load_subset(source, config.subset, config.source, f"{key}.subset")
+        return built_by(examples, AsHere.of(partial(build_examples, config, key)))
     except CoarDistError:
         raise
     except Exception as error:  # a user's own data may raise anything
@@ -63,32 +69,66 @@ def untrained_model(config: ModelConfig) -> nn.Module:
         return build_model(config).eval()
 
 
-def build_task(
-    config: TaskConfig, trained: Mapping[str, Tensor] | None, load_examples: Callable[[], ExampleSet]
-) -> Task:
+def model_with_weights(config: ModelConfig, trained: Storage | None) -> nn.Module:
+    """The model in eval mode with the checkpoint's weights.
+
+    Args:
+        config: of the model.
+        trained: where the train stage left weights; used where ``config.checkpoint`` is None.
+
+    Raises:
+        ConfigError, TaskError: naming the key that is wrong.
+        DamagedFileError: what the train stage left is damaged.
+    """
+    comes_with_weights = has_weights(config.source, config.arguments)
+    if config.checkpoint is None and trained is None and not comes_with_weights:
+        raise ConfigError(
+            f"task.model.checkpoint must be set: {config.source!r} alone has random weights. (Or let the train "
+            f"stage make one: train=...)"
+        )
+    model = untrained_model(config)
+    if config.checkpoint is not None:
+        load_checkpoint(model, Path(config.checkpoint))
+    elif trained is not None:
+        left = read_checkpoint(trained)
+        assert left is not None
+        model.load_state_dict(left[0])
+    return plain_model(model)
+
+
+def build_task(config: TaskConfig, trained: Storage | None, load_examples: Callable[[], ExampleSet]) -> Task:
     """The whole task, its model in eval mode with the checkpoint's weights.
 
     Args:
         config: of the model and the output function.
-        trained: weights from the train stage; used where ``config.model.checkpoint`` is None.
+        trained: as of ``model_with_weights``.
         load_examples: gives those whose outputs are explained; it is called last, since it may take long.
 
     Raises:
-        ConfigError, TaskError: naming the key that is wrong.
+        ConfigError, TaskError, DamagedFileError: as of ``model_with_weights``.
     """
-    comes_with_weights = has_weights(config.model.source, config.model.arguments)
-    if config.model.checkpoint is None and trained is None and not comes_with_weights:
-        raise ConfigError(
-            f"task.model.checkpoint must be set: {config.model.source!r} alone has random weights. (Or let the train "
-            f"stage make one: train=...)"
-        )
-    model = untrained_model(config.model)
-    if config.model.checkpoint is not None:
-        load_checkpoint(model, Path(config.model.checkpoint))
-    elif trained is not None:
-        model.load_state_dict(trained)
+    build = AsHere.of(partial(model_with_weights, config.model, trained))
+    model = build()
     outputs = output_function(config.output_function)
-    return Task(model, load_examples(), outputs)
+    task = Task(model, load_examples(), outputs)
+    with_origin(task.model, ModelOrigin(build, weights_of(task.model)))
+    return task
+
+
+def built_away(
+    build: Callable[[], nn.Module], examples: ExampleSet, function: OutputFunction
+) -> tuple[nn.Module, ModelOrigin]:
+    """In a worker: build and check a model for a process that has no room for its weights.
+
+    Returns:
+        The model without weights, and what built it.
+
+    Raises:
+        TaskError, ConfigError, DamagedFileError: as of ``build`` and ``Task.check``.
+    """
+    task = Task(build(), examples, function)
+    margins = task.check()
+    return without_weights(task.model), ModelOrigin(build, weights_of(task.model), tuple(margins))
 
 
 def given_task(

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from coar_dist.errors import TaskError, counted, listed
+from coar_dist.tasks.tensor_files import file_of
 
 Inputs = Tensor | dict[str, Any]
 """One tensor, given to the model as its first argument, or several values, given by keyword: tensors with one row per
@@ -21,6 +22,7 @@ example, and constants (None, bool, int, float, str), the same for every call.""
 _CONSTANTS = (type(None), bool, int, float, str)
 RESERVED_COLUMNS = ("example_id", "label", "prediction", "margin")
 """Columns of ``examples.parquet`` that the ablate stage fills itself."""
+_fingerprints: dict[Any, str] = {}  # of tensors in files, whose names say what is in them
 EXCERPT = "excerpt"
 """The column with the beginning of an example's text, for the eye alone."""
 
@@ -96,6 +98,14 @@ class ExampleSet:
         else:
             yield "inputs", self.inputs
         yield "targets", self.targets
+
+    def counterfactual_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of the counterfactuals by name; none where there are none."""
+        if isinstance(self.counterfactual, dict):
+            pairs = sorted(self.counterfactual.items())
+            yield from ((name, value) for name, value in pairs if isinstance(value, Tensor))
+        elif self.counterfactual is not None:
+            yield "counterfactual", self.counterfactual
 
     def map(self, function: Callable[[Tensor], Tensor]) -> ExampleSet:
         """The example set with ``function``, which keeps the rows and their order, applied to every tensor."""
@@ -244,10 +254,22 @@ def _column(name: str, values: Any, num_examples: int) -> NDArray[Any]:
 
 
 def fingerprint_of_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes."""
+    """SHA-256 over names, dtypes, shapes and bytes; those of tensors in files are read once per process."""
+    named = list(tensors)
+    files = tuple(file_of(tensor) for _, tensor in named)
+    key = tuple(name for name, _ in named), files
+    if None not in files and key in _fingerprints:
+        return _fingerprints[key]
     digest = hashlib.sha256()
-    for name, tensor in tensors:
+    for (name, tensor), file in zip(named, files, strict=True):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
-    return "sha256:" + digest.hexdigest()
+        if file is None:
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+        else:
+            for chunk in file.chunks():
+                digest.update(chunk)
+    fingerprint = "sha256:" + digest.hexdigest()
+    if None not in files:
+        _fingerprints[key] = fingerprint
+    return fingerprint

@@ -18,7 +18,7 @@ from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import EditConfig
 from coar_dist.designs.independent import Bernoulli
-from coar_dist.editing.edit import Edit, Measured, Selected, weights_fingerprint
+from coar_dist.editing.edit import Edit, Measured, Selected
 from coar_dist.editing.edit_record import load_edit, record_of
 from coar_dist.editing.selections import Selector, root_mean_squares
 from coar_dist.errors import ComponentMismatchError, ConfigError
@@ -26,6 +26,7 @@ from coar_dist.store.edits import EditStore
 from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 from coar_dist.store.tables import Attributions, AttributionTable
+from coar_dist.tasks.elsewhere import weights_of
 from tests.editing.test_scores import literal_t_scores
 from tests.models import local_storage, randomise
 
@@ -42,7 +43,7 @@ def edit_of(storage: str = "nowhere", **changes: Any) -> Edit:
     edit = Edit(
         name="mine",
         run="sha256:run",
-        model_weights=weights_fingerprint(model()),
+        model_weights=weights_of(model()),
         selection="coar",
         direction="raise",
         targets=(1, 4),
@@ -270,7 +271,7 @@ def test_values_are_in_the_place_of_activations_and_in_the_biases_of_a_copy() ->
 def test_values_that_weights_cannot_hold_are_applied_alone() -> None:
     without_bias = randomise(nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3, bias=False)))
     values = {"0.output": torch.full((6,), 0.7), "2.input": torch.full((6,), 0.3)}
-    edit = edit_of(model_weights=weights_fingerprint(without_bias), values=values)
+    edit = edit_of(model_weights=weights_of(without_bias), values=values)
     with pytest.raises(ConfigError, match=r"'mine' cannot be written into weights: the layer of 2.input has no bias"):
         edit.edited(without_bias)
     hidden = without_bias[0](X)
@@ -283,7 +284,7 @@ def test_values_that_weights_cannot_hold_are_applied_alone() -> None:
 
 def test_zeros_are_in_the_weights_of_layers_without_a_bias() -> None:
     without_bias = randomise(nn.Sequential(nn.Linear(5, 6, bias=False), nn.Tanh(), nn.Linear(6, 3, bias=False)))
-    edit = edit_of(component_ids=(2, 7), model_weights=weights_fingerprint(without_bias), values={})
+    edit = edit_of(component_ids=(2, 7), model_weights=weights_of(without_bias), values={})
     hidden = without_bias[0](X)
     hidden[:, 2] = 0.0
     hidden = hidden.tanh()

@@ -18,6 +18,7 @@ from torch import Tensor
 from coar_dist.config.schema import SubsetConfig
 from coar_dist.errors import ConfigError, TaskError, counted
 from coar_dist.tasks.example_set import ExampleSet
+from coar_dist.tasks.mapped_examples import in_pieces, mapped
 
 SOURCE_ID = "source_id"
 _SAMPLE_COUNTER = 2**64 - 1
@@ -71,17 +72,17 @@ def load_subset(source: Source, subset: SubsetConfig, name: str, key: str) -> Ex
     """
     if isinstance(source, StreamedSource):
         known = len(subset.ids) if subset.ids is not None and subset.classes is None else None
-        return source.load(_streamed(source, subset, name, key), subset.first or known)
+        return mapped(source.load(_streamed(source, subset, name, key), subset.first or known))
     if isinstance(source, IndexedSource):
-        return source.load(chosen_ids(subset, source.num_examples, source.labels, name, key))
+        return in_pieces(source.load, chosen_ids(subset, source.num_examples, source.labels, name, key))
     columns = {SOURCE_ID: np.arange(len(source)), **source.columns}
     source = replace(source, columns=columns)
     if subset == SubsetConfig():
-        return source
+        return mapped(source)
     targets = source.targets
     has_classes = targets.ndim == 1 and not targets.is_floating_point()
     labels = targets.cpu().numpy().astype(np.int64)
-    return source.select(chosen_ids(subset, len(source), (lambda: labels) if has_classes else None, name, key))
+    return mapped(source.select(chosen_ids(subset, len(source), (lambda: labels) if has_classes else None, name, key)))
 
 
 def chosen_ids(
