@@ -18,7 +18,7 @@ from coar_dist.tasks.elsewhere import ModelOrigin
 from coar_dist.tasks.mapped_examples import MappedExamples
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SharedValue:
     """A value on its way to another process; ``packing.packed`` makes it.
 

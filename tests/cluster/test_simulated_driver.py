@@ -12,10 +12,10 @@ from ray.exceptions import RayActorError
 
 from coar_dist.cluster import driver, visibility
 from coar_dist.cluster.ranges import WorkRange
+from coar_dist.cluster.shared_value import unpacked
 from coar_dist.cluster.work import Counts, SharedPlan
-from coar_dist.cluster.writing import WriteError
-from coar_dist.errors import RangeFailedError, StorageError, TaskError
-from tests.cluster.simulated import Simulated, _Job, simulate, task_error
+from coar_dist.errors import NotOnThisNodeError, RangeFailedError, StorageError, TaskError
+from tests.cluster.simulated import Simulated, simulate, task_error
 
 NO_PLAN = SharedPlan(None, request="40 masks")
 
@@ -33,8 +33,8 @@ def raising(answers: Mapping[tuple[str, str], Exception]) -> Any:
 
 def test_every_actor_gets_its_calls_in_order_and_every_range_is_told_of_once() -> None:
     told = simulate(raising({}), plan=NO_PLAN)
-    assert told.of("address") == [(f"actor-{i}", (_Job(True),)) for i in (0, 1)]
-    assert [(name, arguments[0], arguments[2]) for name, arguments in told.of("setup")] == [
+    assert told.of("address") == [(f"actor-{i}", (None,)) for i in (0, 1)]
+    assert [(name, unpacked(arguments[0]), arguments[2]) for name, arguments in told.of("setup")] == [
         ("actor-0", "task", 3),  # threads
         ("actor-1", "task", 3),
     ]
@@ -51,6 +51,19 @@ def test_every_actor_gets_its_calls_in_order_and_every_range_is_told_of_once() -
     assert {(origin.actor, origin.node) for _, origin in told.log} == {("actor-0", "host"), ("actor-1", "host")}
     shards = {text: origin.shard for text, origin in told.log}
     assert shards[texts[2]] == "margins/train/20-30"
+
+
+def test_an_actor_that_finds_no_model_is_sent_everything_and_so_are_all_from_then_on() -> None:
+    cause = NotOnThisNodeError("the model cannot be built there")
+    told = simulate(raising({(f"actor-{i}", "setup"): task_error(cause) for i in (0, 1)}), plan=NO_PLAN)
+    setups = told.of("setup")
+    tasks = {name: [arguments[0] for called, arguments in setups if called == name] for name, _ in setups}
+    assert {name: len(each) for name, each in tasks.items()} == {"actor-0": 2, "actor-1": 2}
+    (first, whole), (other, last) = tasks["actor-0"], tasks["actor-1"]
+    assert first is other
+    assert whole is last
+    assert whole is not first
+    assert (told.counts.num_failed, told.counts.num_lost, told.counts.num_shards) == (0, 0, 4)
 
 
 def test_a_late_copy_of_a_slow_range_counts_in_no_number(monkeypatch: pytest.MonkeyPatch) -> None:

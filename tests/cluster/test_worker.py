@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,11 +46,11 @@ pytestmark = pytest.mark.usefixtures("package_log")
 def test_a_node_that_does_not_see_the_run_directory_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(visibility, "_BETWEEN_LOOKS_S", 0.0)
     host = socket.gethostname()
-    job: Any = SimpleNamespace(storage=local_storage(tmp_path))
+    storage = local_storage(tmp_path)
     with pytest.raises(ClusterError, match=rf"node {re.escape(host)} does not see {tmp_path}/run\.json, .*s3://"):
-        Worker().address(job)
+        Worker().address(storage)
     (tmp_path / "run.json").touch()
-    assert Worker().address(job).host == host
+    assert Worker().address(storage).host == host
 
 
 def test_an_actor_computes_on_the_threads_that_it_is_given() -> None:
