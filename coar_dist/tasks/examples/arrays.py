@@ -140,7 +140,9 @@ def numpy_arrays(
         raise TaskError(f"{path}: the arrays must have the same number of rows, but have {lengths}.")
 
     def read(names: list[str], ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        return {name: np.array(arrays[name][ids]) for name in names}
+        # What has been read of a memory map stays in this process for as long as the map is open.
+        opened = {name: _numpy_array(Path(path), name) for name in names} if Path(path).is_dir() else arrays
+        return {name: np.array(opened[name][ids]) for name in names}
 
     may_be_labels = arrays[targets].ndim == 1
     return _of_columns(

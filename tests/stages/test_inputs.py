@@ -1,0 +1,114 @@
+"""A driver without the model's weights: what it knows and checks is what it would be with them."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from coar_dist.cluster.packing import packed
+from coar_dist.config.schema import (
+    AblationConfig,
+    ClusterConfig,
+    ComponentsConfig,
+    Config,
+    DesignConfig,
+    ExamplesConfig,
+    ModelConfig,
+    RunConfig,
+    TaskConfig,
+)
+from coar_dist.console.saying import Terminal
+from coar_dist.errors import TaskError
+from coar_dist.stages import checks, inputs
+from coar_dist.stages.inputs import components_of, identity_of, task_of
+from coar_dist.stages.session import Session
+from coar_dist.tasks.elsewhere import is_without_weights, weights_of
+
+RESNET = ModelConfig("digits_resnet", {"width": 4, "num_blocks": 1})
+VIT = ModelConfig("small_vit", {"image_size": 8, "patch_size": 4, "width": 16, "depth": 2, "num_heads": 4})
+
+
+def config_of(folder: Path, model: ModelConfig = RESNET, **changes: Any) -> Config:
+    from safetensors.torch import save_file
+
+    from coar_dist.tasks.build import untrained_model
+
+    save_file(untrained_model(model).state_dict(), folder / "weights.safetensors")
+    settings: dict[str, Any] = {
+        "stages": ["ablate", "fit"],
+        "run": RunConfig(str(folder / "run")),
+        "task": TaskConfig(
+            replace(model, checkpoint=str(folder / "weights.safetensors")),
+            ExamplesConfig("digits", {"split": "test", "num_examples": 20}),
+        ),
+        "design": DesignConfig(num_masks=60, ablation_fraction=0.2),
+        "baselines": ["leave_one_out"],
+        "ablation": AblationConfig(precision="float32"),
+        "cluster": ClusterConfig(address="head"),
+    }
+    return Config(**{**settings, **changes})
+
+
+def session_of(config: Config) -> Session:
+    return Session(config, Terminal(Console(file=io.StringIO())))
+
+
+@pytest.fixture(autouse=True)
+def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker is told what a real one is: packed, and without this process' objects."""
+    monkeypatch.setattr(inputs, "answer_of_an_actor", lambda _, function: packed(packed(function).value()()).value())
+    monkeypatch.setattr(checks, "check_place", lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("model", "selector", "value"),
+    [
+        (RESNET, "auto", "zero_weights"),
+        (RESNET, "conv_filters", "mean"),
+        (RESNET, "conv_filters", "resample"),
+        (VIT, "auto", "mean"),
+        (VIT, "heads", "zero"),
+        (VIT, "neurons", "zero_weights"),
+    ],
+)
+def test_it_knows_all_that_it_would_know(tmp_path: Path, model: ModelConfig, selector: str, value: str) -> None:
+    settings = {"components": ComponentsConfig(selector), "ablation": AblationConfig(value=value, precision="float32")}
+    away = session_of(config_of(tmp_path, model, **settings))
+    here = session_of(config_of(tmp_path, model, **settings, cluster=ClusterConfig(where="process")))
+    for session in (away, here):
+        checks.check_ablate_stage(session)
+    tasks = [task_of(session) for session in (away, here)]
+    assert [is_without_weights(task.model) for task in tasks] == [True, False]
+    assert tasks[0].check() == tasks[1].check()
+    assert identity_of(away, tasks[0]) == identity_of(here, tasks[1])
+    found = [components_of(session, task.model) for session, task in zip((away, here), tasks, strict=True)]
+    assert found[0].names() == found[1].names()
+    sent = packed(tasks[0]).value()
+    assert weights_of(sent.model) == weights_of(tasks[1].model)
+    assert sent.check() == tasks[1].check()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"stages": ["ablate", "edit"]}, {"baselines": ["gradient_x_parameter"]}, {"cluster": ClusterConfig()}],
+    ids=["edit", "gradient baseline", "no cluster"],
+)
+def test_the_weights_are_here_where_this_process_computes_with_them(tmp_path: Path, changes: dict[str, Any]) -> None:
+    assert not is_without_weights(task_of(session_of(config_of(tmp_path, **changes))).model)
+
+
+def test_what_workers_cannot_build_is_built_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def answer(_: object, function: object) -> None:
+        raise TaskError("task.model.checkpoint='weights.safetensors': there is no such file.")
+
+    monkeypatch.setattr(inputs, "answer_of_an_actor", answer)
+    caplog.set_level("INFO")
+    assert not is_without_weights(task_of(session_of(config_of(tmp_path))).model)
+    assert "the model is built here, because it cannot be on a worker: task.model.checkpoint=" in caplog.text
