@@ -14,6 +14,7 @@ from coar_dist.cluster import driver, visibility
 from coar_dist.cluster.ranges import WorkRange
 from coar_dist.cluster.shared_value import unpacked
 from coar_dist.cluster.work import Counts, SharedPlan
+from coar_dist.cluster.writing import WriteError
 from coar_dist.errors import NotOnThisNodeError, RangeFailedError, StorageError, TaskError
 from tests.cluster.simulated import Simulated, simulate, task_error
 
