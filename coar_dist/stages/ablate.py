@@ -54,7 +54,7 @@ def _collect(session: Session, config: Config, task: Task, components: Component
     check_value(session, task, components)
     class_names = checked_class_names(session, task)
     session.take()
-    identity = {**identity_of(session, task), **identity_of_value(session, task, components)}
+    identity = {**identity_of(session, task, components), **identity_of_value(session, task, components)}
     run = RunDirectory.create(session.storage, identity, components, len(task.examples), probe_margins)
     run.set_designs(designs)
     keep_class_names(session, run, class_names)

@@ -15,7 +15,7 @@ from coar_dist.cluster.place import joins_a_cluster
 from coar_dist.components.discovery import check_components, discover
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config.methods import GRADIENT_BASELINES
-from coar_dist.config.schema import Config
+from coar_dist.config.schema import Config, block_size
 from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunNotFoundError, TaskError
 from coar_dist.stages.session import Session
 from coar_dist.store.storage import Storage
@@ -124,14 +124,14 @@ def components_of(session: Session, model: nn.Module) -> ComponentIndex:
     return components
 
 
-def identity_of(session: Session, task: Task) -> dict[str, Any]:
-    """Everything but the components that the margins of the run directory depend on."""
+def identity_of(session: Session, task: Task, components: ComponentIndex) -> dict[str, Any]:
+    """Everything that the margins of the run directory depend on, but which components these are."""
     ablation = session.config.ablation
     return {
         **task.identity(),
         "ablation.precision": _precision(session),
         "ablation.margins_dtype": ablation.margins_dtype,
-        "ablation.examples_per_block": ablation.examples_per_block,
+        "ablation.examples_per_block": block_size(ablation, components.num_components),
     }
 
 

@@ -57,7 +57,10 @@ def _run(session: Session) -> None:
     probe_margins = task.check()
     with contextlib.ExitStack() as stack:
         cluster = None if may_be_here(config.cluster) else stack.enter_context(connected(config.cluster))
-        identity = {**identity_of(session, task), **identity_of_value(session, task, components, find=False)}
+        identity = {
+            **identity_of(session, task, components),
+            **identity_of_value(session, task, components, find=False),
+        }
         rehearsal = Rehearsal(session.storage)
         run = RunDirectory.create(rehearsal, identity, components, len(task.examples), probe_margins)
         config = with_recorded_passes(config, run)

@@ -17,6 +17,7 @@ from coar_dist.config.schema.ablation import (
     ZERO,
     ZERO_WEIGHTS,
     AblationConfig,
+    block_size,
     differs_by_example,
     is_of_classes,
 )
@@ -94,6 +95,7 @@ __all__ = [
     "TrainConfig",
     "ablation_fraction",
     "asked_of_ray",
+    "block_size",
     "differs_by_example",
     "held_out_fractions",
     "is_of_classes",

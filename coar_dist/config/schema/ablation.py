@@ -11,6 +11,7 @@ from coar_dist.config.schema.values import Count, Part, Positive, one_of
 ZERO_WEIGHTS, ZERO, MEAN, CONSTANTS = "zero_weights", "zero", "mean", "constants"
 RESAMPLE, COUNTERFACTUAL = "resample", "counterfactual"
 ALL_POSITIONS, POSITION = "all", "position"
+_BLOCK_BYTES, _MOST_EXAMPLES = 2**28, 1024
 
 
 @dataclass
@@ -51,9 +52,23 @@ class AblationConfig(Part):
     """Seconds of work in one shard at most, about, where ``masks_per_shard`` is None: a slow actor gets a half, a
     quarter, ... of a shard, by its own speed. Margins do not depend on it. Shards of gradients are whole, for the last
     bits of their sums depend on the cutting."""
-    examples_per_block: Count = 1024
-    """Examples in one margin column of a shard, and in one block of the regression."""
+    examples_per_block: Count | None = None
+    """Examples in one margin column of a shard, and in one block of the regression. None: 1,024, or fewer where their
+    attributions would take more than 256 MB, as of many components."""
     margins_dtype: Annotated[str, one_of("float32", "float16")] = "float32"
+
+
+def block_size(ablation: AblationConfig, num_components: int) -> int:
+    """Examples of a block. Files and memory of many stages have room for a few times a block's attributions.
+
+    Example:
+        >>> [block_size(AblationConfig(), num_components) for num_components in (22_720, 82_944, 460_000)]
+        [1024, 512, 128]
+    """
+    if ablation.examples_per_block is not None:
+        return ablation.examples_per_block
+    fitting = max(_BLOCK_BYTES // (4 * num_components), 1)
+    return int(min(2 ** (fitting.bit_length() - 1), _MOST_EXAMPLES))
 
 
 def is_of_classes(ablation: AblationConfig) -> bool:
