@@ -40,6 +40,7 @@ def _run(session: Session) -> None:
     from coar_dist.stages.collect import Missing
     from coar_dist.stages.estimate import Estimate
     from coar_dist.stages.inputs import components_of, identity_of, task_of, untrained_task
+    from coar_dist.stages.later import print_later
     from coar_dist.stages.loads import baseline_loads, mask_loads
     from coar_dist.stages.mask_designs import ROLE_WORDS, designs_of
     from coar_dist.stages.prediction import seconds_of_masks
@@ -101,6 +102,7 @@ def _run(session: Session) -> None:
             terminal.say(f"nothing is missing in {session.storage}: the pilot has taken the budget.")
             return
     print_estimate(estimate, config, trial.plan, terminal)
+    print_later(session.storage, config, run, missing, terminal)
 
 
 def _is_untrained(session: Session) -> bool:

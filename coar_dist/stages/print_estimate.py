@@ -26,7 +26,7 @@ def print_estimate(estimate: Estimate, config: Config, plan: EnginePlan, termina
         hours = estimate.seconds_of(load) / _HOUR_S
         missing = counted(load.num_missing, load.unit.removesuffix("s"))
         table.add_row(
-            load.name, f"{load.num_total:,.0f}", missing, _count(load.passes), _number(hours), _bytes(load.num_bytes)
+            load.name, f"{load.num_total:,.0f}", missing, _count(load.passes), _number(hours), as_bytes(load.num_bytes)
         )
     if estimate.budget_passes:
         hours = estimate.budget_passes * estimate.seconds_per_pass / _HOUR_S
@@ -40,24 +40,26 @@ def print_estimate(estimate: Estimate, config: Config, plan: EnginePlan, termina
     gpus = f" and {estimate.gpus_per_actor:g} GPU" if estimate.gpus_per_actor else ""
     terminal.print(
         f"Cluster: {counted(estimate.num_actors, 'actor')} with {config.cluster.cpus_per_actor} CPU{gpus} each; "
-        f"the first mask after {_duration(estimate.start_s)}."
+        f"the first mask after {as_duration(estimate.start_s)}."
     )
     used = f"{_number(estimate.actor_hours)} actor hours"
     if estimate.gpus_per_actor:
         used += f", {_number(estimate.gpu_hours)} GPU hours"
     if estimate.price is not None:
         used += f", {estimate.price:,.2f} USD at {estimate.price_per_hour:g} an hour"
-    duration, size = _duration(estimate.wall_hours * _HOUR_S), _bytes(estimate.num_bytes)
+    duration, size = as_duration(estimate.wall_hours * _HOUR_S), as_bytes(estimate.num_bytes)
     terminal.print(f"About {duration}; {used}; {size} of shards.", "bold")
     if any(load.unit == "examples" for load in estimate.loads):
         terminal.print("Gradient baselines are counted by what they cost on a ResNet-20, in forward passes.")
-    if config.edit is not None:
-        terminal.print(
-            f"The forward passes of edit {config.edit.name!r} are not counted: they follow from the attributions."
-        )
 
 
-def _duration(seconds: float) -> str:
+def as_duration(seconds: float) -> str:
+    """Seconds in words: seconds, minutes or hours.
+
+    Example:
+        >>> as_duration(90), as_duration(600)
+        ('90 s', '10 min')
+    """
     if seconds < 2 * _MINUTE_S:
         return f"{seconds:.0f} s"
     return f"{seconds / _MINUTE_S:.0f} min" if seconds < 2 * _HOUR_S else f"{_number(seconds / _HOUR_S)} h"
@@ -72,7 +74,13 @@ def _count(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def _bytes(num_bytes: int) -> str:
+def as_bytes(num_bytes: float) -> str:
+    """A number of bytes in words.
+
+    Example:
+        >>> as_bytes(2_500_000)
+        '2.50 MB'
+    """
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if num_bytes >= size:
             return f"{_number(num_bytes / size)} {unit}"

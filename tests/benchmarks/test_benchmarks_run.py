@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from tests.benchmarks import ablation, alternatives, chaos, estimators, regression, scale
 from tests.benchmarks.gpu.__main__ import SECTIONS
 from tests.benchmarks.gpu.results import Results
+from tests.benchmarks.rehearsal import __main__ as rehearsal
 
 
 def test_ablation_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,3 +144,16 @@ def test_gpu_command_says_what_fails(tmp_path: Path) -> None:
     assert not results.is_sound
     results.write()
     assert "| d | wrong | nan of the effects | 0.001 allowed | FAILS |" in (tmp_path / "gpu.md").read_text()
+
+
+@pytest.mark.slow
+def test_rehearsal_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Plan, driver, actors, store, fit, evaluation and report of both shapes, tiny."""
+    monkeypatch.setattr("sys.argv", ["rehearsal", "--smoke", "--actors", "1"])
+    rehearsal.main()
+    printed = capsys.readouterr().out
+    found = [float(value) for value in re.findall(r"found and true weights correlate by (0\.\d+)", printed)]
+    assert len(found) == 2
+    assert min(found) > 0.9
+    for part in ("without gradients", "with gradients", "all together", "planned / measured"):
+        assert part in printed

@@ -18,6 +18,8 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import psutil
@@ -25,6 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from coar_dist.result.run import Run
+from coar_dist.stages.later import needs_of as later_needs
+from coar_dist.stages.needs import Need
 from coar_dist.stages.pipeline import run_stages
 from coar_dist.store.locations import storage_at
 from coar_dist.store.run_directory import RunDirectory
@@ -67,17 +71,34 @@ def correlation_of_weights(shape: Shape, run_dir: Path, most_blocks: int = 4) ->
     return np.array(found)
 
 
-def plan_of(shape: Shape, folder: Path, num_actors: int, memory_gb: float) -> str:
-    """What the plan stage says."""
+def plan_of(shape: Shape, folder: Path, num_actors: int, memory_gb: float) -> tuple[str, dict[str, Need]]:
+    """What the plan stage says, and the numbers of it for the stages after the ablate stage."""
     task, components = task_of(shape)
     text = io.StringIO()
-    run_stages(
-        shape.config(str(folder / "planned"), ["plan"], num_actors, memory_gb),
-        Console(file=text, width=120),
-        task,
-        components,
-    )
-    return text.getvalue()
+    found: list[Need] = []
+
+    def noted(*arguments: Any) -> list[Need]:
+        found.extend(later_needs(*arguments))
+        return found
+
+    config = shape.config(str(folder / "planned"), ["plan"], num_actors, memory_gb)
+    with mock.patch("coar_dist.stages.later.needs_of", noted):
+        run_stages(config, Console(file=text, width=120), task, components)
+    return text.getvalue(), {need.stage: need for need in found}
+
+
+def plan_table(usages: dict[str, Usage], needs: dict[str, Need]) -> Table:
+    """What was planned over what was measured."""
+    table = Table(title="planned / measured", title_justify="left")
+    for name in ("stage", "seconds", "memory", "read", "written"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for stage, need in needs.items():
+        usage = usages[stage]
+        memory = max(usage.peaks.get(kind, 0) for kind in ("driver", "actors and workers"))
+        pairs = ((need.seconds, usage.seconds), (need.memory, memory))
+        bytes_ = ((need.read, usage.read), (need.written, usage.written))
+        table.add_row(stage, *(f"{planned / max(measured, 1e-9):.2f}" for planned, measured in (*pairs, *bytes_)))
+    return table
 
 
 def usage_table(shape: Shape, usages: dict[str, Usage]) -> Table:
@@ -122,14 +143,16 @@ def main() -> None:
             for name in arguments.shapes:
                 shape = SHAPES[name].scaled(scale) if scale != 1.0 else SHAPES[name]
                 CONSOLE.print(_in_words(shape))
-                CONSOLE.print(plan_of(shape, folder / name, arguments.actors, arguments.memory_gb))
+                text, needs = plan_of(shape, folder / name, arguments.actors, arguments.memory_gb)
+                CONSOLE.print(text)
                 usages = rehearse(shape, folder / name, arguments.actors, arguments.memory_gb)
                 CONSOLE.print(usage_table(shape, usages))
+                CONSOLE.print(plan_table(usages, needs))
                 if name == "plain" and not arguments.smoke:
                     for setup in SETUPS.values():
                         CONSOLE.print(_in_words(setup))
                         CONSOLE.print(extrapolated(shape, usages, setup))
-                        CONSOLE.print(plan_of(setup, folder / "setups", arguments.actors, arguments.memory_gb))
+                        CONSOLE.print(plan_of(setup, folder / "setups", arguments.actors, arguments.memory_gb)[0])
     finally:
         if arguments.keep is None:
             shutil.rmtree(folder, ignore_errors=True)

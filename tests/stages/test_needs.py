@@ -1,0 +1,113 @@
+"""What a plan says of the stages after the ablate stage, beside what they then take."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from coar_dist.config.schema import (
+    AblationConfig,
+    ClusterConfig,
+    ComponentsConfig,
+    Config,
+    DesignConfig,
+    EvaluationConfig,
+    GradientsConfig,
+    RegressionConfig,
+    RunConfig,
+)
+from coar_dist.console.saying import Terminal
+from coar_dist.stages.collect import Missing
+from coar_dist.stages.later import sizes_of, what_does_not_fit
+from coar_dist.stages.needs import Need, Sizes, Speed, evaluate_need, fit_need, report_need
+from coar_dist.stages.pipeline import run_stages
+from coar_dist.stages.session import Session
+from coar_dist.store.local_storage import LocalStorage
+from coar_dist.store.object_storage import ObjectStorage
+from coar_dist.store.run_directory import RunDirectory
+from tests.models import small_task
+
+SPEED = Speed(1e11, 5e10, 1e9, 1e-3)
+SETUP_B = Sizes(22_720, 50_000, 1024, 100_000, 0, (200,) * 4, 1563, 0, 16, 2, 0)
+
+
+def test_the_sizes_of_a_run_are_those_of_its_files(tmp_path: Path) -> None:
+    config = Config(
+        stages=["ablate", "fit", "evaluate"],
+        run=RunConfig(str(tmp_path / "run"), previews=False),
+        components=ComponentsConfig("conv_filters"),
+        design=DesignConfig(num_masks=40, ablation_fraction=0.2),
+        gradients=GradientsConfig(num_masks=10, masks_per_shard=5),
+        baselines=["leave_one_out"],
+        evaluation=EvaluationConfig(num_masks=40, ablation_fractions=[0.2, 0.1], curve_shares=[]),
+        ablation=AblationConfig(
+            masks_per_shard=8, mode="weights", rows_per_forward=7, compile=False, examples_per_block=4
+        ),
+        cluster=ClusterConfig(where="process"),
+    )
+    run_stages(config, Console(quiet=True), small_task())
+    storage = LocalStorage(str(tmp_path / "run"))
+    run = RunDirectory.open(storage)
+    with Session(config, Terminal(Console(quiet=True))) as session:
+        sizes = sizes_of(run, Missing.of(run, session))
+    assert sizes == Sizes(12, 7, 4, 40, 10, (40, 40), 5, 2, 10, 4, 1)
+    assert sizes.num_blocks == len(list((tmp_path / "run" / "gradients" / "gradients").iterdir()))
+    assert sizes.num_shards == len(storage.files("margins/train"))
+    need = fit_need(sizes, config.regression, SPEED)
+    files = storage.files("attributions")
+    assert need.num_writes == len(files) == 2 * 3
+    assert need.written == 4 * 7 * 12 * 3  # the weights alone; of few components the rest of a file is larger
+    tables = evaluate_need(sizes, [], config.regression, SPEED)
+    assert tables.num_writes == len([name for name in storage.files("evaluation") if name.endswith(".parquet")])
+
+
+@pytest.mark.parametrize(
+    ("change", "more"),
+    [
+        ({"num_examples": 100_000}, 1.5),
+        ({"num_masks": 200_000, "num_shards": 3126}, 1.5),
+        ({"num_components": 45_440}, 3),
+    ],
+)
+def test_more_takes_more(change: dict[str, int], more: float) -> None:
+    config = RegressionConfig(memory_gb=100.0)
+    before, after = (fit_need(sizes, config, SPEED) for sizes in (SETUP_B, replace(SETUP_B, **change)))
+    assert after.seconds > more * before.seconds
+    assert after.read >= before.read
+    assert (after.memory > 3 * before.memory) == ("num_components" in change)
+    assert (
+        evaluate_need(replace(SETUP_B, **change), [], config, SPEED).seconds
+        >= evaluate_need(SETUP_B, [], config, SPEED).seconds
+    )
+
+
+def test_a_curve_is_fitted_from_fewer_masks_of_some_examples() -> None:
+    config = RegressionConfig(memory_gb=100.0)
+    without = evaluate_need(SETUP_B, [], config, SPEED)
+    with_curve = evaluate_need(SETUP_B, [0.25, 0.5], config, SPEED)
+    assert without.seconds < with_curve.seconds < without.seconds + fit_need(SETUP_B, config, SPEED).seconds
+    assert with_curve.memory > 10 * without.memory
+    assert report_need(SETUP_B, SPEED).read > SETUP_B.attribution_bytes
+
+
+def test_what_would_not_fit_is_said_with_the_way_out(tmp_path: Path) -> None:
+    memory, free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), shutil.disk_usage(tmp_path).free
+    small, large = Need("fit", 1.0, 1e6, 1e6, 1e6, 1, 1), Need("fit", 1.0, 2.0 * memory, 1e6, 1e6, 1, 1)
+    storage = LocalStorage(str(tmp_path / "not" / "there"))
+    assert what_does_not_fit([small], 1e6, storage) == []
+    (text,) = what_does_not_fit([small, large], 1e6, storage)
+    assert text.startswith("the fit stage takes")
+    assert "Lower regression.memory_gb" in text
+    (text,) = what_does_not_fit([small], 2.0 * free, storage)
+    assert "would grow by" in text
+    assert "Use another run.dir" in text
+    assert what_does_not_fit([small], 2.0 * free, ObjectStorage("s3://bucket/run")) == []
+    gradients = replace(SETUP_B, num_gradient_masks=500, num_gradient_shards=25)
+    need = fit_need(gradients, RegressionConfig(memory_gb=4.0), SPEED)
+    (text,) = what_does_not_fit([need], 0.0, ObjectStorage("s3://bucket/run"))
+    assert "gradient_ridge cannot be fitted: its factorisation does not fit regression.memory_gb" in text
