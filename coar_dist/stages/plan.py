@@ -126,6 +126,7 @@ PLAN_STAGE = Stage(
         "baseline_settings",
         "evaluation",
         "ablation",
+        "regression",
         "cluster",
         "edit",
     ),
