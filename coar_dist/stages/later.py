@@ -6,11 +6,13 @@ import hashlib
 import os
 import shutil
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from coar_dist.cluster.ranges import WorkRange
 from coar_dist.config.schema import Config
 from coar_dist.console.saying import Terminal
 from coar_dist.console.tables import new_table
@@ -29,12 +31,18 @@ _REQUEST_S = {True: 2e-4, False: 0.03}
 """Of a local folder, and of an object store, of which many are under way; about."""
 
 
-def sizes_of(run: RunDirectory, missing: Missing) -> Sizes:
-    """The run as it will be; shards that are there stay as they are cut."""
+def sizes_of(run: RunDirectory, missing: Missing, parts: Collection[WorkRange]) -> Sizes:
+    """The run as it will be.
+
+    Args:
+        run: whose shards stay as they are cut.
+        missing: what it lacks.
+        parts: the same in ranges, as actors will get them.
+    """
     num_shards = dict.fromkeys(missing.stores, 0)
     for name, (_, store) in missing.stores.items():
         num_shards[name] = len(store.ranges())
-    for masks in missing.work.ranges:
+    for masks in parts:
         num_shards[masks.store_name] += 1
     gradients = [name for name, (_, store) in missing.stores.items() if isinstance(store, GradientStore)]
     passes = missing.stores[gradients[0]][0].num_masks if gradients else 0
@@ -80,9 +88,16 @@ def needs_of(storage: Storage, config: Config, sizes: Sizes) -> list[Need]:
     ]
 
 
-def print_later(storage: Storage, config: Config, run: RunDirectory, missing: Missing, terminal: Terminal) -> None:
+def print_later(
+    storage: Storage,
+    config: Config,
+    run: RunDirectory,
+    missing: Missing,
+    parts: Collection[WorkRange],
+    terminal: Terminal,
+) -> None:
     """Print what the stages after the ablate stage take, and warn of what would not fit."""
-    sizes = sizes_of(run, missing)
+    sizes = sizes_of(run, missing, parts)
     needs = needs_of(storage, config, sizes)
     table = new_table("stage", "time here", "memory", "read", "written", "requests")
     for need in needs:
@@ -98,7 +113,7 @@ def print_later(storage: Storage, config: Config, run: RunDirectory, missing: Mi
             f"Edit {edit.name!r}: {counted(num_tried * num_selections, 'mask')} of the held-out examples{each}, at "
             f"most, and a checkpoint of the model."
         )
-    num_bytes = sum(missing.stores[masks.store_name][1].bytes_of(masks.num_units) for masks in missing.work.ranges)
+    num_bytes = sum(missing.stores[masks.store_name][1].bytes_of(masks.num_units) for masks in parts)
     for text in what_does_not_fit(needs, num_bytes, storage):
         terminal.warn(text)
 

@@ -102,7 +102,7 @@ def _run(session: Session) -> None:
             terminal.say(f"nothing is missing in {session.storage}: the pilot has taken the budget.")
             return
     print_estimate(estimate, config, trial.plan, terminal)
-    print_later(session.storage, config, run, missing, terminal)
+    print_later(session.storage, config, run, missing, parts, terminal)
 
 
 def _is_untrained(session: Session) -> bool:

@@ -54,7 +54,7 @@ def test_the_sizes_of_a_run_are_those_of_its_files(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path / "run"))
     run = RunDirectory.open(storage)
     with Session(config, Terminal(Console(quiet=True))) as session:
-        sizes = sizes_of(run, Missing.of(run, session))
+        sizes = sizes_of(run, Missing.of(run, session), [])
     assert sizes == Sizes(12, 7, 4, 40, 10, (40, 40), 5, 2, 10, 4, 1)
     assert sizes.num_blocks == len(list((tmp_path / "run" / "gradients" / "gradients").iterdir()))
     assert sizes.num_shards == len(storage.files("margins/train"))
