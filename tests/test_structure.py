@@ -52,7 +52,7 @@ OWNERS = {
     "jinja2": ["report/page/render.py"],
     "pandas": ["report/", "result/", "components/index.py", "components/overview.py", "editing/edit.py"],
     "sklearn": ["regression/backends.py", "tasks/examples/arrays.py"],
-    "scipy": [],  # scikit-learn brings it
+    "scipy": ["regression/factor.py"],
     "shap": ["result/result.py"],
     "PIL": ["tasks/"],
     "datasets": ["tasks/examples/huggingface.py"],

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from typing_extensions import override
 
 from coar_dist.cluster.actors import Metrics
 from coar_dist.cluster.driver import Driver
-from coar_dist.cluster.execution import Execute, in_this_process
+from coar_dist.cluster.execution import Execute, InThisProcess
 from coar_dist.cluster.own_process import OwnActor, as_an_actor
 from coar_dist.cluster.place import Predict, is_here, may_be_here
 from coar_dist.cluster.work import DriverCallbacks, Work
@@ -75,12 +77,20 @@ def executing(config: ClusterConfig, predict: Predict, way_out: str) -> Iterator
     """
     if is_here(config, predict):
         with as_an_actor(config.cpus_per_actor):
-            yield lambda function, shared, items: in_this_process(function, copy.deepcopy(shared), items)
+            yield _OnACopy()
         return
     from coar_dist.cluster.ray_tasks import on_cluster  # Ray takes seconds to load
 
     with on_cluster(config, way_out) as execute:
         yield execute
+
+
+class _OnACopy(InThisProcess):
+    """What is shared is copied once for all parts, as for another process: they may change it."""
+
+    @override
+    def __call__(self, function: Callable[[Any, Any], Any], shared: Any, items: Sequence[Any]) -> Iterator[Any]:
+        return super().__call__(function, copy.deepcopy(shared), items)
 
 
 @contextlib.contextmanager

@@ -17,15 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coar_dist.cluster.execution import in_this_process
+from coar_dist.cluster.execution import Execute, in_this_process
 from coar_dist.config.methods import GRADIENT_RIDGE, LEAVE_ONE_OUT
 from coar_dist.config.schema import RegressionConfig
 from coar_dist.errors import CoarWarning
 from coar_dist.evaluation.correlation import predictions_and_truth
 from coar_dist.evaluation.sample import Sample, SampledAttributions, SampledGradients, SampledMargins, draw_sample
 from coar_dist.regression.backends import choose_backend, device
-from coar_dist.regression.factor import choose_solver
-from coar_dist.regression.fit import make_plan
+from coar_dist.regression.fit import make_plan, solver_of
 from coar_dist.regression.gate_prior import GateSources
 from coar_dist.regression.observations import Observations
 from coar_dist.store.agreement import correlation_of
@@ -58,6 +57,7 @@ def evaluate_budgets(
     regression: RegressionConfig,
     on_progress: Callable[[int], None],
     most_examples: int = MOST_EXAMPLES,
+    execute: Execute = in_this_process,
 ) -> bool:
     """Write the budget curve of every method, where it is not there already.
 
@@ -71,6 +71,7 @@ def evaluate_budgets(
         regression: backend and memory; all else is as stored with the attributions.
         on_progress: called after every fit with the number of (method, share) pairs done.
         most_examples: in the sample.
+        execute: who runs the parts, one per point of a curve.
 
     Returns:
         Whether anything had to be computed.
@@ -94,10 +95,11 @@ def evaluate_budgets(
             table.set_aside_wrong()
             sample = draw_sample(train.blocks, most_examples, _MOST_BLOCKS, _SEED)
             example_ids = np.concatenate([block[0] + rows for block, rows in sample.items()])
-            columns = []
-            for number in numbers:
-                columns.append(_correlations(run, method, config, sample, number, design_name))
-                on_progress(num_done + len(columns))
+            found: dict[int, NDArray[np.float64]] = {}
+            for number, correlations in execute(_point, (run, method, config, sample, design_name), numbers):
+                found[number] = correlations
+                on_progress(num_done + len(found))
+            columns = [found[number] for number in numbers]
             columns.append(EvaluationTable(run, method, design_name).read()["correlation"][example_ids])
             curve = BudgetCurve(example_ids, np.array([*numbers, train.num_masks]), np.stack(columns, axis=1))
             table.write(curve, settings)
@@ -124,10 +126,11 @@ def _are_equal(masks: NDArray[np.bool_]) -> bool:
     return bool((masks == masks[0]).all())
 
 
-def _correlations(
-    run: RunDirectory, method: str, config: RegressionConfig, sample: Sample, num_masks: int, design_name: str
-) -> NDArray[np.float64]:
-    """Correlations of the sampled examples (n,), by attributions from the first ``num_masks`` masks."""
+def _point(
+    shared: tuple[RunDirectory, str, RegressionConfig, Sample, str], num_masks: int
+) -> tuple[int, NDArray[np.float64]]:
+    """The number, and correlations of the sampled examples (n,), by attributions from so many masks, the first."""
+    run, method, config, sample, design_name = shared
     train = SampledMargins.of(replace(run.margins(TRAIN_DESIGN), num_masks=num_masks), sample)
     sources = None
     if method == GRADIENT_RIDGE:
@@ -136,7 +139,7 @@ def _correlations(
         baseline = SampledAttributions(run, LEAVE_ONE_OUT, sample) if LEAVE_ONE_OUT in run.designs else None
         sources = GateSources(gradients, baseline)
     observations = Observations(train, () if sources is None else sources.gradients)
-    solver, sizes = choose_solver(observations.num_masks, train.num_components, config.memory_gb * 1e9)
+    solver, sizes = solver_of(observations, config)
     backend, _ = choose_backend(config.backend, config.method, solver, train.num_components)
     _log.info("%s from %d masks: %s (%s)", method, num_masks, solver, sizes)
     held_out = SampledMargins.of(run.margins(design_name), sample)
@@ -146,7 +149,7 @@ def _correlations(
         plan = make_plan(observations, sources, config, solver, backend, in_this_process)
         parts = []
         for block in sample:
-            fitted = plan.fit(observations.of_block(block), device()).attributions
+            fitted = plan.fit(observations, block, device()).attributions
             sides = predictions_and_truth(held_out, block, fitted.weights, fitted.intercepts)
             parts.append(correlation_of(*sides))
-    return np.concatenate(parts)
+    return num_masks, np.concatenate(parts)

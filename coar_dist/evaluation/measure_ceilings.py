@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coar_dist.cluster.execution import Execute, in_this_process
 from coar_dist.designs.independent import Correlated
 from coar_dist.designs.subsets import FixedSize
 from coar_dist.evaluation.ceiling import Pairs, Shares, linear_shares, mean_correlation, stability_bounds
@@ -17,7 +18,9 @@ from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.tables import AttributionTable
 
 
-def measure_ceilings(run: RunDirectory, method: str, on_progress: Callable[[int], None]) -> bool:
+def measure_ceilings(
+    run: RunDirectory, method: str, on_progress: Callable[[int], None], execute: Execute = in_this_process
+) -> bool:
     """Write the ceiling of every held-out design that has one, where it is not there already.
 
     A design's masks and the margins of one example block are in memory at a time.
@@ -26,6 +29,7 @@ def measure_ceilings(run: RunDirectory, method: str, on_progress: Callable[[int]
         run: a run with fitted attributions and complete held-out designs.
         method: attributions fitted from other masks. They are taken away from the margins first, for precision.
         on_progress: called with the number of held-out designs done.
+        execute: who runs the parts, one per example block.
 
     Returns:
         Whether anything had to be computed.
@@ -38,30 +42,19 @@ def measure_ceilings(run: RunDirectory, method: str, on_progress: Callable[[int]
         table = CeilingTable(run, name, method)
         if why_no_ceiling(design) is None and not table.is_complete():
             table.set_aside_wrong()
-            table.write(_measure(run, name, method))
+            table.write(_measure(run, name, method, execute))
             computed = True
         on_progress(num_done)
     return computed
 
 
-def _measure(run: RunDirectory, design_name: str, method: str) -> Ceiling:
-    design, store, attributions = run.design(design_name), run.margins(design_name), AttributionTable(run, method)
+def _measure(run: RunDirectory, design_name: str, method: str, execute: Execute) -> Ceiling:
+    design, blocks = run.design(design_name), run.margins(design_name).blocks
     partner_name = partners_of(design_name)
     partners = run.design(partner_name) if partner_name in run.designs else None
-    fraction = design.num_ablated / design.num_components if isinstance(design, FixedSize) else design.ablation_fraction
-    shares: list[Shares] = []
-    lower: list[Shares] = []
-    upper: list[Shares] = []
-    for block in store.blocks:
-        weights = attributions.read(block)[0]
-        masks, margins = _read(store, block)
-        pairs = None
-        if partners is not None:
-            assert isinstance(partners, Correlated)
-            pairs = Pairs(partners.correlation, *_read(run.margins(partner_name), block))
-            for bounds, bound in zip((lower, upper), stability_bounds(masks, margins, pairs, weights), strict=True):
-                bounds.append(bound)
-        shares.append(linear_shares(masks, margins, fraction, weights, pairs, isinstance(design, FixedSize)))
+    found = dict(execute(_shares_of_block, (run, design_name, method), blocks))
+    shares = [found[block][0] for block in blocks]
+    lower, upper = ([bounds[i] for block in blocks for bounds in found[block][1]] for i in (0, 1))
     mean, standard_error, correlations = mean_correlation(Shares.join(shares))
     (low, low_error), (high, high_error) = (
         mean_correlation(Shares.join(bounds))[:2] if bounds else (np.nan, np.nan) for bounds in (lower, upper)
@@ -78,6 +71,24 @@ def _measure(run: RunDirectory, design_name: str, method: str) -> Ceiling:
         num_pairs=0 if partners is None else partners.num_masks,
         method=method,
     )
+
+
+def _shares_of_block(
+    shared: tuple[RunDirectory, str, str], block: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[Shares, list[tuple[Shares, Shares]]]]:
+    """What one example block adds to the ceiling, and, where there are partners, to its lower and upper bound."""
+    run, design_name, method = shared
+    design, partner_name = run.design(design_name), partners_of(design_name)
+    fraction = design.num_ablated / design.num_components if isinstance(design, FixedSize) else design.ablation_fraction
+    weights = AttributionTable(run, method).read(block)[0]
+    masks, margins = _read(run.margins(design_name), block)
+    pairs, bounds = None, []
+    if partner_name in run.designs:
+        partners = run.design(partner_name)
+        assert isinstance(partners, Correlated)
+        pairs = Pairs(partners.correlation, *_read(run.margins(partner_name), block))
+        bounds.append(stability_bounds(masks, margins, pairs, weights))
+    return block, (linear_shares(masks, margins, fraction, weights, pairs, isinstance(design, FixedSize)), bounds)
 
 
 def _read(store: MarginStore, block: tuple[int, int]) -> tuple[NDArray[np.bool_], NDArray[np.floating[Any]]]:

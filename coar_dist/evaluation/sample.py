@@ -65,6 +65,13 @@ class SampledMargins(MarginStore):
         for batch, margins in super().read(block, masks_per_batch, masks):
             yield batch, margins if block is None else np.ascontiguousarray(margins[:, self.sample[block]])
 
+    @override
+    def read_margins(
+        self, block: tuple[int, int], masks_per_batch: int, masks: tuple[int, int] | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        for margins in super().read_margins(block, masks_per_batch, masks):
+            yield np.ascontiguousarray(margins[:, self.sample[block]])
+
 
 @dataclass(frozen=True)
 class SampledGradients(GradientStore):

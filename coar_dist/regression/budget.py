@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coar_dist.regression.planning import PriorFit
+from coar_dist.regression.planning import PriorDecision
 
 _MOST_CANDIDATES = 1000
 _LEAST_NOISE = 0.1
@@ -41,7 +41,12 @@ class Passes:
 
 
 def spend(
-    fit: PriorFit, pilot: tuple[int, int], ablation_fraction: float, masks_per_round: int, cost: float, budget: float
+    fit: PriorDecision,
+    pilot: tuple[int, int],
+    ablation_fraction: float,
+    masks_per_round: int,
+    cost: float,
+    budget: float,
 ) -> Passes:
     """The best plan within a budget, which is at least the pilot.
 
@@ -70,7 +75,7 @@ def spend(
     added = of_weights(fit.variances / fit.penalty, first + plain, 1.0)
     noise = fit.error * max(1.0 / (1.0 + added), _LEAST_NOISE)
     prior = noise / fit.penalty * fit.variances
-    if fit.plan.prior is None:  # gradients say nothing here
+    if not fit.has_mean:  # gradients say nothing here
         masks = max(plain, int(budget - cost * first))
         return Passes(first, masks, noise + of_weights(prior, first + masks, noise))
     misfit = np.maximum(prior - sampling(first, b1, b0), 0.0)

@@ -1,24 +1,29 @@
-"""The factorisation that all examples share: from the Gram matrix of the components, or from that of the masks.
+"""The factorisation that all examples share: eigenvectors and eigenvalues of the centred Gram matrix.
 
 Notation: Xc = X minus its column means, (m, d); S Xc'Xc S = V diag(e) V' with only the positive eigenvalues e (r,).
 S is diagonal, the prior standard deviations of the weights: ridge then penalises w' S**-2 w. It is 1 in plain ridge.
+Where there are fewer masks than components, ``coar_dist.regression.dual`` does without V.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from coar_dist.errors import warn
-from coar_dist.regression.statistics import DesignStatistics, Gram
+from coar_dist.regression.statistics import Gram
 
 _RANK_TOLERANCE = 1e-10
 """Eigenvalues below this share of the largest count as zero: X'X is exact, so they are rounding of eigh alone."""
-_COLUMNS_PER_BLOCK = 8192
+_VALUES_AT_ONCE = 2**21
+"""Values of V that are squared at a time."""
+_FEWEST_ROWS = 1024
+"""Results have as many rows as there are examples in a block, however small the rank."""
 
 
 @dataclass(frozen=True)
@@ -51,59 +56,16 @@ class Factor:
         """S times (d, ...) rows."""
         return rows if self.scale is None else self.scale.reshape(-1, *[1] * (rows.ndim - 1)) * rows
 
+    def vector_rows(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Blocks of components: their slice, and their rows of V (block length, r)."""
+        step = max(_VALUES_AT_ONCE // max(self.rank, _FEWEST_ROWS), 1)
+        for start in range(0, self.num_components, step):
+            part = slice(start, min(start + step, self.num_components))
+            yield part, self.vectors[part]
 
-@dataclass(frozen=True)
-class PackedMasks:
-    """All masks of a design, one bit each.
-
-    Attributes:
-        bits: (m, ceil(d / 8)) uint8, least significant bit first.
-        num_components: d.
-    """
-
-    bits: NDArray[np.uint8]
-    num_components: int
-
-    def columns(self) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
-        """Blocks of components: their slice, and 0/1 (m, block length) uint8."""
-        for start in range(0, self.num_components, _COLUMNS_PER_BLOCK):
-            stop = min(start + _COLUMNS_PER_BLOCK, self.num_components)
-            packed = self.bits[:, start // 8 : -(-stop // 8)]
-            yield slice(start, stop), np.unpackbits(packed, axis=1, count=stop - start, bitorder="little")
-
-    def rows(self, num_rows: int) -> Iterator[NDArray[np.uint8]]:
-        """Batches of masks, 0/1 (num_batch, d) uint8."""
-        for start in range(0, len(self.bits), num_rows):
-            yield np.unpackbits(
-                self.bits[start : start + num_rows], axis=1, count=self.num_components, bitorder="little"
-            )
-
-    @property
-    def design(self) -> DesignStatistics:
-        """How often each component was kept."""
-        kept = np.zeros(self.num_components)
-        for batch in self.rows(1024):
-            kept += batch.sum(axis=0, dtype=np.float64)
-        return DesignStatistics(len(self.bits), kept)
-
-
-def choose_solver(num_masks: int, num_components: int, memory_bytes: float) -> tuple[str, str]:
-    """How ridge systems are solved, and why: ``primal``, ``dual`` or ``iterative``.
-
-    ``primal`` decomposes the Gram matrix of the components (three d x d matrices at the peak), ``dual`` that of the
-    masks where these are fewer (three m x m and one d x m); where neither fits, conjugate gradients.
-    """
-    primal = 24.0 * num_components**2
-    dual = 24.0 * num_masks**2 + 8.0 * num_masks * num_components
-    sizes = (
-        f"{num_masks} masks, {num_components} components; primal {primal / 1e9:.2f} GB, dual {dual / 1e9:.2f} GB, "
-        f"regression.memory_gb={memory_bytes / 1e9:g}"
-    )
-    if num_masks < num_components and dual <= memory_bytes:
-        return "dual", sizes
-    if primal <= memory_bytes:
-        return "primal", sizes
-    return "iterative", sizes
+    def whole(self) -> Factor:
+        """This, as V is at hand."""
+        return self
 
 
 def factorise(gram: Gram, device: str, scale: NDArray[np.float64] | None = None) -> Factor:
@@ -114,54 +76,54 @@ def factorise(gram: Gram, device: str, scale: NDArray[np.float64] | None = None)
         device: a torch device.
         scale: the diagonal of S (d,); None is 1.
     """
-    centred = gram.centred(gram.design.mean, device)
+    design = gram.design
+    centred = gram.centred(design.mean, device)
+    del gram  # whoever holds it no longer frees its memory here
     diagonal = None if scale is None else torch.from_numpy(scale).to(device)
     if diagonal is not None:
         centred *= diagonal
         centred *= diagonal.unsqueeze(1)
-    values, vectors = torch.linalg.eigh(centred)
-    vectors[torch.from_numpy(gram.design.says_nothing).to(device)] = 0.0
-    positive = values > _RANK_TOLERANCE * values[-1].clamp(min=1.0)
-    return Factor(vectors[:, positive], values[positive], gram.num_masks, diagonal)
+    values, vectors = eigh(centred)
+    vectors[torch.from_numpy(design.says_nothing).to(device)] = 0.0
+    return Factor(vectors, values, design.num_masks, diagonal)
 
 
-def factorise_dual(masks: PackedMasks, device: str, scale: NDArray[np.float64] | None = None) -> Factor:
-    """From the Gram matrix of the masks: Xc S**2 Xc' = U diag(e) U', V = S Xc'U diag(e)**-1/2.
+def eigh(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positive eigenvalues (r,), ascending, and eigenvectors (d, r) of a symmetric matrix, which is overwritten.
 
-    Args:
-        masks: of the design.
-        device: a torch device.
-        scale: the diagonal of S (d,); None is 1.
+    On a CPU by relatively robust representations (Dhillon & Parlett 2004; LAPACK's dsyevr): beside the matrix it takes
+    the memory of the eigenvectors, where divide and conquer takes three times that.
     """
-    num_masks = len(masks.bits)
-    diagonal = None if scale is None else torch.from_numpy(scale).to(device)
-    dtype = torch.float32 if diagonal is None else torch.float64  # ones are exact in float32: fewer than 2**24
-    products = torch.zeros(num_masks, num_masks, dtype=dtype, device=device)
-    for columns, bits in masks.columns():
-        x = torch.from_numpy(bits).to(device).to(dtype)
-        if diagonal is not None:
-            x *= diagonal[columns]
-        products.addmm_(x, x.T)
-    centred = products.double()
-    centred -= centred.mean(dim=0)
-    centred -= centred.mean(dim=1, keepdim=True)
-    values, left = torch.linalg.eigh(centred)
-    positive = values > _RANK_TOLERANCE * values[-1].clamp(min=1.0)
-    left, values = left[:, positive] / values[positive].sqrt(), values[positive]
-    vectors = torch.empty(masks.num_components, len(values), dtype=torch.float64, device=device)
-    for columns, bits in masks.columns():
-        x = torch.from_numpy(bits).to(device).double()
-        if diagonal is not None:
-            x *= diagonal[columns]
-        vectors[columns] = (x - x.mean(dim=0)).T @ left
-    return Factor(vectors, values, num_masks, diagonal)
+    if matrix.device.type == "cpu":
+        values, vectors = (torch.from_numpy(array) for array in _lapack(matrix, eigvals_only=False))
+    else:
+        values, vectors = torch.linalg.eigh(matrix)
+    first = int((values <= _RANK_TOLERANCE * values[-1].clamp(min=1.0)).sum())
+    return values[first:], vectors[:, first:]
 
 
-def warn_if_rank_deficient(factor: Factor) -> None:
-    """Warn that least squares has no unique solution on this design."""
-    if factor.rank < factor.num_components:
+def eigenvalues(matrix: torch.Tensor) -> torch.Tensor:
+    """All eigenvalues (d,), ascending, of a symmetric matrix, which is overwritten."""
+    if matrix.device.type == "cpu":
+        return torch.from_numpy(_lapack(matrix, eigvals_only=True))
+    values: torch.Tensor = torch.linalg.eigvalsh(matrix)
+    return values
+
+
+def _lapack(matrix: torch.Tensor, eigvals_only: bool) -> Any:
+    from scipy.linalg import eigh as of_symmetric
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(torch.get_num_threads(), user_api="blas"):  # bits depend on the number of threads
+        transposed = matrix.numpy().T  # as LAPACK has them, column by column
+        return of_symmetric(transposed, eigvals_only=eigvals_only, driver="evr", overwrite_a=True, check_finite=False)
+
+
+def warn_if_rank_deficient(rank: int, num_masks: int, num_components: int) -> None:
+    """Warn where least squares has no unique solution on a design."""
+    if rank < num_components:
         warn(
-            f"the centred design of {factor.num_masks} masks has rank {factor.rank} < {factor.num_components} "
+            f"the centred design of {num_masks} masks has rank {rank} < {num_components} "
             f"components: regularisation=0 gives the minimum-norm least-squares solution. More masks, or a ridge "
             f"penalty (regression.regularisation=null), predict better."
         )

@@ -12,14 +12,14 @@ import numpy as np
 from coar_dist.cluster.execution import Execute, in_this_process
 from coar_dist.config.methods import GRADIENT_RIDGE, LEAVE_ONE_OUT, METHODS, Origin
 from coar_dist.config.schema import SELECTIONS, RegressionConfig, penalty_range
-from coar_dist.errors import warn
+from coar_dist.errors import ConfigError, warn
 from coar_dist.regression.backends import Backend, choose_backend, device, identity_of_backend, name_of_backend
 from coar_dist.regression.budget import Passes, spend
-from coar_dist.regression.factor import choose_solver
 from coar_dist.regression.gate_prior import GateSources
 from coar_dist.regression.observations import Observations
 from coar_dist.regression.planning import gradient_plan, lasso_plan, ridge_plan
 from coar_dist.regression.plans import Plan
+from coar_dist.regression.sizes import choose_solver, factor_bytes
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
 from coar_dist.store.tables import AttributionTable
@@ -96,11 +96,11 @@ def plan_passes(run: RunDirectory, config: RegressionConfig, cost: float, budget
     store, design = run.margins(TRAIN_DESIGN), run.design(GRADIENT_DESIGN)
     store.require_complete()
     observations = Observations(store, sources.gradients)
-    solver, _ = choose_solver(observations.num_masks, store.num_components, config.memory_gb * 1e9)
+    solver, _ = solver_of(observations, config)
     backend, _ = choose_backend(config.backend, config.method, solver, store.num_components)
     fit = gradient_plan(observations, sources, config, solver, backend, execute)
     pilot = (observations.num_gradient_masks, store.num_masks)
-    return spend(fit, pilot, design.ablation_fraction, design.masks_per_round, cost, budget)
+    return spend(fit.decision, pilot, design.ablation_fraction, design.masks_per_round, cost, budget)
 
 
 def _fit_method(
@@ -114,9 +114,9 @@ def _fit_method(
     store = run.margins(TRAIN_DESIGN)
     store.require_complete()
     observations = Observations(store, () if sources is None else sources.gradients)
-    num_masks, num_components, blocks = observations.num_masks, store.num_components, store.blocks
-    solver, sizes = choose_solver(num_masks, num_components, config.memory_gb * 1e9)
-    backend, why = choose_backend(config.backend, config.method, solver, num_components)
+    blocks = store.blocks
+    solver, sizes = solver_of(observations, config)
+    backend, why = choose_backend(config.backend, config.method, solver, store.num_components)
     settings = _settings(store, config, solver, backend)
     if sources is not None:
         settings |= sources.settings(blocks)
@@ -155,6 +155,23 @@ def _fit_method(
             f"{list(penalty_range(config))}: widen it."
         )
     return FitResult(name, True, how)
+
+
+def solver_of(observations: Observations, config: RegressionConfig) -> tuple[str, str]:
+    """How ridge systems of these masks are solved, and why.
+
+    Raises:
+        ConfigError: the lasso does not fit the memory.
+    """
+    num_masks, num_components = observations.num_masks, observations.store.num_components
+    memory, lasso = config.memory_gb * 1e9, factor_bytes("lasso", num_masks, num_components)
+    if config.method == "lasso" and lasso > memory:
+        raise ConfigError(
+            f"the lasso needs the Gram matrix of {num_components} components, {lasso / 1e9:.2g} GB with its copies, "
+            f"and regression.memory_gb is {config.memory_gb:g}. Raise it, or use regression.method=ridge."
+        )
+    needs_vectors = config.backend not in ("auto", "torch")
+    return choose_solver(num_masks, num_components, memory, bool(observations.gradients), needs_vectors)
 
 
 def _agree(table: AttributionTable, blocks: list[tuple[int, int]]) -> bool:
@@ -213,7 +230,7 @@ def _fit_block(
 ) -> tuple[tuple[int, int], int, int, float]:
     """Fit and write one block; how many examples are constant, how many chose an end of the grid, the largest gap."""
     run, name, settings, observations, plan = shared
-    fitted = plan.fit(observations.of_block(block), device())
+    fitted = plan.fit(observations, block, device())
     AttributionTable(run, name).write(block, settings, fitted.attributions, plan.decided)
     gap = float(np.nanmax(fitted.attributions.duality_gap, initial=0.0))
     return block, int(np.isnan(fitted.attributions.r2).sum()), fitted.num_at_edge, gap

@@ -25,13 +25,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coar_dist.regression.observations import Observations
-from coar_dist.regression.statistics import DesignStatistics
+from coar_dist.regression.observations import Margins
+from coar_dist.regression.statistics import DesignStatistics, as_tensor, require_finite
 from coar_dist.store.gradients import GradientStore
 from coar_dist.store.tables import AttributionTable
 
 _FLOOR = 0.02
 """Share of the mean prior variance that every component has besides its own."""
+_VALUES_AT_ONCE = 2**24
 _WIDE = 10.0
 """How many times the mean prior variance a component has that no gate gradient tells of."""
 
@@ -69,26 +70,34 @@ class GateSources:
         """
         (store,) = (gradients for gradients in self.gradients if gradients.block == block)
         kept_count = np.zeros(store.num_components)
-        num_masks = 0
+        margins = []
         sums: list[NDArray[np.float64]] = []
         squares = np.zeros(store.num_components)
         known = np.ones(store.num_components, np.bool_)
         for masks, gradients in store.read():
             kept_count += masks.sum(axis=0)
-            num_masks += len(masks)
-            parts = [gradients.kept.astype(np.float64), gradients.ablated.astype(np.float64)]
-            sums = parts if not sums else [total + part for total, part in zip(sums, parts, strict=True)]
+            margins.append(gradients.margins)
+            sums = sums or [np.zeros(part.shape) for part in (gradients.kept, gradients.ablated)]
+            for total, part in zip(sums, (gradients.kept, gradients.ablated), strict=True):
+                total += part
             squares += gradients.kept_squares + gradients.ablated_squares
             known &= gradients.known
-        counts = np.stack([kept_count, num_masks - kept_count])
-        means = [total / np.maximum(count, 1) for total, count in zip(sums, counts, strict=True)]
-        within = squares - sum((mean * total).sum(axis=0) for mean, total in zip(means, sums, strict=True))
+        all_margins = np.concatenate(margins)
+        counts = np.stack([kept_count, len(all_margins) - kept_count])
+        within = squares
+        values: list[NDArray[np.float32]] = []
+        for total, count in zip(sums, np.maximum(counts, 1), strict=True):
+            within -= np.einsum("nd,nd->d", total, total) / count
+            total /= count
+            values.append(total.astype(np.float32))
+        del sums
         # Where no mask keeps, or none ablates, a component, the other end of its gate has to do.
-        means = [np.where(counts[i] > 0, means[i], means[1 - i]) for i in (0, 1)]
-        values = [mean.astype(np.float32) for mean in means]
+        for i in (0, 1):
+            is_empty = np.flatnonzero(counts[i] == 0)
+            values[i][:, is_empty] = values[1 - i][:, is_empty]
         if self.leave_one_out is not None:
             values.append(self.leave_one_out.read(block)[0])
-        return BlockSources(values, counts, np.maximum(within, 0.0), known)
+        return BlockSources(all_margins, values, counts, np.maximum(within, 0.0), known)
 
 
 @dataclass(frozen=True)
@@ -96,12 +105,14 @@ class BlockSources:
     """The sources of one example block.
 
     Attributes:
+        margins: (num_gradient_masks, n) float32, of the passes with gradients.
         values: of every source (n, num_components) float32.
         counts: (2, num_components) float64, the masks that keep and ablate a component.
         within: (num_components,) float64, squares of gate gradients around their means, summed over the examples.
         known: (num_components,) bool, components that have gate gradients; the others' are zero.
     """
 
+    margins: NDArray[np.float32]
     values: list[NDArray[np.float32]]
     counts: NDArray[np.float64]
     within: NDArray[np.float64]
@@ -157,38 +168,106 @@ class SourceStatistics:
 
 
 def source_statistics(
-    observations: Observations, sources: GateSources, design: DesignStatistics, block: tuple[int, int], device: str
-) -> SourceStatistics:
-    """One pass over the margins of an example block."""
-    found = sources.read(block)
-    stacked = torch.from_numpy(np.stack(found.values)).to(device).double()
-    num_sources, num_examples, _ = stacked.shape
+    margins: Margins,
+    found: BlockSources,
+    design: DesignStatistics,
+    rows: NDArray[np.int64],
+    device: str,
+) -> tuple[SourceStatistics, SampledRows]:
+    """One pass over the margins of an example block.
+
+    Args:
+        margins: of the block.
+        found: its sources.
+        design: means of the masks.
+        rows: the examples of the block on which priors are tried.
+        device: where the products are computed.
+    """
+    sources = [as_tensor(values, device).T for values in found.values]
+    num_examples = sources[0].shape[1]
     mean = torch.from_numpy(design.mean).to(device)
-    products = torch.zeros(num_sources, num_sources, num_examples, dtype=torch.float64, device=device)
-    cross = torch.zeros(num_sources, num_examples, dtype=torch.float64, device=device)
+    at_mean = torch.stack([mean @ source.double() for source in sources])
+    products = torch.zeros(len(sources), len(sources), num_examples, dtype=torch.float64, device=device)
+    cross = torch.zeros(len(sources), num_examples, dtype=torch.float64, device=device)
     shift: torch.Tensor | None = None
     sums = torch.zeros(2, num_examples, dtype=torch.float64, device=device)
-    for masks, margins in observations.of_block(block).read(0, observations.num_masks):
-        y = torch.from_numpy(margins).to(device).double()
+    sampled: list[tuple[NDArray[np.float32], ...]] = []
+    position = 0
+    for batch in margins.parts(0, design.num_masks):
+        require_finite(batch, position)
+        y = torch.from_numpy(batch).to(device).double()
         shift = y[0].clone() if shift is None else shift
         y -= shift
-        x = torch.from_numpy(masks.view(np.uint8)).to(device).double() - mean
-        predicted = torch.einsum("md,knd->kmn", x, stacked)
+        masks = margins.masks.part(position, position + len(batch))
+        predicted = torch.stack([masks.times(source) for source in sources]) - at_mean.unsqueeze(1)
         products += torch.einsum("kmn,lmn->kln", predicted, predicted)
         cross += torch.einsum("kmn,mn->kn", predicted, y)
         sums += torch.stack([y.sum(dim=0), (y * y).sum(dim=0)])
+        sampled.append(
+            (y[:, rows].cpu().numpy().astype(np.float32), predicted[..., rows].cpu().numpy().astype(np.float32))
+        )
+        position += len(batch)
     squares = sums[1] - sums[0] ** 2 / design.num_masks
     weight = torch.where(squares > 0, 1.0 / squares.clamp(min=1e-300), 0.0)
-    return SourceStatistics(
+    statistics = SourceStatistics(
         (products * weight).sum(dim=2).cpu().numpy(),
         (cross * weight).sum(dim=1).cpu().numpy(),
-        torch.einsum("knd,lnd->kld", stacked, stacked).cpu().numpy(),
+        _products_by_component(found.values),
         found.within,
         found.counts,
         float(squares.sum()) / design.num_masks,
         num_examples,
         found.known,
     )
+    return statistics, SampledRows(
+        np.concatenate([y for y, _ in sampled]), np.concatenate([predicted for _, predicted in sampled], axis=1)
+    )
+
+
+def _products_by_component(sources: list[NDArray[np.float32]]) -> NDArray[np.float64]:
+    """s_k s_l summed over the examples (k, k, num_components), in float64, a few components at a time."""
+    num_examples, num_components = sources[0].shape
+    products = np.empty((len(sources), len(sources), num_components))
+    step = max(_VALUES_AT_ONCE // num_examples, 1)
+    for start in range(0, num_components, step):
+        columns = slice(start, start + step)
+        some = [source[:, columns].astype(np.float64) for source in sources]
+        for k, one in enumerate(some):
+            for i, other in enumerate(some):
+                products[k, i, columns] = np.einsum("nd,nd->d", one, other)
+    return products
+
+
+@dataclass(frozen=True)
+class SampledRows:
+    """Some examples of a block, on which penalties and priors are tried.
+
+    Attributes:
+        margins: (m, n) float32, less each example's first.
+        predicted: (k, m, n) float32, what each source predicts, less its mean; k is 0 without sources.
+    """
+
+    margins: NDArray[np.float32]
+    predicted: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, margins: NDArray[np.floating[Any]]) -> SampledRows:
+        """Margins (m, n) without sources."""
+        moved = (margins - margins[0].astype(np.float64)).astype(np.float32)
+        return cls(moved, np.empty((0, *moved.shape), np.float32))
+
+    @property
+    def squares(self) -> NDArray[np.float64]:
+        """The margins' centred sum of squares (n,); 0 where they are constant."""
+        y = self.margins.astype(np.float64)
+        return np.asarray(((y - y.mean(axis=0)) ** 2).sum(axis=0))
+
+    def residuals(self, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What the sources in this mixture leave of the margins: (m, n) float64."""
+        left = self.margins.astype(np.float64)
+        for b, predicted in zip(coefficients, self.predicted, strict=True):
+            left -= b * predicted
+        return left
 
 
 @dataclass(frozen=True)
@@ -203,13 +282,14 @@ class GatePrior:
     sources: GateSources
     coefficients: NDArray[np.float64]
 
-    def mean(self, block: tuple[int, int]) -> NDArray[np.float32]:
-        """Prior means of the weights of one example block: (n, num_components) float32."""
-        values = self.sources.read(block).values
-        return sum(
-            (np.float32(b) * source for b, source in zip(self.coefficients, values, strict=True)),
-            np.zeros_like(values[0]),
-        )
+    def of_block(self, block: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Prior means of the weights of one example block (n, num_components) float32, and the margins
+        (num_gradient_masks, n) that lie beside their sources."""
+        found = self.sources.read(block)
+        mean = np.zeros_like(found.values[0])
+        for b, source in zip(self.coefficients, found.values, strict=True):
+            mean += np.float32(b) * source
+        return mean, found.margins
 
 
 def fit_coefficients(statistics: SourceStatistics) -> NDArray[np.float64]:

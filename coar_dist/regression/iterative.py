@@ -22,12 +22,11 @@ import torch
 from numpy.typing import NDArray
 
 from coar_dist.errors import ConvergenceError
-from coar_dist.regression.factor import PackedMasks
+from coar_dist.regression.masks import PackedMasks
 from coar_dist.regression.ridge import SATURATED
+from coar_dist.regression.sizes import ITERATIVE_VALUES, NUM_PROBES
 from coar_dist.regression.statistics import DesignStatistics
 
-_BYTES_PER_BATCH = 2**28
-_NUM_PROBES = 32
 _LANCZOS_STEPS = 48
 _MAX_ITERATIONS = 2000
 _log = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ class CentredMasks:
         self._masks = masks
         self._mean = torch.from_numpy(design.mean).to(device)
         self._device = device
-        self._rows = max(_BYTES_PER_BATCH // (8 * masks.num_components), 16)
+        self._rows = max(ITERATIVE_VALUES // masks.num_components, 16)
         self.num_masks = design.num_masks
         self.num_components = masks.num_components
 
@@ -68,6 +67,7 @@ class CentredMasks:
             product = x @ vectors - offset
             result.addmm_(x.T, product)
             total += product.sum(dim=0)
+            del x  # before the next is made
         return result - torch.outer(self._mean, total)
 
     def mask_products(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -77,6 +77,7 @@ class CentredMasks:
         for x in self._batches():
             inner.addmm_(x.T, vectors[position : position + len(x)])
             position += len(x)
+            del x
         inner -= torch.outer(self._mean, vectors.sum(dim=0))
         offset = self._mean @ inner
         return torch.cat([x @ inner - offset for x in self._batches()])
@@ -138,11 +139,11 @@ def trace_quadrature(masks: CentredMasks, device: str) -> Quadrature:
     """Quadrature whose weighted sums estimate traces; the same for all blocks of examples."""
     generator = torch.Generator().manual_seed(0)
     size = masks.num_masks if masks.fewer_masks else masks.num_components
-    signs = 2.0 * torch.randint(0, 2, (size, _NUM_PROBES), generator=generator).double() - 1.0
+    signs = 2.0 * torch.randint(0, 2, (size, NUM_PROBES), generator=generator).double() - 1.0
     if masks.fewer_masks:
         signs -= signs.mean(dim=0)
     probes = Quadrature.of(masks, signs.to(device))
-    return Quadrature(probes.nodes.cpu(), probes.weights.cpu() / _NUM_PROBES)
+    return Quadrature(probes.nodes.cpu(), probes.weights.cpu() / NUM_PROBES)
 
 
 class IterativeRidge:

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from coar_dist.errors import ConvergenceError
+from coar_dist.regression.factor import eigenvalues
 from coar_dist.regression.statistics import DesignStatistics, Gram, MarginStatistics
 
 _STEPS_BETWEEN_CHECKS = 3
@@ -58,7 +59,7 @@ class LassoProblem:
 
 def extremes_of(gram: Gram, device: str) -> tuple[float, float]:
     """Smallest (at least 0) and largest eigenvalue of Xc'Xc / m."""
-    values = torch.linalg.eigvalsh(gram.centred(gram.design.mean, device).div_(gram.num_masks))
+    values = eigenvalues(gram.centred(gram.design.mean, device).div_(gram.num_masks))
     return max(float(values[0]), 0.0), float(values[-1])
 
 

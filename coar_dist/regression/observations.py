@@ -1,18 +1,145 @@
-"""What a regression sees: the margins of one example block, of the train design and of passes with gradients."""
+"""What a regression sees: the masks, read once, and the margins of one example block, of all designs together."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from typing_extensions import override
 
-from coar_dist.regression.factor import PackedMasks
-from coar_dist.regression.statistics import MASKS_PER_BATCH, DesignStatistics, MarginBatches, MarginStatistics
+from coar_dist.regression.masks import PackedMasks
+from coar_dist.regression.statistics import MASKS_PER_BATCH, MarginBatches
 from coar_dist.store.gradients import GradientStore
 from coar_dist.store.margins import MarginStore
+
+_MASK_BYTES_PER_BATCH = 2**27
+_FEWEST_MASKS_PER_BATCH = 64
+
+
+class Margins(ABC):
+    """The margins of some examples under all masks.
+
+    Attributes:
+        masks: all of them.
+    """
+
+    masks: PackedMasks
+
+    @abstractmethod
+    def parts(self, start: int, stop: int) -> Iterator[NDArray[np.floating[Any]]]:
+        """Margins (num_batch, n) under masks ``start .. stop - 1``, in mask order, in batches."""
+
+    def batches(self, start: int = 0, stop: int | None = None) -> MarginBatches:
+        """Masks ``start .. stop - 1``, all by default, and margins (num_batch, n), in mask order, in batches."""
+        position = start
+        for margins in self.parts(start, self.masks.num_masks if stop is None else stop):
+            batch = self.masks.part(position, position + len(margins))
+            yield next(batch.rows(len(margins))), margins
+            position += len(margins)
+
+    def whole(self) -> NDArray[np.floating[Any]]:
+        """All margins (m, n)."""
+        return np.concatenate(list(self.parts(0, self.masks.num_masks)))
+
+    def held(self) -> HeldMargins:
+        """The same in memory, to be read more than once."""
+        return HeldMargins(self.masks, self.whole())
+
+
+class HeldMargins(Margins):
+    """Margins in memory.
+
+    Args:
+        masks: all of them.
+        margins: (m, n).
+    """
+
+    def __init__(self, masks: PackedMasks, margins: NDArray[np.floating[Any]]) -> None:
+        self.masks, self._margins = masks, margins
+
+    @override
+    def parts(self, start: int, stop: int) -> Iterator[NDArray[np.floating[Any]]]:
+        step = masks_per_batch(self.masks.num_components)
+        for first in range(start, stop, step):
+            yield self._margins[first : min(first + step, stop)]
+
+    @override
+    def whole(self) -> NDArray[np.floating[Any]]:
+        return self._margins
+
+
+class BlockMargins(Margins):
+    """The stored margins of one example block.
+
+    Args:
+        block: (first example, end).
+        masks: of the passes with gradients, then of the train design.
+        store: of the train design.
+        of_gradients: (num_gradient_masks, n) float32 margins of the passes with gradients; None without.
+    """
+
+    def __init__(
+        self,
+        block: tuple[int, int],
+        masks: PackedMasks,
+        store: MarginStore,
+        of_gradients: NDArray[np.float32] | None = None,
+    ) -> None:
+        self.block, self.masks = block, masks
+        self._store, self._first = store, of_gradients
+
+    @override
+    def parts(self, start: int, stop: int) -> Iterator[NDArray[np.floating[Any]]]:
+        num_first, step = 0, masks_per_batch(self.masks.num_components)
+        if self._first is not None:
+            num_first = len(self._first)
+            yield from HeldMargins(self.masks, self._first).parts(start, min(stop, num_first))
+        if stop > num_first:
+            yield from self._store.read_margins(self.block, step, (max(start - num_first, 0), stop - num_first))
+
+
+class Residuals(Margins):
+    """What weights leave of margins: y - x'w.
+
+    Args:
+        margins: of n examples.
+        weights: (n, num_components) float32.
+        device: where the products are computed, in float64.
+    """
+
+    def __init__(self, margins: Margins, weights: NDArray[np.float32], device: str) -> None:
+        self.masks = margins.masks
+        self._margins, self._weights = margins, torch.from_numpy(weights).to(device).T
+        self._squares: NDArray[np.float64] | None = None
+
+    @override
+    def parts(self, start: int, stop: int) -> Iterator[NDArray[np.floating[Any]]]:
+        shift: NDArray[np.float64] | None = None
+        sums: NDArray[np.float64] = np.zeros((2, self._weights.shape[1]))
+        position = start
+        for margins in self._margins.parts(start, stop):
+            shift = margins[0].astype(np.float64) if shift is None else shift
+            moved = margins - shift
+            sums += [moved.sum(axis=0), (moved * moved).sum(axis=0)]
+            predicted = self.masks.part(position, position + len(margins)).times(self._weights)
+            yield margins - predicted.cpu().numpy()
+            position += len(margins)
+        self._squares = np.maximum(sums[1] - sums[0] ** 2 / max(position - start, 1), 0.0)
+
+    def squares(self) -> NDArray[np.float64]:
+        """The margins' own centred sum of squares (n,), after all have been read."""
+        assert self._squares is not None
+        return self._squares
+
+
+def masks_per_batch(num_components: int) -> int:
+    """Masks of one batch; fewer where they are long."""
+    return max(min(MASKS_PER_BATCH, _MASK_BYTES_PER_BATCH // num_components), _FEWEST_MASKS_PER_BATCH)
 
 
 @dataclass(frozen=True)
@@ -37,83 +164,29 @@ class Observations:
         """All masks."""
         return self.num_gradient_masks + self.store.num_masks
 
-    def mask_batches(self) -> Iterator[NDArray[np.bool_]]:
-        """All masks, in order, in batches (num_batch, num_components)."""
+    def packed_masks(self) -> PackedMasks:
+        """All masks, one bit each; of the margins nothing is read."""
+        bits = [np.packbits(masks, axis=1, bitorder="little") for masks in self._mask_batches()]
+        empty = np.empty((0, -(-self.store.num_components // 8)), np.uint8)
+        return PackedMasks(np.concatenate([empty, *bits]), self.store.num_components)
+
+    def _mask_batches(self) -> Iterator[NDArray[np.bool_]]:
         if self.gradients:
             yield self.gradients[0].masks()
-        for masks, _ in self.store.read(None, MASKS_PER_BATCH):
+        for masks, _ in self.store.read(None, masks_per_batch(self.store.num_components)):
             yield masks
 
-    def packed_masks(self) -> PackedMasks:
-        """All masks, one bit each."""
-        bits = [np.packbits(masks, axis=1, bitorder="little") for masks in self.mask_batches()]
-        return PackedMasks(np.concatenate(bits), self.store.num_components)
+    def of_block(
+        self, block: tuple[int, int], masks: PackedMasks, of_gradients: NDArray[np.float32] | None = None
+    ) -> BlockMargins:
+        """The margins of one of the store's example blocks.
 
-    def of_block(self, block: tuple[int, int]) -> BlockMargins:
-        """The margins of one of the store's example blocks."""
-        own = [gradients for gradients in self.gradients if gradients.block == block]
-        return BlockMargins(block, self.store, own[0] if own else None)
-
-
-class BlockMargins:
-    """The margins of one example block, or what a prior mean of the weights leaves of them.
-
-    Args:
-        block: (first example, end).
-        store: of the train design.
-        gradients: of the block; None without gradients.
-        prior_mean: (n, num_components) float32 weights whose predictions are subtracted; None subtracts nothing.
-    """
-
-    def __init__(
-        self,
-        block: tuple[int, int],
-        store: MarginStore,
-        gradients: GradientStore | None,
-        prior_mean: NDArray[np.float32] | None = None,
-    ) -> None:
-        self.block = block
-        self.prior_mean = prior_mean
-        self._store, self._gradients = store, gradients
-        self._squares: NDArray[np.float64] | None = None
-
-    def without(self, prior_mean: NDArray[np.float32]) -> BlockMargins:
-        """The same margins less what weights (n, num_components) predict."""
-        return BlockMargins(self.block, self._store, self._gradients, prior_mean)
-
-    def read(self, start: int, stop: int) -> MarginBatches:
-        """Masks start .. stop - 1 and margins (num_batch, n) float32, in mask order, in batches.
-
-        With gradients or a prior mean, ``start .. stop`` must be all masks.
+        Args:
+            block: (first example, end).
+            masks: of ``packed_masks``.
+            of_gradients: (num_gradient_masks, n) margins of the passes with gradients, where they have been read.
         """
-        if self._gradients is None and self.prior_mean is None:
-            return self._store.read(self.block, MASKS_PER_BATCH, (start, stop))
-        return self._residuals()
-
-    def _all(self) -> MarginBatches:
-        if self._gradients is not None:
-            yield from self._gradients.read_margins()
-        yield from self._store.read(self.block, MASKS_PER_BATCH)
-
-    def _residuals(self) -> MarginBatches:
-        if self.prior_mean is None:
-            yield from self._all()
-            return
-        mean = torch.from_numpy(self.prior_mean).double().T
-        shift: NDArray[np.float64] | None = None
-        sums: NDArray[np.float64] = np.zeros((2, len(self.prior_mean)))
-        count = 0
-        for masks, margins in self._all():
-            shift = margins[0].astype(np.float64) if shift is None else shift
-            moved = margins - shift
-            sums += [moved.sum(axis=0), (moved * moved).sum(axis=0)]
-            count += len(masks)
-            predicted = torch.from_numpy(masks.view(np.uint8)).double() @ mean
-            yield masks, (margins - predicted.numpy()).astype(np.float32)
-        self._squares = np.maximum(sums[1] - sums[0] ** 2 / count, 0.0)
-
-    def squares(self, statistics: MarginStatistics, design: DesignStatistics) -> torch.Tensor:
-        """The margins' own centred sum of squares (n,) float64, after a whole ``read`` has made ``statistics``."""
-        if self._squares is None:
-            return torch.from_numpy(statistics.centred_squares(design))
-        return torch.from_numpy(self._squares)
+        for gradients in self.gradients:
+            if gradients.block == block and of_gradients is None:
+                of_gradients = np.concatenate([margins for _, margins in gradients.read_margins()])
+        return BlockMargins(block, masks, self.store, of_gradients)

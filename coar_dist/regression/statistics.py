@@ -6,8 +6,10 @@ summed in any order; X'Y is summed in mask order in batches of fixed size, so th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +22,11 @@ MASKS_PER_BATCH = 1024
 _EXACT_IN_FLOAT32 = 2**24
 """How many ones a float32 sum holds exactly."""
 
+_VALUES_AT_ONCE = 2**24
+"""Ones and zeros in float64 at a time; 128 MB."""
+
 MaskBatches = Iterable[NDArray[np.bool_]]
-MarginBatches = Iterable[tuple[NDArray[np.bool_], NDArray[np.float32]]]
+MarginBatches = Iterable[tuple[NDArray[np.bool_], NDArray[np.floating[Any]]]]
 
 
 @dataclass(frozen=True)
@@ -53,14 +58,26 @@ class Gram:
 
     Attributes:
         num_masks: how many.
-        products: X'X (d, d) float64, exact integers; its diagonal is X'1.
+        products: X'X (d, d), exact integers: float32 while that holds them, else float64; its diagonal is X'1.
     """
 
     num_masks: int
-    products: NDArray[np.float64]
+    products: NDArray[np.float32] | NDArray[np.float64]
 
-    def __add__(self, other: Gram) -> Gram:
-        return Gram(self.num_masks + other.num_masks, self.products + other.products)
+    @classmethod
+    def total(cls, parts: Iterable[Gram]) -> Gram:
+        """The sum, in the memory of one; the parts are not changed."""
+        num_masks = 0
+        products: NDArray[Any] | None = None
+        for part in parts:
+            num_masks += part.num_masks
+            if products is None:
+                products = part.products.copy()
+                continue
+            products = products.astype(_dtype_of(num_masks), copy=False)
+            products += part.products
+        assert products is not None
+        return cls(num_masks, products)
 
     def __sub__(self, other: Gram) -> Gram:
         return Gram(self.num_masks - other.num_masks, self.products - other.products)
@@ -68,11 +85,11 @@ class Gram:
     @property
     def design(self) -> DesignStatistics:
         """The means that go with it."""
-        return DesignStatistics(self.num_masks, self.products.diagonal().copy())
+        return DesignStatistics(self.num_masks, self.products.diagonal().astype(np.float64))
 
     def centred(self, mean: NDArray[np.float64], device: str) -> torch.Tensor:
         """(X - mean)'(X - mean): (d, d) float64, computed in place on ``device``."""
-        centred = torch.from_numpy(self.products).to(device, copy=True)
+        centred = as_tensor(self.products, device).to(torch.float64, copy=True)
         kept, about = centred.diagonal().clone(), torch.from_numpy(mean).to(device)
         return (
             centred.addr_(kept, about, alpha=-1).addr_(about, kept, alpha=-1).addr_(about, about, alpha=self.num_masks)
@@ -153,7 +170,18 @@ def gram(batches: MaskBatches, device: str) -> Gram:
         num_masks += len(masks)
     if recent is None:
         raise MissingWorkError("a regression needs at least 2 masks, but there are none.")
-    return Gram(num_masks, (recent.double() if total is None else total.add_(recent)).cpu().numpy())
+    return Gram(num_masks, (recent if total is None else total.add_(recent)).cpu().numpy())
+
+
+def _dtype_of(num_masks: int) -> type[np.floating[Any]]:
+    return np.float32 if num_masks < _EXACT_IN_FLOAT32 else np.float64
+
+
+def as_tensor(array: NDArray[Any], device: str) -> torch.Tensor:
+    """A tensor on the array's own memory, or on the device; arrays from an object store are read-only, and stay so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array).to(device)
 
 
 def _add_product(total: torch.Tensor | None, bits: torch.Tensor) -> torch.Tensor:
@@ -172,7 +200,7 @@ def margin_statistics(
     """One pass over the margins of one example block.
 
     Args:
-        batches: masks (num_batch, d) bool and margins (num_batch, n) float32, in mask order.
+        batches: masks (num_batch, d) bool and margins (num_batch, n), in mask order.
         device: where the products are computed, in float64.
         shift: (n,) float64; None is the margins of the first mask.
 
@@ -183,23 +211,39 @@ def margin_statistics(
     sums: tuple[torch.Tensor, ...] = ()
     position = 0
     for masks, margins in batches:
-        if not np.isfinite(margins).all():
-            row, column = (int(i) for i in np.argwhere(~np.isfinite(margins))[0])
-            raise NonFiniteMarginError(
-                f"the margin of mask {position + row} and example {column} of the block is {margins[row, column]}."
-            )
+        require_finite(margins, position)
         if shift is None:
             shift = margins[0].astype(np.float64)
         y = torch.from_numpy(margins).to(device).double() - torch.from_numpy(shift).to(device)
-        x = torch.from_numpy(masks.view(np.uint8)).to(device).double()
         if not sums:
-            sums = (x.T @ y, y.sum(dim=0), (y * y).sum(dim=0))
-        else:
-            sums[0].addmm_(x.T, y)
-            sums[1].add_(y.sum(dim=0))
-            sums[2].add_((y * y).sum(dim=0))
+            sizes = ((masks.shape[1], y.shape[1]), (y.shape[1],), (y.shape[1],))
+            sums = tuple(torch.zeros(size, dtype=torch.float64, device=device) for size in sizes)
+        for columns in _column_slices(masks):
+            x = torch.from_numpy(masks[:, columns].view(np.uint8)).to(device).double()
+            sums[0][columns].addmm_(x.T, y)
+        sums[1].add_(y.sum(dim=0))
+        sums[2].add_((y * y).sum(dim=0))
         position += len(masks)
     if shift is None:
         raise MissingWorkError("a regression needs at least 2 masks, but there are none.")
     cross, totals, squares = (tensor.cpu().numpy() for tensor in sums)
     return MarginStatistics(shift, cross, totals, squares)
+
+
+def require_finite(margins: NDArray[np.floating[Any]], position: int) -> None:
+    """Refuse margins (num_batch, n), the first of which is of mask ``position``, that are NaN or infinite.
+
+    Raises:
+        NonFiniteMarginError: naming the first.
+    """
+    if not np.isfinite(margins).all():
+        row, column = (int(i) for i in np.argwhere(~np.isfinite(margins))[0])
+        raise NonFiniteMarginError(
+            f"the margin of mask {position + row} and example {column} of the block is {margins[row, column]}."
+        )
+
+
+def _column_slices(masks: NDArray[np.bool_]) -> Iterator[slice]:
+    step = max(_VALUES_AT_ONCE // len(masks), 1)
+    for start in range(0, masks.shape[1], step):
+        yield slice(start, start + step)

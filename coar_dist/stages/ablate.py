@@ -99,6 +99,7 @@ _PILOT_READS = (
     "regression.penalty_range",
     "regression.selection",
     "regression.standard_errors",
+    "regression.distributed",
 )
 """A budget's pilot is fitted before the rest of the budget is spent."""
 ABLATE = Stage(

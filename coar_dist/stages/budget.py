@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from coar_dist.ablation.work import ExpectedMasks, MissingWork
-from coar_dist.cluster.execution import in_this_process
 from coar_dist.config.schema import Config
 from coar_dist.regression.fit import plan_passes
+from coar_dist.stages.executing import executing_fits
 from coar_dist.stages.session import Session
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
 
@@ -26,7 +26,8 @@ def expected_masks(config: Config, work: MissingWork) -> ExpectedMasks:
 def with_chosen_passes(session: Session, budget: float, run: RunDirectory) -> Config:
     """The configuration with the best use of its budget, by the pilot that the run holds."""
     config, cost = session.config, run.gradient_cost or ASSUMED_COST
-    passes = plan_passes(run, config.regression, cost, budget, in_this_process)
+    with executing_fits(config) as execute:
+        passes = plan_passes(run, config.regression, cost, budget, execute)
     session.terminal.say(
         f"{budget:,.0f} passes: {passes.with_gradients:,} with gradients at {cost:.1f} each, {passes.without:,} "
         f"without; expected correlation {max(1.0 - passes.error, 0.0) ** 0.5:.2f}."

@@ -7,6 +7,7 @@ import math
 
 from rich.table import Table
 
+from coar_dist.cluster.execution import Execute
 from coar_dist.config.methods import is_fitted
 from coar_dist.console.tables import new_table
 from coar_dist.errors import DamagedFileError, MissingWorkError, RunNotFoundError, counted
@@ -14,6 +15,7 @@ from coar_dist.evaluation.correlation import evaluate
 from coar_dist.evaluation.measure_ceilings import measure_ceilings
 from coar_dist.report.numbers import number
 from coar_dist.report.summary import mean_correlations
+from coar_dist.stages.executing import executing_fits
 from coar_dist.stages.session import Session
 from coar_dist.stages.stage import Stage
 from coar_dist.store.methods import methods_of
@@ -38,15 +40,19 @@ def _require_held_out(run: RunDirectory) -> None:
 
 def _run(session: Session) -> None:
     """Compare what is not compared yet, and estimate what could be reached; the run must have been fitted."""
-    run, terminal = session.open_run(), session.terminal
+    run = session.open_run()
     _require_held_out(run)
     session.take()
-    methods = methods_of(run)
-    num_designs = len(run.held_out)
+    with executing_fits(session.config) as execute:
+        _evaluate(session, run, methods_of(run), execute)
+
+
+def _evaluate(session: Session, run: RunDirectory, methods: list[str], execute: Execute) -> None:
+    terminal, num_designs = session.terminal, len(run.held_out)
     with session.progress((len(methods) + 1) * num_designs, "tables") as progress:
-        computed = evaluate(run, methods, progress.update)
+        computed = evaluate(run, methods, progress.update, execute)
         num_done = len(methods) * num_designs
-        computed |= measure_ceilings(run, methods[0], lambda done: progress.update(num_done + done))
+        computed |= measure_ceilings(run, methods[0], lambda done: progress.update(num_done + done), execute)
         seconds = progress.seconds
     what = f"{counted(len(methods), 'method')} on {counted(num_designs, 'held-out design')}"
     terminal.say(f"{what} in {seconds:.1f} s." if computed else f"{what}: there already.")
@@ -55,7 +61,7 @@ def _run(session: Session) -> None:
     if "report" not in session.config.stages:  # whose table holds these means
         terminal.show_table(_means(run, methods, means))
     if session.config.evaluation.curve_shares:
-        _evaluate_budgets(session, run, list(filter(is_fitted, methods)))
+        _evaluate_budgets(session, run, list(filter(is_fitted, methods)), execute)
 
 
 def _means(run: RunDirectory, methods: list[str], means: dict[str, float]) -> Table:
@@ -67,7 +73,7 @@ def _means(run: RunDirectory, methods: list[str], means: dict[str, float]) -> Ta
     return table
 
 
-def _evaluate_budgets(session: Session, run: RunDirectory, methods: list[str]) -> None:
+def _evaluate_budgets(session: Session, run: RunDirectory, methods: list[str], execute: Execute) -> None:
     from coar_dist.evaluation.budget_curve import evaluate_budgets, why_no_curve  # torch takes seconds to load
 
     reason = why_no_curve(run)
@@ -77,7 +83,7 @@ def _evaluate_budgets(session: Session, run: RunDirectory, methods: list[str]) -
     config = session.config
     shares = config.evaluation.curve_shares
     with session.progress(len(methods) * len(shares), "fits") as progress:
-        computed = evaluate_budgets(run, methods, shares, config.regression, progress.update)
+        computed = evaluate_budgets(run, methods, shares, config.regression, progress.update, execute=execute)
         seconds = progress.seconds
     what = f"budget curve of {', '.join(methods)}"
     session.terminal.say(f"{what} in {seconds:.1f} s." if computed else f"{what} is there already.")
@@ -85,7 +91,7 @@ def _evaluate_budgets(session: Session, run: RunDirectory, methods: list[str]) -
 
 EVALUATE = Stage(
     "evaluate",
-    reads=("evaluation.curve_shares",),
+    reads=("evaluation.curve_shares", "regression.distributed", "cluster"),
     run=_run,
     check=_check,
     reads_with={

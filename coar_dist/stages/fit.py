@@ -10,19 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coar_dist.cluster.execution import Execute, in_this_process
-from coar_dist.cluster.place import joins_a_cluster
 from coar_dist.config.methods import LEAVE_ONE_OUT
-from coar_dist.config.schema import Config
 from coar_dist.console.tables import new_table
 from coar_dist.errors import counted
+from coar_dist.stages.executing import executing_fits
 from coar_dist.stages.session import Session
 from coar_dist.stages.stage import Stage
 from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDirectory
 
 _THERE = "is there already"
-_LESS_MEMORY = "Lower regression.memory_gb or ablation.examples_per_block, or give the workers more memory."
 _NUMBERS: dict[str, tuple[str, Callable[[NDArray[np.float64]], np.floating[Any]], str]] = {
     "mean R2": ("r2", np.mean, ".3f"),
     "new masks": ("r2_new", np.mean, ".3f"),
@@ -50,11 +47,7 @@ def _run(session: Session) -> None:
     run, config = session.open_run(), session.config
     session.take()
     with contextlib.ExitStack() as stack:
-        execute: Execute = in_this_process
-        if _is_distributed(config):
-            from coar_dist.cluster.ray_tasks import on_cluster  # Ray takes seconds to load
-
-            execute = stack.enter_context(on_cluster(config.cluster, _LESS_MEMORY))
+        execute = stack.enter_context(executing_fits(config))
         progress = stack.enter_context(session.progress(run.num_examples, "examples"))
         baselines = {LEAVE_ONE_OUT: fit_leave_one_out(run)} if LEAVE_ONE_OUT in run.designs else {}
         baselines |= {method: fit_gradient_baseline(run, method) for method in run.baselines}
@@ -72,12 +65,6 @@ def _run(session: Session) -> None:
         numbers = ", ".join(f"{name} {value}" for name, value in quality.items())
         _log.info("%s", "; ".join(filter(None, [method, how, numbers])))
     session.terminal.show_table(table)
-
-
-def _is_distributed(config: Config) -> bool:
-    if config.regression.distributed is not None:
-        return config.regression.distributed
-    return joins_a_cluster(config.cluster)
 
 
 def _quality(run: RunDirectory, method: str) -> dict[str, str]:

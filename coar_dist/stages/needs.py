@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coar_dist.config.schema import RegressionConfig
-from coar_dist.regression.factor import choose_solver
+from coar_dist.regression.sizes import choose_solver, factor_bytes
 
 _PROCESS_BYTES = 4e8
 """Of Python and torch, before any array; measured."""
@@ -22,6 +22,8 @@ _REPORT_S = 8.0
 """Figures, tables and page, whatever the run; measured."""
 _RESAMPLED_S = 2e-4
 """Of the report's intervals, for each example, method and held-out design; measured."""
+_DECIDING_BLOCKS, _DECIDING_EXAMPLES = 8, 1024
+"""As in ``coar_dist.regression.trials``, which loads torch."""
 _COPIES = 6.0
 """Arrays of a block's attributions in float64 that a fit has at a time; measured."""
 
@@ -59,6 +61,11 @@ class Sizes:
     def num_blocks(self) -> int:
         """Blocks of examples."""
         return -(-self.num_examples // self.block_size)
+
+    @property
+    def num_deciding(self) -> int:
+        """Blocks whose examples decide for all."""
+        return min(max(_DECIDING_BLOCKS, -(-_DECIDING_EXAMPLES // self.block_size)), self.num_blocks)
 
     @property
     def attribution_bytes(self) -> float:
@@ -129,8 +136,11 @@ def fit_need(sizes: Sizes, config: RegressionConfig, speed: Speed) -> Need:
         notes.append(note)
     block = min(sizes.block_size, n) * d
     sums = 2.0 * sizes.num_gradient_shards * sizes.attribution_bytes
-    read = sizes.num_fitted * (sizes.bytes_of(plain) + plain * d / 8) + 2 * sums
-    num_reads = 2 * (sizes.num_fitted * sizes.num_shards + 2 * sizes.num_gradient_shards) * (sizes.num_blocks + 1)
+    # Masks and margins once, and, where gradients have a part, those of the blocks that decide once more.
+    again = sizes.num_deciding if passes else 0
+    read = sizes.num_fitted * sizes.bytes_of(plain) + (sizes.bytes_of(plain) + sums) * again / sizes.num_blocks + sums
+    openings = (sizes.num_blocks + 1) * (sizes.num_fitted * sizes.num_shards + sizes.num_gradient_shards)
+    num_reads = 2 * (openings + again * (sizes.num_shards + sizes.num_gradient_shards))
     written = sizes.attribution_bytes * (sizes.num_fitted + sizes.num_baselines)
     return Need(
         "fit",
@@ -151,19 +161,20 @@ def _of_method(
     cross = 2.0 * num_masks * d * n
     if config.method == "lasso":
         exact = cross + _EIGH * d**3 + _LASSO_STEPS * 2.0 * d * d * n
-        return 2.0 * num_masks * d * d / speed.products + exact / speed.exact_products, 32.0 * d * d, ""
-    solver, _ = choose_solver(num_masks, d, config.memory_gb * 1e9)
+        seconds = 2.0 * num_masks * d * d / speed.products + exact / speed.exact_products
+        return seconds, factor_bytes("lasso", num_masks, d), ""
+    solver, _ = choose_solver(num_masks, d, config.memory_gb * 1e9, with_gradients)
     factors = 2 if with_gradients else 1
     rank = min(num_masks, d)
     if solver == "iterative":
         note = "conjugate gradients, as no factorisation fits regression.memory_gb"
         if with_gradients:
             note = "gradient_ridge cannot be fitted: its factorisation does not fit regression.memory_gb"
-        return 2 * _LASSO_STEPS * cross / speed.exact_products, num_masks * d / 8, note
+        return 2 * _LASSO_STEPS * cross / speed.exact_products, factor_bytes(solver, num_masks, d), note
     exact = factors * _EIGH * rank**3 + cross * (4.0 if with_gradients else 1.0) + 4.0 * rank * d * n
     products = factors * 2.0 * num_masks * d * rank
-    memory = 24.0 * rank**2 + (8.0 * num_masks * d if solver == "dual" else 0.0)
-    return products / speed.products + exact / speed.exact_products, factors * memory, ""
+    memory = factor_bytes(solver, num_masks, d, with_gradients)
+    return products / speed.products + exact / speed.exact_products, memory, ""
 
 
 def evaluate_need(sizes: Sizes, shares: list[float], config: RegressionConfig, speed: Speed) -> Need:

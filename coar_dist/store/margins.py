@@ -6,7 +6,7 @@ fixed_size_list of float32 or float16, one column per example block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,6 +19,8 @@ from coar_dist.errors import DamagedFileError, NonFiniteMarginError
 from coar_dist.store.columns import masks_of, matrix_column, matrix_of, packed_column
 from coar_dist.store.parquet import write_table
 from coar_dist.store.shards import ShardFolder
+
+_Rows = tuple[NDArray[Any], ...]
 
 
 @dataclass(frozen=True)
@@ -102,46 +104,58 @@ class MarginStore(ShardFolder):
             MissingWorkError: masks are missing.
             DamagedFileError: a shard is damaged.
         """
+        names = ["mask_id", "mask"] + ([] if block is None else [_column(block[0])])
+
+        def read_shard(start: int, stop: int) -> _Rows:
+            table = self._read(start, stop, names).columns
+            if not np.array_equal(table["mask_id"].to_numpy(), np.arange(start, stop)):
+                where = self._where(start, stop)
+                reason = f"{where} is damaged: its mask ids are not {start}..{stop - 1} in order."
+                raise DamagedFileError.of(where, reason, "ablate", is_found=False)
+            shard_masks = masks_of(table["mask"], self.num_components)
+            if block is None:
+                return shard_masks, np.empty((len(shard_masks), 0), dtype=np.float32)
+            return shard_masks, matrix_of(table[_column(block[0])]).astype(np.float32)
+
+        return ((rows, margins) for rows, margins in self._batches(read_shard, masks_per_batch, masks))
+
+    def read_margins(
+        self, block: tuple[int, int], masks_per_batch: int, masks: tuple[int, int] | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        """The margins of ``read`` alone; of the masks nothing is read."""
+
+        def read_shard(start: int, stop: int) -> _Rows:
+            column = _column(block[0])
+            return (matrix_of(self._read(start, stop, [column]).columns[column]).astype(np.float32),)
+
+        return (margins for (margins,) in self._batches(read_shard, masks_per_batch, masks))
+
+    def _batches(
+        self, read_shard: Callable[[int, int], _Rows], masks_per_batch: int, masks: tuple[int, int] | None
+    ) -> Iterator[_Rows]:
+        """Arrays with one row per mask, in mask order, cut into batches wherever the shards begin and end."""
         ranges = self.require_complete()
         first, end = masks or (0, self.num_masks)
         wanted = [(start, stop) for start, stop in ranges if stop > first and start < end]
-        waiting: list[tuple[NDArray[np.bool_], NDArray[np.float32]]] = []
+        waiting: list[_Rows] = []
         num_waiting = 0
-        shards = self._at_once(lambda shard: self._read_shard(*shard, block), wanted)
-        for (start, stop), (shard_masks, margins) in zip(wanted, shards, strict=True):
+        shards = self._at_once(lambda shard: read_shard(*shard), wanted)
+        for (start, stop), arrays in zip(wanted, shards, strict=True):
             rows = slice(max(first - start, 0), min(stop, end) - start)
-            waiting.append((shard_masks[rows], margins[rows]))
+            waiting.append(tuple(array[rows] for array in arrays))
             num_waiting += rows.stop - rows.start
             while num_waiting >= masks_per_batch:
                 joined = _join(waiting)
-                yield joined[0][:masks_per_batch], joined[1][:masks_per_batch]
-                waiting = [(joined[0][masks_per_batch:], joined[1][masks_per_batch:])]
+                yield tuple(array[:masks_per_batch] for array in joined)
+                waiting = [tuple(array[masks_per_batch:] for array in joined)]
                 num_waiting -= masks_per_batch
         if num_waiting:
             yield _join(waiting)
-
-    def _read_shard(
-        self, start: int, stop: int, block: tuple[int, int] | None
-    ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-        names = ["mask_id", "mask"] + ([] if block is None else [_column(block[0])])
-        table = self._read(start, stop, names).columns
-        if not np.array_equal(table["mask_id"].to_numpy(), np.arange(start, stop)):
-            where = self._where(start, stop)
-            reason = f"{where} is damaged: its mask ids are not {start}..{stop - 1} in order."
-            raise DamagedFileError.of(where, reason, "ablate", is_found=False)
-        masks = masks_of(table["mask"], self.num_components)
-        if block is None:
-            return masks, np.empty((len(masks), 0), dtype=np.float32)
-        return masks, matrix_of(table[_column(block[0])]).astype(np.float32)
 
 
 def _column(first_example: int) -> str:
     return f"margins_{first_example}"
 
 
-def _join(
-    batches: list[tuple[NDArray[np.bool_], NDArray[np.float32]]],
-) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    if len(batches) == 1:
-        return batches[0]
-    return np.concatenate([masks for masks, _ in batches]), np.concatenate([margins for _, margins in batches])
+def _join(batches: list[_Rows]) -> _Rows:
+    return batches[0] if len(batches) == 1 else tuple(np.concatenate(arrays) for arrays in zip(*batches, strict=True))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from coar_dist.cluster import parts, resources
@@ -151,3 +152,46 @@ def test_a_killed_worker_and_too_few_cpus_on_ray(ray_cluster: None, tmp_path: An
         on_cluster(ClusterConfig(cpus_per_actor=64, start_timeout_s=0.1), way_out=""),
     ):
         pass
+
+
+def test_what_is_kept_is_read_by_later_tasks_and_made_again_where_it_is_lost(ray_cluster: None, tmp_path: Any) -> None:
+    """The second value is made from the first; Ray says of either that it is lost when it is read first."""
+    from ray import ObjectRef
+    from ray.exceptions import ObjectLostError
+
+    def lost_once(name: str, value: Any) -> None:
+        if not (tmp_path / name).exists():
+            (tmp_path / name).touch()
+            raise ObjectLostError(value.name, None, "")
+
+    def first(folder: Any, item: int) -> Any:
+        (folder / f"{item}.{len(list(folder.iterdir()))}").touch()
+        return np.full(200_000, item)
+
+    def second(values: Any) -> Any:
+        lost_once("first lost", values[1])
+        return sum(value.read() for value in values)
+
+    def check(value: Any, item: int) -> int:
+        lost_once("second lost", value)
+        return int(value.read()[0]) + item
+
+    made = tmp_path / "made"
+    made.mkdir()
+    with on_cluster(ClusterConfig(max_actors=2, start_timeout_s=60), way_out="") as execute:
+        assert execute.width == 2
+        firsts = execute.keep(first, made, [5, 6])
+        before: list[ObjectRef[Any]] = [value.reference for value in firsts]  # type: ignore[attr-defined]
+        kept = execute.keep_one(second, firsts)
+        assert [int(value.read()[0]) for value in firsts] == [5, 6]
+        after = [value.reference for value in firsts]  # type: ignore[attr-defined]
+        assert (before[0] == after[0], before[1] == after[1]) == (True, False)
+        assert len(list(made.glob("6.*"))) == 2
+        assert sorted(execute(check, kept, [0, 1, 2])) == [11, 12, 13]
+        assert int(kept.read()[0]) == 11
+        with pytest.raises(ClusterError, match="wrong"):
+            execute.keep_one(_raises, "wrong")
+
+
+def _raises(words: str) -> None:
+    raise ClusterError(words)

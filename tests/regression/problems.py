@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from coar_dist.designs.registry import DESIGNS
-from coar_dist.regression.factor import Factor, PackedMasks, factorise
+from coar_dist.regression.factor import Factor, factorise
+from coar_dist.regression.masks import PackedMasks
 from coar_dist.regression.ridge import Projected, project
 from coar_dist.regression.statistics import DesignStatistics, MarginStatistics, gram, margin_statistics
 

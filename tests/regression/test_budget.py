@@ -7,17 +7,15 @@ import pytest
 
 from coar_dist.regression import budget as budget_module
 from coar_dist.regression.budget import Passes, spend
-from coar_dist.regression.gate_prior import GatePrior, GateSources, SourceStatistics
-from coar_dist.regression.planning import PriorFit
-from coar_dist.regression.plans import RidgePlan, SharedFactor
-from coar_dist.regression.statistics import DesignStatistics
+from coar_dist.regression.gate_prior import SourceStatistics
+from coar_dist.regression.planning import PriorDecision
 
 COMPONENTS, ALPHA, PILOT, COST = 200, 0.05, (40, 100), 2.5
 
 
 def pilot(
     misfit: float, informative: bool = True, noise: float = 0.3, per_pass: float = 0.02, alpha: float = ALPHA
-) -> PriorFit:
+) -> PriorDecision:
     """What a pilot finds in a world where everything is as the formulas say."""
     counts = np.array([np.full(COMPONENTS, 38.0), np.full(COMPONENTS, 2.0)])
     freedom = 10 * (40 - 2)
@@ -37,11 +35,9 @@ def pilot(
     prior = sampling + misfit if informative else 0.01
     a = alpha * (1 - alpha)
     error = noise + a * COMPONENTS / (1 / prior + a * sum(PILOT) / noise)
-    factor = SharedFactor(np.zeros((COMPONENTS, 1)), np.ones(1), sum(PILOT), None)
-    mean = GatePrior(GateSources((), None), coefficients) if informative else None
-    design = DesignStatistics(sum(PILOT), np.full(COMPONENTS, 130.0))
-    plan = RidgePlan(design, factor, "torch", np.array([noise / prior]), "gcv", False, mean)
-    return PriorFit(statistics, coefficients, np.ones(COMPONENTS), plan, error)
+    return PriorDecision(
+        statistics, coefficients, np.ones(COMPONENTS), noise / prior, error, informative, has_variances=True
+    )
 
 
 def test_the_pilot_s_error_is_taken_apart() -> None:
@@ -110,7 +106,7 @@ def test_noise_is_what_the_errors_of_the_weights_leave(masks: tuple[int, int], n
     components adds 1 / masks of the noise: more than the noise itself where the masks are fewer. A tenth is the least.
     """
     fit = pilot(0.0, informative=False)
-    fit = replace(fit, error=1.0, plan=replace(fit.plan, grid=np.array([1e-9])))
+    fit = replace(fit, error=1.0, penalty=1e-9)
     found = spend(fit, masks, ALPHA, 5, COST, budget=1000.0)
     others = masks[0] + int(1000 - COST * masks[0])
     assert found.error == pytest.approx(noise * (1 + COMPONENTS / others), rel=1e-6)

@@ -23,7 +23,7 @@ from coar_dist.designs.independent import Bernoulli
 from coar_dist.designs.subsets import Balanced
 from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunMismatchError
 from coar_dist.regression.fit import fit, plan_passes
-from coar_dist.regression.gate_prior import GateSources, source_statistics
+from coar_dist.regression.gate_prior import GateSources, SampledRows, SourceStatistics, source_statistics
 from coar_dist.regression.observations import Observations
 from coar_dist.regression.statistics import DesignStatistics
 from coar_dist.store.gradients import GateGradients
@@ -162,6 +162,15 @@ def posteriors(world: World, plain: int, loo: bool) -> list[Posterior]:
     return found
 
 
+def statistics_of(
+    observations: Observations, sources: GateSources, design: DesignStatistics, block: tuple[int, int]
+) -> tuple[SourceStatistics, SampledRows]:
+    """Of one block, with a sample of its second and third example."""
+    found = sources.read(block)
+    margins = observations.of_block(block, observations.packed_masks(), found.margins)
+    return source_statistics(margins, found, design, np.array([1, 2]), "cpu")
+
+
 def fitted(run: RunDirectory, **options: Any) -> RunReader:
     fit(run, RegressionConfig(**options), lambda _: None)
     return RunReader(run)
@@ -216,7 +225,7 @@ def test_a_gate_gradient_s_variance_is_that_within_either_state_of_its_gate(tmp_
     observations = Observations(run.margins("train"), sources.gradients)
     design = DesignStatistics(20, masks.sum(axis=0).astype(float))
     blocks = run.margins("train").blocks
-    parts = [source_statistics(observations, sources, design, block, "cpu") for block in blocks]
+    parts = [statistics_of(observations, sources, design, block)[0] for block in blocks]
     found = functools.reduce(operator.add, parts)
     expected = []
     for component in range(COMPONENTS):
@@ -322,14 +331,14 @@ def test_margins_are_read_without_the_sums(tmp_path: Path) -> None:
     sources = GateSources(tuple(run.gradients("gradients")), None)
     observations = Observations(run.margins("train"), sources.gradients)
     store, block = sources.gradients[1], run.margins("train").blocks[1]
-    expected = [margins for _, margins in observations.of_block(block).read(0, observations.num_masks)]
-    np.testing.assert_array_equal(expected[0], World().margins(BALANCED.masks(0, 10))[:, slice(*block)])
+    expected = list(observations.of_block(block, observations.packed_masks()).parts(0, observations.num_masks))
+    np.testing.assert_array_equal(expected[0], World().margins(BALANCED.masks(0, 20))[:, slice(*block)])
     for start, stop in ((0, 10), (10, 20)):
         path = tmp_path / store.file(start, stop)
         content = bytearray(path.read_bytes())
         content[len(content) // 3] ^= 1
         path.write_bytes(content)
-    found = [margins for _, margins in observations.of_block(block).read(0, observations.num_masks)]
+    found = list(observations.of_block(block, observations.packed_masks()).parts(0, observations.num_masks))
     for margins, others in zip(found, expected, strict=True):
         np.testing.assert_array_equal(margins, others)
     with pytest.raises(DamagedFileError, match=r"column '(kept|ablated)'"):

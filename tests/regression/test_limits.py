@@ -16,15 +16,15 @@ from sklearn.linear_model import ElasticNet, Ridge
 from coar_dist.cluster.execution import in_this_process
 from coar_dist.config.schema import RegressionConfig
 from coar_dist.errors import CoarWarning, ConfigError, MissingWorkError
-from coar_dist.regression import factor as factor_module
+from coar_dist.regression import masks as masks_module
 from coar_dist.regression import planning
-from coar_dist.regression.factor import PackedMasks, choose_solver
-from coar_dist.regression.fit import fit
-from coar_dist.regression.gate_prior import GateSources, SourceStatistics, prior_variances, source_statistics
-from coar_dist.regression.observations import BlockMargins, Observations
+from coar_dist.regression.fit import fit, solver_of
+from coar_dist.regression.gate_prior import GateSources, SourceStatistics, prior_variances
+from coar_dist.regression.masks import PackedMasks
+from coar_dist.regression.observations import BlockMargins, Observations, Residuals
 from coar_dist.regression.planning import gradient_plan, lasso_plan, ridge_plan
-from coar_dist.regression.plans import SharedFactor
-from coar_dist.regression.statistics import DesignStatistics, margin_statistics
+from coar_dist.regression.shared import SharedFactor
+from coar_dist.regression.sizes import choose_solver
 from coar_dist.store.reader import RunReader
 from tests.regression import test_gradient_ridge as gradients
 from tests.regression.problems import packed, problem, projected
@@ -35,13 +35,12 @@ from tests.regression.test_gradient_ridge import BALANCED, EXAMPLES, World
 @pytest.mark.parametrize(
     ("num_masks", "num_components", "gigabytes", "solver"),
     [
-        (1000, 2000, 0.040, "dual"),  # 24 MB of masks x masks, 16 MB of masks x components
-        (1000, 2000, 0.0399, "iterative"),
-        (1999, 2000, 0.128, "dual"),
-        (1999, 2000, 0.1, "primal"),  # 96 MB of components x components
+        (1000, 2000, 0.01625, "dual"),  # 16 MB of masks x masks, 0.25 MB of masks
+        (1000, 2000, 0.01624, "iterative"),
+        (1999, 2000, 0.0645, "dual"),
         (2000, 2000, 1.0, "primal"),
-        (9000, 2000, 0.096, "primal"),
-        (9000, 2000, 0.0959, "iterative"),
+        (9000, 2000, 0.06625, "primal"),  # 64 MB of components x components, 2.25 MB of masks
+        (9000, 2000, 0.06624, "iterative"),
     ],
 )
 def test_the_solver_is_the_cheapest_that_fits(
@@ -52,7 +51,7 @@ def test_the_solver_is_the_cheapest_that_fits(
 
 def test_the_sizes_of_solvers_are_said() -> None:
     said = choose_solver(1000, 2000, 16e9)[1]
-    assert said == "1000 masks, 2000 components; primal 0.10 GB, dual 0.04 GB, regression.memory_gb=16"
+    assert said == "1000 masks, 2000 components; primal 0.06 GB, dual 0.02 GB, regression.memory_gb=16"
 
 
 @pytest.mark.parametrize(("solver", "used"), [("dual", "factorise_dual"), ("primal", "factorise")])
@@ -98,8 +97,8 @@ def test_a_regression_takes_two_masks(num_masks: int, tmp_path: Path) -> None:
         (30, {"selection": "bic"}, "'bic' cannot judge 30 masks of 30 components"),
         (31, {"selection": "bic"}, None),
         (30, {"selection": "bic", "regularisation": 0.1}, None),
-        (40, {"memory_gb": 32 * 30**2 / 1e9}, None),
-        (40, {"memory_gb": 31.9 * 30**2 / 1e9}, r"of 30 components, 2\.9e-05 GB with its copies"),
+        (40, {"memory_gb": (28 * 30**2 + 150) / 1e9}, None),
+        (40, {"memory_gb": (28 * 30**2 + 149) / 1e9}, r"of 30 components, 2\.5e-05 GB with its copies"),
         (40, {"held_out_fraction": 0.05}, None),  # 2 of 40
         (40, {"held_out_fraction": 0.03}, "leaves fewer than 2"),
         (40, {"held_out_fraction": 0.95}, None),  # all but 2
@@ -114,11 +113,14 @@ def test_what_the_lasso_can_be_asked_for(
     num_masks: int, options: dict[str, Any], message: str | None, tmp_path: Path
 ) -> None:
     masks, margins = problem(num_masks=num_masks, num_components=30)
-    store = run_of(tmp_path, masks, margins).margins("train")
+    store, config = run_of(tmp_path, masks, margins).margins("train"), RegressionConfig(method="lasso", **options)
     refused = pytest.raises((ConfigError, MissingWorkError), match=message)
     with contextlib.nullcontext() if message is None else refused:
-        plan = lasso_plan(store, RegressionConfig(method="lasso", **options), "torch", in_this_process)
-        num_held = 0 if plan.held_out is None else plan.held_out.num_masks
+        solver_of(Observations(store), config)
+        plan = lasso_plan(store, config, "torch", in_this_process)
+        held_out = plan.statistics.read().held_out
+        num_held = 0 if held_out is None else held_out.num_masks
+        assert plan.num_held_out == num_held
         is_chosen_by_them = "regularisation" not in options and "selection" not in options
         assert num_held == (round(num_masks * options.get("held_out_fraction", 0.1)) if is_chosen_by_them else 0)
         assert (plan.ratios is None) == ("regularisation" in options)
@@ -207,7 +209,7 @@ def test_an_example_with_constant_margins_leaves_the_prior_of_the_others(tmp_pat
     assert np.isnan(found["r2"]).nonzero()[0].tolist() == [5]
     observations = Observations(run.margins("train"), sources.gradients)
     design = observations.packed_masks().design
-    parts = [source_statistics(observations, sources, design, block, "cpu") for block in ((0, 4), (4, 8), (8, 11))]
+    parts = [gradients.statistics_of(observations, sources, design, block)[0] for block in ((0, 4), (4, 8), (8, 11))]
     assert all(np.isfinite(part.products).all() and part.products.max() < 1e3 for part in parts)
 
 
@@ -216,12 +218,16 @@ def test_statistics_of_the_prior_s_sources_are_their_definitions(tmp_path: Path)
     run = gradients.run_of(tmp_path, world, plain=40, loo=False)
     sources = GateSources(tuple(run.gradients("gradients")), None)
     observations = Observations(run.margins("train"), sources.gradients)
-    masks = np.concatenate(list(observations.mask_batches()))
+    masks = np.concatenate(list(observations.packed_masks().rows(16)))
     y = world.margins(masks).astype(float)[:, 4:8]
     yc, xc = y - y.mean(axis=0), masks - masks.mean(axis=0)
-    found = source_statistics(observations, sources, observations.packed_masks().design, (4, 8), "cpu")
+    found, sampled = gradients.statistics_of(observations, sources, observations.packed_masks().design, (4, 8))
     values = [source.astype(float) for source in sources.read((4, 8)).values]
     predicted, sizes = [xc @ source.T for source in values], (yc**2).sum(axis=0)
+    np.testing.assert_allclose(sampled.margins, (y - y[0])[:, 1:3], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(sampled.squares, sizes[1:3], rtol=1e-5)
+    left = (y - y[0] - 0.3 * predicted[0] + 0.2 * predicted[1])[:, 1:3]
+    np.testing.assert_allclose(sampled.residuals(np.array([0.3, -0.2])), left, rtol=1e-5, atol=1e-5)
     products = [[((a * b).sum(axis=0) / sizes).sum() for b in predicted] for a in predicted]
     np.testing.assert_allclose(found.products, products, rtol=1e-12)
     np.testing.assert_allclose(found.cross, [((a * yc).sum(axis=0) / sizes).sum() for a in predicted], rtol=1e-11)
@@ -263,32 +269,34 @@ def test_masks_with_gradients_come_first_whatever_the_number_of_blocks(num_block
     stores = tuple(run.gradients("gradients"))[:num_blocks]
     observations = Observations(run.margins("train"), stores)
     whole = np.concatenate([BALANCED.masks(0, 20), gradients.BERNOULLI.masks(0, 40)])
-    np.testing.assert_array_equal(np.concatenate(list(observations.mask_batches())), whole)
+    np.testing.assert_array_equal(np.concatenate(list(observations.packed_masks().rows(16))), whole)
     assert (observations.num_masks, observations.num_gradient_masks) == (60, 20)
     without = Observations(run.margins("train"))
     assert (without.num_masks, without.num_gradient_masks) == (40, 0)
     design = observations.packed_masks().design
     np.testing.assert_array_equal(design.kept, whole.sum(axis=0))
-    block = observations.of_block((0, 4))
-    np.testing.assert_array_equal(
-        np.concatenate([margins for _, margins in block.read(0, 60)]), World().margins(whole)[:, :4]
-    )
+    block = observations.of_block((0, 4), observations.packed_masks())
+    np.testing.assert_array_equal(block.whole(), World().margins(whole)[:, :4])
+    for start, stop in ((0, 60), (5, 15), (15, 45), (20, 60), (30, 31)):
+        parts = list(block.batches(start, stop))
+        np.testing.assert_array_equal(np.concatenate([masks for masks, _ in parts]), whole[start:stop])
+        np.testing.assert_array_equal(
+            np.concatenate([margins for _, margins in parts]), World().margins(whole[start:stop])[:, :4]
+        )
 
 
 def test_margins_less_a_prior_mean_keep_their_own_sum_of_squares(tmp_path: Path) -> None:
     masks, margins = problem(num_masks=70, num_examples=4)
     store = run_of(tmp_path, masks, margins, [0, 30, 70]).margins("train")
     mean = np.random.default_rng(1).normal(size=(4, masks.shape[1])).astype(np.float32)
-    block = BlockMargins((0, 4), store, None)
-    residuals = block.without(mean)
-    read = list(residuals.read(0, 70))
-    exact = margins.astype(float) - masks @ mean.T.astype(float)
-    np.testing.assert_allclose(np.concatenate([part for _, part in read]), exact, rtol=1e-6, atol=1e-5)
-    statistics, design = margin_statistics(read), DesignStatistics(70, masks.sum(axis=0).astype(float))
-    y = margins.astype(float)
-    np.testing.assert_allclose(residuals.squares(statistics, design), ((y - y.mean(axis=0)) ** 2).sum(axis=0), 1e-9)
-    of_block = margin_statistics(block.read(0, 70))
-    np.testing.assert_allclose(block.squares(of_block, design), ((y - y.mean(axis=0)) ** 2).sum(axis=0), 1e-9)
+    residuals = Residuals(BlockMargins((0, 4), packed(masks), store), mean, "cpu")
+    read = list(residuals.batches())
+    exact = margins.astype(float)[:, :4] - masks @ mean.T.astype(float)
+    np.testing.assert_array_equal(np.concatenate([part for part, _ in read]), masks)
+    np.testing.assert_allclose(np.concatenate([part for _, part in read]), exact, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(residuals.whole(), exact, rtol=1e-12, atol=1e-12)
+    y = margins.astype(float)[:, :4]
+    np.testing.assert_allclose(residuals.squares(), ((y - y.mean(axis=0)) ** 2).sum(axis=0), 1e-9)
 
 
 @pytest.mark.parametrize("regularisation", [None, 2.5])
@@ -302,7 +310,7 @@ def test_a_penalty_that_is_given_is_used_with_gradients_too(regularisation: floa
 
 @pytest.mark.parametrize("num_components", [5, 8, 16, 17, 40])
 def test_packed_masks_are_unpacked_in_blocks(num_components: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(factor_module, "_COLUMNS_PER_BLOCK", 16)
+    monkeypatch.setattr(masks_module, "_VALUES_AT_ONCE", 16 * 1024)
     masks = np.random.default_rng(0).random((11, num_components)) < 0.7
     found: PackedMasks = packed(masks)
     columns = list(found.columns())

@@ -10,7 +10,7 @@ from sklearn.linear_model import LinearRegression, Ridge, RidgeCV
 
 from coar_dist.errors import CoarWarning, ConfigError, TaskError
 from coar_dist.regression import factor as factor_module
-from coar_dist.regression import planning
+from coar_dist.regression import trials
 from coar_dist.regression.backends import (
     RIDGE_BACKENDS,
     check_backend,
@@ -18,18 +18,25 @@ from coar_dist.regression.backends import (
     identity_of_backend,
     ridge_weights,
 )
-from coar_dist.regression.factor import choose_solver, factorise_dual, warn_if_rank_deficient
+from coar_dist.regression.dual import factorise_dual
+from coar_dist.regression.factor import factorise, warn_if_rank_deficient
 from coar_dist.regression.iterative import CentredMasks, IterativeRidge, trace_quadrature
 from coar_dist.regression.ridge import (
     best_penalties,
+    coefficients,
     gcv_scores,
     leave_one_out_scores,
+    leave_one_out_scores_of_rows,
     penalty_grid,
+    posterior_errors,
     project,
+    project_rows,
     residual_squares,
     solve,
     standard_errors,
 )
+from coar_dist.regression.sizes import choose_solver
+from coar_dist.regression.statistics import gram, margin_statistics
 from tests.regression.problems import batches, packed, problem, projected
 
 HERE = ["torch", "sklearn", pytest.param("cuml", marks=pytest.mark.gpu)]
@@ -106,24 +113,55 @@ def test_rank_deficient_least_squares_is_the_minimum_norm_solution_and_warns() -
         weights = RIDGE_BACKENDS[backend](factor, part, np.zeros(5))
         np.testing.assert_allclose(weights, reference, rtol=1e-6, atol=1e-8)
     with pytest.warns(CoarWarning, match=r"rank 19 < 40 components.*minimum-norm"):
-        warn_if_rank_deficient(factor)
+        warn_if_rank_deficient(factor.rank, 20, 40)
 
 
 @pytest.mark.parametrize("num_components", [41, 203])
-def test_the_dual_is_the_primal(num_components: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(factor_module, "_COLUMNS_PER_BLOCK", 64)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_dual_is_the_primal(scaled: bool, num_components: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the eigenvectors of the components, which are what they are nevertheless."""
+    monkeypatch.setattr("coar_dist.regression.masks._VALUES_AT_ONCE", 64 * 1024)  # blocks of 64 components
     masks, margins = problem(num_masks=40, num_components=num_components)
-    design, primal, block, part = projected(masks, margins)
-    dual = factorise_dual(packed(masks), "cpu")
+    masks[:, 5] = True
+    scale = np.random.default_rng(1).uniform(0.3, 2.0, num_components) if scaled else None
+    whole, block = gram(batches(masks), "cpu"), margin_statistics(batches(masks, 32, margins))
+    design, primal = whole.design, factorise(whole, "cpu", scale)
+    part = project(primal, design, block)
+    dual = factorise_dual(packed(masks), "cpu", scale)
     np.testing.assert_array_equal(packed(masks).design.kept, design.kept)
     assert dual.rank == primal.rank == 39
     np.testing.assert_allclose(dual.values, primal.values, rtol=1e-9)
-    np.testing.assert_allclose(dual.vectors.T @ dual.vectors, np.eye(39), atol=1e-9)
-    in_dual, penalties = project(dual, design, block), np.array([0.0, 0.3, 2.0, 30.0, 500.0])
-    np.testing.assert_allclose(solve(dual, in_dual, penalties), solve(primal, part, penalties), rtol=1e-7, atol=1e-9)
-    np.testing.assert_allclose(
-        standard_errors(dual, in_dual, penalties + 1), standard_errors(primal, part, penalties + 1), rtol=1e-6
-    )
+    vectors = dual.whole().vectors
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(39), atol=1e-9)
+    centred = torch.from_numpy(margins - block.mean(design))
+    in_dual, penalties = project_rows(dual, centred), np.array([0.0, 0.3, 2.0, 30.0, 500.0])
+    np.testing.assert_allclose(in_dual.squares, part.squares, rtol=1e-9)
+    np.testing.assert_allclose(in_dual.cross, project(dual.whole(), design, block).cross, rtol=1e-7, atol=1e-9)
+    expected = primal.scaled(torch.from_numpy(solve(primal, part, penalties)))
+    found = torch.cat([rows for _, rows in dual.weight_rows(coefficients(dual, in_dual, penalties))])
+    np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
+    assert (found[5] == 0).all()
+    for errors in (standard_errors, posterior_errors):
+        np.testing.assert_allclose(errors(dual, in_dual, penalties + 1), errors(primal, part, penalties + 1), rtol=1e-6)
+    grid = grid_of(primal, 5)
+    np.testing.assert_allclose(gcv_scores(dual, in_dual, grid), gcv_scores(primal, part, grid), rtol=1e-7)
+    left_out = leave_one_out_scores(primal, design, block, part, grid, batches(masks, 16, margins))
+    np.testing.assert_allclose(leave_one_out_scores_of_rows(dual, in_dual, grid, centred), left_out, rtol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["bernoulli", "identity", "twins"])
+def test_eigenvectors_are_orthonormal_also_where_eigenvalues_are_equal(kind: str) -> None:
+    """Designs of single ablations have one eigenvalue many times; twins are components ablated together."""
+    masks, _ = problem(num_masks=300, num_components=120)
+    masks = {"bernoulli": masks, "identity": ~np.eye(120, dtype=bool), "twins": np.repeat(masks[:, :60], 2, axis=1)}[
+        kind
+    ]
+    x = masks - masks.mean(axis=0)
+    factor = factorise(gram(batches(masks), "cpu"), "cpu")
+    assert factor.rank == {"bernoulli": 120, "identity": 119, "twins": 60}[kind]
+    np.testing.assert_allclose(factor.vectors.T @ factor.vectors, np.eye(factor.rank), atol=1e-12)
+    rebuilt = factor.vectors @ (factor.values.unsqueeze(1) * factor.vectors.T)
+    np.testing.assert_allclose(rebuilt, x.T @ x, atol=1e-10)
 
 
 @pytest.mark.parametrize("num_components", [12, 60])
@@ -182,7 +220,7 @@ def test_standard_errors_are_the_spread_over_draws_of_noise() -> None:
     _, factor, _, part = projected(masks, margins.astype(np.float32))
     penalties = np.full(num_draws, 1e-9)
     spread = solve(factor, part, penalties).std(axis=1)
-    np.testing.assert_allclose(standard_errors(factor, part, penalties).mean(axis=1), spread, rtol=0.04)
+    np.testing.assert_allclose(standard_errors(factor, part, penalties).mean(axis=0), spread, rtol=0.04)
     x = masks - masks.mean(axis=0)
     penalised = solve(factor, part, np.full(num_draws, 5.0)).std(axis=1)
     inverse = np.linalg.inv(x.T @ x + 5 * np.eye(8))
@@ -206,7 +244,8 @@ def test_rounding_of_large_eigenvalues_is_no_rank() -> None:
     masks, _ = problem(num_masks=40, num_components=2000)
     dual = factorise_dual(packed(np.concatenate([masks, masks])), "cpu")
     assert dual.rank == 39
-    np.testing.assert_allclose(dual.vectors.T @ dual.vectors, np.eye(39), atol=1e-9)
+    vectors = dual.whole().vectors
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(39), atol=1e-9)
 
 
 def test_designs_of_single_ablations_and_partitions_have_a_solution() -> None:
@@ -234,17 +273,17 @@ def test_constant_margins_get_zero_weights_and_constant_masks_are_refused() -> N
 
 def test_the_solver_is_chosen_by_size() -> None:
     assert choose_solver(50_000, 2304, 16e9)[0] == "primal"
-    assert choose_solver(100_000, 22_720, 16e9)[0] == "primal"
+    assert choose_solver(100_000, 22_720, 16e9)[0] == "primal"  # 8.3 GB
     assert choose_solver(5000, 82_944, 16e9)[0] == "dual"  # the paper's setup C at a small number of masks
     assert choose_solver(100_000, 82_944, 16e9)[0] == "iterative"
-    assert "primal 0.13 GB" in choose_solver(50_000, 2304, 16e9)[1]
+    assert "primal 0.10 GB" in choose_solver(50_000, 2304, 16e9)[1]
 
 
 @pytest.mark.parametrize(("num_masks", "num_components"), [(300, 80), (60, 150), (150, 240)])
 def test_conjugate_gradients_are_the_factorised_ridge(
     num_masks: int, num_components: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coar_dist.regression.iterative._BYTES_PER_BATCH", 8 * num_components * 37)
+    monkeypatch.setattr("coar_dist.regression.iterative.ITERATIVE_VALUES", num_components * 37)
     masks, margins = problem(num_masks, num_components)
     design, factor, block, part = projected(masks, margins)
     products = CentredMasks(packed(masks), design, "cpu")
@@ -282,7 +321,7 @@ def test_of_penalties_that_are_equally_good_the_larger_is_chosen() -> None:
     scores = torch.tensor([[3.0, 1.0, 2.0, torch.inf], [1.0, 1.0, 2.0, torch.inf], [1.0, 4.0, 2.0, 5.0]])
     grid = np.array([0.1, 1.0, 10.0])
     np.testing.assert_array_equal(best_penalties(scores, grid), [10.0, 1.0, 10.0, 10.0])
-    assert [planning._best(scores[:, column].numpy()) for column in range(4)] == [2, 1, 2, 2]
+    assert [trials.best(scores[:, column].numpy()) for column in range(4)] == [2, 1, 2, 2]
 
 
 def test_least_squares_by_conjugate_gradients_has_minimum_norm() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from coar_dist.errors import MissingWorkError, NonFiniteMarginError
 from coar_dist.regression import statistics
-from coar_dist.regression.statistics import gram, margin_statistics
+from coar_dist.regression.statistics import Gram, gram, margin_statistics
 from tests.regression.problems import batches, fitted, problem
 
 
@@ -30,12 +30,12 @@ def test_parts_add_up_exactly_whatever_their_order_and_size(monkeypatch: pytest.
     masks, margins = problem(num_masks=301)
     whole = gram(batches(masks), "cpu")
     parts = [gram(batches(masks[rows]), "cpu") for rows in (slice(200, 301), slice(0, 77), slice(77, 200))]
-    total = parts[0] + parts[1] + parts[2]
+    total = Gram.total(parts)
     assert total.num_masks == 301
     np.testing.assert_array_equal(total.products, whole.products)
     rest = total - parts[1]
     assert rest.num_masks == 301 - 77
-    np.testing.assert_array_equal(rest.products, (parts[0] + parts[2]).products)
+    np.testing.assert_array_equal(rest.products, Gram.total([parts[0], parts[2]]).products)
     monkeypatch.setattr(statistics, "_EXACT_IN_FLOAT32", 70)  # float32 sums are emptied into float64 in time
     np.testing.assert_array_equal(gram(batches(masks, 32), "cpu").products, whole.products)
     first = margin_statistics(batches(masks[:100], 32, margins[:100]))

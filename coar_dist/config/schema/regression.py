@@ -33,10 +33,10 @@ class RegressionConfig(Part):
     least squares. Lasso: scikit-learn's alpha."""
     selection: str | None = None
     """What chooses the penalty of an example: for ridge ``gcv`` (the default) or ``leave_one_out``, the exact error on
-    masks left out one at a time, at the price of reading the margins twice; for lasso ``held_out`` (the default), the
-    error on the last ``held_out_fraction`` of the masks, or ``bic``."""
+    masks left out one at a time, for which a block's margins are held in memory; for lasso ``held_out`` (the
+    default), the error on the last ``held_out_fraction`` of the masks, or ``bic``."""
     shared_penalty: bool = False
-    """Ridge: one penalty, chosen for all examples together."""
+    """Ridge: one penalty, chosen for all examples together, by 1,024 of them where there are more."""
     num_penalties: Annotated[int, at_least(2)] = 25
     penalty_range: Range | None = None
     """The grid's ends. Ridge: in units of the mean eigenvalue of the centred X'X, [0.001, 1000] by default. Lasso:
@@ -50,10 +50,11 @@ class RegressionConfig(Part):
     standard_errors: bool = False
     """Ridge: store standard errors of the weights beside them."""
     memory_gb: Positive = 16.0
-    """Memory of a factorisation, on the device that computes it. It decides between the Gram matrix of the components,
+    """Memory of a factorisation, on the worker that computes it. It decides between the Gram matrix of the components,
     that of the masks, and conjugate gradients."""
     distributed: bool | None = None
-    """Whether the cluster's CPUs or GPUs share the work; None: where ``cluster.address`` or RAY_ADDRESS names one."""
+    """Whether the cluster's CPUs or GPUs do the work, and that of the evaluation; None: where ``cluster.address`` or
+    RAY_ADDRESS names one."""
 
 
 def penalty_range(regression: RegressionConfig) -> tuple[float, float]:

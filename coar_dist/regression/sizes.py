@@ -1,0 +1,61 @@
+"""The memory that a fit takes on a worker, and which factorisation fits.
+
+Bytes at the peak, on a CPU, of the arrays that are there together; d components, m masks. Another device's solver may
+take other work space.
+"""
+
+from __future__ import annotations
+
+NUM_PROBES = 32
+"""Random vectors by which conjugate gradients estimate traces."""
+ITERATIVE_VALUES = 2**25
+"""Of the masks, which are unpacked together by conjugate gradients, in float64."""
+
+
+def factor_bytes(
+    solver: str, num_masks: int, num_components: int, with_gradients: bool = False, needs_vectors: bool = False
+) -> float:
+    """What is made once for all examples.
+
+    Args:
+        solver: ``primal``, ``dual``, ``iterative`` or ``lasso``.
+        num_masks: m.
+        num_components: d.
+        with_gradients: whether two factors are compared, and X'X is kept for the second.
+        needs_vectors: whether a backend takes the components' eigenvectors, which torch does without in the dual.
+    """
+    masks = num_masks * num_components / 8
+    if solver == "primal":  # the matrix and its eigenvectors; with gradients also X'X in float32 and the first factor
+        return masks + (28.0 if with_gradients else 16.0) * num_components**2
+    if solver == "dual":  # the same of the masks' Gram matrix
+        vectors = 24.0 * num_masks * num_components if needs_vectors else 0.0
+        return masks + (24.0 if with_gradients else 16.0) * num_masks**2 + vectors
+    if solver == "lasso":  # X'X of all and of the held-out masks in float32, both centred, and one more in float32
+        return masks + 28.0 * num_components**2
+    return masks + 9.0 * min(num_masks * num_components, ITERATIVE_VALUES) + 16.0 * NUM_PROBES * num_components
+
+
+def choose_solver(
+    num_masks: int,
+    num_components: int,
+    memory_bytes: float,
+    with_gradients: bool = False,
+    needs_vectors: bool = False,
+) -> tuple[str, str]:
+    """How ridge systems are solved, and why: ``primal``, ``dual`` or ``iterative``.
+
+    ``primal`` decomposes the Gram matrix of the components, ``dual`` that of the masks where these are fewer; where
+    neither fits, conjugate gradients.
+    """
+    primal, dual = (
+        factor_bytes(solver, num_masks, num_components, with_gradients, needs_vectors) for solver in ("primal", "dual")
+    )
+    sizes = (
+        f"{num_masks} masks, {num_components} components; primal {primal / 1e9:.2f} GB, dual {dual / 1e9:.2f} GB, "
+        f"regression.memory_gb={memory_bytes / 1e9:g}"
+    )
+    if num_masks < num_components and dual <= memory_bytes:
+        return "dual", sizes
+    if primal <= memory_bytes:
+        return "primal", sizes
+    return "iterative", sizes
