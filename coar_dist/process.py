@@ -31,9 +31,11 @@ def end_when_nobody_reads() -> None:
 
 
 def prepare_process() -> None:
-    """SIGTERM interrupts as SIGINT does, either ends the process in time, warnings of this package are shown without
-    their place in the code, and modules in the working directory can be imported."""
+    """SIGTERM interrupts as SIGINT does, either ends the process in time, SIGUSR1 is heeded by actors' work alone,
+    warnings of this package are shown without their place in the code, and modules in the working directory can be
+    imported."""
     signal.signal(signal.SIGTERM, _interrupt)  # what `ray job stop` sends
+    signal.signal(signal.SIGUSR1, lambda *_: None)  # notice of a SIGTERM to come
     _stop_in_time()
     warnings.showwarning = _show_warning
     sys.path.insert(0, os.getcwd())  # a user's own module:function

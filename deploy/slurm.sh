@@ -3,8 +3,8 @@
 #   sbatch --nodes=4 deploy/slurm.sh experiment=digits run.dir=/shared/runs/digits
 # Submit it from a checkout, or anywhere with the package installed, with the Python environment on the PATH; folder,
 # environment and run directory must be seen by all nodes, or the run directory be in an object store. Before the time
-# limit the driver is stopped and the job queued again: it goes on with what is missing, until the run is done. That, or
-# a lost node, costs what actors were computing: a minute of each one's work, at most. What Ray says is in
+# limit the actors finish what they have, and the job is queued again: it goes on with what is missing, until the run is
+# done. A lost node costs what its actors were computing: a minute of each one's work, at most. What Ray says is in
 # coar-dist-JOB.ray.log; after an error, Ray's own logs of all nodes are in coar-dist-JOB.ray/.
 #SBATCH --job-name=coar-dist
 #SBATCH --nodes=2
@@ -14,7 +14,7 @@
 #SBATCH --exclusive
 #SBATCH --mem=0
 #SBATCH --time=04:00:00
-#SBATCH --signal=B:USR1@120
+#SBATCH --signal=B:USR1@180
 #SBATCH --requeue
 #SBATCH --no-kill
 #SBATCH --open-mode=append
@@ -38,13 +38,15 @@ temporary="/tmp/ray-$SLURM_JOB_ID" # not /tmp/ray, which may be another user's
 ray_log="$PWD/coar-dist-$SLURM_JOB_ID.ray.log"
 options=(--block --num-cpus="$SLURM_CPUS_PER_TASK" --temp-dir="$temporary" --disable-usage-stats)
 
+notice=140 # seconds in which actors may finish: two shards of ablation.shard_seconds each, and writing them
 steps=()
 driver=
+timer=
 stopped_by=
 failed=yes
 # shellcheck disable=SC2329 # for the traps
 clean_up() {
-    kill "$driver" 2> /dev/null || true
+    kill "$driver" "$timer" 2> /dev/null || true
     for ((i = ${#steps[@]} - 1; i >= 0; i--)); do # the head last: a node that leaves tells it
         kill "${steps[i]}" 2> /dev/null || true
         wait "${steps[i]}" || true
@@ -64,8 +66,15 @@ stop_driver() {
     stopped_by=$1
     kill -TERM "$driver" 2> /dev/null || true
 }
+# shellcheck disable=SC2329
+give_notice() {
+    stopped_by=limit
+    kill -USR1 "$driver" 2> /dev/null || true
+    (sleep "$notice" && kill -TERM "$driver") > /dev/null 2>&1 &
+    timer=$!
+}
 trap clean_up EXIT
-trap 'stop_driver limit' USR1
+trap give_notice USR1
 trap 'stop_driver other' TERM # preempted: SLURM itself queues the job again
 
 srun --nodes=1 --ntasks=1 --nodelist="$head" ray start --head --node-ip-address="$head_ip" --port="$port" \

@@ -95,7 +95,7 @@ class Actors(ABC):
         """Check that the work may go on.
 
         Raises:
-            KeyboardInterrupt: the user wants to stop.
+            KeyboardInterrupt: the user wants to stop; after notice, when all actors have finished what they had.
         """
 
     @abstractmethod

@@ -57,6 +57,9 @@ class ActorPool(Actors):
             self._capacity = self._cluster.capacity()
             self._polled_at = now
             self._see_who_leaves()
+        if self._cluster.interruption.is_noticed:
+            self._let_all_leave()
+            return []
         self.num_wanted = self._cluster.num_wanted(self._capacity, num_left)
         num_surplus = self._num_staying - self.num_wanted
         if num_surplus > 0:
@@ -82,6 +85,13 @@ class ActorPool(Actors):
                 member.is_leaving = True
                 _log.info("%s gets no more ranges: its node is being drained, or is gone", member.name)
 
+    def _let_all_leave(self) -> None:
+        """Nobody gets more ranges, and who has not started goes at once."""
+        for name, member in list(self.members.items()):
+            member.is_leaving = True
+            if member.address is None:
+                self.remove(name)
+
     def _ask_for_one(self) -> Member:
         name = f"actor-{self._num_started}"
         self._num_started += 1
@@ -95,6 +105,8 @@ class ActorPool(Actors):
     @override
     def check(self) -> None:
         self._cluster.raise_if_interrupted()
+        if self._cluster.interruption.is_noticed and not self.members:
+            raise KeyboardInterrupt
 
     @override
     def check_alive(self) -> None:

@@ -16,10 +16,8 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar
 from unittest import mock
 
 import numpy as np
@@ -34,7 +32,6 @@ from coar_dist.ablation.plan import EnginePlan, PlanPins
 from coar_dist.ablation.value import ZeroWeights
 from coar_dist.ablation.work import ROWS_KEY
 from coar_dist.cluster.dispatch import run_ranges
-from coar_dist.cluster.metrics import RunMetrics
 from coar_dist.cluster.ranges import RangesToDo, WorkRange
 from coar_dist.cluster.work import Counts, DriverCallbacks, SharedPlan, Work
 from coar_dist.components.discovery import discover
@@ -50,6 +47,7 @@ from tests.object_store import BUCKET, ObjectStore
 CONSOLE = Console(width=110)
 MASKS_PER_SHARD = 16
 SECONDS_PER_RANGE = 0.2
+PLAN = EnginePlan("weights", 7, compiled=False)
 SECONDS_PER_REQUEST = 0.05
 """Of the object store, as of one in the same region."""
 
@@ -66,13 +64,8 @@ class PacedActor(AblationActor):
         return lambda: store.write(masks.start, rows, margins, {})
 
 
-def run(
-    folder: Path | str,
-    num_ranges: int,
-    config: ClusterConfig,
-    on_progress: Callable[[Counts], None] = lambda counts: None,
-) -> tuple[float, float]:
-    """Seconds from the first live actor to the last shard, and CPU seconds of this process meanwhile."""
+def job_of(folder: Path | str, num_ranges: int) -> tuple[AblationJob, RangesToDo]:
+    """A run in ``folder``, of which so many ranges are missing."""
     task = small_task()
     components = discover(task.model, "conv_filters")
     design = Bernoulli(components.num_components, num_ranges * MASKS_PER_SHARD, 0.1, 0)
@@ -84,9 +77,21 @@ def run(
     directory.set_designs({"train": RunDesign("train", design)})
     store = directory.margins("train")
     job = AblationJob(ZeroWeights(components), {"train": (design, store)}, "float32", None, PlanPins())
-    ranges = RangesToDo({"train": store.missing()}, {"train": MASKS_PER_SHARD}, "masks")
-    plan = SharedPlan(EnginePlan("weights", 7, compiled=False), request=None)
-    work = Work("benchmark", PacedActor, task, job, ranges, plan, ROWS_KEY, predict=lambda: math.inf)
+    return job, RangesToDo({"train": store.missing()}, {"train": MASKS_PER_SHARD}, "masks")
+
+
+def run(
+    folder: Path,
+    num_ranges: int,
+    config: ClusterConfig,
+    on_progress: Callable[[Counts], None] = lambda counts: None,
+) -> tuple[float, float]:
+    """Seconds from the first shard to the last one, and CPU seconds of this process meanwhile."""
+    job, ranges = job_of(folder, num_ranges)
+    store = job.store("train")
+    work = Work(
+        "benchmark", PacedActor, small_task(), job, ranges, SharedPlan(PLAN, None), ROWS_KEY, predict=lambda: math.inf
+    )
     process, first = psutil.Process(), list[tuple[float, float]]()
 
     def now() -> tuple[float, float]:
@@ -133,25 +138,31 @@ def driver_section(folder: Path, ranges_per_actor: int) -> None:
     )
 
 
-class AddedUp(RunMetrics):
-    """Adds up what is recorded, by name."""
-
-    found: ClassVar[Counter[str]] = Counter()
-
-    def add(self, name: str, value: float, actor: str, node: str) -> None:
-        self.found[name] += value
-
-
-def object_store_section(_folder: Path, ranges_per_actor: int) -> None:
-    """The share of time in which an actor does not compute, where shards are small and the store is far away."""
-    AddedUp.found.clear()
-    with mock.patch("coar_dist.cluster.metrics.RunMetrics", AddedUp):
-        run(f"s3://{BUCKET}/benchmark", ranges_per_actor, ClusterConfig(max_actors=1, gpus_per_actor=1.0))
-    forward, write, wait = (AddedUp.found[f"coar_{name}_seconds_total"] for name in ("forward", "write", "wait"))
+def object_store_section(_folder: Path, num_ranges: int) -> None:
+    """The share of its time in which an actor, without Ray, does not compute: shards are small, the store is far."""
+    with contextlib.ExitStack() as stack:
+        store = ObjectStore()
+        stack.callback(store.stop)
+        store.make_bucket()
+        store.delay_s = SECONDS_PER_REQUEST
+        stack.enter_context(mock.patch.dict(os.environ, store.environment))
+        idle = {}
+        for overlaps in (False, True):
+            job, ranges = job_of(f"s3://{BUCKET}/{overlaps}", num_ranges)
+            actor = PacedActor()
+            actor.overlaps = overlaps
+            actor.setup(small_task(), job, num_threads=1)
+            actor.use(PLAN)
+            started = time.perf_counter()
+            written = [done for work_range in ranges for done in actor.run(work_range).written]
+            written += actor.flush().written
+            seconds = time.perf_counter() - started
+            assert len(written) == num_ranges
+            idle[overlaps] = 1 - sum(report.forward_s for _, report in written) / seconds
     CONSOLE.print(
-        f"In an object store that takes {SECONDS_PER_REQUEST} s a request, ranges of {SECONDS_PER_RANGE} s: "
-        f"{wait / (wait + forward):.1%} of an actor's time is waiting; writing a shard takes "
-        f"{write / ranges_per_actor:.3f} s."
+        f"In an object store that takes {SECONDS_PER_REQUEST} s a request, ranges of {SECONDS_PER_RANGE} s: an actor "
+        f"computes nothing for {idle[True]:.1%} of its time, for {idle[False]:.1%} if it waits until each shard is "
+        f"written."
     )
 
 
@@ -244,15 +255,9 @@ def main() -> None:
     parser.add_argument("--ranges", type=int, default=100, help="per actor")
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 2, 4], help="of the section of that name")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as folder:
         for name in arguments.sections:
-            if name == "object_store":
-                store = ObjectStore()
-                stack.callback(store.stop)
-                store.make_bucket()
-                store.delay_s = SECONDS_PER_REQUEST
-                os.environ.update(store.environment)
-            if name in ("actors", "driver", "object_store"):
+            if name in ("actors", "driver"):
                 ray.init(
                     "local", num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
                 )

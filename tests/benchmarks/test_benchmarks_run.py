@@ -83,6 +83,7 @@ def test_cluster_benchmark(repository: Path) -> None:
         "tests.benchmarks.cluster",
         "--sections",
         "actors",
+        "object_store",
         "--ranges",
         "3",
         "--actors",
@@ -91,6 +92,7 @@ def test_cluster_benchmark(repository: Path) -> None:
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "Paced actors" in done.stdout
+    assert "computes nothing for" in done.stdout
     assert len([line for line in done.stdout.splitlines() if "of a core" in line]) == 1
 
 

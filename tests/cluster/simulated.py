@@ -170,6 +170,7 @@ def simulate(
     plan: SharedPlan | None = None,
     nodes: int = 2,
     is_drained: Callable[[], bool] = lambda: False,
+    interruption: Interruption | None = None,
     on_wait: Callable[[], None] = lambda: None,
     is_shared: bool = True,
     is_there: Callable[[int], bool] = lambda start: True,
@@ -185,6 +186,7 @@ def simulate(
         plan: of the work.
         nodes: how many there are.
         is_drained: whether the last one is being drained.
+        interruption: how the driver is interrupted, or given notice.
         on_wait: what the driver calls while it waits.
         is_shared: whether the driver sees what actors write.
         is_there: whether the shard of masks from here on is written when the driver looks.
@@ -205,7 +207,7 @@ def simulate(
     callbacks = DriverCallbacks(on_progress, told.starts.append, on_log, on_wait, lambda cluster: None)
     ranges = RangesToDo({"train": [(0, 10 * num_ranges)]}, {"train": 10}, "masks", {"train": 5.0})
     work = Work("run", Worker, "task", _Job(is_shared, is_there), ranges, plan, "model.rows", predict=lambda: 0.0)
-    cluster = Cluster(ClusterConfig(**{"cpus_per_actor": 3, **config}), 0.0, True, Interruption())
+    cluster = Cluster(ClusterConfig(**{"cpus_per_actor": 3, **config}), 0.0, True, interruption or Interruption())
 
     def staying() -> Mapping[str, Mapping[str, float]]:
         return dict(list(room.items())[: nodes - is_drained()])

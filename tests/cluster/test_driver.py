@@ -80,6 +80,20 @@ def test_actors_may_keep_dying_while_there_is_progress(tmp_path: Path, monkeypat
     assert len(list(deaths.iterdir())) == 3
 
 
+@pytest.mark.slow
+def test_an_actor_that_is_asked_to_end_drops_what_it_computes(tmp_path: Path) -> None:
+    """As where Ray is stopped on its node: it does not go on until it is killed."""
+
+    def wait_for_the_end(start: int) -> None:
+        if start == 8 and only_once(tmp_path / "asked"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(600)
+
+    driven = drive(tmp_path, wait_for_the_end, num_masks=16, max_actors=1)
+    assert driven.store.missing() == []
+    assert (driven.counts[-1].num_lost, driven.counts[-1].num_failed) == (1, 0)
+
+
 @pytest.mark.slow  # the same without Ray in test_schedule.py
 def test_a_range_that_kills_every_actor_is_named_when_all_others_are_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

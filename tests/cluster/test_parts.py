@@ -44,6 +44,21 @@ def test_a_signal_is_noted_the_second_raises_and_handlers_come_back() -> None:
         assert [signal.getsignal(number) for number in numbers] == before
 
 
+def test_a_notice_is_no_interruption() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    interruption = Interruption()
+    interruption.install()
+    try:
+        assert not interruption.is_noticed
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        interruption.raise_if_set()
+        assert interruption.is_noticed
+    finally:
+        interruption.remove()
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [

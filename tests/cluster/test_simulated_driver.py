@@ -11,6 +11,7 @@ import pytest
 from ray.exceptions import RayActorError
 
 from coar_dist.cluster import driver, visibility
+from coar_dist.cluster.interruption import Interruption
 from coar_dist.cluster.ranges import WorkRange
 from coar_dist.cluster.shared_value import unpacked
 from coar_dist.cluster.work import Counts, SharedPlan
@@ -172,6 +173,28 @@ def test_an_actor_on_a_node_that_is_drained_finishes_what_it_has_and_gets_no_mor
     assert of_actor_1[-1] == "flush"
     assert {name for name, _ in runs(told)} == {"actor-0", "actor-1"}  # there is no room for another one
     assert told.counts == Counts(num_units=200, num_shards=20, num_failed=0, num_retried=0, num_lost=0, num_actors=1)
+
+
+@pytest.mark.parametrize("at", [("address", 1), ("setup", 2), ("start", 1), ("run", 1), ("run", 4)])
+def test_after_notice_what_is_under_way_is_finished_and_nothing_begun(at: tuple[str, int]) -> None:
+    """Notice comes with an answer: the first one of a method, the second one, ..."""
+    interruption = Interruption()
+    answered: list[tuple[str, str]] = []
+    num_before = 0
+
+    def script(name: str, method: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal num_before
+        answered.append((name, method))
+        if [called for _, called in answered].count(at[0]) == at[1] and not interruption.is_noticed:
+            interruption.is_noticed, num_before = True, len(answered)
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate(script, 40, plan=NO_PLAN, interruption=interruption)
+    after = answered[num_before:]
+    assert sum(method == "run" for _, method in after) <= 4  # two that each of two actors has got
+    last = dict(answered)
+    computed = {name for name, method in answered if method == "run"}
+    assert {name for name, method in last.items() if method == "flush"} == computed
 
 
 def test_every_actor_gets_parts_of_shards_by_its_own_speed() -> None:

@@ -27,6 +27,7 @@ import yaml
 from botocore.validate import ParamValidator
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from coar_dist.config.schema import AblationConfig
 from tests.commands import run_forked
 
 KUBERNETES = "1.30"
@@ -324,6 +325,11 @@ def test_pods_that_end_the_run_are_not_moved_and_disks_are_asked_for(repository:
 def test_slurm_job_has_all_memory_of_its_nodes(repository: Path) -> None:
     options = re.findall(r"^#SBATCH (\S+)$", (repository / "deploy" / "slurm.sh").read_text(), re.MULTILINE)
     assert {"--exclusive", "--mem=0", "--requeue", "--open-mode=append"} <= set(options)
+
+
+def test_slurm_job_is_told_of_its_end_longer_before_than_a_shard_takes(repository: Path) -> None:
+    (seconds,) = re.findall(r"^#SBATCH --signal=B:USR1@(\d+)$", (repository / "deploy" / "slurm.sh").read_text(), re.M)
+    assert int(seconds) >= 2 * AblationConfig().shard_seconds
 
 
 def test_entrypoint_is_a_run_in_an_object_store(repository: Path, tmp_path: Path) -> None:
