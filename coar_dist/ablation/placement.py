@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from coar_dist.tasks.example_set import ExampleSet
 
+_ROWS_MOVED = 256
+
 
 def fits_on(device: torch.device, examples: ExampleSet) -> bool:
     """Whether the examples take less than a third of the device's free memory, so that they may stay there."""
@@ -88,6 +90,17 @@ def lay_out(model: nn.Module, layout: torch.memory_format) -> None:
 def with_layout(tensor: Tensor, layout: torch.memory_format) -> Tensor:
     """``tensor`` in ``layout`` if it is an image batch, else unchanged."""
     return tensor.contiguous(memory_format=layout) if tensor.ndim == 4 and layout != torch.preserve_format else tensor
+
+
+def moved(tensor: Tensor, device: torch.device, layout: torch.memory_format) -> Tensor:
+    """``tensor`` on a device in ``layout``, copied in pieces: the host never holds it twice."""
+    if tensor.device == device:
+        return with_layout(tensor, layout)
+    form = layout if tensor.ndim == 4 and layout != torch.preserve_format else torch.contiguous_format
+    there = torch.empty(tensor.shape, dtype=tensor.dtype, device=device, memory_format=form)
+    for own, piece in zip(torch.split(there, _ROWS_MOVED), torch.split(tensor, _ROWS_MOVED), strict=True):
+        own.copy_(piece)
+    return there
 
 
 def select_rows(tensor: Tensor, rows: Tensor, layout: torch.memory_format) -> Tensor:

@@ -25,6 +25,7 @@ from coar_dist.ablation.placement import (
     lay_out,
     layout_of,
     modules_called,
+    moved,
     placed,
     repeat_exactly,
     select_rows,
@@ -37,6 +38,7 @@ from coar_dist.components.discovery import check_components
 from coar_dist.errors import in_one_line
 from coar_dist.tasks.example_set import ExampleSet, Inputs
 from coar_dist.tasks.task import Task, call_model
+from coar_dist.tasks.tensor_files import file_of
 
 _CHANCE = 2.0
 """How many times its measured rounding a 16-bit pass with gates is granted."""
@@ -56,7 +58,7 @@ class PreparedModel:
         module: the model.
         value: as given.
         device: where the module takes its inputs.
-        examples: on the device if they fit there, else pinned.
+        examples: on the device if they fit there, else pinned, or on the node's disk.
         output_function: from outputs and targets to margins.
         effects: the truth from the untouched model, which every form is held to.
         ungated: the groups that gates cannot stand in for, by their place among the groups, with the reason.
@@ -120,13 +122,19 @@ class PreparedModel:
         return placed
 
     def _placed_examples(self, examples: ExampleSet) -> ExampleSet:
-        examples = examples.map(lambda tensor: with_layout(tensor, self._layout))
-        if fits_on(self.device, examples):
-            return self.on_device(examples)
+        if self.device.type == "cuda" and fits_on(self.device, examples):
+            return examples.map(lambda tensor: moved(tensor, self.device, self._layout))
         if self.device.type == "cuda":
             _log.info("the examples do not fit on %s: they are streamed from pinned memory", self.device)
-            return examples.map(lambda tensor: tensor.pin_memory())
-        return examples
+        return examples.map(self._kept)
+
+    def _kept(self, tensor: Tensor) -> Tensor:
+        """Where a tensor lies that is not on a GPU as a whole; one of a file is not copied, but shared by the node's
+        processes, and each batch of it is laid out for itself."""
+        if file_of(tensor) is not None:
+            return tensor
+        laid_out = with_layout(tensor, self._layout)
+        return laid_out.pin_memory() if self.device.type == "cuda" else laid_out.to(self.device)
 
     def _ungated(self) -> dict[int, str]:
         """Groups without gates: in float32, where any error shows, and in the precision that passes run in."""
@@ -176,7 +184,7 @@ class PreparedModel:
         The last batch may have fewer than ``num_rows`` rows.
         """
         for start in range(0, len(examples), num_rows):
-            yield start, self.on_device(examples.rows(start, start + num_rows))
+            yield start, self.on_device(self.laid_out(examples.rows(start, start + num_rows)))
 
     def filled(self, examples: ExampleSet, num_rows: int) -> ExampleSet:
         """The first ``num_rows`` examples on the device, repeated from the start where there are fewer."""
@@ -188,7 +196,7 @@ class PreparedModel:
         return examples.map(lambda tensor: select_rows(tensor, rows, self._layout))
 
     def laid_out(self, examples: ExampleSet) -> ExampleSet:
-        """Examples of anybody's in the module's layout."""
+        """Examples of anybody's in the module's layout; those that have it are not copied."""
         return examples.map(lambda tensor: with_layout(tensor, self._layout))
 
     def on_device(self, examples: ExampleSet) -> ExampleSet:
