@@ -23,6 +23,7 @@ from unittest import mock
 
 import numpy as np
 import psutil
+import ray
 from rich.console import Console
 from rich.table import Table
 
@@ -138,6 +139,7 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH", "")]))
     folder = arguments.keep or Path(tempfile.mkdtemp())
     CONSOLE.print(f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB, scale {scale:g}")
+    ray.init(num_cpus=arguments.actors, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         with rehearsed():
             for name in arguments.shapes:
@@ -154,6 +156,7 @@ def main() -> None:
                         CONSOLE.print(extrapolated(shape, usages, setup))
                         CONSOLE.print(plan_of(setup, folder / "setups", arguments.actors, arguments.memory_gb)[0])
     finally:
+        ray.shutdown()
         if arguments.keep is None:
             shutil.rmtree(folder, ignore_errors=True)
 
