@@ -27,8 +27,8 @@ from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
 from coar_dist.store.storage import Storage
 
 _TRIED = 1024
-_REQUEST_S = {True: 2e-4, False: 0.03}
-"""Of a local folder, and of an object store, of which many are under way; about."""
+_REQUEST_S = {True: 7e-4, False: 0.03}
+"""Of a local folder, with what is parsed; and of an object store, of which many are under way. About."""
 
 
 def sizes_of(run: RunDirectory, missing: Missing, parts: Collection[WorkRange]) -> Sizes:

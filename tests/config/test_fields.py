@@ -24,6 +24,7 @@ from coar_dist.config.schema import (
     RunConfig,
     SubsetConfig,
     TrainConfig,
+    block_size,
 )
 from coar_dist.errors import ConfigError
 
@@ -164,3 +165,11 @@ def test_every_default_keeps_its_own_rules() -> None:
 
     for part in parts(everything()):
         assert asdict(checked(part)) == asdict(part)
+
+
+def test_a_block_of_many_components_has_fewer_examples() -> None:
+    """Its attributions take 256 MB at most, and a number that is asked for stays."""
+    sizes = {d: block_size(AblationConfig(), d) for d in (1, 2304, 22_720, 82_944, 459_776, 2**26, 2**30)}
+    assert list(sizes.values()) == [1024, 1024, 1024, 512, 128, 1, 1]
+    assert all(4 * d * size <= 2**28 for d, size in sizes.items() if size > 1)
+    assert block_size(AblationConfig(examples_per_block=7), 459_776) == 7

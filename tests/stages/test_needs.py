@@ -110,4 +110,4 @@ def test_what_would_not_fit_is_said_with_the_way_out(tmp_path: Path) -> None:
     gradients = replace(SETUP_B, num_gradient_masks=500, num_gradient_shards=25)
     need = fit_need(gradients, RegressionConfig(memory_gb=4.0), SPEED)
     (text,) = what_does_not_fit([need], 0.0, ObjectStorage("s3://bucket/run"))
-    assert "gradient_ridge cannot be fitted: its factorisation does not fit regression.memory_gb" in text
+    assert "gradient_ridge cannot be fitted: a factorisation takes 14.7 GB, and regression.memory_gb is 4" in text
