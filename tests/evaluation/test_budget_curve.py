@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from coar_dist.cluster.execution import in_this_process
 from coar_dist.config.schema import EvaluationConfig, RegressionConfig
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.evaluation.budget_curve import _numbers_of_masks, evaluate_budgets, why_no_curve
 from coar_dist.evaluation.correlation import evaluate
+from coar_dist.evaluation.measure_ceilings import measure_ceilings
 from coar_dist.evaluation.sample import SampledGradients, draw_sample
 from coar_dist.regression.fit import fit
 from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable
 from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 from tests.models import random_masks
-from tests.regression.test_fit import run_of
+from tests.regression.test_fit import Backwards, run_of
 from tests.runs.test_gradient_run import attribute_small
 
 SHARES = [0.25, 0.5]
@@ -138,6 +140,23 @@ def test_a_sample_of_examples_gives_their_rows(tmp_path: Path) -> None:
     sampled = curve_of(run)
     assert 3 <= len(sampled.example_ids) <= 6
     np.testing.assert_allclose(sampled.correlations, whole.correlations[sampled.example_ids], rtol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore::coar_dist.errors.CoarWarning")
+def test_the_same_bytes_wherever_the_parts_run(tmp_path: Path) -> None:
+    """In other processes, in another order."""
+    contents = []
+    for name, execute in (("here", in_this_process), ("there", Backwards())):
+        run = run_with(tmp_path / name, 160)
+        for path in (tmp_path / name / "evaluation").glob("*.parquet"):
+            path.unlink()
+        assert evaluate(run, ["coar"], lambda _: None, execute)
+        assert measure_ceilings(run, "coar", lambda _: None, execute)
+        assert evaluate_budgets(run, ["coar"], SHARES, RegressionConfig(), lambda _: None, execute=execute)
+        files = sorted((tmp_path / name / "evaluation").rglob("*.parquet"))
+        contents.append([(path.name, path.read_bytes()) for path in files])
+    assert len(contents[0]) == 3
+    assert contents[0] == contents[1]
 
 
 def test_samples_are_of_few_blocks_and_depend_on_the_seed_alone() -> None:
