@@ -24,6 +24,8 @@ _RESAMPLED_S = 2e-4
 """Of the report's intervals, for each example, method and held-out design; measured."""
 _DECIDING_BLOCKS, _DECIDING_EXAMPLES = 8, 1024
 """As in ``coar_dist.regression.trials``, which loads torch."""
+_READ_BYTES = 32.0
+"""For each weight of a block that is read: the file, the table, and what is computed from it; measured."""
 _COPIES = 6.0
 """Arrays of a block's attributions in float64 that a fit has at a time; measured."""
 
@@ -201,7 +203,7 @@ def evaluate_need(sizes: Sizes, shares: list[float], config: RegressionConfig, s
     return Need(
         "evaluate",
         seconds + read / speed.verified + num_reads * speed.request_s,
-        _PROCESS_BYTES + memory + 8.0 * block,
+        _PROCESS_BYTES + memory + _READ_BYTES * block,
         read,
         written,
         num_reads,
@@ -216,4 +218,6 @@ def report_need(sizes: Sizes, speed: Speed) -> Need:
     seconds = _REPORT_S + _RESAMPLED_S * sizes.num_examples * methods * len(sizes.held_out)
     block = min(sizes.block_size, sizes.num_examples) * sizes.num_components
     num_reads = 2 * (sizes.num_blocks + sizes.num_held_out_shards)
-    return Need("report", seconds + read / speed.verified, _PROCESS_BYTES + 12.0 * block, read, 5e6, num_reads, 30)
+    return Need(
+        "report", seconds + read / speed.verified, _PROCESS_BYTES + _READ_BYTES * block, read, 5e6, num_reads, 30
+    )
