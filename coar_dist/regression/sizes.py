@@ -29,7 +29,7 @@ def factor_bytes(
         return masks + (28.0 if with_gradients else 16.0) * num_components**2
     if solver == "dual":  # the same of the masks' Gram matrix, and work space; measured
         vectors = 24.0 * num_masks * num_components if needs_vectors else 0.0
-        return masks + (26.0 if with_gradients else 18.0) * num_masks**2 + vectors
+        return masks + (27.0 if with_gradients else 19.0) * num_masks**2 + vectors
     if solver == "lasso":  # X'X of all and of the held-out masks in float32, both centred, and one more in float32
         return masks + 28.0 * num_components**2
     return masks + 9.0 * min(num_masks * num_components, ITERATIVE_VALUES) + 16.0 * NUM_PROBES * num_components

@@ -5,6 +5,7 @@ Prints, per solver, the bytes that a fit of few examples takes beyond what the p
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from coar_dist.config.schema import RegressionConfig
@@ -24,7 +26,7 @@ from coar_dist.store.run_directory import RunDesign, RunDirectory
 from tests.regression.problems import problem
 from tests.regression.test_fit import run_of
 
-SIZES = {"primal": (1500, 1600), "dual": (2400, 1700), "lasso": (1000, 3000), "iterative": (12_000, 300)}
+SIZES = {"primal": (1500, 1600), "dual": (2400, 1700), "lasso": (1300, 3000), "iterative": (12_000, 300)}
 """Components and masks."""
 EXAMPLES, GRADIENT_MASKS = 4, 20
 
@@ -58,6 +60,8 @@ def status(name: str) -> int:
 
 def peak_of(root: Path, solver: str, num_components: int, num_masks: int) -> dict[str, Any]:
     run, config = run_for(root, solver, num_components, num_masks), config_for(solver)
+    gc.collect()
+    pa.default_memory_pool().release_unused()
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
     fit(run, config, lambda _: None)
