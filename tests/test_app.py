@@ -45,7 +45,7 @@ def test_from_nothing_to_a_report_killed_half_way_and_again(ray_cluster: None, t
 
     The first starts a cluster of its own, the others join one.
     """
-    slow = [*TINY, "design.num_masks=320"]
+    slow = [*TINY, "design.num_masks=160"]
     process = subprocess.Popen(
         command(*slow, "cluster=ray"),
         cwd=tmp_path,
@@ -64,7 +64,7 @@ def test_from_nothing_to_a_report_killed_half_way_and_again(ray_cluster: None, t
     assert process.returncode == 130, errors
     assert "Interrupted. What is finished is kept" in errors
     done = {path.name: path.stat().st_mtime_ns for path in shards.glob("0*.parquet")}
-    assert 4 <= len(done) < 40
+    assert 4 <= len(done) < 20
 
     address = ray.get_runtime_context().gcs_address
     joined = [f"cluster.address={address}", f"run.dir={tmp_path}/runs/digits"]  # its nodes have folders of their own
@@ -80,7 +80,7 @@ def test_from_nothing_to_a_report_killed_half_way_and_again(ray_cluster: None, t
     ):
         assert text in second.stdout, second.stdout
     assert all((shards / name).stat().st_mtime_ns == changed for name, changed in done.items())
-    assert len(list(shards.glob("0*.parquet"))) == 40
+    assert len(list(shards.glob("0*.parquet"))) == 20
 
     third = run_forked(tmp_path, *slow)
     assert third.returncode == 0
@@ -97,10 +97,6 @@ def test_from_nothing_to_a_report_killed_half_way_and_again(ray_cluster: None, t
     inspected = run_forked(tmp_path, "inspect", "run.dir=runs/digits")
     assert inspected.returncode == 0, inspected.stdout + inspected.stderr
     assert "No process writes to it." in inspected.stdout
-    lasso = run_forked(tmp_path, "stages=[fit,evaluate,report]", "regression=lasso")
-    assert lasso.returncode == 0, lasso.stderr
-    assert "coar_lasso lasso, torch" in " ".join(lasso.stdout.split())
-    assert "COAR, lasso" in lasso.stdout
     few = ["edit.target.sample=1", "edit.reference.sample=4", "edit.improve=[all]", "+edit.keep.all=1.0"]
     same = ["task.examples.arguments.num_examples=20", *TINY[3:5]]
     edited = run_forked(tmp_path, "stages=[edit]", *same, "edit=forget_class", *few)

@@ -25,8 +25,10 @@ def factor_bytes(
         needs_vectors: whether a backend takes the components' eigenvectors, which torch does without in the dual.
     """
     masks = num_masks * num_components / 8
-    if solver == "primal":  # the matrix and its eigenvectors; with gradients also X'X in float32 and the first factor
-        return masks + (28.0 if with_gradients else 16.0) * num_components**2
+    if (
+        solver == "primal"
+    ):  # the matrix, its eigenvectors and work space; with gradients also X'X in float32 and the first factor
+        return masks + (28.0 if with_gradients else 17.5) * num_components**2
     if solver == "dual":  # the same of the masks' Gram matrix, and work space; measured
         vectors = 24.0 * num_masks * num_components if needs_vectors else 0.0
         return masks + (27.0 if with_gradients else 19.0) * num_masks**2 + vectors

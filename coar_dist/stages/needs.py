@@ -1,6 +1,7 @@
 """What the stages after the ablate stage take: operations, memory, bytes and requests, from sizes alone.
 
-Operations of products are counted as multiplications and additions. Factors that were measured say so.
+Operations of products are counted as multiplications and additions. The factors below are rough: they are of the order
+that ``tests.benchmarks.rehearsal`` and ``tests.benchmarks.regression`` show on 2 CPU cores.
 """
 
 from __future__ import annotations
@@ -11,23 +12,23 @@ from coar_dist.config.schema import RegressionConfig
 from coar_dist.regression.sizes import choose_solver, factor_bytes
 
 _PROCESS_BYTES = 4e8
-"""Of Python and torch, before any array; measured."""
+"""Of Python and torch, before any array."""
 _EIGH = 10.0
-"""Operations of a factorisation by the cube of its size, at the speed of products; measured."""
+"""Operations of a factorisation by the cube of its size, at the speed of products."""
 _LASSO_STEPS = 100.0
-"""Products with the Gram matrix on a path of penalties, for each example; measured."""
+"""Products with the Gram matrix on a path of penalties, for each example."""
 _RANKED_S = 5e-7
-"""Seconds to rank and compare one held-out margin, or to take it into the ceiling; measured."""
+"""Seconds to rank and compare one held-out margin, or to take it into the ceiling."""
 _REPORT_S = 8.0
-"""Figures, tables and page, whatever the run; measured."""
+"""Figures, tables and page, whatever the run."""
 _RESAMPLED_S = 2e-4
-"""Of the report's intervals, for each example, method and held-out design; measured."""
+"""Of the report's intervals, for each example, method and held-out design."""
 _DECIDING_BLOCKS, _DECIDING_EXAMPLES = 8, 1024
 """As in ``coar_dist.regression.trials``, which loads torch."""
 _READ_BYTES = 32.0
-"""For each weight of a block that is read: the file, the table, and what is computed from it; measured."""
+"""For each weight of a block that is read: the file, the table, and what is computed from it."""
 _COPIES = 6.0
-"""Arrays of a block's attributions in float64 that a fit has at a time; measured."""
+"""Arrays of a block's attributions in float64 that a fit has at a time."""
 
 
 @dataclass(frozen=True)

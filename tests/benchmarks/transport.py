@@ -28,10 +28,10 @@ _WIDTH = 4096
 
 
 def large_model(gigabytes: float) -> nn.Module:
-    """A multi-layer perceptron on average-pooled images, whose weights take so much room, the same in each process."""
+    """A convolution and a deep perceptron, whose weights take so much room and are the same in each process."""
     num_layers = max(round(gigabytes * GB / (_WIDTH * _WIDTH * 4)), 1)
     values = torch.randn(_WIDTH, _WIDTH, generator=torch.Generator().manual_seed(0)) / _WIDTH**0.5
-    layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(192, _WIDTH)]
+    layers: list[nn.Module] = [nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 49, _WIDTH)]
     for shift in range(num_layers):
         layer = nn.Linear(_WIDTH, _WIDTH, bias=False, device="meta").to_empty(device="cpu")
         with torch.no_grad():
@@ -141,7 +141,7 @@ def experiment_of(shape: str, data: Path, gigabytes: float) -> dict[str, Any]:
             "examples": {"source": "numpy_arrays", "arguments": arrays},
             "output_function": "margin",
         },
-        "components": {"selector": "neurons" if shape == "model" else "conv_filters"},
+        "components": {"selector": "conv_filters"},
         "design": {"num_masks": 4},
         "gradients": {"num_masks": 0},
         "baselines": [],

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from coar_dist.cluster import ray_tasks, visibility
+from coar_dist.cluster.packing import packed
 from coar_dist.cluster.parts import Result, Started
 from coar_dist.cluster.ranges import WorkRange
 from coar_dist.cluster.worker import Worker
@@ -60,7 +61,9 @@ def test_an_actor_computes_on_the_threads_that_it_is_given() -> None:
 
 
 def test_a_part_of_a_computation_runs_on_the_threads_that_it_is_given() -> None:
-    answers = ray_tasks._run_part(lambda shared, item: (shared, item, torch.get_num_threads()), "shared", 7, 3)
+    sent = packed("shared"), []
+    part = ray_tasks.RayTasks._part
+    answers = part(lambda shared, item: (shared, item, torch.get_num_threads()), sent, 7, 3)
     assert list(answers) == [Started(), Result(("shared", 7, 3))]
 
 

@@ -11,6 +11,7 @@ import pytest
 SOLVERS = ["primal", "primal+gradients", "dual", "dual+gradients", "lasso", "iterative"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux alone tells the peak of a part of a run")
 def test_the_memory_of_a_fit_is_what_is_counted() -> None:
     """Of every solver, within a fifth, on the CPU. The arrays of a few examples are small beside it."""

@@ -63,6 +63,7 @@ def baseline_files(root: Path) -> dict[str, bytes]:
     return {name: content for name, content in files_of(root).items() if name.startswith(names)}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_actors_write_the_same_bytes(tmp_path: Path) -> None:
     ablated: dict[str, Any] = {"stages": ("ablate",), "baselines": ["leave_one_out", "neuron_conductance"]}

@@ -85,8 +85,8 @@ def test_it_knows_all_that_it_would_know(tmp_path: Path, model: ModelConfig, sel
     tasks = [task_of(session) for session in (away, here)]
     assert [is_without_weights(task.model) for task in tasks] == [True, False]
     assert tasks[0].check() == tasks[1].check()
-    assert identity_of(away, tasks[0]) == identity_of(here, tasks[1])
     found = [components_of(session, task.model) for session, task in zip((away, here), tasks, strict=True)]
+    assert identity_of(away, tasks[0], found[0]) == identity_of(here, tasks[1], found[1])
     assert found[0].names() == found[1].names()
     sent = packed(tasks[0]).value()
     assert weights_of(sent.model) == weights_of(tasks[1].model)

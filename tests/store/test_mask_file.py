@@ -14,7 +14,7 @@ from coar_dist.components.index import ComponentIndex
 from coar_dist.designs.given import Listed, packed
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.errors import DamagedFileError, MissingWorkError, RunMismatchError
-from coar_dist.store import run_directory
+from coar_dist.store import record
 from coar_dist.store.locations import storage_at
 from coar_dist.store.parquet import read_metadata
 from coar_dist.store.record import read_record, write_record
@@ -74,7 +74,7 @@ def test_run_json_is_small_whatever_the_masks(tmp_path: Path) -> None:
 def test_designs_are_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_with(tmp_path, listed()[0])
     run = RunDirectory.open(storage_at(tmp_path))
-    monkeypatch.setattr(run_directory, "design_from_json", lambda *_: pytest.fail("parsed again"))
+    monkeypatch.setattr(record, "design_from_json", lambda *_: pytest.fail("parsed again"))
     for _ in range(3):
         assert run.design(SWEEP) is run.designs[SWEEP].design
         assert run.num_masks == run.margins(SWEEP).num_masks == 20
