@@ -67,7 +67,8 @@ def test_from_nothing_to_a_report_killed_half_way_and_again(ray_cluster: None, t
     assert 4 <= len(done) < 20
 
     address = ray.get_runtime_context().gcs_address
-    joined = [f"cluster.address={address}", f"run.dir={tmp_path}/runs/digits"]  # its nodes have folders of their own
+    # Its nodes have folders of their own. Fits on a cluster have tests of their own.
+    joined = ["regression.distributed=false", f"cluster.address={address}", f"run.dir={tmp_path}/runs/digits"]
     second = run_forked(tmp_path, *slow, *joined)
     assert second.returncode == 0, second.stderr
     for text in (

@@ -136,6 +136,7 @@ def test_what_is_not_finished_is_cancelled(run: Any) -> None:
     assert workers.cancelled == [2]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_and_too_few_cpus_on_ray(ray_cluster: None, tmp_path: Any) -> None:
     def dies_once(shared: Any, item: int) -> int:
         marker = shared / "died"
