@@ -16,14 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from coar_dist.errors import warn
+from coar_dist.regression.masks import components_at_once
 from coar_dist.regression.statistics import Gram
 
 _RANK_TOLERANCE = 1e-10
 """Eigenvalues below this share of the largest count as zero: X'X is exact, so they are rounding of eigh alone."""
-_VALUES_AT_ONCE = 2**21
-"""Values of V that are squared at a time."""
-_FEWEST_ROWS = 1024
-"""Results have as many rows as there are examples in a block, however small the rank."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class Factor:
 
     def vector_rows(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """Blocks of components: their slice, and their rows of V (block length, r)."""
-        step = max(_VALUES_AT_ONCE // max(self.rank, _FEWEST_ROWS), 1)
+        step = components_at_once(self.rank)
         for start in range(0, self.num_components, step):
             part = slice(start, min(start + step, self.num_components))
             yield part, self.vectors[part]

@@ -12,9 +12,14 @@ from numpy.typing import NDArray
 from coar_dist.regression.statistics import DesignStatistics
 
 _VALUES_AT_ONCE = 2**21
-"""Unpacked at a time; 16 MB in float64."""
+"""Unpacked, or of V squared, at a time; 16 MB in float64."""
 _FEWEST_ROWS = 1024
-"""Results have as many rows as there are examples in a block, however few masks there are."""
+"""Results have as many rows as there are examples in a block, however few masks there are, or small the rank."""
+
+
+def components_at_once(num_rows: int) -> int:
+    """Components of a block, of which each has so many values."""
+    return max(_VALUES_AT_ONCE // max(num_rows, _FEWEST_ROWS), 1)
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class PackedMasks:
 
     def columns(self) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
         """Blocks of components: their slice, and 0/1 (m, block length) uint8."""
-        step = max(_VALUES_AT_ONCE // max(len(self.bits), _FEWEST_ROWS) // 8, 1) * 8
+        step = max(components_at_once(len(self.bits)) // 8, 1) * 8
         for start in range(0, self.num_components, step):
             stop = min(start + step, self.num_components)
             packed = self.bits[:, start // 8 : -(-stop // 8)]

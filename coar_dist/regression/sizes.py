@@ -1,4 +1,4 @@
-"""The memory that a fit takes on a worker, and which factorisation fits.
+"""The memory that a fit takes on a worker, which factorisation fits, and how many blocks decide for all.
 
 Bytes at the peak, on a CPU, of the arrays that are there together; d components, m masks. Another device's solver may
 take other work space.
@@ -10,6 +10,14 @@ NUM_PROBES = 32
 """Random vectors by which conjugate gradients estimate traces."""
 ITERATIVE_VALUES = 2**25
 """Of the masks, which are unpacked together by conjugate gradients, in float64."""
+_FEWEST_BLOCKS = 8
+MOST_EXAMPLES = 1024
+"""How many decide together for all."""
+
+
+def num_deciding_blocks(num_blocks: int, block_size: int) -> int:
+    """Blocks whose examples decide together for all: 8, or as many as have 1,024 examples, or all."""
+    return min(max(_FEWEST_BLOCKS, -(-MOST_EXAMPLES // block_size)), num_blocks)
 
 
 def factor_bytes(

@@ -13,15 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coar_dist.regression import ridge
+from coar_dist.regression import ridge, sizes
 from coar_dist.regression.dual import AnyFactor, DualFactor
 from coar_dist.regression.gate_prior import SampledRows
 from coar_dist.regression.masks import PackedMasks
 from coar_dist.regression.observations import HeldMargins, Margins
 from coar_dist.regression.statistics import DesignStatistics, margin_statistics, require_finite
 
-_FEWEST_BLOCKS = 8
-_MOST_EXAMPLES, _FEWEST_EXAMPLES = 1024, 64
+_FEWEST_EXAMPLES = 64
 _MOST_MARGINS = 2**26
 """Of the examples that decide; 256 MB."""
 
@@ -42,8 +41,8 @@ class Sample:
     def of(cls, blocks: list[tuple[int, int]], num_masks: int) -> Sample:
         """1,024 examples in 8 blocks or more, or all where there are fewer; with very many masks fewer."""
         length = blocks[0][1] - blocks[0][0]
-        num_blocks = min(max(_FEWEST_BLOCKS, -(-_MOST_EXAMPLES // length)), len(blocks))
-        most = max(min(_MOST_EXAMPLES, _MOST_MARGINS // num_masks), _FEWEST_EXAMPLES)
+        num_blocks = sizes.num_deciding_blocks(len(blocks), length)
+        most = max(min(sizes.MOST_EXAMPLES, _MOST_MARGINS // num_masks), _FEWEST_EXAMPLES)
         return cls([blocks[i] for i in _spread(len(blocks), num_blocks)], -(-most // num_blocks))
 
     def rows(self, num_examples: int) -> NDArray[np.int64]:

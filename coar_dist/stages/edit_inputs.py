@@ -79,7 +79,7 @@ class EditInputs:
         is_own = edit.examples is None and session.held_out is None
         references = _references(edit, columns, targets, is_own)
         there = run.components.num_components
-        max_components = edit.max_components or max(there // _LEAST_SHARE, 1)
+        max_components = most_components(edit, there)
         if max_components > there:
             raise ConfigError(f"edit.max_components={max_components}: the model has {there} components. Ask for fewer.")
         edit = replace(edit, max_components=max_components)
@@ -123,6 +123,11 @@ class EditInputs:
         if same and SOURCE_ID in self.columns and SOURCE_ID in there:
             return np.asarray(np.flatnonzero(np.isin(there[SOURCE_ID], self.columns[SOURCE_ID][ids])))
         return np.array([], dtype=np.int64)
+
+
+def most_components(edit: EditConfig, num_components: int) -> int:
+    """How many components the edit may ablate of a model's."""
+    return edit.max_components or max(num_components // _LEAST_SHARE, 1)
 
 
 def _references(edit: EditConfig, columns: Mapping[str, NDArray[Any]], targets: Ids, is_own: bool) -> Ids:

@@ -19,6 +19,7 @@ from coar_dist.console.tables import new_table
 from coar_dist.editing.criterion import sizes as tried_sizes
 from coar_dist.errors import counted
 from coar_dist.stages.collect import Missing
+from coar_dist.stages.edit_inputs import most_components
 from coar_dist.stages.needs import Need, Sizes, Speed, evaluate_need, fit_need, report_need
 from coar_dist.stages.print_estimate import as_bytes, as_duration
 from coar_dist.store.gradients import GradientStore
@@ -106,7 +107,7 @@ def print_later(
     terminal.print_table(table)
     if config.edit is not None:
         edit = config.edit
-        num_tried = len(tried_sizes(edit.max_components or max(sizes.num_components // 20, 1)))
+        num_tried = len(tried_sizes(most_components(edit, sizes.num_components)))
         num_selections = 1 + len(edit.compare)
         each = " for every target" if edit.each else ""
         terminal.print(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coar_dist.config.schema import RegressionConfig
-from coar_dist.regression.sizes import choose_solver, factor_bytes
+from coar_dist.regression.sizes import choose_solver, factor_bytes, num_deciding_blocks
 
 _PROCESS_BYTES = 4e8
 """Of Python and torch, before any array."""
@@ -23,8 +23,6 @@ _REPORT_S = 8.0
 """Figures, tables and page, whatever the run."""
 _RESAMPLED_S = 2e-4
 """Of the report's intervals, for each example, method and held-out design."""
-_DECIDING_BLOCKS, _DECIDING_EXAMPLES = 8, 1024
-"""As in ``coar_dist.regression.trials``, which loads torch."""
 _READ_BYTES = 32.0
 """For each weight of a block that is read: the file, the table, and what is computed from it."""
 _COPIES = 6.0
@@ -68,7 +66,7 @@ class Sizes:
     @property
     def num_deciding(self) -> int:
         """Blocks whose examples decide for all."""
-        return min(max(_DECIDING_BLOCKS, -(-_DECIDING_EXAMPLES // self.block_size)), self.num_blocks)
+        return num_deciding_blocks(self.num_blocks, self.block_size)
 
     @property
     def attribution_bytes(self) -> float:

@@ -16,7 +16,7 @@ from coar_dist.config.schema import ExamplesConfig, ModelConfig, TaskConfig
 from coar_dist.errors import CoarDistError, ConfigError, TaskError
 from coar_dist.store.storage import Storage
 from coar_dist.tasks.checkpoints import load_checkpoint
-from coar_dist.tasks.elsewhere import AsHere, ModelOrigin, weights_of, with_origin, without_weights
+from coar_dist.tasks.elsewhere import AsHere, ModelOrigin, is_without_weights, weights_of, with_origin, without_weights
 from coar_dist.tasks.example_set import ExampleSet, Inputs, inputs_alone
 from coar_dist.tasks.examples import EXAMPLES
 from coar_dist.tasks.examples.source import IndexedSource, StreamedSource, load_subset
@@ -189,7 +189,7 @@ def task_in_memory(
         TaskError, ConfigError: inputs, targets and counterfactuals do not fit each other, or there is no such output
             function.
     """
-    if not isinstance(model, nn.Module) or any(parameter.is_meta for parameter in model.parameters()):
+    if not isinstance(model, nn.Module) or is_without_weights(model):
         plain_model(model)  # which says what is no model
         raise TaskError("the model is on the meta device, where parameters have no values. Load its weights first.")
     if isinstance(inputs, ExampleSet):

@@ -145,15 +145,18 @@ class MappedExamples:
         return self._rebuilt(key)
 
     def _is_in(self, folder: Path) -> bool:
-        return all(replace(file, path=folder / file.path.name).is_there for file in self.files)
+        return all(file.is_there for file in self._files_in(folder))
 
     def _mapped(self, folder: Path) -> ExampleSet:
-        return _of_form(self.form, [replace(file, path=folder / file.path.name).mapped() for file in self.files])
+        return _of_form(self.form, [file.mapped() for file in self._files_in(folder)])
+
+    def _files_in(self, folder: Path) -> list[TensorFile]:
+        return [replace(file, path=folder / file.path.name) for file in self.files]
 
     def _written_values(self, key: str) -> ExampleSet:
         folder = tensor_files.new_folder()
-        for file, values in zip(self.files, self.values, strict=True):
-            with (folder / file.path.name).open("wb") as out:
+        for file, values in zip(self._files_in(folder), self.values, strict=True):
+            with file.path.open("wb") as out:
                 out.write(values.data)
         return self._mapped(tensor_files.adopt(folder, key))
 

@@ -85,11 +85,6 @@ def root() -> Path:
     return folder
 
 
-def room() -> int:
-    """Free bytes where files of tensors go."""
-    return shutil.disk_usage(root()).free
-
-
 def new_folder() -> Path:
     """An empty folder below ``root`` that this process holds; what no process holds any more is removed first."""
     remove_unused()

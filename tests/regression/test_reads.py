@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from coar_dist.config.schema import RegressionConfig
-from coar_dist.regression import trials
+from coar_dist.regression import sizes
 from coar_dist.regression.fit import fit
 from coar_dist.regression.trials import Sample
 from coar_dist.store import encoding
@@ -88,8 +88,8 @@ def test_gradients_are_read_twice_at_most(selection: str, plain: int, reads: Rea
 def test_of_many_blocks_few_decide_and_the_others_are_read_once(
     reads: Reads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trials, "_FEWEST_BLOCKS", 2)
-    monkeypatch.setattr(trials, "_MOST_EXAMPLES", 8)
+    monkeypatch.setattr(sizes, "_FEWEST_BLOCKS", 2)
+    monkeypatch.setattr(sizes, "MOST_EXAMPLES", 8)
     run = gradient_run_of(tmp_path, World())
     fit(run, RegressionConfig(), lambda _: None)
     times = {
