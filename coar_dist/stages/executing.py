@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
 
-from coar_dist.cluster.execution import Execute, in_this_process
+from typing_extensions import override
+
+from coar_dist.cluster.execution import Execute, Kept, in_this_process
 from coar_dist.cluster.place import joins_a_cluster
 from coar_dist.config.schema import Config
 
@@ -16,16 +20,45 @@ _LESS_MEMORY = "Lower regression.memory_gb or ablation.examples_per_block, or gi
 def executing_fits(config: Config) -> Iterator[Execute]:
     """How parts of fits and of their evaluation are run, for the length of a ``with`` block.
 
-    Raises:
-        ClusterError: as of ``on_cluster``.
+    A cluster is joined, or started, when the first part is to run: where all is there already, none is needed. The
+    ``Execute`` then raises as ``on_cluster``.
     """
     if not are_distributed(config):
         yield in_this_process
         return
-    from coar_dist.cluster.ray_tasks import on_cluster  # Ray takes seconds to load
+    with contextlib.ExitStack() as stack:
+        yield _OnACluster(config, stack)
 
-    with on_cluster(config.cluster, _LESS_MEMORY) as execute:
-        yield execute
+
+class _OnACluster(Execute):
+    """Parts on a cluster, to which the first of them connects.
+
+    Args:
+        config: of the run.
+        connected: what ends the connection.
+    """
+
+    def __init__(self, config: Config, connected: contextlib.ExitStack) -> None:
+        self._config, self._connected = config, connected
+
+    @cached_property
+    def _execute(self) -> Execute:
+        from coar_dist.cluster.ray_tasks import on_cluster  # Ray takes seconds to load
+
+        return self._connected.enter_context(on_cluster(self._config.cluster, _LESS_MEMORY))
+
+    @property
+    @override
+    def width(self) -> int:
+        return self._execute.width
+
+    @override
+    def __call__(self, function: Callable[[Any, Any], Any], shared: Any, items: Sequence[Any]) -> Iterator[Any]:
+        return self._execute(function, shared, items) if items else iter(())
+
+    @override
+    def keep(self, function: Callable[[Any, Any], Any], shared: Any, items: Sequence[Any]) -> list[Kept[Any]]:
+        return self._execute.keep(function, shared, items)
 
 
 def are_distributed(config: Config) -> bool:

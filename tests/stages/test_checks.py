@@ -116,6 +116,7 @@ def test_it_is_found_before_the_model_is_trained(
     folder = tmp_path / "run"
     with (
         mock.patch("coar_dist.tasks.training.train_model", side_effect=AssertionError("trained")),
+        mock.patch("ray.is_initialized", return_value=False),  # by another test
         pytest.raises(error) as caught,
     ):
         run_stages(config_of(folder, **changes), Console(file=io.StringIO()))
