@@ -248,6 +248,25 @@ def instances_of(ec2: Any) -> list[dict[str, Any]]:
     return [node for reservation in ec2.describe_instances()["Reservations"] for node in reservation["Instances"]]
 
 
+@pytest.mark.usefixtures("account")
+def test_heads_are_as_large_as_the_page_says(repository: Path) -> None:
+    """And AWS' machines as large as their resources say."""
+    import boto3
+
+    config = load(repository, "aws.yaml")
+    head, gpu = (config["available_node_types"][kind]["node_config"]["InstanceType"] for kind in ("head", "gpu"))
+    ec2 = boto3.client("ec2", config["provider"]["region"], aws_access_key_id="test", aws_secret_access_key="test")
+    found = ec2.describe_instance_types(InstanceTypes=[head, gpu])["InstanceTypes"]
+    machines = {machine["InstanceType"]: machine for machine in found}
+    assert machines[gpu]["VCpuInfo"]["DefaultVCpus"] == config["available_node_types"]["gpu"]["resources"]["CPU"]
+    cpus, gigabytes = machines[head]["VCpuInfo"]["DefaultVCpus"], machines[head]["MemoryInfo"]["SizeInMiB"] // 1024
+    assert f"**The head** has {cpus} CPUs and {gigabytes} GB" in (repository / "deploy" / "README.md").read_text()
+    assert load(repository, "gcp.yaml")["available_node_types"]["head"]["node_config"]["machineType"] == "n2-standard-2"
+    (pod,) = pods_of(load(repository, "rayjob.yaml"))["head"]["containers"]
+    for resources in pod["resources"].values():
+        assert (resources["cpu"], resources["memory"]) == (str(cpus), f"{gigabytes}Gi")
+
+
 def pods_of(job: Any) -> dict[str, Any]:
     cluster = job["spec"]["rayClusterSpec"]
     return {
