@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from coar_dist.config.schema import ALL, OTHERS, TARGETS, EditConfig, ExampleGroup, kept_groups
 from coar_dist.editing.criterion import paired_correlation, per_example, split
 from coar_dist.editing.groups import members, without_draws
-from coar_dist.editing.plain import plain_outputs
 from coar_dist.errors import ConfigError
 from coar_dist.store.edits import CHOICE, MEASURE
 from coar_dist.tasks.outputs import OUTPUT_FUNCTIONS
@@ -47,11 +46,20 @@ class HeldOut:
     on_targets: bool = False
 
     @classmethod
-    def of(cls, task: Task, edit: EditConfig, used: Ids, targets: Ids | None = None) -> HeldOut:
-        """Run the unedited model, and find the groups.
+    def of(
+        cls,
+        task: Task,
+        outputs: NDArray[np.float32],
+        predictions: Ids | None,
+        edit: EditConfig,
+        used: Ids,
+        targets: Ids | None = None,
+    ) -> HeldOut:
+        """Find the groups.
 
         Args:
             task: of ``measured_task``.
+            outputs, predictions: of the unedited model, as of ``plain_outputs``.
             edit: the settings.
             used: ids of those examples that are targets or references, which are neither chosen nor measured on.
             targets: ids of the targets where nothing but their ids says what they are, so that no held-out example is
@@ -60,7 +68,6 @@ class HeldOut:
         Raises:
             ConfigError: nothing is left, or a group that the criterion looks at has no example in one of the parts.
         """
-        outputs, predictions = plain_outputs(task)
         columns = _columns(task, outputs, predictions)
         candidates = np.setdiff1d(np.arange(len(outputs)), used)
         if not candidates.size:

@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import GREEDY, MAGNITUDE, RANDOM, EditConfig
 from coar_dist.editing.scores import Moments, at_random, by_magnitude, by_score, greedily, moments_of, t_scores
 from coar_dist.errors import ConfigError
@@ -47,7 +44,6 @@ class Selector:
         self.main = edit.method or self._best
         self.names = [self.main, *(name for name in edit.compare if name != self.main)]
         self._references: tuple[bytes, dict[str, Moments]] = (b"", {})
-        self._smallest_first: NDArray[np.int64] | None = None
 
     @classmethod
     def of(cls, reader: RunReader, edit: EditConfig) -> Selector:
@@ -85,12 +81,16 @@ class Selector:
         return {name: AttributionTable(directory, name).settings_fingerprint(blocks) for name in self._methods}
 
     def orders(
-        self, model: nn.Module, targets: NDArray[np.int64], references: NDArray[np.int64], max_components: int
+        self,
+        magnitudes: NDArray[np.float64] | None,
+        targets: NDArray[np.int64],
+        references: NDArray[np.int64],
+        max_components: int,
     ) -> dict[str, Orders]:
         """The order of every selection, by name.
 
         Args:
-            model: the unedited model, the same in every call.
+            magnitudes: (num_components,) of the unedited model; None where nothing is selected by them.
             targets: example ids.
             references: example ids.
             max_components: of every order's entries, how many count.
@@ -106,9 +106,8 @@ class Selector:
             )
             found[GREEDY] = Orders(greedily(*weights, *intercepts, self._edit.direction, max_components))
         if MAGNITUDE in self.names:
-            if self._smallest_first is None:  # the same for all targets
-                self._smallest_first = by_magnitude(root_mean_squares(model, self._reader.components))
-            found[MAGNITUDE] = Orders(self._smallest_first)
+            assert magnitudes is not None
+            found[MAGNITUDE] = Orders(by_magnitude(magnitudes))
         if RANDOM in self.names:
             like = found[self.main].order if self.main in found else found[self._best].order
             found[RANDOM] = Orders(at_random(like, self._reader.components.offsets, self._edit.seed))
@@ -121,18 +120,3 @@ class Selector:
             moments = {method: moments_of(self._reader, references, method) for method in self._methods}
             self._references = key, moments
         return self._references[1]
-
-
-@torch.no_grad()
-def root_mean_squares(model: nn.Module, components: ComponentIndex) -> NDArray[np.float64]:
-    """(num_components,) float64: the root mean square of every component's parameters."""
-    values = []
-    for group in components.groups:
-        squares, num = np.zeros(group.num_components), 0
-        for part in group.slices:
-            by_index = model.get_parameter(part.parameter).detach().double().movedim(part.axis, 0).flatten(1)
-            of_index = by_index.square().sum(dim=1).cpu().numpy()
-            squares += of_index[part.indices()].reshape(-1, part.size).sum(axis=1)
-            num += part.size * by_index.shape[1]
-        values.append(np.sqrt(squares / num))
-    return np.concatenate(values)

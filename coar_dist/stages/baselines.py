@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from coar_dist.baselines.actor import BaselineActor, BaselineJob
 from coar_dist.baselines.gradient_baselines import check_gradient_baselines, passes_per_example
@@ -13,6 +14,7 @@ from coar_dist.cluster.work import DriverCallbacks, Work
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config.methods import GRADIENT_BASELINES, PATH_BASELINES
 from coar_dist.errors import counted
+from coar_dist.stages.inputs import with_weights
 from coar_dist.stages.prediction import seconds_per_pass
 from coar_dist.stages.session import Session
 from coar_dist.store.baselines import BaselineStore
@@ -62,7 +64,8 @@ class MissingBaselines:
             ConfigError: it cannot; the message says why.
         """
         if self.stores:
-            why_slow = check_gradient_baselines(task, components, list(self.stores))
+            check = partial(check_gradient_baselines, task, components, list(self.stores))
+            why_slow = with_weights(session, task.model, check)
             if why_slow is not None:
                 session.terminal.warn(
                     f"gradient_x_parameter is computed one example at a time, which is slow: {why_slow}."

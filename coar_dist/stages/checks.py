@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,14 @@ from coar_dist.editing.criterion import METRICS
 from coar_dist.editing.groups import check_group
 from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunNotFoundError
 from coar_dist.stages.class_names import checked_class_names
-from coar_dist.stages.inputs import components_of, examples_of, is_to_be_trained, task_of, untrained_task
+from coar_dist.stages.inputs import (
+    components_of,
+    examples_of,
+    is_to_be_trained,
+    task_of,
+    untrained_task,
+    with_weights,
+)
 from coar_dist.stages.mask_designs import check_kinds, designs_of
 from coar_dist.stages.session import Session
 from coar_dist.stages.values import check_value
@@ -67,7 +75,7 @@ def check_ablate_stage(session: Session) -> None:
     check_device_map(config.ablation.device_map, task.model)
     methods = [method for method in GRADIENT_BASELINES if method in config.baselines]
     if methods:
-        check_gradient_baselines(task, components, methods)
+        with_weights(session, task.model, partial(check_gradient_baselines, task, components, methods))
     check_place(config.cluster)
 
 

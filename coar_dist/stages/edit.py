@@ -47,9 +47,10 @@ def _run(session: Session) -> None:
         terminal.say(f"{storage} is there already.")
         print_edit(found, terminal)
         return
-    held_out = inputs.held_out()
+    unedited = inputs.unedited(session)
+    held_out = inputs.held_out(unedited)
     sweeps = SweepRun(session, run, held_out.task, storage)
-    made = (make_edit_of_each if edit.each else make_edit)(inputs, held_out, sweeps)
+    made = (make_edit_of_each if edit.each else make_edit)(inputs, unedited, held_out, sweeps)
     sweeps.edits.write(record_of(made), fingerprint)
     print_edit(made, terminal)
     names = [name for name in storage.files() if name.startswith(("edit", "curve", "each"))]

@@ -11,19 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coar_dist.config.schema import EditConfig, ExampleGroup, ExamplesConfig
+from coar_dist.config.schema import MAGNITUDE, EditConfig, ExampleGroup, ExamplesConfig
+from coar_dist.editing.edit import values_of
 from coar_dist.editing.edit_each import check_wrong
 from coar_dist.editing.groups import check_disjoint, members, without_draws
 from coar_dist.editing.held_out import HeldOut, Ids, measured_task
+from coar_dist.editing.model_work import Unedited
 from coar_dist.editing.selections import Selector
 from coar_dist.errors import ConfigError, RunMismatchError, shortened
-from coar_dist.stages.inputs import examples_of, trained_in
+from coar_dist.stages.inputs import examples_of, task_on, with_weights
 from coar_dist.stages.session import Session
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.reader import RunReader
 from coar_dist.store.record import fingerprint_of
 from coar_dist.store.run_directory import RunDirectory
-from coar_dist.tasks.build import build_task
 from coar_dist.tasks.example_set import EXCERPT
 from coar_dist.tasks.examples.source import SOURCE_ID
 from coar_dist.tasks.outputs import output_function
@@ -63,7 +64,7 @@ class EditInputs:
 
     @classmethod
     def of(cls, session: Session, edit: EditConfig, run: RunDirectory) -> EditInputs:
-        """Find them, and check the model on the held-out examples.
+        """Find them.
 
         Raises:
             ConfigError: a group is empty, groups overlap, more components than there are, ...
@@ -84,7 +85,6 @@ class EditInputs:
             raise ConfigError(f"edit.max_components={max_components}: the model has {there} components. Ask for fewer.")
         edit = replace(edit, max_components=max_components)
         measured = measured_task(_task(session, edit, run), edit)
-        measured.check()
         explained = session.config.task.examples
         return cls(edit, max_components, run, columns, selector, targets, references, measured, explained, is_own)
 
@@ -100,14 +100,26 @@ class EditInputs:
             }
         )
 
-    def held_out(self) -> HeldOut:
-        """Run the unedited model on the held-out examples, and find their groups.
+    def unedited(self, session: Session) -> Unedited:
+        """Run the unedited model on the held-out examples, where its weights are.
+
+        Raises:
+            TaskError, NonFiniteMarginError: it fails on them.
+        """
+        by_magnitude, has_values = MAGNITUDE in self.selector.names, values_of(self.run) is not None
+        ask = partial(Unedited.of, self.measured, self.run.components, by_magnitude, has_values)
+        return with_weights(session, self.measured.model, ask)
+
+    def held_out(self, unedited: Unedited) -> HeldOut:
+        """Find the groups of the held-out examples.
 
         Raises:
             ConfigError: nothing is left to choose or to measure on, or nothing is wrong that could be made right.
         """
         known_by_ids = self.is_own and not self.edit.each and not _has_conditions(self.edit.target)
-        held_out = HeldOut.of(self.measured, self.edit, self._used(), self.targets if known_by_ids else None)
+        outputs, predictions = unedited.outputs, unedited.predictions
+        targets = self.targets if known_by_ids else None
+        held_out = HeldOut.of(self.measured, outputs, predictions, self.edit, self._used(), targets)
         if self.edit.each:
             check_wrong(held_out, self.targets)
         return held_out
@@ -150,10 +162,9 @@ def _has_conditions(group: ExampleGroup) -> bool:
 
 def _task(session: Session, edit: EditConfig, run: RunDirectory) -> Task:
     """The run's model with the held-out examples."""
-    task, held_out, config = session.task, session.held_out, session.config
+    task, held_out = session.task, session.held_out
     if task is None:
-        key = "task.examples" if edit.examples is None else "edit.examples"
-        task = build_task(config.task, trained_in(session), partial(examples_of, session, key))
+        task = task_on(session, "task.examples" if edit.examples is None else "edit.examples")
     elif held_out is not None:
         task = replace(task, examples=held_out)
     elif edit.examples is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -14,18 +15,18 @@ from coar_dist.cluster.dispatch import answer_of_an_actor
 from coar_dist.cluster.place import joins_a_cluster
 from coar_dist.components.discovery import check_components, discover
 from coar_dist.components.index import ComponentIndex
-from coar_dist.config.methods import GRADIENT_BASELINES
-from coar_dist.config.schema import Config, block_size
+from coar_dist.config.schema import block_size
 from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunNotFoundError, TaskError
 from coar_dist.stages.session import Session
 from coar_dist.store.storage import Storage
 from coar_dist.tasks.build import build_examples, build_task, built_away, model_with_weights, untrained_model
-from coar_dist.tasks.elsewhere import AsHere, with_origin
+from coar_dist.tasks.elsewhere import AsHere, is_without_weights, with_origin
 from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import Task
 from coar_dist.tasks.trained_checkpoint import CHECKPOINT
 
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
@@ -50,27 +51,43 @@ def task_of(session: Session) -> Task:
         ConfigError, TaskError, DamagedFileError: naming the key or file that is wrong.
     """
     if session.task is None:
-        config, trained = session.config.task, trained_in(session)
-        if _stays_away(session.config):
-            session.task = _task_without_weights(session, trained)
-        if session.task is None:
-            session.task = build_task(config, trained, partial(examples_of, session, "task.examples"))
+        session.task = task_on(session, "task.examples")
         check_device_map(session.config.ablation.device_map, session.task.model)
     return session.task
 
 
-def _stays_away(config: Config) -> bool:
-    """Whether no stage of this process computes with the model: the head of a cluster may be too small for it."""
-    computes_here = "edit" in config.stages or any(method in config.baselines for method in GRADIENT_BASELINES)
-    return joins_a_cluster(config.cluster) and not computes_here
+def task_on(session: Session, key: str) -> Task:
+    """The model that the configuration says, with the trained weights, on the examples of a key. With a cluster that
+    is joined, the weights are not here: its head may be too small for them.
+
+    Raises:
+        MissingWorkError, ConfigError, TaskError, DamagedFileError: as of ``task_of``.
+    """
+    trained = trained_in(session)
+    task = _task_without_weights(session, key, trained) if joins_a_cluster(session.config.cluster) else None
+    return task or build_task(session.config.task, trained, partial(examples_of, session, key))
 
 
-def _task_without_weights(session: Session, trained: Storage | None) -> Task | None:
+def with_weights(session: Session, model: nn.Module, function: Callable[[], _T]) -> _T:
+    """What ``function`` returns where the model's weights are: here, or in an actor's place, which builds the model.
+
+    Args:
+        session: whose cluster it is.
+        model: in what ``function``, which can be pickled, computes with.
+        function: without arguments; it returns nothing large.
+
+    Raises:
+        ClusterError: no process starts there in time.
+    """
+    return answer_of_an_actor(session.config.cluster, function) if is_without_weights(model) else function()
+
+
+def _task_without_weights(session: Session, key: str, trained: Storage | None) -> Task | None:
     """The task, its model built and checked on a worker and here without weights; None where workers cannot build it,
     so that it is built here and sent."""
     config = session.config.task
     build = AsHere.of(partial(model_with_weights, config.model, trained))
-    examples, function = examples_of(session, "task.examples"), output_function(config.output_function)
+    examples, function = examples_of(session, key), output_function(config.output_function)
     try:
         model, origin = answer_of_an_actor(session.config.cluster, partial(built_away, build, examples, function))
     except (ConfigError, TaskError, DamagedFileError) as error:

@@ -8,45 +8,40 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-import safetensors.torch
-from numpy.typing import NDArray
 
-from coar_dist.components.gate_places import weights_read
 from coar_dist.config.schema import ALL, kept_groups
 from coar_dist.editing.choose_sizes import choose_sizes
 from coar_dist.editing.criterion import describe, sizes
 from coar_dist.editing.edit import Edit, Measured, values_of
 from coar_dist.editing.edit_each import fix_each, sweep_name
 from coar_dist.editing.held_out import HeldOut
-from coar_dist.editing.plain import plain_outputs
+from coar_dist.editing.model_work import Unedited, edited_outputs
 from coar_dist.editing.sweep import Sweep
 from coar_dist.report.drawing import save_figure
 from coar_dist.report.edits import draw_edit_curves
 from coar_dist.stages.edit_inputs import EditInputs
+from coar_dist.stages.inputs import with_weights
 from coar_dist.stages.sweep_run import SweepRun
 from coar_dist.store.edits import MEASURE
-from coar_dist.tasks.checkpoints import state_to_save
-from coar_dist.tasks.elsewhere import weights_of
-from coar_dist.tasks.task import call_model
 
-_TOLERANCE = 1e-4
-"""Share of the outputs by which edited weights may be off from replaced activations: sums in another order."""
 _log = logging.getLogger(__name__)
 
 
-def make_edit(inputs: EditInputs, held_out: HeldOut, sweeps: SweepRun) -> Edit:
+def make_edit(inputs: EditInputs, unedited: Unedited, held_out: HeldOut, sweeps: SweepRun) -> Edit:
     """One edit for all targets; its curve and the edited weights are written.
 
     Args:
         inputs: what it is made from.
+        unedited: what the unedited model said.
         held_out: the examples on which it is chosen and measured.
         sweeps: where margins come from, and where files go.
     """
-    edit, selector, model = inputs.edit, inputs.selector, held_out.task.model
-    orders = selector.orders(model, inputs.targets, inputs.references, inputs.max_components)
+    edit, selector = inputs.edit, inputs.selector
+    orders = selector.orders(unedited.magnitudes, inputs.targets, inputs.references, inputs.max_components)
     sweep = Sweep.of(
         {name: found.order for name, found in orders.items()},
         sizes(inputs.max_components),
@@ -57,7 +52,7 @@ def make_edit(inputs: EditInputs, held_out: HeldOut, sweeps: SweepRun) -> Edit:
     main = orders[selector.main]
     component_ids = main.order[: chosen.selected[selector.main].num_components]
     criterion = describe(edit.improve, kept_groups(edit), held_out.metric, edit.direction) + held_out.note
-    made = _edit(inputs, held_out, sweeps, criterion, unablated=chosen.unablated, selected=chosen.selected)
+    made = _edit(inputs, unedited, held_out, sweeps, criterion, unablated=chosen.unablated, selected=chosen.selected)
     made = replace(
         made,
         component_ids=tuple(component_ids.tolist()),
@@ -65,7 +60,12 @@ def make_edit(inputs: EditInputs, held_out: HeldOut, sweeps: SweepRun) -> Edit:
     )
     before = after = held_out.outputs
     if component_ids.size:
-        after = _after(made, held_out, sweeps)
+        ask = partial(edited_outputs, made, held_out.task, sweeps.edits)
+        after, why_not_written = with_weights(sweeps.session, held_out.task.model, ask)
+        if why_not_written is not None:
+            _log.warning(
+                "no edited weights are written: %s. edit.applied(model) has the measured outputs", why_not_written
+            )
     parts = {group: held_out.part(group, MEASURE) for group in held_out.groups}
     measured = {
         group: Measured(len(ids), held_out.metrics(before[ids]), held_out.metrics(after[ids]))
@@ -81,32 +81,12 @@ def make_edit(inputs: EditInputs, held_out: HeldOut, sweeps: SweepRun) -> Edit:
     return made
 
 
-def _after(made: Edit, held_out: HeldOut, sweeps: SweepRun) -> NDArray[np.float32]:
-    """Outputs of the edited model, whose weights are written where they can hold the edit."""
-    model, applied = held_out.task.model, None
-    why = made.why_not_in_weights(model)
-    if made.values is not None:
-        with made.applied(model):
-            applied, _ = plain_outputs(held_out.task)
-    if why is None:
-        edited = made.edited(model)
-        content = safetensors.torch.save(state_to_save(edited), {"edit": made.name, "run": made.run})
-        edited.load_state_dict(safetensors.torch.load(content))  # what is measured is what is exported
-        after, _ = plain_outputs(replace(held_out.task, model=edited))
-        if applied is None or np.allclose(after, applied, rtol=_TOLERANCE, atol=_TOLERANCE * np.abs(applied).max()):
-            sweeps.edits.write_weights(content)
-            return after
-        why = f"outputs would be off by {np.abs(after - applied).max():.2g}"
-    assert applied is not None
-    _log.warning("no edited weights are written: %s. edit.applied(model) has the measured outputs", why)
-    return applied
-
-
-def make_edit_of_each(inputs: EditInputs, held_out: HeldOut, sweeps: SweepRun) -> Edit:
+def make_edit_of_each(inputs: EditInputs, unedited: Unedited, held_out: HeldOut, sweeps: SweepRun) -> Edit:
     """One edit for every target, which is to make it right; their sizes and components are written.
 
     Args:
         inputs: what they are made from.
+        unedited: what the unedited model said.
         held_out: the examples on which they are chosen and measured.
         sweeps: where margins come from, and where files go.
     """
@@ -115,7 +95,7 @@ def make_edit_of_each(inputs: EditInputs, held_out: HeldOut, sweeps: SweepRun) -
         sweep_name(selection, int(target)): found.order[:size_limit]
         for target in targets
         for selection, found in selector.orders(
-            held_out.task.model, np.array([target]), inputs.references, size_limit
+            unedited.magnitudes, np.array([target]), inputs.references, size_limit
         ).items()
     }
     sweep = Sweep.of(orders, sizes(size_limit), inputs.run.components.num_components)
@@ -130,23 +110,20 @@ def make_edit_of_each(inputs: EditInputs, held_out: HeldOut, sweeps: SweepRun) -
     sweeps.edits.write_each({"example_id": targets, **examples, **found}, component_ids)
     selected = {selection: fixes[selection].summary() for selection in selector.names}
     criterion = f"the target right at the least loss of accuracy, at most {limit:g}"
-    made = _edit(inputs, held_out, sweeps, criterion, unablated={}, selected=selected)
+    made = _edit(inputs, unedited, held_out, sweeps, criterion, unablated={}, selected=selected)
     return replace(made, each={"num_targets": float(len(targets)), **selected[selector.main].values})
 
 
-def _edit(inputs: EditInputs, held_out: HeldOut, sweeps: SweepRun, criterion: str, **results: Any) -> Edit:
+def _edit(
+    inputs: EditInputs, unedited: Unedited, held_out: HeldOut, sweeps: SweepRun, criterion: str, **results: Any
+) -> Edit:
     """An edit without components and measurements yet."""
-    task, values = held_out.task, values_of(inputs.run)
-    read: frozenset[str] = frozenset()
-    if values is not None:
-        first = task.examples.rows(0, 1)
-        read = weights_read(task.model, inputs.run.components, lambda: call_model(task.model, first.inputs))
     return Edit(
-        read=tuple(sorted(read)),
-        values=values,
+        read=unedited.read,
+        values=values_of(inputs.run),
         name=inputs.edit.name,
         run=inputs.run.fingerprint,
-        model_weights=weights_of(held_out.task.model),
+        model_weights=inputs.run.identity["model.weights"],
         selection=inputs.selector.main,
         direction=inputs.edit.direction,
         targets=tuple(inputs.targets.tolist()),

@@ -29,6 +29,7 @@ class SweepRun:
         storage: the folder of the edit.
 
     Attributes:
+        session: the session of the run that is edited.
         storage: the folder of the edit.
         edits: the edit's own files in it.
 
@@ -37,7 +38,7 @@ class SweepRun:
     """
 
     def __init__(self, session: Session, edited: RunDirectory, task: Task, storage: Storage) -> None:
-        self._session, self._task = session, task
+        self.session, self._task = session, task
         self.storage = storage
         if isinstance(storage, LocalStorage):
             storage.create()
@@ -59,7 +60,7 @@ class SweepRun:
         """The margins of all masks of a sweep, computed where they are missing."""
         run = self._run
         run.set_designs({sweep.name: RunDesign("edit", sweep.design)})
-        missing = Missing.of(run, self._session)
+        missing = Missing.of(run, self.session)
         expected_masks = ExpectedMasks(missing.work.plain_masks, 0.0)
-        collect(self._session, run, self._task, run.components, missing, expected_masks)
+        collect(self.session, run, self._task, run.components, missing, expected_masks)
         return run.margins(sweep.name)

@@ -20,7 +20,8 @@ from coar_dist.config.schema import EditConfig
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.editing.edit import Edit, Measured, Selected
 from coar_dist.editing.edit_record import load_edit, record_of
-from coar_dist.editing.selections import Selector, root_mean_squares
+from coar_dist.editing.model_work import root_mean_squares
+from coar_dist.editing.selections import Selector
 from coar_dist.errors import ComponentMismatchError, ConfigError
 from coar_dist.store.edits import EditStore
 from coar_dist.store.reader import RunReader
@@ -194,9 +195,9 @@ def test_every_selection_has_its_order(reader: RunReader, direction: str) -> Non
     compare = ["neuron_conductance", "greedy", "magnitude", "random"]
     selector = Selector.of(reader, EditConfig(compare=[*compare, "coar"], direction=direction, seed=3))
     assert (selector.main, selector.names) == ("coar", ["coar", *compare])
-    net = model()
+    magnitudes = root_mean_squares(model(), COMPONENTS)
     for references in (REFERENCES, REFERENCES[:3], REFERENCES):  # what is kept of one is not of another
-        orders = selector.orders(net, TARGETS, references, 9)
+        orders = selector.orders(magnitudes, TARGETS, references, 9)
         assert list(orders) == selector.names
         for method in ("coar", "neuron_conductance"):
             weights = reader.weights(None, method)
@@ -206,7 +207,7 @@ def test_every_selection_has_its_order(reader: RunReader, direction: str) -> Non
             np.testing.assert_allclose(found, scores, rtol=1e-9)
             sign = 1 if direction == "raise" else -1
             assert orders[method].order.tolist() == np.argsort(sign * np.array(scores)).tolist()
-        assert orders["magnitude"].order.tolist() == np.argsort(root_mean_squares(net, COMPONENTS)).tolist()
+        assert orders["magnitude"].order.tolist() == np.argsort(magnitudes).tolist()
         by_parameter = (orders[name].order < 6 for name in ("random", "coar"))
         np.testing.assert_array_equal(*by_parameter)
         assert sorted(orders["random"].order.tolist()) == list(range(9))

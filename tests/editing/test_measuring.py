@@ -259,7 +259,7 @@ def test_groups_are_of_the_conditions_and_leave_out_what_is_used() -> None:
         pairs="pair",
         keep={"b": 0.1},
     )
-    found = HeldOut.of(task, edit, used)
+    found = HeldOut.of(task, *plain_outputs(task), edit, used)
     expected = {"all": np.ones(30, bool), "targets": KINDS == "a", "others": KINDS != "a", "b": KINDS == "b"}
     assert list(found.groups) == list(expected)
     for name, wanted in expected.items():
@@ -273,7 +273,7 @@ def test_groups_are_of_the_conditions_and_leave_out_what_is_used() -> None:
     np.testing.assert_array_equal(found.columns["example_id"], np.arange(30))
     metrics = found.metrics(np.array([1.0, -3.0, 2.0, 4.0], np.float32))
     assert metrics == pytest.approx({"accuracy": 0.75, "output": 1.0})
-    without = HeldOut.of(task, EditConfig(target=ExampleGroup(ids=[0]), improve=["others"]), used)
+    without = HeldOut.of(task, *plain_outputs(task), EditConfig(target=ExampleGroup(ids=[0]), improve=["others"]), used)
     assert list(without.groups) == ["all", "others"]
     np.testing.assert_array_equal(without.groups["others"], without.groups["all"])
 
@@ -281,7 +281,7 @@ def test_groups_are_of_the_conditions_and_leave_out_what_is_used() -> None:
 def test_the_correlation_of_two_forms_is_of_pairs_that_are_measured_on() -> None:
     task = task_of(30, {"form": np.array(["with", "without"] * 15), "pair": PAIRS})
     edit = EditConfig(target=ExampleGroup(where={"form": "with"}), pairs="pair")
-    found = HeldOut.of(task, edit, np.array([], np.int64))
+    found = HeldOut.of(task, *plain_outputs(task), edit, np.array([], np.int64))
     outputs = np.random.default_rng(1).normal(size=30).astype(np.float32)
     measured = [pair for pair in range(15) if not found.is_choice[2 * pair]]
     expected = np.corrcoef([[outputs[2 * pair + form] for pair in measured] for form in (0, 1)])[0, 1]
@@ -311,5 +311,7 @@ def test_the_correlation_of_two_forms_is_of_pairs_that_are_measured_on() -> None
     ],
 )
 def test_what_cannot_be_chosen_or_measured_on_is_refused(edit: EditConfig, used: Any, message: str) -> None:
+    task = task_of(30, {"kind": KINDS})
+    outputs, predictions = plain_outputs(task)
     with pytest.raises(ConfigError, match=message):
-        HeldOut.of(task_of(30, {"kind": KINDS}), edit, np.array(used, np.int64))
+        HeldOut.of(task, outputs, predictions, edit, np.array(used, np.int64))

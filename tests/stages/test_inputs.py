@@ -8,17 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from rich.console import Console
 
+from coar_dist.cluster import dispatch
 from coar_dist.cluster.packing import packed
+from coar_dist.cluster.work import DriverCallbacks, Work
 from coar_dist.config.schema import (
     AblationConfig,
     ClusterConfig,
     ComponentsConfig,
     Config,
     DesignConfig,
+    EditConfig,
+    EvaluationConfig,
+    ExampleGroup,
     ExamplesConfig,
     ModelConfig,
+    RegressionConfig,
     RunConfig,
     TaskConfig,
 )
@@ -26,6 +33,7 @@ from coar_dist.console.saying import Terminal
 from coar_dist.errors import TaskError
 from coar_dist.stages import checks, inputs
 from coar_dist.stages.inputs import components_of, identity_of, task_of
+from coar_dist.stages.pipeline import run_stages
 from coar_dist.stages.session import Session
 from coar_dist.tasks.elsewhere import is_without_weights, weights_of
 
@@ -59,8 +67,10 @@ def session_of(config: Config) -> Session:
 
 
 @pytest.fixture(autouse=True)
-def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_ray(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """A worker is told what a real one is: packed, and without this process' objects."""
+    if "ray_cluster" in request.fixturenames:
+        return
     monkeypatch.setattr(inputs, "answer_of_an_actor", lambda _, function: packed(packed(function).value()()).value())
     monkeypatch.setattr(checks, "check_place", lambda _: None)
 
@@ -93,13 +103,73 @@ def test_it_knows_all_that_it_would_know(tmp_path: Path, model: ModelConfig, sel
     assert sent.check() == tasks[1].check()
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"stages": ["ablate", "edit"]}, {"baselines": ["gradient_x_parameter"]}, {"cluster": ClusterConfig()}],
-    ids=["edit", "gradient baseline", "no cluster"],
+def test_without_a_joined_cluster_the_weights_are_here(tmp_path: Path) -> None:
+    assert not is_without_weights(task_of(session_of(config_of(tmp_path, cluster=ClusterConfig()))).model)
+
+
+EDIT = EditConfig(
+    target=ExampleGroup(classes=[1, 2, 3], sample=3),
+    metric="output",
+    max_components=4,
+    compare=["magnitude"],
+    keep={"others": 2.0},
 )
-def test_the_weights_are_here_where_this_process_computes_with_them(tmp_path: Path, changes: dict[str, Any]) -> None:
-    assert not is_without_weights(task_of(session_of(config_of(tmp_path, **changes))).model)
+
+
+def files_after(folder: Path, value: str, changes: dict[str, Any], cluster: ClusterConfig) -> dict[str, bytes]:
+    """The files of a run with an edit and, where there can be one, a gradient baseline."""
+    folder.mkdir()
+    config = config_of(
+        folder,
+        stages=["ablate", "fit", "edit"],
+        baselines=["gradient_x_parameter"] if value == "zero_weights" else [],
+        evaluation=EvaluationConfig(num_masks=4),
+        ablation=AblationConfig(value=value, precision="float32", mode="weights", rows_per_forward=64),
+        regression=RegressionConfig(distributed=False),
+        edit=replace(EDIT, **changes),
+        cluster=cluster,
+    )
+    config.task.examples.arguments["num_examples"] = 60
+    run_stages(config, Console(file=io.StringIO()))
+    files = [path for path in folder.rglob("*") if path.suffix == ".parquet" or "edit" in path.stem]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("value", "changes"),
+    [
+        ("zero_weights", {}),
+        ("zero", {"examples": ExamplesConfig("digits", {"split": "train", "num_examples": 60})}),
+    ],
+    ids=["weights", "values, examples of its own"],
+)
+def test_edits_and_gradient_baselines_are_what_they_are_with_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, changes: dict[str, Any]
+) -> None:
+    here = files_after(tmp_path / "here", value, changes, ClusterConfig(where="process"))
+    run_ranges = dispatch.run_ranges
+
+    def on_an_actor(_: ClusterConfig, work: Work, callbacks: DriverCallbacks) -> None:
+        assert is_without_weights(work.task.model)
+        there = replace(work, task=packed(work.task).value())
+        run_ranges(ClusterConfig(where="process"), there, callbacks)
+
+    monkeypatch.setattr(dispatch, "run_ranges", on_an_actor)
+    monkeypatch.setattr(inputs, "build_task", None)  # which would build the model here
+    away = files_after(tmp_path / "away", value, changes, ClusterConfig(address="head"))
+    assert "run/edits/edit/edited.safetensors" in away
+    assert sorted(away) == sorted(here)
+    assert [name for name in away if away[name] != here[name]] == []
+
+
+@pytest.mark.slow
+def test_they_are_the_same_from_the_workers_of_a_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+) -> None:
+    here = files_after(tmp_path / "here", "zero_weights", {}, ClusterConfig(where="process"))
+    monkeypatch.setattr(inputs, "build_task", None)
+    address = ray.get_runtime_context().gcs_address
+    assert files_after(tmp_path / "there", "zero_weights", {}, ClusterConfig(address, max_actors=1)) == here
 
 
 def test_what_workers_cannot_build_is_built_here(
