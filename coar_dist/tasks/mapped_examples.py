@@ -11,10 +11,11 @@ import hashlib
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -30,23 +31,42 @@ LARGE_BYTES = 64 * 2**20
 """Smaller example sets stay in memory, and go to actors as they are."""
 _PIECE_BYTES = 16 * 2**20
 _FIRST = 64  # examples that show how large one is
+_Row = TypeVar("_Row")
 _log = logging.getLogger(__name__)
 _rebuild: dict[Path, Callable[[], ExampleSet]] = {}  # by the folder of the files
 
 
-def in_pieces(load: Callable[[NDArray[np.int64]], ExampleSet], ids: NDArray[np.int64]) -> ExampleSet:
-    """``load(ids)``; where that is large, loaded in pieces and mapped."""
-    if len(ids) <= _FIRST:
-        return load(ids)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they come again
-        first = load(ids[:_FIRST])
-    per_example = max(num_bytes(first) // _FIRST, 1)
-    if per_example * len(ids) < LARGE_BYTES:
-        return load(ids)
-    step = max(_PIECE_BYTES // per_example, 1)
-    found = from_pieces(load(ids[start : start + step]) for start in range(0, len(ids), step))
-    return load(ids) if found is None else found
+def in_pieces(load: Callable[[Iterable[_Row]], ExampleSet], rows: Callable[[], Iterator[_Row]]) -> ExampleSet:
+    """``load(rows())``; where that is large, loaded in pieces and mapped.
+
+    Args:
+        load: the examples of some rows, in their order.
+        rows: a new pass over all of them, however many they are. There is a second one only where pieces do not fit
+            together, or do not fit on the disk.
+    """
+    stream = rows()
+    taken = list(islice(stream, _FIRST))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        first = load(taken)
+    per_example = max(num_bytes(first) // len(taken), 1)
+    fewest = -(-LARGE_BYTES // per_example)
+    taken += islice(stream, max(fewest - len(taken), 0))
+    if _FIRST < len(taken) < fewest:
+        return load(taken)  # at once, which warns again
+    for warning in said:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if len(taken) < fewest:
+        return first
+    others = _batches(chain(taken[_FIRST:], stream), max(_PIECE_BYTES // per_example, 1))
+    del taken
+    found = from_pieces(chain([first], map(load, others)))
+    return load(rows()) if found is None else found
+
+
+def _batches(rows: Iterator[_Row], size: int) -> Iterator[list[_Row]]:
+    while batch := list(islice(rows, size)):
+        yield batch
 
 
 def from_pieces(pieces: Iterable[ExampleSet]) -> ExampleSet | None:

@@ -25,6 +25,7 @@ from torch import nn
 GB = 1e9
 _SHAPE = (3, 224, 224)
 _WIDTH = 4096
+_SHAPES = ("images", "model", "edit")
 
 
 def large_model(gigabytes: float) -> nn.Module:
@@ -110,65 +111,66 @@ def _parent(process: str | int) -> int:
 
 
 def measure(name: str, experiment: dict[str, Any], folder: Path) -> None:
-    """Run the ablate stage of an experiment on the cluster, and print the peaks."""
+    """Run an experiment on the cluster, and print the peaks."""
     (folder / "experiment").mkdir(exist_ok=True)
     (folder / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{json.dumps(experiment)}\n")
     address = ray.get_runtime_context().gcs_address
     command = [sys.executable, "-m", "coar_dist", "--config-dir", str(folder), f"experiment={name}"]
-    allowed = ["allow_code=[tests.benchmarks.transport]", "stages=[ablate]"]
-    where = [f"run.dir={folder / 'run of'}-{name}", f"cluster.address={address}"]
+    command += ["allow_code=[tests.benchmarks.transport]", f"run.dir={folder / 'run of'}-{name}"]
     begun = time.perf_counter()
     process = subprocess.Popen(
-        [*command, *allowed, *where], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, f"cluster.address={address}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     with Sampler(process.pid) as sampler:
         output, _ = process.communicate()
     print(f"{name}: {time.perf_counter() - begun:.0f} s, exit {process.returncode}", flush=True)
     if process.returncode:
         print(output[-3000:])
-    for who, sizes in sorted(sampler.peaks.items(), key=lambda item: -item[1]["RSS"])[:6]:
+    for who, sizes in sorted(sampler.peaks.items(), key=lambda item: (item[0] != "driver", -item[1]["RSS"]))[:7]:
         print(f"{who:32}" + "  ".join(f"{key} {value:5.2f} GB" for key, value in sizes.items()), flush=True)
 
 
 def experiment_of(shape: str, data: Path, gigabytes: float) -> dict[str, Any]:
-    """Few masks of a model that is small beside its examples, or large."""
+    """Few masks of a model that is small beside its examples, or large; then with a gradient baseline and an edit."""
     here = "tests.benchmarks.transport"
     large = {"source": f"{here}:large_model", "arguments": {"gigabytes": gigabytes}}
     arrays = {"path": str(data), "inputs": "pixels", "targets": "labels"}
+    edit = {"target": {"classes": [0, 1, 2, 3, 4], "sample": 4}, "metric": "output", "keep": {"others": 9.0}}
+    with_edit = {"stages": ["ablate", "fit", "edit"], "baselines": ["gradient_x_parameter"], "edit": edit}
     return {
         "task": {
-            "model": large if shape == "model" else {"source": f"{here}:small_model"},
+            "model": {"source": f"{here}:small_model"} if shape == "images" else large,
             "examples": {"source": "numpy_arrays", "arguments": arrays},
             "output_function": "margin",
         },
         "components": {"selector": "conv_filters"},
         "design": {"num_masks": 4},
         "gradients": {"num_masks": 0},
-        "baselines": [],
+        **(with_edit if shape == "edit" else {"stages": ["ablate"], "baselines": []}),
         "evaluation": {"num_masks": 2},
         "ablation": {"compile": False},
         "run": {"previews": False},
-        "cluster": {"max_actors": 1 if shape == "model" else 2},
+        "cluster": {"max_actors": 2 if shape == "images" else 1},
     }
 
 
 def main() -> None:
-    """Both shapes, one after the other."""
+    """All shapes, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=float, default=3.0, help="gigabytes of images")
     parser.add_argument("--model", type=float, default=6.0, help="gigabytes of weights")
-    parser.add_argument("--only", choices=["images", "model"])
+    parser.add_argument("--only", choices=_SHAPES)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["PYTHONPATH"] = os.getcwd()
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        for shape in ("images", "model"):
+        for shape in _SHAPES:
             if arguments.only not in (None, shape):
                 continue
             data = folder / f"data of {shape}"
             data.mkdir()
-            num_images = write_images(data, arguments.images if shape == "images" else 0.002)
+            num_images = write_images(data, arguments.images if shape == "images" else 0.01)
             print(f"{num_images:,} images")
             measure(shape, experiment_of(shape, data, arguments.model), folder)
         ray.shutdown()

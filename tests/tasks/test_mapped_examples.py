@@ -6,7 +6,8 @@ import copy
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from coar_dist.config.schema import SubsetConfig
 from coar_dist.errors import NotOnThisNodeError, TaskError
 from coar_dist.tasks import mapped_examples, tensor_files
 from coar_dist.tasks.elsewhere import AsHere, ModelOrigin, origin_of, weights_of, with_origin, without_weights
 from coar_dist.tasks.example_set import ExampleSet
+from coar_dist.tasks.examples.source import StreamedSource, load_subset
 from coar_dist.tasks.mapped_examples import MappedExamples, built_by, from_pieces, in_pieces, is_mapped, mapped
 from tests.models import randomise
 
@@ -79,29 +81,62 @@ def test_small_examples_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(tensor_files.root().iterdir()) == []
 
 
-def test_a_source_is_asked_for_pieces_and_gives_what_it_gives_at_once() -> None:
-    asked: list[int] = []
+class Rows:
+    """Rows whose examples are those of ``example_set``; it counts what is asked for."""
 
-    def load(ids: NDArray[np.int64]) -> ExampleSet:
-        asked.append(len(ids))
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows, self.num_passes, self.asked = num_rows, 0, list[int]()
+
+    def __call__(self) -> Iterator[int]:
+        self.num_passes += 1
+        yield from range(self.num_rows)
+
+    def load(self, rows: Iterable[int]) -> ExampleSet:
+        ids = np.fromiter(rows, np.int64)
+        self.asked.append(len(ids))
+        warnings.warn(f"{len(ids)} examples from {ids[0]}", stacklevel=1)
         return example_set().select(ids)
 
-    ids = np.arange(1, 150, 1)
-    there = in_pieces(load, ids)
+
+def test_a_source_is_asked_for_pieces_and_gives_what_it_gives_at_once() -> None:
+    rows = Rows(150)
+    with pytest.warns(UserWarning, match="examples from") as said:
+        there = in_pieces(rows.load, rows)
     assert is_mapped(there)
-    assert same(there, example_set().select(ids))
-    assert sum(asked[1:]) == 149
-    assert max(asked[1:]) * 222 <= 2000  # bytes of an example: twice 105 + 1 + ..., and of a piece
-    few = np.arange(20)
-    assert same(in_pieces(load, few), example_set().select(few))
-    assert asked[-1] == 20
+    assert same(there, example_set())
+    assert (sum(rows.asked), rows.asked[0], rows.num_passes) == (150, 64, 1)
+    assert max(rows.asked[1:]) * 222 <= 2000  # bytes of an example: twice 105 + 1 + ..., and of a piece
+    assert [str(each.message).partition(" ")[0] for each in said] == [str(number) for number in rows.asked]
+
+
+@pytest.mark.parametrize(("num_rows", "asked"), [(20, [20]), (64, [64]), (65, [64, 65])])
+def test_small_sets_stay_in_memory_and_warn_once(
+    monkeypatch: pytest.MonkeyPatch, num_rows: int, asked: list[int]
+) -> None:
+    monkeypatch.setattr(mapped_examples, "LARGE_BYTES", 10**6)
+    rows = Rows(num_rows)
+    with pytest.warns(UserWarning, match=f"{num_rows} examples from 0") as said:
+        there = in_pieces(rows.load, rows)
+    assert same(there, example_set().select(np.arange(num_rows)))
+    assert (rows.asked, rows.num_passes, len(said), is_mapped(there)) == (asked, 1, 1, False)
+
+
+def test_a_large_stream_is_passed_once_in_pieces() -> None:
+    rows = Rows(150)
+    source = StreamedSource(lambda: ({"i": i} for i in rows()), lambda pairs: rows.load(i for i, _ in pairs))
+    with pytest.warns(UserWarning, match="examples from"):
+        there = load_subset(source, SubsetConfig(every=2), "numbers", "task.examples.subset")
+    assert is_mapped(there)
+    assert same(there, example_set().select(np.arange(0, 150, 2)))
+    assert (rows.asked[0], sum(rows.asked), rows.num_passes) == (64, 75, 1)
 
 
 def test_texts_that_are_padded_to_the_longest_are_loaded_at_once() -> None:
-    def load(ids: NDArray[np.int64]) -> ExampleSet:
-        return ExampleSet(torch.zeros(len(ids), int(ids.max()) + 1), torch.zeros(len(ids)))
+    def load(ids: Iterable[int]) -> ExampleSet:
+        found = list(ids)
+        return ExampleSet(torch.zeros(len(found), max(found) + 1), torch.zeros(len(found)))
 
-    there = in_pieces(load, np.arange(150))
+    there = in_pieces(load, lambda: iter(range(150)))
     assert not is_mapped(there)
     assert isinstance(there.inputs, torch.Tensor)
     assert there.inputs.shape == (150, 150)

@@ -90,9 +90,7 @@ class HubRows:
             raise TaskError(f"column {image_column!r} of {self.where} is {kind}, not Image.")
         return HubRows(self.where, self.dataset.cast_column(image_column, datasets.Image(decode=False)))
 
-    def source(
-        self, load: Callable[[Pairs, int | None], ExampleSet], label_column: str | None
-    ) -> IndexedSource | StreamedSource:
+    def source(self, load: Callable[[Pairs], ExampleSet], label_column: str | None) -> IndexedSource | StreamedSource:
         """The source whose examples ``load`` makes of rows with their ids; the label makes the classes."""
         import datasets
 
@@ -107,7 +105,7 @@ class HubRows:
 
         def load_ids(ids: NDArray[np.int64]) -> ExampleSet:
             chosen = rows if len(ids) == rows.num_rows else rows.select(ids)
-            return load(zip(ids.tolist(), chosen, strict=True), len(ids))
+            return load(zip(ids.tolist(), chosen, strict=True))
 
         def labels() -> NDArray[np.int64]:
             assert label_column is not None
@@ -181,7 +179,7 @@ def huggingface_images(
     rows = HubRows.open(dataset, split, config_name, streaming, [image_column, label_column, *(columns or ())])
     rows = rows.with_encoded(image_column)
 
-    def load(pairs: Pairs, num_examples: int | None) -> ExampleSet:
+    def load(pairs: Pairs) -> ExampleSet:
         gathered, labels = Gathered(columns), []
 
         def images() -> Iterator[tuple[str, Path | bytes]]:
@@ -193,7 +191,7 @@ def huggingface_images(
                     raise TaskError(f"{name} has no image.")
                 yield name, stored["bytes"] if stored["bytes"] is not None else Path(stored["path"])
 
-        pixels = decode(images(), geometry, num_examples)
+        pixels = decode(images(), geometry, None)
         return ExampleSet(tensor_of(pixels), tensor_of(np.array(labels, dtype=np.int64)), gathered.columns())
 
     return rows.source(load, label_column)

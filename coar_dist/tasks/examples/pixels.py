@@ -26,7 +26,7 @@ from coar_dist.errors import ConfigError, TaskError
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 MODES = {"RGB": 3, "L": 1}
 _IN_FLIGHT_PER_THREAD = 4
-_FIRST_GUESS = 1024
+_FIRST_GUESS = 64
 """Images that there is room for at first where their number is not known."""
 _PIXELS_AT_ONCE = 2**27
 """What all threads together decode: 1 GB, as decoded and as converted."""

@@ -76,7 +76,7 @@ def huggingface_answers(
             raise TaskError(f"{name}: {label_column!r} is {right}, but there are {len(tokens)} answers, from 0 on.")
         return [tokens.pop(right), *tokens]
 
-    def load(pairs: Pairs, _num_examples: int | None) -> ExampleSet:
+    def load(pairs: Pairs) -> ExampleSet:
         gathered, texts, others, names, tokens_of_answers = Gathered(columns), [], [], [], []
         for i, row in gathered.passing(pairs):
             names.append(f"row {i} of {rows.where}")

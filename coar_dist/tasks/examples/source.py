@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,12 +47,12 @@ class StreamedSource:
 
     Attributes:
         rows: a new pass over all rows.
-        load: the example set of (id, row) pairs, in their order; the second argument is their number where it is known.
+        load: the example set of (id, row) pairs, in their order.
         label: the class label of a row; None where there are no classes.
     """
 
     rows: Callable[[], Iterator[Mapping[str, Any]]]
-    load: Callable[[Iterable[tuple[int, Mapping[str, Any]]], int | None], ExampleSet]
+    load: Callable[[Iterable[tuple[int, Mapping[str, Any]]]], ExampleSet]
     label: Callable[[Mapping[str, Any]], int] | None = None
 
 
@@ -71,10 +72,11 @@ def load_subset(source: Source, subset: SubsetConfig, name: str, key: str) -> Ex
         ConfigError: the subset asks for what the source does not have.
     """
     if isinstance(source, StreamedSource):
-        known = len(subset.ids) if subset.ids is not None and subset.classes is None else None
-        return mapped(source.load(_streamed(source, subset, name, key), subset.first or known))
+        return in_pieces(source.load, partial(_streamed, source, subset, name, key))
     if isinstance(source, IndexedSource):
-        return in_pieces(source.load, chosen_ids(subset, source.num_examples, source.labels, name, key))
+        ids = chosen_ids(subset, source.num_examples, source.labels, name, key)
+        load = source.load
+        return in_pieces(lambda some: load(np.fromiter(some, np.int64)), lambda: iter(ids))
     columns = {SOURCE_ID: np.arange(len(source)), **source.columns}
     source = replace(source, columns=columns)
     if subset == SubsetConfig():

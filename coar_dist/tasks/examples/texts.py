@@ -137,7 +137,7 @@ def huggingface_text(
     rows = HubRows.open(dataset, split, config_name, streaming, [text_column, *(columns or ())])
     encoder = tokenizer_of(tokenizer)
 
-    def load(pairs: Pairs, _num_examples: int | None) -> ExampleSet:
+    def load(pairs: Pairs) -> ExampleSet:
         gathered, texts, names = Gathered(columns), [], []
         for i, row in gathered.passing(pairs):
             names.append(f"row {i} of {rows.where}")
