@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from coar_dist.config.function_identity import identity_of
 from coar_dist.config.functions import name_of, resolve
-from coar_dist.errors import ConfigError, TaskError
+from coar_dist.errors import ConfigError, ConvergenceError, TaskError
 from coar_dist.regression import ridge
 from coar_dist.regression.factor import Factor
-from coar_dist.regression.lasso import LassoProblem, solve
+from coar_dist.regression.lasso import LassoProblem, exact_gaps, solve
 from coar_dist.regression.ridge import Projected
 
 CUML_RIDGE_MAX_COMPONENTS = 4096
@@ -38,8 +38,8 @@ class LassoTarget:
     """What a lasso backend solves: one alpha per example.
 
     Attributes:
-        problem: for torch.
-        alphas: (n,) float64.
+        problem: for torch; its margins are in units of their standard deviation.
+        alphas: (n,) float64, of these margins.
         l1_ratio: in (0, 1].
         start: (d, n) float64 weights near the solution.
         tolerance: duality gap relative to y'y / m.
@@ -206,16 +206,25 @@ def ridge_weights(
     return weights
 
 
-def lasso_weights(backend: Backend, factor: Factor | None, target: LassoTarget) -> torch.Tensor:
-    """The weights of ``torch_lasso`` (d, n) float64, by any backend; the duality gap tells how good they are.
+def lasso_weights(backend: Backend, factor: Factor | None, target: LassoTarget) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weights of ``torch_lasso`` (d, n) float64, by any backend, and their duality gaps (n,), finite.
 
     Raises:
         ConfigError, TaskError: as ``ridge_weights``.
+        ConvergenceError: weights or gaps are not finite, whoever found them.
     """
     if isinstance(backend, str) and backend in LASSO_BACKENDS:
-        return LASSO_BACKENDS[backend](factor, target)
-    weights = _own_weights(backend, LASSO_BACKENDS, (factor, target), target.problem)
-    return torch.from_numpy(weights).to(target.problem.cross.device)
+        weights = LASSO_BACKENDS[backend](factor, target)
+    else:
+        own = _own_weights(backend, LASSO_BACKENDS, (factor, target), target.problem)
+        weights = torch.from_numpy(own).to(target.problem.cross.device)
+    gaps = exact_gaps(target.problem, weights, target.alphas, target.l1_ratio)
+    if not (torch.isfinite(weights).all() and torch.isfinite(gaps).all()):
+        raise ConvergenceError(
+            f"{_KEY}={name_of_backend(backend)!r} gives lasso weights that are not finite, or whose duality gap is "
+            f"not. Use regression.backend=torch."
+        )
+    return weights, gaps
 
 
 def _own_weights(

@@ -4,14 +4,17 @@ Objective, per example, as in scikit-learn, with centred X and y and m masks:
 
     (1 / 2m) ||y - Xw||**2 + alpha * l1_ratio * ||w||_1 + (alpha / 2) (1 - l1_ratio) ||w||**2
 
+The y of a fit are margins in units of their standard deviation (``standardised``): alpha has no unit, the elastic net
+does not depend on that of the margins, and float32 holds all squares.
+
 Solved by accelerated proximal gradient steps (FISTA, Beck & Teboulle 2009; constant momentum where the Gram matrix is
 well conditioned, as random masks make it, Nesterov 2004, section 2.2; restarts elsewhere, O'Donoghue & Candes 2015):
-one product (d, d) x (d, n) a step, float32 along the path, float64 at its chosen point. The end is a duality gap.
+one product (d, d) x (d, n) a step, float32 along the path, float64 at its chosen point. The end is a duality gap; one
+that overflows ends nothing.
 """
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,11 +28,6 @@ from coar_dist.regression.statistics import DesignStatistics, Gram, MarginStatis
 _STEPS_BETWEEN_CHECKS = 3
 _MAX_STEPS = 20_000
 _WELL_CONDITIONED = 400.0
-_PATH_TOLERANCE = 1e-4
-"""Duality gap at which a point of the path is near enough to be compared."""
-_FLOAT32_STEPS = 300
-"""Steps after which float32, whose gap may have a floor, hands over to float64."""
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class LassoProblem:
         gram: Xc'Xc / m (d, d) float64.
         extremes: smallest and largest eigenvalue of ``gram``.
         cross: Xc'y / m (d, n) float64.
-        squares: y'y / m (n,) float64.
+        squares: y'y / m (n,) float64; exactly 0 where y is constant.
     """
 
     gram: torch.Tensor
@@ -49,12 +47,25 @@ class LassoProblem:
     squares: torch.Tensor
 
     def to(self, dtype: torch.dtype) -> LassoProblem:
-        """The same in another precision."""
-        return LassoProblem(self.gram.to(dtype), self.extremes, self.cross.to(dtype), self.squares.to(dtype))
+        """The matrices in another precision; the squares, which tell what is constant, stay."""
+        return LassoProblem(self.gram.to(dtype), self.extremes, self.cross.to(dtype), self.squares)
 
     def of(self, columns: torch.Tensor) -> LassoProblem:
         """Some of the examples."""
         return LassoProblem(self.gram, self.extremes, self.cross[:, columns], self.squares[columns])
+
+
+def units_of(margins: MarginStatistics, design: DesignStatistics) -> NDArray[np.float64]:
+    """Standard deviations of the margins over the masks, 1 where they are constant: (n,) float64."""
+    variances = margins.centred_squares(design) / design.num_masks
+    return np.where(variances > 0, np.sqrt(variances), 1.0)
+
+
+def standardised(margins: MarginStatistics, units: NDArray[np.float64]) -> MarginStatistics:
+    """The same statistics of margins divided by ``units`` (n,)."""
+    return MarginStatistics(
+        margins.shift / units, margins.cross / units, margins.sums / units, margins.square_sums / units**2
+    )
 
 
 def extremes_of(gram: Gram, device: str) -> tuple[float, float]:
@@ -114,7 +125,7 @@ def solve(
     Raises:
         ConvergenceError: the tolerance was not reached.
     """
-    solution = _iterate(problem, alphas, l1_ratio, start, tolerance, _MAX_STEPS)
+    solution = iterate(problem, alphas, l1_ratio, start, tolerance, _MAX_STEPS)
     worst = float(solution.gaps.max()) if len(solution.gaps) else 0.0
     if worst > tolerance:
         raise ConvergenceError(
@@ -124,10 +135,10 @@ def solve(
     return solution
 
 
-def _iterate(
+def iterate(
     problem: LassoProblem, alphas: torch.Tensor, l1_ratio: float, start: torch.Tensor, tolerance: float, max_steps: int
 ) -> Solution:
-    """Up to ``max_steps`` steps; the gaps tell which examples are done."""
+    """As ``solve``, but up to ``max_steps`` steps; the gaps tell which examples are done."""
     dtype = problem.cross.dtype
     weights, gaps = start.to(dtype).clone(), torch.zeros_like(problem.squares, dtype=torch.float64)
     running = torch.nonzero(problem.squares > 0).squeeze(1)
@@ -177,9 +188,10 @@ def _iterate(
 def _relative_gaps(
     problem: LassoProblem, weights: torch.Tensor, gradient: torch.Tensor, alphas: torch.Tensor, l1_ratio: float
 ) -> torch.Tensor:
-    """Primal minus dual objective over y'y / m, per example; ``gradient`` is X'(y - Xw) / m."""
+    """Primal minus dual objective over y'y / m, per example, infinite where it overflows; ``gradient`` is
+    X'(y - Xw) / m."""
     l1, l2 = alphas.double() * l1_ratio, alphas.double() * (1 - l1_ratio)
-    squares = problem.squares.double()
+    squares = problem.squares
     with_cross = (problem.cross * weights).sum(dim=0, dtype=torch.float64)
     norm = (weights * weights).sum(dim=0, dtype=torch.float64)
     residual_squares = squares - with_cross - (weights * gradient).sum(dim=0, dtype=torch.float64)
@@ -187,7 +199,8 @@ def _relative_gaps(
     scale = torch.minimum(l1 / slope.clamp(min=1e-300), torch.ones_like(l1))
     gap = 0.5 * (1 + scale**2) * residual_squares + l1 * weights.abs().sum(dim=0, dtype=torch.float64)
     gap += 0.5 * l2 * (1 + scale**2) * norm - scale * (squares - with_cross)
-    return (gap / squares).clamp(min=0.0)
+    relative = (gap / squares).abs()  # below 0 it is rounding, of that size
+    return torch.where(torch.isfinite(relative), relative, torch.inf)
 
 
 def exact_gaps(problem: LassoProblem, weights: torch.Tensor, alphas: torch.Tensor, l1_ratio: float) -> torch.Tensor:
@@ -195,116 +208,6 @@ def exact_gaps(problem: LassoProblem, weights: torch.Tensor, alphas: torch.Tenso
     gradient = problem.cross - problem.gram @ weights
     safe = LassoProblem(problem.gram, problem.extremes, problem.cross, problem.squares.clamp(min=1e-300))
     return torch.where(problem.squares > 0, _relative_gaps(safe, weights, gradient, alphas, l1_ratio), 0.0)
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Masks that choose the penalty: statistics about the means of the others.
-
-    Attributes:
-        num_masks: how many.
-        gram: (X - mean)'(X - mean) (d, d) float64, mean of the other masks.
-        cross: (X - mean)'(y - mean) (d, n).
-        squares: sum of (y - mean)**2 (n,).
-    """
-
-    num_masks: int
-    gram: torch.Tensor
-    cross: torch.Tensor
-    squares: torch.Tensor
-
-    @classmethod
-    def of(
-        cls,
-        held: Gram,
-        margins: MarginStatistics,
-        train: DesignStatistics,
-        mean: NDArray[np.float64],
-        device: str,
-    ) -> HeldOut:
-        """The held-out statistics of one block.
-
-        Args:
-            held: X'X of the held-out masks.
-            margins: statistics of the held-out masks.
-            train: means of the other masks.
-            mean: mean margins under the other masks, (n,).
-            device: where errors are computed.
-        """
-        offset = margins.shift - mean
-        sums = margins.sums + held.num_masks * offset
-        cross = margins.cross + np.outer(held.design.kept, offset) - np.outer(train.mean, sums)
-        squares = margins.square_sums + 2 * offset * margins.sums + held.num_masks * offset**2
-        parts = (torch.from_numpy(part).to(device) for part in (cross, squares))
-        return cls(held.num_masks, held.centred(train.mean, device), *parts)
-
-    def errors(self, weights: torch.Tensor) -> torch.Tensor:
-        """Mean squared error of weights (d, n) on these masks: (n,) float64."""
-        exact = weights.double()
-        product = (self.gram @ exact - 2 * self.cross) * exact
-        return (self.squares + product.sum(dim=0)).clamp(min=0.0) / self.num_masks
-
-
-@dataclass(frozen=True)
-class PathChoice:
-    """The chosen point of every example's path.
-
-    Attributes:
-        alphas: (n,) float64.
-        weights: (d, n) float64, near the solution there.
-        scores: what was smallest there, (n,) float64.
-        at_edge: (n,) bool, whether it is an end of the path.
-    """
-
-    alphas: torch.Tensor
-    weights: torch.Tensor
-    scores: torch.Tensor
-    at_edge: torch.Tensor
-
-
-def choose_on_path(
-    problem: LassoProblem, ratios: NDArray[np.float64], l1_ratio: float, num_masks: int, held_out: HeldOut | None
-) -> PathChoice:
-    """Follow the path from the largest penalty down, each point from the last, and keep the best of every example.
-
-    Args:
-        problem: of the masks that are fitted.
-        ratios: (num_penalties,) descending, penalties over ``largest_alphas``.
-        l1_ratio: in (0, 1].
-        num_masks: of the masks that are fitted.
-        held_out: masks whose squared error decides; None is the Bayesian information criterion ``m log(rss / m) +
-            log(m) k``, k the nonzero weights (Zou, Hastie & Tibshirani 2007).
-    """
-    largest = largest_alphas(problem, l1_ratio)
-    rough = problem.to(torch.float32)
-    weights = torch.zeros_like(rough.cross)
-    choice = PathChoice(largest, weights.clone(), torch.full_like(largest, torch.inf), largest > 0)
-    steps = []
-    for ratio in ratios:
-        alphas = largest * float(ratio)
-        solution = _iterate(rough, alphas, l1_ratio, weights, _PATH_TOLERANCE, _FLOAT32_STEPS)
-        weights = solution.weights.float()
-        steps.append(solution.num_steps)
-        slow = torch.nonzero(solution.gaps > _PATH_TOLERANCE).squeeze(1)
-        if slow.numel():
-            exact = solve(problem.of(slow), alphas[slow], l1_ratio, solution.weights[:, slow], _PATH_TOLERANCE)
-            weights[:, slow] = exact.weights.float()
-            steps[-1] += exact.num_steps
-        scores = held_out.errors(weights) if held_out is not None else _information(problem, weights, num_masks)
-        better = scores < choice.scores
-        choice = PathChoice(
-            torch.where(better, alphas, choice.alphas),
-            torch.where(better, weights, choice.weights),
-            torch.where(better, scores, choice.scores),
-            torch.where(better, torch.full_like(better, ratio in (ratios[0], ratios[-1])), choice.at_edge),
-        )
-    _log.info("lasso path of %d examples: steps per penalty %s", len(largest), steps)
-    return PathChoice(choice.alphas, choice.weights.double(), choice.scores, choice.at_edge)
-
-
-def _information(problem: LassoProblem, weights: torch.Tensor, num_masks: int) -> torch.Tensor:
-    residual = mean_squares(problem, weights.double()).clamp(min=1e-300)
-    return num_masks * residual.log() + float(np.log(num_masks)) * (weights != 0).sum(dim=0)
 
 
 def mean_squares(problem: LassoProblem, weights: torch.Tensor) -> torch.Tensor:

@@ -13,9 +13,9 @@ from coar_dist.cluster.execution import Kept
 from coar_dist.regression import lasso
 from coar_dist.regression.backends import Backend, LassoTarget, lasso_weights
 from coar_dist.regression.fitted import Fitted, where
-from coar_dist.regression.lasso import HeldOut, PathChoice
+from coar_dist.regression.lasso_path import HeldOut, PathChoice, choose_on_path, r2_on_new_masks
 from coar_dist.regression.masks import PackedMasks
-from coar_dist.regression.observations import Margins, Observations
+from coar_dist.regression.observations import HeldMargins, Observations
 from coar_dist.regression.shared import SharedFactor
 from coar_dist.regression.statistics import Gram, MarginStatistics, margin_statistics
 from coar_dist.store.tables import Attributions
@@ -70,54 +70,66 @@ class LassoPlan:
         return {}
 
     def fit(self, observations: Observations, block: tuple[int, int], device: str) -> Fitted:
-        """Attributions of one block, whose files are read once."""
+        """Attributions of one block, whose files are read once.
+
+        Raises:
+            ConvergenceError: the backend's weights or their duality gap are not finite, or torch's is too large.
+        """
         shared, margins = self.statistics.read(), observations.of_block(block, self.masks.read())
-        choice: PathChoice | None = None
-        new_error: torch.Tensor | None = None
+        design, num_train = shared.gram.design, shared.gram.num_masks - self.num_held_out
+        held_margins: NDArray[np.floating[Any]] | None = None
+        statistics = train = margin_statistics(margins.batches(0, num_train), device)
         if self.num_held_out:
-            statistics, choice, new_error = self._choose(shared, margins, device)
-        else:
-            statistics = margin_statistics(margins.batches(), device)
-        num_masks = shared.gram.num_masks
-        problem = lasso.problem_of(shared.gram, shared.extremes, statistics, device)
-        if choice is None and self.ratios is not None:
-            choice = lasso.choose_on_path(problem, self.ratios, self.l1_ratio, num_masks, None)
+            held_margins = np.concatenate(list(margins.parts(num_train, shared.gram.num_masks)))
+            held = HeldMargins(margins.masks.part(num_train, shared.gram.num_masks), held_margins)
+            statistics = train + margin_statistics(held.batches(), device, train.shift)
+        units = lasso.units_of(statistics, design)
+        problem = lasso.problem_of(shared.gram, shared.extremes, lasso.standardised(statistics, units), device)
+        choice: PathChoice | None = None
+        if held_margins is not None:
+            choice = self._choose(shared, lasso.standardised(train, units), held_margins / units, device)
+        elif self.ratios is not None:
+            choice = choose_on_path(problem, self.ratios, self.l1_ratio, shared.gram.num_masks, None)
         if choice is None:
             alphas, start = torch.full_like(problem.squares, self.alpha), torch.zeros_like(problem.cross)
         else:
             alphas, start = choice.alphas, choice.weights
         factor = None if shared.factor is None else shared.factor.on(device).whole()
-        target = LassoTarget(problem, alphas, self.l1_ratio, start, self.tolerance)
-        weights = lasso_weights(self.backend, factor, target)
+        weights, gaps = lasso_weights(
+            self.backend, factor, LassoTarget(problem, alphas, self.l1_ratio, start, self.tolerance)
+        )
         varies = problem.squares > 0
         r2 = 1.0 - lasso.mean_squares(problem, weights) / problem.squares.clamp(min=1e-300)
-        dense = weights.cpu().numpy()
+        dense = weights.cpu().numpy() * units
+        r2_new = np.full(len(r2), np.nan)
+        if choice is not None and choice.crossed is not None and held_margins is not None:
+            squares = torch.from_numpy((held_margins - statistics.mean(design)) / units).to(device).square_()
+            r2_new = where(varies, r2_on_new_masks(choice.crossed, squares, design.num_masks, varies))
         attributions = Attributions(
             np.ascontiguousarray(dense.T, dtype=np.float32),
-            statistics.intercepts(shared.gram.design, dense),
+            statistics.intercepts(design, dense),
             alphas.cpu().numpy(),
             where(varies, r2),
-            np.full(len(r2), np.nan) if new_error is None else where(varies, 1.0 - new_error),
-            lasso.exact_gaps(problem, weights, alphas, self.l1_ratio).cpu().numpy(),
+            r2_new,
+            gaps.cpu().numpy(),
         )
         return Fitted(attributions, 0 if choice is None else int((choice.at_edge & varies).sum()))
 
     def _choose(
-        self, shared: LassoStatistics, margins: Margins, device: str
-    ) -> tuple[MarginStatistics, PathChoice, torch.Tensor]:
-        """Statistics under all masks, the points that are best on the held-out ones, and their squared errors there
-        over those of no weights."""
+        self,
+        shared: LassoStatistics,
+        train_margins: MarginStatistics,
+        held_margins: NDArray[np.floating[Any]],
+        device: str,
+    ) -> PathChoice:
+        """The points that are best on the held-out masks, whose margins are (h, n), in the units of the others."""
         assert shared.held_out is not None
         assert shared.train_extremes is not None
         assert self.ratios is not None
-        num_masks, num_train = shared.gram.num_masks, shared.gram.num_masks - self.num_held_out
-        train_margins = margin_statistics(margins.batches(0, num_train), device)
-        held_margins = margin_statistics(margins.batches(num_train, num_masks), device, train_margins.shift)
-        train = shared.gram - shared.held_out
+        train, masks = shared.gram - shared.held_out, self.masks.read()
         design = train.design
         problem = lasso.problem_of(train, shared.train_extremes, train_margins, device)
         del train  # a matrix less
-        held = HeldOut.of(shared.held_out, held_margins, design, train_margins.mean(design), device)
-        choice = lasso.choose_on_path(problem, self.ratios, self.l1_ratio, num_train, held)
-        null = held.errors(torch.zeros_like(choice.weights))
-        return train_margins + held_margins, choice, choice.scores / null.clamp(min=1e-300)
+        about = torch.from_numpy(held_margins - train_margins.mean(design)).to(device)
+        held = HeldOut(masks.part(design.num_masks, masks.num_masks), design.mean, about)
+        return choose_on_path(problem, self.ratios, self.l1_ratio, design.num_masks, held)

@@ -20,6 +20,7 @@ from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDirectory
 
 _THERE = "is there already"
+_NONE = np.empty(0)
 _NUMBERS: dict[str, tuple[str, Callable[[NDArray[np.float64]], np.floating[Any]], str]] = {
     "mean R2": ("r2", np.mean, ".3f"),
     "new masks": ("r2_new", np.mean, ".3f"),
@@ -65,16 +66,23 @@ def _run(session: Session) -> None:
         numbers = ", ".join(f"{name} {value}" for name, value in quality.items())
         _log.info("%s", "; ".join(filter(None, [method, how, numbers])))
     session.terminal.show_table(table)
+    unknown = [method for method, (_, quality) in rows.items() if "mean R2" in quality and "new masks" not in quality]
+    if unknown and is_new:
+        session.terminal.say(
+            f"no R2 on new masks for {', '.join(unknown)}: the masks are too few to tell it within .03."
+        )
 
 
 def _quality(run: RunDirectory, method: str) -> dict[str, str]:
     """What is known of a method's attributions, by the words of ``_NUMBERS``."""
     quality = RunReader(run).quality(method=method)
+    if not np.isfinite(quality["r2_new"][np.isfinite(quality["r2"])]).all():
+        del quality["r2_new"]  # the mean of the blocks where it is known would be another one's
     known = {name: values[np.isfinite(values)] for name, values in quality.items()}
     return {
         words: f"{function(known[name]):{form}}"
         for words, (name, function, form) in _NUMBERS.items()
-        if known[name].size
+        if known.get(name, _NONE).size
     }
 
 

@@ -38,9 +38,9 @@ class Attributions:
     Attributes:
         weights: (n, num_components) float32.
         intercepts: (n,) float64.
-        regularisation: (n,) float64, the chosen penalties.
+        regularisation: (n,) float64, the chosen penalties; the lasso's of margins divided by their standard deviation.
         r2: (n,) share of the margins' variance over the training masks that the linear model explains.
-        r2_new: (n,) the same on new masks, estimated without any.
+        r2_new: (n,) the same on new masks, estimated without any; NaN where the masks are too few to tell.
         duality_gap: (n,) of the lasso, relative to the margins' variance.
         standard_errors: (n, num_components) float32 of the weights, where they were asked for.
     """

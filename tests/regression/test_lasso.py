@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from coar_dist.errors import ConvergenceError
 from coar_dist.regression import lasso
 from coar_dist.regression.backends import LASSO_BACKENDS, LassoTarget, lasso_weights, torch_lasso
 from coar_dist.regression.factor import factorise
-from coar_dist.regression.lasso import HeldOut, LassoProblem, choose_on_path, extremes_of, largest_alphas, problem_of
+from coar_dist.regression.lasso import LassoProblem, extremes_of, largest_alphas, problem_of
+from coar_dist.regression.lasso_path import HeldOut, choose_on_path
 from coar_dist.regression.statistics import MarginStatistics, gram, margin_statistics
-from tests.regression.problems import batches, problem
+from tests.regression.problems import batches, packed, problem
+from tests.regression.test_fit import fitted, run_of
 
 HERE = ["torch", "sklearn", pytest.param("cuml", marks=pytest.mark.gpu)]
 CASES = [("bernoulli", 200, 30), ("fixed_size", 200, 30), ("bernoulli", 40, 70)]
@@ -45,7 +48,7 @@ def test_backends_reach_scikit_learn_s_minimum_on_the_masks(
     factor = factorise(gram(batches(masks), "cpu"), "cpu")
     weights = LASSO_BACKENDS[backend](factor, target)
     if backend == "torch":  # a user's own goes the same way
-        own = lasso_weights(lambda factor, target: torch_lasso(factor, target).numpy(), factor, target)
+        own, _ = lasso_weights(lambda factor, target: torch_lasso(factor, target).numpy(), factor, target)
         assert torch.equal(own, weights)
     assert (weights[:, 0] == 0).all()
     reference = np.stack(
@@ -100,17 +103,20 @@ def test_a_tolerance_that_cannot_be_reached_is_an_error(monkeypatch: pytest.Monk
         lasso.solve(part, alphas, 1.0, torch.zeros_like(part.cross), 1e-12)
 
 
+def held_out_of(masks: np.ndarray, margins: np.ndarray, num_train: int) -> HeldOut:
+    mean = margins[:num_train].astype(float).mean(axis=0)
+    about = torch.from_numpy(margins[num_train:].astype(float) - mean)
+    return HeldOut(packed(masks[num_train:]), masks[:num_train].mean(axis=0), about)
+
+
 def test_held_out_errors_are_those_of_predictions() -> None:
     masks, margins = problem(120, 9)
-    train, held = slice(0, 100), slice(100, 120)
-    train_block = margin_statistics(batches(masks[train], 32, margins[train]))
-    held_block = margin_statistics(batches(masks[held], 32, margins[held]), shift=train_block.shift)
-    design = gram(batches(masks[train]), "cpu").design
-    held_out = HeldOut.of(gram(batches(masks[held]), "cpu"), held_block, design, train_block.mean(design), "cpu")
+    train_block = margin_statistics(batches(masks[:100], 32, margins[:100]))
     weights = np.random.default_rng(1).normal(size=(9, 5))
-    predicted = masks[held] @ weights + train_block.intercepts(design, weights)
-    expected = ((predicted - margins[held]) ** 2).mean(axis=0)
-    np.testing.assert_allclose(held_out.errors(torch.from_numpy(weights)), expected, rtol=1e-9)
+    intercepts = train_block.intercepts(gram(batches(masks[:100]), "cpu").design, weights)
+    expected = (masks[100:] @ weights + intercepts - margins[100:]) ** 2
+    found = held_out_of(masks, margins, 100).squared_errors(torch.from_numpy(weights))
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("by", ["held_out", "bic"])
@@ -123,8 +129,7 @@ def test_the_path_finds_what_is_there(by: str) -> None:
     margins = (masks @ truth + random.normal(size=(400, 20)) * 3 - 70).astype(np.float32)
     part, block = lasso_problem(masks[:300], margins[:300])
     design = gram(batches(masks[:300]), "cpu").design
-    held_block = margin_statistics(batches(masks[300:], 32, margins[300:]), shift=block.shift)
-    held = HeldOut.of(gram(batches(masks[300:]), "cpu"), held_block, design, block.mean(design), "cpu")
+    held = held_out_of(masks, margins, 300)
     ratios = np.geomspace(1.0, 1e-3, 20)
     choice = choose_on_path(part, ratios, 1.0, 300, held if by == "held_out" else None)
     weights = choice.weights.numpy()
@@ -182,3 +187,57 @@ def test_fewer_masks_than_components_converge_too() -> None:
     assert float(lasso.exact_gaps(part, solution.weights, alphas, 1.0).max()) <= 1e-6
     choice = choose_on_path(part, np.geomspace(1.0, 1e-3, 8), 1.0, 100, None)  # its end is beyond float32
     assert torch.isfinite(choice.scores).all()
+
+
+@pytest.mark.parametrize("backend", ["torch", "sklearn"])
+@pytest.mark.parametrize("l1_ratio", [1.0, 0.4])
+@pytest.mark.parametrize("alpha", [None, 0.03])
+def test_the_unit_of_the_margins_does_not_matter(
+    backend: str, l1_ratio: float, alpha: float | None, tmp_path: Path
+) -> None:
+    """Scikit-learn's solution for margins in units of their standard deviation, brought back; offsets are 100 of it."""
+    masks, margins = problem(120, 10)
+    found = {}
+    for unit in (1.0, 1e-30, 1e18, 1e30):
+        run = run_of(tmp_path / f"{unit}", masks, (margins.astype(float) * unit).astype(np.float32), per_block=2)
+        options = {"regularisation": alpha, "l1_ratio": l1_ratio, "tolerance": 1e-11, "backend": backend}
+        found[unit] = fitted(run, method="lasso", **options), "coar_lasso" if l1_ratio == 1.0 else "coar_elastic_net"
+    reader, method = found[1.0]
+    alphas = reader.quality(method=method)["regularisation"]
+    y = margins.astype(float) / margins.astype(float).std(axis=0)
+    for column, chosen in enumerate(alphas if alpha is None else [alpha] * 5):
+        model = ElasticNet(alpha=chosen, l1_ratio=l1_ratio, tol=1e-12, max_iter=200_000).fit(masks, y[:, column])
+        unit = margins[:, column].astype(float).std()
+        np.testing.assert_allclose(reader.weights([column], method=method)[0], model.coef_ * unit, atol=1e-5 * unit)
+        assert reader.intercepts([column], method=method)[0] == pytest.approx(model.intercept_ * unit, rel=1e-6)
+    for unit, (other, _) in found.items():
+        np.testing.assert_allclose(other.weights(method=method) / unit, reader.weights(method=method), atol=1e-4)
+        np.testing.assert_allclose(other.intercepts(method=method) / unit, reader.intercepts(method=method), rtol=1e-5)
+        for name, values in reader.quality(method=method).items():
+            np.testing.assert_allclose(other.quality(method=method)[name], values, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("unit", [1e-25, 1e20])
+def test_what_overflows_has_not_converged(unit: float) -> None:
+    """In float32, of margins that are not in units of their standard deviation; float64 then solves them."""
+    masks, margins = problem(100, 12)
+    part, _ = lasso_problem(masks, margins)
+    scaled = LassoProblem(part.gram, part.extremes, part.cross * unit, part.squares * unit**2)
+    rough, start = scaled.to(torch.float32), torch.zeros_like(part.cross)
+    alphas = largest_alphas(scaled, 1.0) / 10
+    assert (lasso.iterate(rough, alphas, 1.0, start, 1e-4, 30).gaps > 1e-4).all()
+    assert (lasso.exact_gaps(scaled, start + torch.nan, alphas, 1.0) == torch.inf).all()
+    ratios = np.geomspace(1.0, 1e-2, 5)
+    choice, exact = (choose_on_path(whole, ratios, 1.0, 100, None) for whole in (part, scaled))
+    np.testing.assert_allclose(exact.alphas / unit, choice.alphas, rtol=1e-6)
+    np.testing.assert_allclose(exact.weights / unit, choice.weights, atol=0.05)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1e200])
+def test_weights_that_are_no_solution_do_not_pass(wrong: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks, margins = problem(60, 9)
+    part, _ = lasso_problem(masks, margins)
+    target = LassoTarget(part, largest_alphas(part, 1.0), 1.0, torch.zeros_like(part.cross), 1e-6)
+    monkeypatch.setitem(LASSO_BACKENDS, "sklearn", lambda *_: torch.full_like(part.cross, wrong))
+    with pytest.raises(ConvergenceError, match="backend='sklearn' gives lasso weights that are not finite"):
+        lasso_weights("sklearn", None, target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn.linear_model import ElasticNet, Ridge
 
 from coar_dist.cluster.execution import in_this_process
@@ -20,6 +22,7 @@ from coar_dist.regression import masks as masks_module
 from coar_dist.regression import planning
 from coar_dist.regression.fit import fit, solver_of
 from coar_dist.regression.gate_prior import GateSources, SourceStatistics, prior_variances
+from coar_dist.regression.lasso_path import r2_on_new_masks
 from coar_dist.regression.masks import PackedMasks
 from coar_dist.regression.observations import BlockMargins, Observations, Residuals
 from coar_dist.regression.planning import gradient_plan, lasso_plan, ridge_plan
@@ -150,20 +153,64 @@ def test_r2_is_the_share_that_is_explained_and_r2_new_that_of_cross_validation(
 
 @pytest.mark.filterwarnings("ignore:.*chose a penalty at an end")
 @pytest.mark.parametrize("l1_ratio", [1.0, 0.5])
-def test_r2_of_the_lasso_is_that_of_the_masks_it_has_and_has_not_seen(l1_ratio: float, tmp_path: Path) -> None:
-    masks, margins = problem(200, 12, kind="bernoulli")
-    run = run_of(tmp_path, masks, margins)
-    config = RegressionConfig(method="lasso", l1_ratio=l1_ratio, held_out_fraction=0.25, tolerance=1e-9)
+def test_r2_of_the_lasso_is_that_of_the_masks_it_has_and_has_not_seen(
+    l1_ratio: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of new masks: what one half of those held out makes of the point that is best on the other half."""
+    monkeypatch.setattr("coar_dist.regression.lasso_path._MOST_ERROR", 1.0)
+    masks, margins = problem(400, 8, kind="bernoulli")
+    run = run_of(tmp_path, masks, margins, per_block=5)
+    config = RegressionConfig(
+        method="lasso",
+        l1_ratio=l1_ratio,
+        held_out_fraction=0.5,
+        tolerance=1e-9,
+        num_penalties=6,
+        penalty_range=[0.1, 1],
+    )
     fit(run, config, lambda _: None)
     found = RunReader(run).quality(method="coar_lasso" if l1_ratio == 1.0 else "coar_elastic_net")
-    x, y = masks.astype(float), margins.astype(float)
+    x, y = masks.astype(float), margins / margins.std(axis=0, dtype=float)
+    errors = np.empty((6, 200, 5))
     for column, alpha in enumerate(found["regularisation"]):
         model = ElasticNet(alpha=alpha, l1_ratio=l1_ratio, tol=1e-12, max_iter=100_000)
         whole = model.fit(x, y[:, column]).score(x, y[:, column])
         assert found["r2"][column] == pytest.approx(whole, abs=1e-6)
-        errors = y[150:, column] - model.fit(x[:150], y[:150, column]).predict(x[150:])
-        null = y[150:, column] - y[:150, column].mean()
-        assert found["r2_new"][column] == pytest.approx(1 - (errors**2).sum() / (null**2).sum(), abs=0.01)
+        about = x[:200] - x[:200].mean(axis=0)
+        largest = abs(about.T @ (y[:200, column] - y[:200, column].mean())).max() / 200 / l1_ratio
+        for point, ratio in enumerate(np.geomspace(1, 0.1, 6)):
+            model.set_params(alpha=largest * ratio).fit(x[:200], y[:200, column])
+            errors[point, :, column] = (model.predict(x[200:]) - y[200:, column]) ** 2
+    crossed = np.empty((200, 5))
+    for half, column in itertools.product((0, 1), range(5)):
+        best = errors[:, half::2, column].mean(axis=1).argmin()
+        crossed[1 - half :: 2, column] = errors[best, 1 - half :: 2, column]
+    deviations = (y[200:] - y.mean(axis=0)) ** 2
+    slope = np.polyfit(deviations.mean(axis=1), crossed.mean(axis=1), 1)[0]
+    expected = 1 - (crossed.mean(axis=0) - slope * (deviations.mean(axis=0) - 1)) / (400 / 399)
+    np.testing.assert_allclose(found["r2_new"], expected, atol=2e-3)
+    assert 0.1 < expected.mean() < 0.99
+
+
+def test_r2_of_the_lasso_on_new_masks_is_null_where_they_do_not_tell() -> None:
+    """Two examples, of which one is constant; errors of mean .4 that are known by Student's t, or not."""
+    random = np.random.default_rng(0)
+    squares = torch.from_numpy(np.stack([random.chisquare(1, 50), np.zeros(50)], axis=1))
+    noise = random.normal(size=50)
+    varies = torch.tensor([True, False])
+    for spread, is_known in ((0.09, True), (0.13, False)):
+        errors = squares.clone() * 0.3
+        errors[:, 0] += torch.from_numpy(0.1 + spread * noise)
+        found = r2_on_new_masks(errors, squares, 500, varies).numpy()
+        x, y = squares[:, 0].numpy(), errors[:, 0].numpy()
+        line = stats.linregress(x, y)
+        half = stats.t.ppf(0.975, 48) * np.sqrt(((y - line.intercept - line.slope * x) ** 2).sum() / 48 / 50)
+        assert (half <= 0.03) == is_known
+        assert np.isfinite(found[0]) == is_known
+        if is_known:
+            assert found[0] == pytest.approx(1 - (line.intercept + line.slope) / (500 / 499))
+    assert r2_on_new_masks(errors[:5], squares[:5], 500, varies).isnan().all()
+    assert r2_on_new_masks(errors, squares, 500, varies & False).isnan().all()
 
 
 @pytest.mark.parametrize(("tenth", "is_said"), [(1, False), (2, True)])
@@ -185,7 +232,7 @@ def test_a_gap_is_said_where_it_is_twice_what_was_asked_for(
     """A library measures its own gap otherwise."""
     masks, margins = problem(num_examples=3)
     gaps = torch.tensor([0.0, factor * 1e-3, 1e-4], dtype=torch.float64)
-    monkeypatch.setattr("coar_dist.regression.lasso.exact_gaps", lambda *_: gaps)
+    monkeypatch.setattr("coar_dist.regression.backends.exact_gaps", lambda *_: gaps)
     config = RegressionConfig(method="lasso", backend="sklearn", regularisation=0.1, tolerance=1e-3)
     said = pytest.warns(CoarWarning, match=r"^sklearn left a duality gap of 2\.1e-03, .*tolerance=0\.001 was asked")
     with said if is_said else contextlib.nullcontext():

@@ -30,7 +30,7 @@ class RegressionConfig(Part):
     arguments of the others (``coar_dist.regression.backends``). All solve the same problem."""
     regularisation: NonNegative | None = None
     """One penalty for every example; None: chosen from the data. Ridge: ``sum of squares + penalty * ||w||**2``, 0 is
-    least squares. Lasso: scikit-learn's alpha."""
+    least squares. Lasso: scikit-learn's alpha of margins divided by their own standard deviation, without a unit."""
     selection: str | None = None
     """What chooses the penalty of an example: for ridge ``gcv`` (the default) or ``leave_one_out``, the exact error on
     masks left out one at a time, for which a block's margins are held in memory; for lasso ``held_out`` (the
