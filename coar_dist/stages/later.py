@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +16,24 @@ import torch
 
 from coar_dist.cluster.ranges import WorkRange
 from coar_dist.config.schema import Config
-from coar_dist.console.saying import Terminal
 from coar_dist.console.tables import new_table
-from coar_dist.editing.criterion import sizes as tried_sizes
-from coar_dist.errors import counted
 from coar_dist.stages.collect import Missing
-from coar_dist.stages.edit_inputs import most_components
-from coar_dist.stages.needs import Need, Sizes, Speed, evaluate_need, fit_need, report_need
+from coar_dist.stages.inputs import examples_of
+from coar_dist.stages.needs import EditPasses, Need, Sizes, Speed, edit_need, evaluate_need, fit_need, report_need
 from coar_dist.stages.print_estimate import as_bytes, as_duration
+from coar_dist.stages.session import Session
 from coar_dist.store.gradients import GradientStore
 from coar_dist.store.local_storage import LocalStorage
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
 from coar_dist.store.storage import Storage
+from coar_dist.tasks.task import Task
 
-_TRIED = 1024
+_HOUR_S = 3600.0
+_TRIED, _TRIES = 1024, 4
 _REQUEST_S = {True: 7e-4, False: 0.03}
 """Of a local folder, with what is parsed; and of an object store, of which many are under way. About."""
+_DECODED_S = 2e-9
+"""Seconds to read, copy and decode a byte, beside its hash."""
 
 
 def sizes_of(run: RunDirectory, missing: Missing, parts: Collection[WorkRange]) -> Sizes:
@@ -64,59 +68,85 @@ def sizes_of(run: RunDirectory, missing: Missing, parts: Collection[WorkRange]) 
 
 
 def measured_speed(storage: Storage) -> Speed:
-    """How fast this process multiplies and verifies."""
+    """How fast this process multiplies and verifies: the best of a few tries, which others may disturb."""
     rates = []
     for dtype in (torch.float32, torch.float64):
         matrix = torch.ones(_TRIED, _TRIED, dtype=dtype)
-        matrix @ matrix
-        started = time.perf_counter()
-        matrix @ matrix
-        rates.append(2.0 * _TRIED**3 / (time.perf_counter() - started))
+        rates.append(2.0 * _TRIED**3 / _shortest(partial(torch.matmul, matrix, matrix)))
     content = bytes(2**24)
-    started = time.perf_counter()
-    hashlib.sha256(content)
-    hashed = len(content) / (time.perf_counter() - started)
-    return Speed(rates[0], rates[1], hashed / 2, _REQUEST_S[isinstance(storage, LocalStorage)])
+    verified = 1.0 / (_shortest(partial(hashlib.sha256, content)) / len(content) + _DECODED_S)
+    return Speed(rates[0], rates[1], verified, _REQUEST_S[isinstance(storage, LocalStorage)])
 
 
-def needs_of(storage: Storage, config: Config, sizes: Sizes) -> list[Need]:
-    """What fit, evaluation and report take once all masks are there."""
+def _shortest(call: Callable[[], object]) -> float:
+    """Seconds of the fastest of a few calls."""
+    seconds = []
+    for _ in range(_TRIES):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def needs_of(storage: Storage, config: Config, sizes: Sizes, passes: EditPasses | None) -> list[Need]:
+    """What fit, evaluation, report and edit take once all masks are there; ``passes`` is None without an edit."""
     speed = measured_speed(storage)
-    return [
+    needs = [
         fit_need(sizes, config.regression, speed),
         evaluate_need(sizes, config.evaluation.curve_shares, config.regression, speed),
         report_need(sizes, speed),
     ]
+    if config.edit is not None and passes is not None:
+        needs.append(edit_need(sizes, config.edit, passes, speed))
+    return needs
 
 
 def print_later(
-    storage: Storage,
+    session: Session,
     config: Config,
     run: RunDirectory,
     missing: Missing,
     parts: Collection[WorkRange],
-    terminal: Terminal,
+    task: Task,
+    timed: tuple[float, float],
 ) -> None:
-    """Print what the stages after the ablate stage take, and warn of what would not fit."""
+    """Print what the stages after the ablate stage take, and warn of what would not fit.
+
+    Args:
+        session: of the plan stage.
+        config: with the numbers of passes that the run asks for.
+        run: as it will be.
+        missing: what it lacks.
+        parts: the same in ranges, as actors will get them.
+        task: what is explained.
+        timed: seconds until an actor can begin, and of one example under one mask; NaN where nothing was timed.
+    """
+    storage, terminal = session.storage, session.terminal
     sizes = sizes_of(run, missing, parts)
-    needs = needs_of(storage, config, sizes)
-    table = new_table("stage", "time here", "memory", "read", "written", "requests")
+    passes = None if config.edit is None else _passes_of(session, task, *timed)
+    needs = needs_of(storage, config, sizes, passes)
+    price = config.cluster.price_per_hour
+    table = new_table("stage", "time here", "memory", "read", "written", "requests", *(["USD"] * (price is not None)))
     for need in needs:
-        numbers = as_duration(need.seconds), as_bytes(need.memory), as_bytes(need.read), as_bytes(need.written)
-        table.add_row(need.stage, *numbers, f"{need.num_reads + need.num_writes:,}")
+        is_timed = math.isfinite(need.seconds)
+        duration = as_duration(need.seconds) if is_timed else "-"
+        numbers = duration, as_bytes(need.memory), as_bytes(need.read), as_bytes(need.written)
+        costs = [] if price is None else [f"{need.seconds / _HOUR_S * price:,.2f}" if is_timed else "-"]
+        table.add_row(need.stage, *numbers, f"{need.num_reads + need.num_writes:,}", *costs)
     terminal.print_table(table)
-    if config.edit is not None:
-        edit = config.edit
-        num_tried = len(tried_sizes(most_components(edit, sizes.num_components)))
-        num_selections = 1 + len(edit.compare)
-        each = " for every target" if edit.each else ""
-        terminal.print(
-            f"Edit {edit.name!r}: {counted(num_tried * num_selections, 'mask')} of the held-out examples{each}, at "
-            f"most, and a checkpoint of the model."
-        )
     num_bytes = sum(missing.stores[masks.store_name][1].bytes_of(masks.num_units) for masks in parts)
     for text in what_does_not_fit(needs, num_bytes, storage):
         terminal.warn(text)
+
+
+def _passes_of(session: Session, task: Task, start_s: float, seconds_per_pass: float) -> EditPasses:
+    """What the edit will run: on examples of its own, which are loaded here, or on the run's."""
+    edit, held_out = session.config.edit, session.held_out or task.examples
+    if session.held_out is None and edit is not None and edit.examples is not None:
+        held_out = examples_of(session, "edit.examples")
+    weights = task.model.state_dict().values()
+    model_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
+    return EditPasses(len(held_out), start_s, seconds_per_pass, model_bytes)
 
 
 def what_does_not_fit(needs: list[Need], num_bytes: float, storage: Storage) -> list[str]:

@@ -1,28 +1,46 @@
 """What the stages after the ablate stage take: operations, memory, bytes and requests, from sizes alone.
 
-Operations of products are counted as multiplications and additions. The factors below are rough: they are of the order
-that ``tests.benchmarks.rehearsal`` and ``tests.benchmarks.regression`` show on 2 CPU cores.
+Operations of products are counted as multiplications and additions. The factors below are what processes of their own
+took on a 2-core AMD EPYC, in seconds of CPU; ``tests.benchmarks.rehearsal`` prints the plan beside what is measured.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coar_dist.config.schema import RegressionConfig
+from coar_dist.config.schema import EditConfig, RegressionConfig
+from coar_dist.editing.criterion import sizes as tried_sizes
 from coar_dist.regression.sizes import choose_solver, factor_bytes, num_deciding_blocks
+from coar_dist.stages.edit_inputs import most_components
 
 _PROCESS_BYTES = 4e8
 """Of Python and torch, before any array."""
-_EIGH = 10.0
-"""Operations of a factorisation by the cube of its size, at the speed of products."""
-_LASSO_STEPS = 100.0
+_EIGH = 5.0
+"""Operations of a factorisation by the cube of its size, at the speed of products; 4 where it fits the caches."""
+_LASSO_STEPS = 150.0
 """Products with the Gram matrix on a path of penalties, for each example."""
-_RANKED_S = 5e-7
-"""Seconds to rank and compare one held-out margin, or to take it into the ceiling."""
-_REPORT_S = 8.0
-"""Figures, tables and page, whatever the run."""
-_RESAMPLED_S = 2e-4
-"""Of the report's intervals, for each example, method and held-out design."""
+_RANKED_S, _CEILING_S = 1.3e-7, 1.8e-7
+"""Seconds to rank and compare one held-out margin, and to take it into the ceiling."""
+_REPORT_S = 2.5
+"""Figures, tables and page, whatever the run, and loading what draws them."""
+_RESAMPLED_S = 3e-5
+"""Of the report's intervals, for each example."""
+_ROW_BYTES, _TABLE_ROW_BYTES = 45.0, 69.0
+"""Of an example's attributions beside the weights; and of an example in a table of the evaluation."""
+_PAGE_BYTES, _PAGE_FILES = 1.8e6, 11
+"""Of the report."""
+_REQUESTS, _FOOTER_BYTES = 2, 1e4
+"""Of an opened file: for its footer and for its columns; and the former's size."""
+_CHECKS = 6
+"""Openings of every block's attributions when a table is compared with what it would be made from."""
+_CURVE_BLOCKS, _CURVE_EXAMPLES = 8, 1024
+"""What a point of the curve of fewer masks reads and fits, at most."""
+_PLAIN_PASSES = 2
+"""Of an edit's held-out examples by the model as it was and as it is."""
+_MODELS = 4.0
+"""Copies of the model while its edited weights are written."""
+_SHARD_MASKS, _EDIT_FILES = 64, 8
+"""Masks of a shard of an edit's, the fewest; and files beside the shards."""
 _READ_BYTES = 32.0
 """For each weight of a block that is read: the file, the table, and what is computed from it."""
 _COPIES = 6.0
@@ -70,17 +88,28 @@ class Sizes:
 
     @property
     def attribution_bytes(self) -> float:
-        """Of the weights of one method."""
-        return 4.0 * self.num_examples * self.num_components
+        """Of the files of one method."""
+        return self.num_examples * (4.0 * self.num_components + _ROW_BYTES)
+
+    @property
+    def sums_bytes(self) -> float:
+        """Of the gradients' sums."""
+        return 8.0 * self.num_gradient_shards * self.num_examples * self.num_components
 
     @property
     def num_fitted(self) -> int:
         """Methods that a regression fits."""
         return (self.num_masks > 0) + (self.num_gradient_masks > 0)
 
-    def bytes_of(self, num_masks: int) -> float:
-        """Margins and masks of a design."""
-        return num_masks * (self.margin_bytes * self.num_examples + self.num_components / 8)
+    @property
+    def num_methods(self) -> int:
+        """All methods that the run has attributions of."""
+        return self.num_fitted + self.num_baselines
+
+    def bytes_of(self, num_masks: float, num_examples: int | None = None) -> float:
+        """Margins of all or of so many examples, and masks, of a design."""
+        examples = self.num_examples if num_examples is None else num_examples
+        return num_masks * (self.margin_bytes * examples + self.num_components / 8)
 
 
 @dataclass(frozen=True)
@@ -125,6 +154,23 @@ class Need:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class EditPasses:
+    """What an edit runs.
+
+    Attributes:
+        num_examples: held out, under every mask.
+        start_s: seconds until an actor can begin.
+        seconds_per_pass: of one actor, for one example under one mask.
+        model_bytes: of the weights.
+    """
+
+    num_examples: int
+    start_s: float
+    seconds_per_pass: float
+    model_bytes: float
+
+
 def fit_need(sizes: Sizes, config: RegressionConfig, speed: Speed) -> Need:
     """Of the fit stage, all methods together."""
     d, n, plain, passes = sizes.num_components, sizes.num_examples, sizes.num_masks, sizes.num_gradient_masks
@@ -136,13 +182,15 @@ def fit_need(sizes: Sizes, config: RegressionConfig, speed: Speed) -> Need:
         seconds, memory = seconds + taken, max(memory, peak)
         notes.append(note)
     block = min(sizes.block_size, n) * d
-    sums = 2.0 * sizes.num_gradient_shards * sizes.attribution_bytes
+    sums = sizes.sums_bytes
     # Masks and margins once, and, where gradients have a part, those of the blocks that decide once more.
     again = sizes.num_deciding if passes else 0
     read = sizes.num_fitted * sizes.bytes_of(plain) + (sizes.bytes_of(plain) + sums) * again / sizes.num_blocks + sums
     openings = (sizes.num_blocks + 1) * (sizes.num_fitted * sizes.num_shards + sizes.num_gradient_shards)
-    num_reads = 2 * (openings + again * (sizes.num_shards + sizes.num_gradient_shards))
-    written = sizes.attribution_bytes * (sizes.num_fitted + sizes.num_baselines)
+    openings += again * (sizes.num_shards + sizes.num_gradient_shards)
+    read, num_reads = read + _FOOTER_BYTES * openings, _REQUESTS * openings
+    errors = 4.0 * n * d * sizes.num_fitted if config.standard_errors else 0.0
+    written = sizes.attribution_bytes * sizes.num_methods + errors
     return Need(
         "fit",
         seconds + (read + written) / speed.verified + num_reads * speed.request_s,
@@ -150,7 +198,7 @@ def fit_need(sizes: Sizes, config: RegressionConfig, speed: Speed) -> Need:
         read,
         written,
         num_reads,
-        sizes.num_blocks * (sizes.num_fitted + sizes.num_baselines),
+        sizes.num_blocks * sizes.num_methods,
         "; ".join(filter(None, notes)),
     )
 
@@ -174,7 +222,10 @@ def _of_method(
         )
         note = f"{fate}: a factorisation takes {least / 1e9:.1f} GB, and regression.memory_gb is {config.memory_gb:g}"
         return 2 * _LASSO_STEPS * cross / speed.exact_products, factor_bytes(solver, num_masks, d), note
-    exact = factors * _EIGH * rank**3 + cross * (4.0 if with_gradients else 1.0) + 4.0 * rank * d * n
+    # In the dual, weights are products of masks and margins' coefficients; no sum of margins by components is made.
+    solved = 4.0 * rank * n * (num_masks if solver == "dual" else d)
+    vectors = 2.0 * rank * d * num_masks if solver == "dual" and config.standard_errors else 0.0
+    exact = factors * _EIGH * rank**3 + cross * (4.0 if with_gradients else 1.0) + solved + vectors
     products = factors * 2.0 * num_masks * d * rank
     memory = factor_bytes(solver, num_masks, d, with_gradients)
     return products / speed.products + exact / speed.exact_products, memory, ""
@@ -182,41 +233,104 @@ def _of_method(
 
 def evaluate_need(sizes: Sizes, shares: list[float], config: RegressionConfig, speed: Speed) -> Need:
     """Of the evaluate stage, with the curve of fewer masks."""
-    d, n, methods = sizes.num_components, sizes.num_examples, sizes.num_fitted + sizes.num_baselines
+    d, n, methods = sizes.num_components, sizes.num_examples, sizes.num_methods
     num_held_out, num_designs = sum(sizes.held_out), len(sizes.held_out)
-    products = 2.0 * num_held_out * d * n * (methods + 1)
-    seconds = products / speed.products + _RANKED_S * num_held_out * n * (methods + 1)
+    pairs = sum(num_masks**2 for num_masks in sizes.held_out)  # of which the ceiling is made
+    products = 2.0 * num_held_out * d * n * (methods + 1) + 2.0 * pairs * d * sizes.num_blocks
+    seconds = products / speed.products + 2.0 * pairs * n / speed.exact_products
+    seconds += (_RANKED_S * methods + _CEILING_S) * num_held_out * n
     read = (methods + 1) * (num_designs * sizes.attribution_bytes + sizes.bytes_of(num_held_out))
-    num_reads = 2 * (methods + 1) * sizes.num_blocks * (sizes.num_held_out_shards + num_designs)
-    memory = 0.0
-    sample = min(n, 1024)
+    openings = (methods + 1) * sizes.num_blocks * (sizes.num_held_out_shards + num_designs)
+    openings += _CHECKS * methods * num_designs * (sizes.num_blocks + 1)
+    memory, read_of_curve, openings_of_curve = 0.0, 0.0, 0
     for share in shares:
-        for num_masks, with_gradients in ((sizes.num_masks, False), (sizes.num_masks + sizes.num_gradient_masks, True)):
-            if num_masks and (not with_gradients or sizes.num_gradient_masks):
-                taken, peak, _ = _of_method(round(share * num_masks), with_gradients, d, sample, config, speed)
-                seconds, memory = seconds + taken, max(memory, peak)
-        read += sizes.num_fitted * share * sizes.bytes_of(sizes.num_masks)
-        num_reads += 2 * sizes.num_fitted * round(share * sizes.num_shards)
+        taken, peak, of_point, openings_of_point = _of_point(share, sizes, config, speed)
+        seconds, memory = seconds + taken, max(memory, peak)
+        read_of_curve, openings_of_curve = read_of_curve + of_point, openings_of_curve + openings_of_point
+    openings += openings_of_curve
+    read += read_of_curve + _FOOTER_BYTES * openings
+    num_curves = sizes.num_fitted if shares else 0
+    curves = num_curves * min(n, _CURVE_EXAMPLES) * 8.0 * (len(shares) + 2)
     block = min(sizes.block_size, n) * d
-    written = num_designs * (methods + 1) * 60.0 * n
     return Need(
         "evaluate",
-        seconds + read / speed.verified + num_reads * speed.request_s,
+        seconds + read / speed.verified + _REQUESTS * openings * speed.request_s,
         _PROCESS_BYTES + memory + _READ_BYTES * block,
         read,
-        written,
-        num_reads,
-        num_designs * (methods + 1) + (sizes.num_fitted if shares else 0),
+        num_designs * (methods + 1) * _TABLE_ROW_BYTES * n + curves,
+        _REQUESTS * openings,
+        num_designs * (methods + 1) + num_curves,
     )
+
+
+def _of_point(share: float, sizes: Sizes, config: RegressionConfig, speed: Speed) -> tuple[float, float, float, int]:
+    """Seconds of the products, bytes of the factorisation, bytes read and files opened for one point of all curves."""
+    num_blocks = min(_CURVE_BLOCKS, sizes.num_blocks)
+    num_examples = min(sizes.num_examples, num_blocks * sizes.block_size)
+    num_masks, num_shards = round(share * sizes.num_masks), round(share * sizes.num_shards)
+    read = sizes.num_fitted * sizes.bytes_of(num_masks, num_examples)
+    read += 2.0 * sizes.sums_bytes * num_blocks / sizes.num_blocks  # a point keeps all passes with gradients
+    openings = (num_blocks + 1) * sizes.num_fitted * num_shards + 2 * num_blocks * sizes.num_gradient_shards
+    seconds, memory = 0.0, 0.0
+    for passes, with_gradients in ((0, False), (sizes.num_gradient_masks, True)):
+        if sizes.num_masks and (passes or not with_gradients):
+            fitted = min(sizes.num_examples, _CURVE_EXAMPLES)
+            taken, peak, _ = _of_method(num_masks + passes, with_gradients, sizes.num_components, fitted, config, speed)
+            seconds, memory = seconds + taken, max(memory, peak)
+    return seconds, memory, read, openings
 
 
 def report_need(sizes: Sizes, speed: Speed) -> Need:
     """Of the report stage."""
-    methods = sizes.num_fitted + sizes.num_baselines
-    read = sizes.attribution_bytes + sizes.bytes_of(max(sizes.held_out, default=0))
-    seconds = _REPORT_S + _RESAMPLED_S * sizes.num_examples * methods * len(sizes.held_out)
+    methods, num_designs = sizes.num_methods, len(sizes.held_out)
+    # The weights of one method, for the layers and for the galleries; margins of shown examples; and all tables.
+    tables = _TABLE_ROW_BYTES * sizes.num_examples * num_designs * (methods + 1)
+    read = 2.0 * sizes.attribution_bytes + sizes.bytes_of(max(sizes.held_out, default=0)) + tables
+    openings = (_CHECKS * methods + 8) * sizes.num_blocks + (methods + 2) * num_designs + sizes.num_held_out_shards
+    read += _FOOTER_BYTES * openings
     block = min(sizes.block_size, sizes.num_examples) * sizes.num_components
-    num_reads = 2 * (sizes.num_blocks + sizes.num_held_out_shards)
     return Need(
-        "report", seconds + read / speed.verified, _PROCESS_BYTES + _READ_BYTES * block, read, 5e6, num_reads, 30
+        "report",
+        _REPORT_S + _RESAMPLED_S * sizes.num_examples + read / speed.verified + _REQUESTS * openings * speed.request_s,
+        _PROCESS_BYTES + _READ_BYTES * block,
+        read,
+        _PAGE_BYTES,
+        _REQUESTS * openings,
+        _PAGE_FILES,
+    )
+
+
+def edit_need(sizes: Sizes, edit: EditConfig, passes: EditPasses, speed: Speed) -> Need:
+    """Of the edit stage; with ``edit.each``, of as many targets as are known beforehand, else of one.
+
+    Args:
+        sizes: of the run.
+        edit: the settings.
+        passes: what is run.
+        speed: of this process.
+    """
+    known_targets = edit.target.sample or len(edit.target.ids or [])
+    num_targets = max(known_targets, 1) if edit.each else 1
+    num_selections = 1 + len(edit.compare)
+    num_sizes = len(tried_sizes(most_components(edit, sizes.num_components))) - 1  # all share the whole model's mask
+    num_masks = num_targets * num_selections * num_sizes + 1
+    block = min(sizes.block_size, sizes.num_examples) * sizes.num_components
+    margins = sizes.bytes_of(num_masks, passes.num_examples)
+    num_shards = -(-num_masks // _SHARD_MASKS)
+    # Attributions of the targets and of the references, and margins.
+    openings = (num_targets + 1) * num_selections * sizes.num_blocks + num_shards
+    read = (1 + min(num_targets, sizes.num_blocks)) * num_selections * sizes.attribution_bytes + margins
+    read += _FOOTER_BYTES * openings
+    num_forwards = num_masks + (1 if edit.each else _PLAIN_PASSES)
+    return Need(
+        "edit" if known_targets or not edit.each else "edit, a target",
+        passes.start_s
+        + num_forwards * passes.num_examples * passes.seconds_per_pass
+        + read / speed.verified
+        + _REQUESTS * openings * speed.request_s,
+        _PROCESS_BYTES + (1.0 if edit.each else _MODELS) * passes.model_bytes + _READ_BYTES * block,
+        read,
+        margins + (0.0 if edit.each else passes.model_bytes),
+        _REQUESTS * openings,
+        num_shards + _EDIT_FILES,
     )

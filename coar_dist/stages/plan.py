@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -72,6 +73,7 @@ def _run(session: Session) -> None:
         ranges = missing.work.ranges
         if not ranges and not baselines.ranges and config.budget is None:
             terminal.say(f"nothing is missing in {session.storage}.")
+            print_later(session, config, run, missing, [], task, (math.nan, math.nan))
             return
         masks = expected_masks(config, missing.work)
         if cluster is None and not is_here(config.cluster, partial(seconds_of_masks, config, task, masks)):
@@ -100,9 +102,10 @@ def _run(session: Session) -> None:
         estimate = estimate.with_budget(config.budget, [ROLE_WORDS["train"], ROLE_WORDS["gradients"]])
         if not ranges and not baselines.ranges and not estimate.budget_passes:
             terminal.say(f"nothing is missing in {session.storage}: the pilot has taken the budget.")
+            print_later(session, config, run, missing, parts, task, (start_s, trial.seconds_per_margin))
             return
     print_estimate(estimate, config, trial.plan, terminal)
-    print_later(session.storage, config, run, missing, parts, terminal)
+    print_later(session, config, run, missing, parts, task, (start_s, trial.seconds_per_margin))
 
 
 def _is_untrained(session: Session) -> bool:

@@ -27,7 +27,9 @@ from coar_dist.config.schema import (
     ComponentsConfig,
     Config,
     DesignConfig,
+    EditConfig,
     EvaluationConfig,
+    ExampleGroup,
     GradientsConfig,
     RunConfig,
 )
@@ -122,15 +124,21 @@ def test_what_is_missing_is_counted_and_timed(
     assert 0 < estimate.seconds_per_pass < 0.1
     assert estimate.start_s > 0
     assert f"{estimate.price:,.2f} USD at 2 an hour" in text
+    assert re.search(r"stage .* requests +USD\n", text)
     assert "3 actors with 1 CPU each" in text
     assert re.search(r"without gradients +40 +40 masks +280 ", text)
 
 
 @pytest.mark.usefixtures("_planned_here")
 def test_what_has_no_price_is_told_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    unpriced, text = planned(config_of(tmp_path / "run", cluster=ClusterConfig(max_actors=1)), monkeypatch)
+    changes: dict[str, object] = {
+        "cluster": ClusterConfig(max_actors=1),
+        "edit": EditConfig(target=ExampleGroup(ids=[1])),
+    }
+    unpriced, text = planned(config_of(tmp_path / "run", **changes), monkeypatch)
     assert unpriced.num_actors == 1
     assert "USD" not in text
+    assert re.findall(r"^(\w+) +\d+ s ", text, re.MULTILINE) == ["fit", "evaluate", "report", "edit"]
 
 
 @pytest.mark.usefixtures("_planned_here")
@@ -226,6 +234,7 @@ def test_a_budget_that_is_spent_leaves_nothing(tmp_path: Path) -> None:
     run_stages(config_of(tmp_path / "run", ("ablate",), **changes), quiet, small_task())
     run_stages(config_of(tmp_path / "run", **changes), Console(file=output, width=200), small_task())
     assert "nothing is missing" in output.getvalue()
+    assert re.findall(r"^(\w+) +\d+ s ", output.getvalue(), re.MULTILINE) == ["fit", "evaluate", "report"]
 
 
 def test_the_trial_takes_over_a_run_s_own_engine_plan() -> None:

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -16,15 +17,19 @@ from coar_dist.config.schema import (
     ComponentsConfig,
     Config,
     DesignConfig,
+    EditConfig,
     EvaluationConfig,
+    ExampleGroup,
     GradientsConfig,
     RegressionConfig,
     RunConfig,
 )
 from coar_dist.console.saying import Terminal
+from coar_dist.editing.criterion import sizes as tried_sizes
+from coar_dist.editing.sweep import Sweep
 from coar_dist.stages.collect import Missing
 from coar_dist.stages.later import sizes_of, what_does_not_fit
-from coar_dist.stages.needs import Need, Sizes, Speed, evaluate_need, fit_need, report_need
+from coar_dist.stages.needs import EditPasses, Need, Sizes, Speed, edit_need, evaluate_need, fit_need, report_need
 from coar_dist.stages.pipeline import run_stages
 from coar_dist.stages.session import Session
 from coar_dist.store.local_storage import LocalStorage
@@ -61,7 +66,7 @@ def test_the_sizes_of_a_run_are_those_of_its_files(tmp_path: Path) -> None:
     need = fit_need(sizes, config.regression, SPEED)
     files = storage.files("attributions")
     assert need.num_writes == len(files) == 2 * 3
-    assert need.written == 4 * 7 * 12 * 3  # the weights alone; of few components the rest of a file is larger
+    assert need.written == 7 * 3 * (4 * 12 + 45)  # of few components the files' own footers are larger
     tables = evaluate_need(sizes, [], config.regression, SPEED)
     assert tables.num_writes == len([name for name in storage.files("evaluation") if name.endswith(".parquet")])
 
@@ -93,6 +98,24 @@ def test_a_curve_is_fitted_from_fewer_masks_of_some_examples() -> None:
     assert without.seconds < with_curve.seconds < without.seconds + fit_need(SETUP_B, config, SPEED).seconds
     assert with_curve.memory > 5 * without.memory
     assert report_need(SETUP_B, SPEED).read > SETUP_B.attribution_bytes
+
+
+def test_an_edit_takes_the_passes_of_its_sweep() -> None:
+    edit = EditConfig(max_components=20, compare=["magnitude"], target=ExampleGroup(ids=[1, 2, 3]))
+    orders = {name: np.random.default_rng(seed).permutation(1000) for seed, name in enumerate("abcdef")}
+    of_one = Sweep.of(dict(list(orders.items())[:2]), tried_sizes(20), 1000).design.num_masks
+    of_each = Sweep.of(orders, tried_sizes(20), 1000).design.num_masks  # 3 targets, 2 selections
+    free = Speed(1e11, 5e10, float("inf"), 0.0)
+    passes = EditPasses(num_examples=500, start_s=7.0, seconds_per_pass=0.01, model_bytes=2e9)
+    need = edit_need(SETUP_B, edit, passes, free)
+    assert need.seconds == pytest.approx(7 + (of_one + 2) * 500 * 0.01)  # and the model as it was and as it is
+    assert need.written == pytest.approx(2e9 + of_one * (2 * 500 + 22_720 / 8))
+    assert need.memory > 4 * 2e9
+    apart = edit_need(SETUP_B, replace(edit, each=True), passes, free)
+    assert apart.seconds == pytest.approx(7 + (of_each + 1) * 500 * 0.01)
+    assert apart.written == pytest.approx(of_each * (2 * 500 + 22_720 / 8))  # no weights
+    unknown = replace(edit, each=True, target=ExampleGroup(correct=False))
+    assert edit_need(SETUP_B, unknown, passes, free).stage == "edit, a target"
 
 
 def test_what_would_not_fit_is_said_with_the_way_out(tmp_path: Path) -> None:

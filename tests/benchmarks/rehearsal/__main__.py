@@ -91,12 +91,12 @@ def plan_of(shape: Shape, folder: Path, num_actors: int, memory_gb: float) -> tu
 def plan_table(usages: dict[str, Usage], needs: dict[str, Need]) -> Table:
     """What was planned over what was measured."""
     table = Table(title="planned / measured", title_justify="left")
-    for name in ("stage", "seconds", "memory", "read", "written"):
+    for name in ("stage", "seconds", "of CPU", "memory", "read", "written"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for stage, need in needs.items():
         usage = usages[stage]
         memory = max(usage.peaks.get(kind, 0) for kind in ("driver", "actors and workers"))
-        pairs = ((need.seconds, usage.seconds), (need.memory, memory))
+        pairs = ((need.seconds, usage.seconds), (need.seconds, usage.cpu_seconds), (need.memory, memory))
         bytes_ = ((need.read, usage.read), (need.written, usage.written))
         table.add_row(stage, *(f"{planned / max(measured, 1e-9):.2f}" for planned, measured in (*pairs, *bytes_)))
     return table
@@ -142,6 +142,8 @@ def main() -> None:
     ray.init(num_cpus=arguments.actors, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         with rehearsed():
+            rehearse(SHAPES["plain"].scaled(_SMOKE), folder / "warm", arguments.actors, arguments.memory_gb)
+            CONSOLE.print("(That was tiny, and loaded the libraries.)")
             for name in arguments.shapes:
                 shape = SHAPES[name].scaled(scale) if scale != 1.0 else SHAPES[name]
                 CONSOLE.print(_in_words(shape))

@@ -8,8 +8,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import psutil
+
+from coar_dist.store.local_storage import LocalStorage, _LocalFile
 
 _EVERY_S = 0.5
 _KINDS = {"ray::IDLE": "idle workers", "gcs_server": "Ray's head", "raylet": "Ray's head", "dashboard": "Ray's head"}
@@ -21,14 +24,16 @@ class Usage:
 
     Attributes:
         seconds: from its beginning to its end.
+        cpu_seconds: of this process, all threads together: a busy machine takes longer, and no more of them.
         peaks: by kind of process the most memory that one of them had: proportional set size, in bytes.
         together: the most that all had at a time.
-        read: bytes that they read, from the disk or its cache.
+        read: bytes of the run directory that this process read.
         written: bytes that the run directory grew by.
         num_files: files of the run directory, at the end.
     """
 
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     peaks: dict[str, int] = field(default_factory=dict)
     together: int = 0
     read: int = 0
@@ -39,29 +44,35 @@ class Usage:
 class _Sampler:
     def __init__(self, usage: Usage) -> None:
         self._usage, self._me = usage, psutil.Process()
-        self._read_before = {process.pid: _bytes_read(process) for process in self._processes()}
-        self._read: dict[int, int] = {}
-
-    def _processes(self) -> list[psutil.Process]:
-        return [self._me, *self._me.children(recursive=True)]
 
     def sample(self) -> None:
         together = 0
-        for process in self._processes():
+        for process in [self._me, *self._me.children(recursive=True)]:
             with contextlib.suppress(psutil.Error):
                 size = process.memory_full_info().pss
                 kind = "driver" if process.pid == self._me.pid else _kind_of(process)
                 self._usage.peaks[kind] = max(self._usage.peaks.get(kind, 0), size)
                 together += size
-                self._read[process.pid] = _bytes_read(process) - self._read_before.get(process.pid, 0)
         self._usage.together = max(self._usage.together, together)
-        self._usage.read = sum(self._read.values())
 
 
-def _bytes_read(process: psutil.Process) -> int:
-    with contextlib.suppress(psutil.Error):
-        return int(process.io_counters().read_chars)
-    return 0
+@contextlib.contextmanager
+def _counted_reads(usage: Usage) -> Iterator[None]:
+    """All that a process reads of a local run directory goes through these two."""
+    whole, part = LocalStorage.read, _LocalFile.read
+
+    def read_whole(self: LocalStorage, name: str) -> bytes:
+        content = whole(self, name)
+        usage.read += len(content)
+        return content
+
+    def read_part(self: _LocalFile, start: int, stop: int) -> bytes:
+        content = part(self, start, stop)
+        usage.read += len(content)
+        return content
+
+    with mock.patch.object(LocalStorage, "read", read_whole), mock.patch.object(_LocalFile, "read", read_part):
+        yield
 
 
 def _kind_of(process: psutil.Process) -> str:
@@ -84,12 +95,13 @@ def watched(folder: Path) -> Iterator[Usage]:
             sampler.sample()
 
     thread = threading.Thread(target=keep_sampling, daemon=True)
-    started = time.perf_counter()
+    started, cpu_before = time.perf_counter(), time.process_time()
     thread.start()
     try:
-        yield usage
+        with _counted_reads(usage):
+            yield usage
     finally:
-        usage.seconds = time.perf_counter() - started
+        usage.seconds, usage.cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_before
         done.set()
         thread.join()
         sampler.sample()
