@@ -23,7 +23,7 @@ def test_the_same_bytes_on_a_cluster(small_run: RunReader, tmp_path: Path, quiet
         run=RunConfig(str(there)),
         evaluation=EvaluationConfig(num_masks=40, ablation_fractions=[0.2, 0.1], seed=7),
         regression=RegressionConfig(distributed=True),
-        cluster=ClusterConfig(max_actors=1),
+        cluster=ClusterConfig(cpus_per_actor=2),  # two workers
     )
     run_stages(config, quiet)
     found = files_of(there)
