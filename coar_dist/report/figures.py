@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from coar_dist.evaluation.bootstrap import Means
+from coar_dist.evaluation.intervals import Means
 from coar_dist.report.drawing import COLOURS, FAINT, MARKERS, STYLE, ShownFigure
 from coar_dist.report.numbers import Z95, number
 from coar_dist.report.summary import CurveSummary, MethodSummary, Summary

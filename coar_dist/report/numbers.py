@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from coar_dist.evaluation.bootstrap import Means
+from coar_dist.evaluation.intervals import Means
 from coar_dist.store.ceilings import Ceiling
 
 Z95 = 1.96
@@ -41,8 +41,8 @@ def half_95(standard_error: float) -> str:
 
 
 def mean_of(means: Means, column: int) -> str:
-    """The mean of a column with half of its interval."""
-    width = float(means.high[column] - means.low[column]) / 2
+    """The mean of a column with the longer half of its interval, if it has one."""
+    width = float(max(means.high[column] - means.mean[column], means.mean[column] - means.low[column]))
     return f"{number(means.mean[column])}{half(width) if np.isfinite(width) else ''}"
 
 

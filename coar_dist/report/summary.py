@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from coar_dist.config.methods import Origin, is_fitted, label_of, method_of
 from coar_dist.designs.design import MaskDesign
 from coar_dist.errors import MissingWorkError, counted
-from coar_dist.evaluation.bootstrap import Means, means_of
 from coar_dist.evaluation.extrapolation import Extrapolation, extrapolate
+from coar_dist.evaluation.intervals import FEWEST_EXAMPLES, Means, means_of
 from coar_dist.report.numbers import half, half_95, number
 from coar_dist.store.agreement import METRICS
 from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable
@@ -106,8 +106,8 @@ class Summary:
 
     @property
     def notes(self) -> list[str]:
-        """What is to be said about the ceilings and about undefined values."""
-        return [*_ceiling_notes(self), *_undefined(self)]
+        """What is to be said about intervals, ceilings and undefined values."""
+        return [*_interval_notes(self), *_ceiling_notes(self), *_undefined(self)]
 
 
 def mean_correlations(run: RunDirectory, methods: list[str]) -> dict[str, float]:
@@ -137,13 +137,7 @@ def summarise(run: RunDirectory) -> Summary:
     if not held_out:
         raise MissingWorkError(f"{run.storage} {NO_HELD_OUT}")
     methods = methods_of(run)
-    metrics = [_metrics(run, method, list(held_out)) for method in methods]
-    columns = [of_method[name] for of_method in metrics for name in ("correlation", "spearman")]
-    means = means_of(np.concatenate(columns, axis=1)).split(len(columns))  # drawing the resamples is what takes time
-    summaries = [
-        _method(run, method, of_method, *means[2 * i : 2 * i + 2])
-        for i, (method, of_method) in enumerate(zip(methods, metrics, strict=True))
-    ]
+    summaries = [_method(run, method, _metrics(run, method, list(held_out))) for method in methods]
     return Summary(
         held_out,
         run.design(TRAIN_DESIGN).ablation_fraction,
@@ -161,10 +155,19 @@ def forecast_in_words(summary: CurveSummary, num_examples: int) -> str:
     curve, found = summary.curve, summary.extrapolation
     of = "" if len(curve.example_ids) == num_examples else f" on {len(curve.example_ids):,} sampled examples"
     text = f"{summary.label}, {counted(int(curve.num_masks[-1]), 'mask')}{of}: {number(found.measured[-1])}; "
+    if found.twice is not None and found.num_examples < len(curve.example_ids):
+        text += f"with the gain of the {found.num_examples:,} that have all points defined, "
     names = ("twice the masks about", "four times", "ever more")
     forecasts = zip(names, (found.twice, found.four_times, found.limit), strict=True)
     ahead = [f"{name} {number(forecast.value)} {half(forecast.half_width)}" for name, forecast in forecasts if forecast]
     return f"{text}{', '.join(ahead) or 'no forecast'}{f' ({found.why_not})' if found.why_not else ''}."
+
+
+def _interval_notes(summary: Summary) -> list[str]:
+    counts = np.concatenate([method.correlation.num_defined for method in summary.methods])
+    if not ((counts > 0) & (counts < FEWEST_EXAMPLES)).any():
+        return []
+    return [f"No 95% intervals over fewer than {FEWEST_EXAMPLES} examples: they would cover too little."]
 
 
 def _ceiling_notes(summary: Summary) -> list[str]:
@@ -201,15 +204,13 @@ def _metrics(run: RunDirectory, method: str, held_out: list[str]) -> dict[str, N
     return {name: np.stack([table[name] for table in tables], axis=1) for name in METRICS}
 
 
-def _method(
-    run: RunDirectory, method: str, metrics: dict[str, NDArray[np.float64]], correlation: Means, spearman: Means
-) -> MethodSummary:
+def _method(run: RunDirectory, method: str, metrics: dict[str, NDArray[np.float64]]) -> MethodSummary:
     return MethodSummary(
         method=method,
         num_masks=_num_masks(run, method),
         correlations=metrics["correlation"],
-        correlation=correlation,
-        spearman=spearman,
+        correlation=means_of(metrics["correlation"]),
+        spearman=means_of(metrics["spearman"]),
         medians={name: _medians(metrics[name]) for name in ("r2", "slope", "intercept")},
         num_undefined={name: int(np.isnan(values).sum()) for name, values in metrics.items()},
     )

@@ -24,7 +24,7 @@ def print_report(run: RunDirectory, summary: Summary, terminal: Terminal) -> Non
     terminal.print(
         f"\nCorrelation of predicted and true {output.many} on held-out masks by ablation fraction: "
         "mean over examples,"
-        "\n± half of its 95% bootstrap interval over examples. Ceiling: of any linear model, ± over masks."
+        "\n± the longer half of its 95% interval over examples. Ceiling: of any linear model, ± over masks."
     )
     terminal.print_table(_correlations(summary))
     column = summary.trained_column

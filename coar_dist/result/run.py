@@ -152,10 +152,10 @@ class Run(RunReader, FormerNames):
 
         Returns:
             A data frame with one row per ``method`` (for people: ``label``) and ``ablation_fraction``: ``masks``, how
-            many the attributions are of; ``correlation``, the mean over examples, with its 95% bootstrap interval over
-            examples ``correlation_low`` to ``correlation_high``; ``spearman``, the mean; ``r2``, ``slope`` and
-            ``intercept``, medians; ``num_undefined``, examples without a correlation. The rows of the method
-            ``ceiling`` are the best that a linear model can reach, their interval is over masks.
+            many the attributions are of; ``correlation``, the mean over examples, with its 95% interval over examples
+            ``correlation_low`` to ``correlation_high``, null for fewer than 20; ``spearman``, the mean; ``r2``,
+            ``slope`` and ``intercept``, medians; ``num_undefined``, examples without a correlation. The rows of the
+            method ``ceiling`` are the best that a linear model can reach, their interval is over masks.
 
         Raises:
             MissingWorkError: there are no held-out masks, and the run was opened from its files, without a model.

@@ -23,8 +23,6 @@ _RANKED_S, _CEILING_S = 1.3e-7, 1.8e-7
 """Seconds to rank and compare one held-out margin, and to take it into the ceiling."""
 _REPORT_S = 2.5
 """Figures, tables and page, whatever the run, and loading what draws them."""
-_RESAMPLED_S = 3e-5
-"""Of the report's intervals, for each example."""
 _ROW_BYTES, _TABLE_ROW_BYTES = 45.0, 69.0
 """Of an example's attributions beside the weights; and of an example in a table of the evaluation."""
 _PAGE_BYTES, _PAGE_FILES = 1.8e6, 11
@@ -291,7 +289,7 @@ def report_need(sizes: Sizes, speed: Speed) -> Need:
     block = min(sizes.block_size, sizes.num_examples) * sizes.num_components
     return Need(
         "report",
-        _REPORT_S + _RESAMPLED_S * sizes.num_examples + read / speed.verified + _REQUESTS * openings * speed.request_s,
+        _REPORT_S + read / speed.verified + _REQUESTS * openings * speed.request_s,
         _PROCESS_BYTES + _READ_BYTES * block,
         read,
         _PAGE_BYTES,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from coar_dist.designs.independent import Bernoulli
-from coar_dist.evaluation.bootstrap import means_of
+from coar_dist.evaluation.intervals import means_of
 from coar_dist.report.attribution_figures import draw_components, draw_waterfall
 from coar_dist.report.figures import draw_correlations, draw_distributions, draw_layers, draw_predictions
 from coar_dist.report.numbers import signed

@@ -15,7 +15,7 @@ import pytest
 import coar_dist
 from coar_dist.api import Run, open_run
 from coar_dist.errors import ConfigError, MissingWorkError
-from coar_dist.evaluation.bootstrap import means_of
+from coar_dist.evaluation.intervals import means_of
 from coar_dist.report.figures import draw_correlations
 from coar_dist.report.summary import summarise
 from coar_dist.store.ceilings import CEILING_LABEL

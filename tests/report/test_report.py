@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,13 @@ from rich.console import Console
 from coar_dist.api import Run, open_run
 from coar_dist.config.schema import Config, RunConfig
 from coar_dist.errors import MissingWorkError, StorageError
-from coar_dist.report.summary import summarise
+from coar_dist.evaluation.extrapolation import extrapolate
+from coar_dist.evaluation.intervals import means_of
+from coar_dist.report.numbers import mean_of
+from coar_dist.report.summary import CurveSummary, forecast_in_words, summarise
 from coar_dist.stages.pipeline import run_stages
 from coar_dist.store.agreement import METRICS
+from coar_dist.store.budget_curve import BudgetCurve
 from coar_dist.store.local_storage import LocalStorage
 from coar_dist.store.tables import EvaluationTable
 
@@ -36,7 +41,7 @@ def printed(root: Path, width: int = 80) -> str:
     return output.getvalue()
 
 
-def test_tables_show_means_with_intervals_in_80_columns(root: Path) -> None:
+def test_tables_show_means_in_80_columns_and_why_few_examples_have_no_intervals(root: Path) -> None:
     run = open_run(root)
     lines = printed(root).splitlines()
     header = next(i for i, line in enumerate(lines) if line.startswith("method"))
@@ -45,16 +50,45 @@ def test_tables_show_means_with_intervals_in_80_columns(root: Path) -> None:
     assert coar.split()[:2] == ["COAR", "150"]
     for design_name in ("evaluation_0.2", "evaluation_0.1"):
         mean = run.evaluation("coar", design_name)["correlation"].mean()
-        assert f"{mean:.3f}"[1:] + "±." in coar
+        assert f"{mean:.3f}"[1:] in coar.split()
+    assert "No 95% intervals over fewer than 20 examples: they would cover too little." in lines
     values = run.evaluation("coar")["correlation"]
     agreement = next(line for line in lines if "Spearman" in line and line.startswith("method"))
     assert agreement.split() == ["method", "Spearman", "R2", "slope", "intercept"]
     row = lines[lines.index(agreement) + 2].split()
     assert row[0] == "COAR"
-    assert row[1].startswith(f"{run.evaluation('coar')['spearman'].mean():.3f}"[1:] + "±.")
+    assert row[1] == f"{run.evaluation('coar')['spearman'].mean():.3f}"[1:]
     assert row[2] == f"{np.median(run.evaluation('coar')['r2']):.3f}"[1:]
-    assert f"COAR, 150 masks: {values.mean():.3f}; twice the masks about .".replace(" 0.", " .") in printed(root, 200)
+    why = "no forecast (a curve of 4 points is too short, it takes 5)."
+    assert f"COAR, 150 masks: {values.mean():.3f}; {why}".replace(" 0.", " .") in printed(root, 200)
     assert "…" not in printed(root)
+
+
+def test_intervals_are_shown_where_there_are_examples(root: Path) -> None:
+    """Their longer half: correlations near 1 have a long tail."""
+    values = (1 - np.random.default_rng(0).exponential(0.1, size=(20, 1))) * 0.9
+    means = means_of(values)
+    longer = float(means.mean[0] - means.low[0])
+    assert mean_of(means, 0) == f"{values.mean():.3f}±{longer:.3f}".replace("0.", ".")
+    assert mean_of(means_of(values[:19]), 0) == f"{values[:19].mean():.3f}"[1:]
+    summary = summarise(open_run(root).directory)
+    many = [replace(method, correlation=means, spearman=means) for method in summary.methods]
+    assert not any("intervals" in note for note in replace(summary, methods=many).notes)
+
+
+def test_a_forecast_goes_on_from_the_mean_that_the_table_has() -> None:
+    """Two of 12 examples have no correlation of few masks, and lower ones of many."""
+    masks = np.array([50, 100, 200, 400, 800])
+    whole = np.outer(np.linspace(0.9, 1.1, 10), (0.8**-2 + 0.2 * (masks / 800) ** -1.0) ** -0.5)
+    correlations = np.concatenate([whole, [[np.nan, 0.1, 0.1, 0.1, 0.1]] * 2])
+    curve = BudgetCurve(np.arange(12), masks, correlations)
+    found = CurveSummary("coar", curve, means_of(correlations), extrapolate(masks, correlations, 50))
+    mean, gain = np.nanmean(correlations[:, -1]), (0.8**-2 + 0.1) ** -0.5 - whole[:, -1].mean()
+    expected = (
+        f"COAR, 800 masks: {mean:.3f}; with the gain of the 10 that have all points defined, twice the masks about "
+        f"{mean + gain:.3f} ±{gain:.3f}, four times"
+    )
+    assert forecast_in_words(found, 12).startswith(expected.replace("0.", "."))
 
 
 def test_figures_are_of_the_tables_alone_and_the_same_again(root: Path) -> None:
