@@ -14,12 +14,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from coar_dist.cluster.place import joins_a_cluster
 from coar_dist.cluster.ranges import WorkRange
 from coar_dist.config.schema import Config
 from coar_dist.console.tables import new_table
 from coar_dist.stages.collect import Missing
+from coar_dist.stages.executing import are_distributed
 from coar_dist.stages.inputs import examples_of
-from coar_dist.stages.needs import EditPasses, Need, Sizes, Speed, edit_need, evaluate_need, fit_need, report_need
+from coar_dist.stages.needs import (
+    EDIT,
+    EDIT_OF_ONE,
+    EditPasses,
+    Need,
+    Sizes,
+    Speed,
+    edit_need,
+    evaluate_need,
+    fit_need,
+    report_need,
+)
 from coar_dist.stages.print_estimate import as_bytes, as_duration
 from coar_dist.stages.session import Session
 from coar_dist.store.gradients import GradientStore
@@ -135,7 +148,7 @@ def print_later(
         table.add_row(need.stage, *numbers, f"{need.num_reads + need.num_writes:,}", *costs)
     terminal.print_table(table)
     num_bytes = sum(missing.stores[masks.store_name][1].bytes_of(masks.num_units) for masks in parts)
-    for text in what_does_not_fit(needs, num_bytes, storage):
+    for text in what_does_not_fit(needs, num_bytes, storage, _stages_here(config)):
         terminal.warn(text)
 
 
@@ -149,18 +162,25 @@ def _passes_of(session: Session, task: Task, start_s: float, seconds_per_pass: f
     return EditPasses(len(held_out), start_s, seconds_per_pass, model_bytes)
 
 
-def what_does_not_fit(needs: list[Need], num_bytes: float, storage: Storage) -> list[str]:
+def _stages_here(config: Config) -> tuple[str, ...]:
+    """Those that take this machine's memory: with a cluster, workers fit, evaluate and hold an edit's model."""
+    fits = () if are_distributed(config) else ("fit", "evaluate")
+    return *fits, "report", *(() if joins_a_cluster(config.cluster) else (EDIT, EDIT_OF_ONE))
+
+
+def what_does_not_fit(needs: list[Need], num_bytes: float, storage: Storage, stages_here: Collection[str]) -> list[str]:
     """Sentences about what the stages would run out of, with the way out.
 
     Args:
         needs: of the stages after the ablate stage.
         num_bytes: of the missing shards.
         storage: the run directory.
+        stages_here: those that take this machine's memory.
     """
     texts = [f"{need.stage}: {need.note}. Raise it, or use fewer masks." for need in needs if need.note]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for need in needs:
-        if need.memory > memory:
+        if need.stage in stages_here and need.memory > memory:
             texts.append(
                 f"the {need.stage} stage takes {as_bytes(need.memory)} of memory, this machine has {as_bytes(memory)}. "
                 f"Lower regression.memory_gb or ablation.examples_per_block, or run the stage elsewhere."

@@ -13,6 +13,8 @@ from coar_dist.editing.criterion import sizes as tried_sizes
 from coar_dist.regression.sizes import choose_solver, factor_bytes, num_deciding_blocks
 from coar_dist.stages.edit_inputs import most_components
 
+EDIT, EDIT_OF_ONE = "edit", "edit, a target"
+"""The edit stage; of one target where nobody knows yet how many have an edit of their own."""
 _PROCESS_BYTES = 4e8
 """Of Python and torch, before any array."""
 _EIGH = 5.0
@@ -321,7 +323,7 @@ def edit_need(sizes: Sizes, edit: EditConfig, passes: EditPasses, speed: Speed) 
     read += _FOOTER_BYTES * openings
     num_forwards = num_masks + (1 if edit.each else _PLAIN_PASSES)
     return Need(
-        "edit" if known_targets or not edit.each else "edit, a target",
+        EDIT if known_targets or not edit.each else EDIT_OF_ONE,
         passes.start_s
         + num_forwards * passes.num_examples * passes.seconds_per_pass
         + read / speed.verified

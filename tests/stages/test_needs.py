@@ -29,7 +29,17 @@ from coar_dist.editing.criterion import sizes as tried_sizes
 from coar_dist.editing.sweep import Sweep
 from coar_dist.stages.collect import Missing
 from coar_dist.stages.later import sizes_of, what_does_not_fit
-from coar_dist.stages.needs import EditPasses, Need, Sizes, Speed, edit_need, evaluate_need, fit_need, report_need
+from coar_dist.stages.needs import (
+    EDIT_OF_ONE,
+    EditPasses,
+    Need,
+    Sizes,
+    Speed,
+    edit_need,
+    evaluate_need,
+    fit_need,
+    report_need,
+)
 from coar_dist.stages.pipeline import run_stages
 from coar_dist.stages.session import Session
 from coar_dist.store.local_storage import LocalStorage
@@ -115,22 +125,23 @@ def test_an_edit_takes_the_passes_of_its_sweep() -> None:
     assert apart.seconds == pytest.approx(7 + (of_each + 1) * 500 * 0.01)
     assert apart.written == pytest.approx(of_each * (2 * 500 + 22_720 / 8))  # no weights
     unknown = replace(edit, each=True, target=ExampleGroup(correct=False))
-    assert edit_need(SETUP_B, unknown, passes, free).stage == "edit, a target"
+    assert edit_need(SETUP_B, unknown, passes, free).stage == EDIT_OF_ONE
 
 
 def test_what_would_not_fit_is_said_with_the_way_out(tmp_path: Path) -> None:
     memory, free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), shutil.disk_usage(tmp_path).free
     small, large = Need("fit", 1.0, 1e6, 1e6, 1e6, 1, 1), Need("fit", 1.0, 2.0 * memory, 1e6, 1e6, 1, 1)
     storage = LocalStorage(str(tmp_path / "not" / "there"))
-    assert what_does_not_fit([small], 1e6, storage) == []
-    (text,) = what_does_not_fit([small, large], 1e6, storage)
+    assert what_does_not_fit([small], 1e6, storage, ["fit"]) == []
+    assert what_does_not_fit([large], 1e6, storage, ["report"]) == []  # workers fit, which have their own memory
+    (text,) = what_does_not_fit([small, large], 1e6, storage, ["fit"])
     assert text.startswith("the fit stage takes")
     assert "Lower regression.memory_gb" in text
-    (text,) = what_does_not_fit([small], 2.0 * free, storage)
+    (text,) = what_does_not_fit([small], 2.0 * free, storage, [])
     assert "would grow by" in text
     assert "Use another run.dir" in text
-    assert what_does_not_fit([small], 2.0 * free, ObjectStorage("s3://bucket/run")) == []
+    assert what_does_not_fit([small], 2.0 * free, ObjectStorage("s3://bucket/run"), []) == []
     gradients = replace(SETUP_B, num_gradient_masks=500, num_gradient_shards=25)
     need = fit_need(gradients, RegressionConfig(memory_gb=4.0), SPEED)
-    (text,) = what_does_not_fit([need], 0.0, ObjectStorage("s3://bucket/run"))
+    (text,) = what_does_not_fit([need], 0.0, ObjectStorage("s3://bucket/run"), [])
     assert "gradient_ridge cannot be fitted: a factorisation takes 14.7 GB, and regression.memory_gb is 4" in text
