@@ -80,9 +80,12 @@ trap 'stop_driver other' TERM # preempted: SLURM itself queues the job again
 srun --nodes=1 --ntasks=1 --nodelist="$head" ray start --head --node-ip-address="$head_ip" --port="$port" \
     --include-dashboard=false --dashboard-port=$((port + 6000)) "${options[@]}" >> "$ray_log" 2>&1 &
 steps+=($!)
-for ((i = 0; ; i++)); do
-    if (exec 3<> "/dev/tcp/$head_ip/$port") 2> /dev/null; then break; fi
-    if [[ -n $stopped_by ]] || ! kill -0 "${steps[0]}" 2> /dev/null || ((i == 120)); then
+is_up() { # an open port may be another program's, or another job's Ray, which does not know this job's token
+    (exec 3<> "/dev/tcp/$head_ip/$port") 2> /dev/null &&
+        timeout 20 ray status --address="$head_ip:$port" > /dev/null 2>&1
+}
+until is_up; do
+    if [[ -n $stopped_by ]] || ! kill -0 "${steps[0]}" 2> /dev/null || ((SECONDS > 120)); then
         echo "Ray did not start on $head ($head_ip:$port)." >&2
         exit 1
     fi

@@ -4,6 +4,7 @@ the SLURM script by a run with stand-ins for SLURM's two commands."""
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import fnmatch
 import json
@@ -12,6 +13,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -392,6 +394,38 @@ SMALL = [
     "ablation.mode=weights",
     "ablation.rows_per_forward=40",
 ]
+
+
+NOTED = """#!/usr/bin/env bash
+echo "${0##*/} $1" >> "$NOTES"
+if [[ $1 == start ]]; then exec sleep 60; fi
+if [[ $1 == status ]]; then (($(grep -c status "$NOTES") > 1)); fi
+"""
+
+
+def test_slurm_job_waits_for_ray_itself(repository: Path, tmp_path: Path) -> None:
+    """Not for an open port, which here is another program's."""
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "ray": NOTED, "python": NOTED}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    with socket.socket() as other:
+        for job_id in range(6000):
+            with contextlib.suppress(OSError):
+                other.bind(("127.0.0.1", 20000 + job_id))
+                break
+        other.listen()
+        environment = {
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "NOTES": str(tmp_path / "notes"),
+            "SLURM_JOB_ID": str(job_id),
+            "SLURM_JOB_NODELIST": "one",
+            "SLURM_CPUS_PER_TASK": "1",
+            "HEAD_IP": "127.0.0.1",
+        }
+        subprocess.run(["bash", repository / "deploy" / "slurm.sh"], cwd=tmp_path, env=environment, check=True)
+    notes = (tmp_path / "notes").read_text().splitlines()
+    assert sorted(notes[:2]) == ["ray start", "ray status"]
+    assert notes[2:] == ["ray status", "python -m"]
 
 
 @pytest.mark.cluster
