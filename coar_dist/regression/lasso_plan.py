@@ -84,11 +84,11 @@ class LassoPlan:
             held = HeldMargins(margins.masks.part(num_train, shared.gram.num_masks), held_margins)
             statistics = train + margin_statistics(held.batches(), device, train.shift)
         units = lasso.units_of(statistics, design)
-        problem = lasso.problem_of(shared.gram, shared.extremes, lasso.standardised(statistics, units), device)
         choice: PathChoice | None = None
         if held_margins is not None:
             choice = self._choose(shared, lasso.standardised(train, units), held_margins / units, device)
-        elif self.ratios is not None:
+        problem = lasso.problem_of(shared.gram, shared.extremes, lasso.standardised(statistics, units), device)
+        if choice is None and self.ratios is not None:
             choice = choose_on_path(problem, self.ratios, self.l1_ratio, shared.gram.num_masks, None)
         if choice is None:
             alphas, start = torch.full_like(problem.squares, self.alpha), torch.zeros_like(problem.cross)

@@ -113,7 +113,7 @@ def test_forecasts_of_simulated_regressions_hold() -> None:
 @pytest.mark.parametrize(
     ("means", "num_components", "reason"),
     [
-        (curve(0.8, 0.1, 1.0)[:4], 100, "a curve of 4 points is too short, it takes 5"),
+        (curve(0.8, 0.1, 1.0)[:3], 100, "a curve of 3 points is too short, it takes 4"),
         (np.array([0.3, 0.5, 0.6, 0.7, 0.65]), 100, "falls as masks are added"),
         (np.array([-0.1, 0.1, 0.3, 0.5, 0.6]), 100, "not positive"),
         (curve(0.8, 0.1, 1.0) * np.nan, 100, "no example has all correlations defined"),
@@ -124,6 +124,13 @@ def test_nothing_is_forecast_without_grounds(means: Any, num_components: int, re
     found = extrapolate(MASKS[: len(means)], around(means), num_components)
     assert reason in found.why_not
     assert found.twice is found.four_times is found.limit is None
+
+
+@pytest.mark.parametrize(("fewer", "is_known"), [(32, False), (31, True)])
+def test_few_masks_do_not_forecast(fewer: int, is_known: bool) -> None:
+    found = extrapolate(MASKS // fewer, around(curve(0.8, 0.1, 1.0)), num_components=10)
+    assert (found.twice is not None) == is_known
+    assert found.why_not == ("" if is_known else "125 masks, below 128 forecasts do not hold")
 
 
 @pytest.mark.parametrize(
