@@ -76,7 +76,7 @@ def extrapolate(num_masks: NDArray[np.int64], correlations: NDArray[np.float64],
     .95 and .97, .95 and .96, .91 and .91 without the first of 5 points.
 
     A forecast is withheld where there are fewer than 4 points, below 128 masks and below 2 masks per component, where
-    intervals of this kind held in .7 to .9, where correlations are not positive, and where they fall as masks are added.
+    intervals of this kind held in .7 to .9, where correlations are not positive, and where they fall as masks come.
     Where the exponent is below 1/2 or the limit 1, only the next doubling is forecast.
 
     Args:
