@@ -74,7 +74,7 @@ def export_attributions(
                         f"dtype=float32."
                     )
                 weight[:, first:end][:, rows] = stored.T
-            lam[first:end] = table.read_quality((first, end))["regularisation"]
+            lam[first:end] = table.read_quality((first, end))[0]["regularisation"]
             on_progress(end)
         own = {
             "method": method,

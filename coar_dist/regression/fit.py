@@ -11,10 +11,11 @@ import numpy as np
 
 from coar_dist.cluster.execution import Execute, in_this_process
 from coar_dist.config.methods import GRADIENT_RIDGE, LEAVE_ONE_OUT, METHODS, Origin
-from coar_dist.config.schema import SELECTIONS, RegressionConfig, penalty_range
+from coar_dist.config.schema import RegressionConfig, penalty_range
 from coar_dist.errors import ConfigError, warn
 from coar_dist.regression.backends import Backend, choose_backend, device, identity_of_backend, name_of_backend
 from coar_dist.regression.budget import Passes, spend
+from coar_dist.regression.cross_validation import extended
 from coar_dist.regression.gate_prior import GateSources
 from coar_dist.regression.observations import Observations
 from coar_dist.regression.planning import gradient_plan, lasso_plan, ridge_plan
@@ -149,10 +150,10 @@ def _fit_method(
         )
     if num_constant:
         warn(f"examples with the same margin under every mask: {num_constant} of {num_to_fit}. Their weights are 0.")
-    if config.penalty_range is not None and num_at_edge > num_to_fit / 10:
+    if (config.method == "ridge" or config.penalty_range is not None) and num_at_edge > num_to_fit / 10:
         warn(
             f"{num_at_edge} of {num_to_fit} examples chose a penalty at an end of regression.penalty_range="
-            f"{list(penalty_range(config))}: widen it."
+            f"{list(penalty_range(config))}{extended(config)}: widen it."
         )
     return FitResult(name, True, how)
 
@@ -208,7 +209,7 @@ def _settings(store: MarginStore, config: RegressionConfig, solver: str, backend
         "backend": identity_of_backend(backend),
         "method": config.method,
         "regularisation": config.regularisation,
-        "selection": config.selection or SELECTIONS[config.method][0],
+        "selection": config.selection,
         "num_penalties": config.num_penalties,
         "penalty_range": list(penalty_range(config)),
     }

@@ -277,10 +277,24 @@ class GatePrior:
     Attributes:
         sources: where its mean comes from.
         coefficients: (k,) float64 of the sources.
+        sampling: (num_components,) float64, variance of the mean over draws of the masks with gradients, relative to
+            the margins' variance.
     """
 
     sources: GateSources
     coefficients: NDArray[np.float64]
+    sampling: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, sources: GateSources, statistics: SourceStatistics, coefficients: NDArray[np.float64]) -> GatePrior:
+        """With the sampling variance that follows from the statistics."""
+        sampling = sampling_variances(statistics, coefficients) / max(statistics.mean_variance, 1e-300)
+        return cls(sources, coefficients, sampling)
+
+    def variances_of_mean(self, variances: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Variance of the prior mean over draws of the masks with gradients (n, num_components) float64, in proportion
+        to the variances (n,) that the examples' margins have over masks."""
+        return np.outer(variances, self.sampling)
 
     def of_block(self, block: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Prior means of the weights of one example block (n, num_components) float32, and the margins
@@ -295,6 +309,22 @@ class GatePrior:
 def fit_coefficients(statistics: SourceStatistics) -> NDArray[np.float64]:
     """Least squares of the margins on what the sources predict: (k,) float64."""
     return np.asarray(np.linalg.lstsq(statistics.products, statistics.cross, rcond=1e-9)[0])
+
+
+def sampling_variances(statistics: SourceStatistics, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Variance of the prior mean over draws of the masks with gradients, mean over examples: (num_components,) float64.
+
+    Gate gradients at either end are means over M1 and M0 masks. Where every component is ablated equally often, as in
+    balanced rounds, a gradient's first-order dependence on the masks adds up to 0 over a round, so that what g1 has too
+    much is M0 / M1 of what g0 has too little: v (b0 - b1 M0 / M1)**2 / M0. Else v (b1**2 / M1 + b0**2 / M0).
+    """
+    kept, ablated = np.maximum(statistics.counts, 1)
+    b1, b0 = coefficients[:2]
+    if (statistics.counts == statistics.counts[:, :1]).all():
+        factors = (b0 - b1 * ablated / kept) ** 2 / ablated
+    else:
+        factors = b1**2 / kept + b0**2 / ablated
+    return np.asarray(statistics.per_pass_variances * factors)
 
 
 def prior_variances(statistics: SourceStatistics, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 from coar_dist.errors import ConvergenceError
+from coar_dist.regression.cross_validation import SATURATED
 from coar_dist.regression.masks import PackedMasks
-from coar_dist.regression.ridge import SATURATED
 from coar_dist.regression.sizes import ITERATIVE_VALUES, NUM_PROBES
 from coar_dist.regression.statistics import DesignStatistics
 
@@ -171,7 +171,7 @@ class IterativeRidge:
     def gcv_scores(
         self, cross: torch.Tensor, margins: torch.Tensor | None, squares: torch.Tensor, penalties: NDArray[np.float64]
     ) -> torch.Tensor:
-        """As ``ridge.gcv_scores``, estimated.
+        """As ``cross_validation.gcv_scores``, estimated.
 
         Args:
             cross: c = Xc'y (d, n) float64.

@@ -10,9 +10,9 @@ import numpy as np
 from coar_dist.cluster.execution import Execute, Kept
 from coar_dist.errors import MissingWorkError, listed, warn
 from coar_dist.regression.backends import device
+from coar_dist.regression.cross_validation import constant_design_error
 from coar_dist.regression.masks import PackedMasks
 from coar_dist.regression.observations import Observations
-from coar_dist.regression.ridge import constant_design_error
 from coar_dist.regression.statistics import MASKS_PER_BATCH, DesignStatistics, Gram, gram
 
 _MASKS_PER_GRAM_PART = 8192

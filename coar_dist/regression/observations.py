@@ -137,6 +137,33 @@ class Residuals(Margins):
         return self._squares
 
 
+class Chosen(Margins):
+    """Margins that keep those of some masks as they are read.
+
+    Args:
+        margins: of n examples.
+        rows: (k,) ascending, the masks whose margins are kept.
+    """
+
+    def __init__(self, margins: Margins, rows: NDArray[np.int64]) -> None:
+        self.masks = margins.masks
+        self._margins, self._rows = margins, rows
+        self._kept: list[NDArray[np.floating[Any]]] = []
+
+    @override
+    def parts(self, start: int, stop: int) -> Iterator[NDArray[np.floating[Any]]]:
+        self._kept, position = [], start
+        for margins in self._margins.parts(start, stop):
+            first, end = np.searchsorted(self._rows, [position, position + len(margins)])
+            self._kept.append(margins[self._rows[first:end] - position])
+            yield margins
+            position += len(margins)
+
+    def kept(self) -> NDArray[np.floating[Any]]:
+        """Margins (k, n) under the chosen masks, after all have been read."""
+        return np.concatenate(self._kept)
+
+
 def masks_per_batch(num_components: int) -> int:
     """Masks of one batch; fewer where they are long."""
     return max(min(MASKS_PER_BATCH, _MASK_BYTES_PER_BATCH // num_components), _FEWEST_MASKS_PER_BATCH)

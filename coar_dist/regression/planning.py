@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from coar_dist.cluster.execution import Execute, Kept
 from coar_dist.config.schema import RegressionConfig, penalty_range
-from coar_dist.errors import ConfigError, MissingWorkError
+from coar_dist.errors import ConfigError, MissingWorkError, warn
 from coar_dist.regression.backends import Backend, device
+from coar_dist.regression.cross_validation import FEWEST_JUDGES, Choice, choose, extended, judging_masks, penalty_grid
 from coar_dist.regression.dual import AnyFactor, factorise_dual
 from coar_dist.regression.factor import factorise, warn_if_rank_deficient
 from coar_dist.regression.gate_prior import (
@@ -33,14 +34,16 @@ from coar_dist.regression.lasso_plan import LassoPlan, LassoStatistics
 from coar_dist.regression.masks import PackedMasks
 from coar_dist.regression.matrices import Matrices, gram_part, keep_masks
 from coar_dist.regression.observations import Observations
-from coar_dist.regression.plans import Factored, IterativePlan, RidgePlan
-from coar_dist.regression.ridge import penalty_grid
+from coar_dist.regression.plans import Factored, IterativePlan, Penalties, RidgePlan
 from coar_dist.regression.shared import SharedFactor, Spectrum
 from coar_dist.regression.statistics import DesignStatistics, Gram
-from coar_dist.regression.trials import Sample, best, relative_scores
+from coar_dist.regression.trials import Sample, shared_trial
 from coar_dist.store.margins import MarginStore
 
 _log = logging.getLogger(__name__)
+_FEW = 2.0
+"""Masks per component below which examples share a penalty, and masks left out choose it: alone, an example cannot
+choose well."""
 
 
 def _factored(matrices: Matrices) -> Factored:
@@ -69,17 +72,16 @@ def _sampled_part(shared: tuple[Observations, Kept[PackedMasks], Sample], block:
     return SampledRows.of(margins[:, sample.rows(margins.shape[1])])
 
 
-def _tried(shared: tuple[RidgePlan | IterativePlan, list[Kept[SampledRows]]]) -> NDArray[np.float64]:
+def _tried(shared: tuple[RidgePlan | IterativePlan, list[Kept[SampledRows]]]) -> Choice:
     plan, samples = shared
-    return plan.relative_scores([sample.read() for sample in samples], device())
+    return plan.shared_choice([sample.read() for sample in samples], device())
 
 
 def ridge_plan(
     observations: Observations, config: RegressionConfig, solver: str, backend: Backend, execute: Execute
 ) -> RidgePlan | IterativePlan:
     """Ridge on the margins alone."""
-    fixed = None if config.regularisation is None else np.array([config.regularisation])
-    make: Callable[[NDArray[np.float64]], RidgePlan | IterativePlan]
+    make: Callable[[Penalties], RidgePlan | IterativePlan]
     if solver == "iterative":
         for key in ("selection", "standard_errors"):
             value = getattr(config, key)
@@ -89,11 +91,13 @@ def ridge_plan(
                     f"{config.memory_gb:g}. Raise it, or leave the option out."
                 )
     masks, design = keep_masks(observations, execute)
+    are_few, is_given = design.num_masks < _FEW * len(design.kept), config.penalty_range is not None
     if solver == "iterative":
         unit, trace = execute.ask(_trace, (masks, design))
+        penalties = Penalties(_grid(config, unit), is_given, "gcv", np.empty(0, np.int64))
 
-        def make(grid: NDArray[np.float64]) -> RidgePlan | IterativePlan:
-            return IterativePlan(design, masks, trace, grid, config.tolerance)
+        def make(penalties: Penalties) -> RidgePlan | IterativePlan:
+            return IterativePlan(design, masks, trace, penalties, config.tolerance)
     else:
         factored = execute.keep_one(_factored, Matrices.of(solver, masks, design.num_masks, execute))
         spectrum = execute.ask(_spectrum, factored)
@@ -104,19 +108,40 @@ def ridge_plan(
                     f"regression.standard_errors=True: least squares of {design.num_masks} masks on a design of rank "
                     f"{spectrum.rank} leaves no residual to estimate noise from. Use more masks, or a ridge penalty."
                 )
-        unit = spectrum.mean_eigenvalue
+        penalties = Penalties(
+            _grid(config, spectrum.mean_eigenvalue),
+            is_given,
+            config.selection or ("leave_one_out" if are_few else "gcv"),
+            judging_masks(0, design.num_masks, spectrum.rank),
+        )
 
-        def make(grid: NDArray[np.float64]) -> RidgePlan | IterativePlan:
-            selection = config.selection or "gcv"
-            return RidgePlan(design, masks, factored, backend, grid, selection, config.standard_errors)
+        def make(penalties: Penalties) -> RidgePlan | IterativePlan:
+            return RidgePlan(design, masks, factored, backend, penalties, config.standard_errors)
 
-    grid = fixed if fixed is not None else penalty_grid(unit, config.num_penalties, penalty_range(config))
-    plan = make(grid)
-    if config.shared_penalty and len(grid) > 1:
+    plan = make(penalties)
+    is_shared = are_few if config.shared_penalty is None else config.shared_penalty
+    if is_shared and len(penalties.grid) > 1:
         sample = Sample.of(observations.store.blocks, design.num_masks)
         samples = execute.keep(_sampled_part, (observations, masks, sample), sample.blocks)
-        plan = make(grid[[best(execute.ask(_tried, (plan, samples)))]])
+        choice = execute.ask(_tried, (plan, samples))
+        _warn_at_end(bool(choice.at_end), config)
+        plan = make(penalties.only(float(choice.penalties[0])))
     return plan
+
+
+def _warn_at_end(is_at_end: bool, config: RegressionConfig) -> None:
+    if is_at_end:
+        warn(
+            f"the penalty that all examples share is at an end of regression.penalty_range="
+            f"{list(penalty_range(config))}{extended(config)}: widen it."
+        )
+
+
+def _grid(config: RegressionConfig, unit: float) -> NDArray[np.float64]:
+    """The penalties to choose from (num_penalties,), or the one that is given; ``unit`` is of ``penalty_grid``."""
+    if config.regularisation is not None:
+        return np.array([config.regularisation])
+    return penalty_grid(unit, config.num_penalties, penalty_range(config))
 
 
 @dataclass(frozen=True)
@@ -131,6 +156,7 @@ class PriorDecision:
         error: squared error on a new mask by cross-validation, relative to the margins' variance.
         has_mean: whether the prior mean is from gradients, else 0.
         has_variances: whether the prior variances are.
+        is_at_end: whether a penalty beyond the grid might be better.
     """
 
     statistics: SourceStatistics
@@ -140,6 +166,7 @@ class PriorDecision:
     error: float
     has_mean: bool
     has_variances: bool
+    is_at_end: bool
 
 
 @dataclass(frozen=True)
@@ -182,9 +209,10 @@ def gradient_plan(
     sample = Sample.of(observations.store.blocks, design.num_masks)
     parts = execute.keep(_source_part, (observations, sources, masks, design, sample), sample.blocks)
     matrices = Matrices.of(solver, masks, design.num_masks, execute)
-    factored = execute.keep_one(_decide, (matrices, design, parts, config))
+    factored = execute.keep_one(_decide, (matrices, design, parts, config, observations.num_gradient_masks))
     del parts, matrices
     decision = execute.ask(_decision, factored)
+    _warn_at_end(decision.is_at_end, config)
     _log.info(
         "prior mean of the weights: %s",
         " + ".join(f"{b:.3f} {name}" for b, name in zip(decision.coefficients, sources.names, strict=True)),
@@ -196,15 +224,15 @@ def gradient_plan(
         decision.error,
         decision.penalty,
     )
+    judging = judging_masks(observations.num_gradient_masks, design.num_masks, execute.ask(_spectrum, factored).rank)
     plan = RidgePlan(
         design,
         masks,
         factored,
         backend,
-        np.array([decision.penalty]),
-        config.selection or "gcv",
+        Penalties(np.array([decision.penalty]), True, "gcv", judging),
         config.standard_errors,
-        GatePrior(sources, decision.coefficients) if decision.has_mean else None,
+        GatePrior.of(sources, decision.statistics, decision.coefficients) if decision.has_mean else None,
         decision.has_variances,
     )
     return PriorFit(decision, plan)
@@ -220,31 +248,40 @@ def _source_part(
 
 
 def _decide(
-    shared: tuple[Matrices, DesignStatistics, list[Kept[tuple[SourceStatistics, SampledRows]]], RegressionConfig],
+    shared: tuple[Matrices, DesignStatistics, list[Kept[tuple[SourceStatistics, SampledRows]]], RegressionConfig, int],
 ) -> _FactoredPrior:
-    """Try the prior with and without its mean and its variances, each at all penalties, on the sampled examples."""
-    matrices, design, parts, config = shared
+    """Try the prior with and without its mean and its variances, each at all penalties, on the sampled examples: by
+    leaving out masks without gradients, whose margins have not made the prior, or where these are few by generalised
+    cross-validation of all masks."""
+    matrices, design, parts, config, num_gradient_masks = shared
     statistics = reduce(add, [part.read()[0] for part in parts])
     samples = [part.read()[1] for part in parts]
     masks = matrices.masks.read()
     coefficients = fit_coefficients(statistics)
     variances = prior_variances(statistics, coefficients)
     whole = matrices.gram() if matrices.solver == "primal" else None
+    can_judge = design.num_masks - num_gradient_masks >= FEWEST_JUDGES
+    selection = config.selection or ("leave_one_out" if can_judge else "gcv")
     chosen: tuple[AnyFactor, PriorDecision] | None = None
     for scale in (np.sqrt(variances), None):
         factor = factorise_dual(masks, device(), scale) if whole is None else factorise(whole, device(), scale)
-        if config.regularisation is None:
-            grid = penalty_grid(Spectrum.of(factor).mean_eigenvalue, config.num_penalties, penalty_range(config))
-        else:
-            grid = np.array([config.regularisation])
+        grid = _grid(config, Spectrum.of(factor).mean_eigenvalue)
+        judging = judging_masks(num_gradient_masks if can_judge else 0, design.num_masks, factor.rank)
         for mean in (coefficients, np.zeros_like(coefficients)):
-            scores = relative_scores(factor, design, masks, samples, mean, grid, config.selection or "gcv")
-            error = float(scores.min()) * design.num_masks
+            trial = shared_trial(factor, design, masks, samples, mean, selection, judging)
+            choice = choose(trial.scores, grid, config.penalty_range is not None)
+            error = float(trial.scores(choice.penalties))
             if chosen is None or error < chosen[1].error:
                 relative = variances if scale is not None else np.ones_like(variances)
-                penalty = float(grid[best(scores)])
                 decision = PriorDecision(
-                    statistics, coefficients, relative, penalty, error, mean is coefficients, scale is not None
+                    statistics,
+                    coefficients,
+                    relative,
+                    float(choice.penalties[0]),
+                    error,
+                    mean is coefficients,
+                    scale is not None,
+                    bool(choice.at_end),
                 )
                 chosen = factor, decision
     assert chosen is not None

@@ -6,7 +6,7 @@ made, and read where it is used.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,17 @@ from numpy.typing import NDArray
 from coar_dist.cluster.execution import Kept
 from coar_dist.regression import ridge
 from coar_dist.regression.backends import Backend, ridge_weights
+from coar_dist.regression.cross_validation import Choice, choose, left_out_errors, noise_of, r2_on_new_masks
 from coar_dist.regression.dual import AnyFactor, DualFactor
 from coar_dist.regression.fitted import Fitted, where
 from coar_dist.regression.gate_prior import GatePrior, SampledRows
 from coar_dist.regression.iterative import CentredMasks, IterativeRidge, Quadrature
 from coar_dist.regression.lasso_plan import LassoPlan
 from coar_dist.regression.masks import PackedMasks
-from coar_dist.regression.observations import HeldMargins, Margins, Observations, Residuals
+from coar_dist.regression.observations import Chosen, HeldMargins, Margins, Observations, Residuals
 from coar_dist.regression.shared import SharedFactor, Spectrum
 from coar_dist.regression.statistics import DesignStatistics, MarginStatistics, margin_statistics
-from coar_dist.regression.trials import relative_scores, relative_sums, scored
+from coar_dist.regression.trials import relative_sums, shared_trial, trial_of
 from coar_dist.store.tables import Attributions
 
 
@@ -38,6 +39,32 @@ class Factored:
 
 
 @dataclass(frozen=True)
+class Penalties:
+    """Penalties to choose from.
+
+    Attributes:
+        grid: (num_penalties,) ascending; one value is fixed, by the configuration or by all examples together.
+        is_given: whether the configuration gives the grid, which is not extended then.
+        selection: ``gcv`` or ``leave_one_out``.
+        judging: (k,) masks that are left out in turn.
+    """
+
+    grid: NDArray[np.float64]
+    is_given: bool
+    selection: str
+    judging: NDArray[np.int64]
+
+    @property
+    def decided(self) -> dict[str, Any]:
+        """What the examples decide together; empty where each chooses its own penalty."""
+        return {"penalty": _rounded(self.grid[0])} if len(self.grid) == 1 else {}
+
+    def only(self, penalty: float) -> Penalties:
+        """The same with one penalty."""
+        return replace(self, grid=np.array([penalty]))
+
+
+@dataclass(frozen=True)
 class RidgePlan:
     """Ridge from a factorisation.
 
@@ -46,8 +73,7 @@ class RidgePlan:
         masks: all of them.
         factored: the factor of the centred design.
         backend: as in ``ridge_weights``.
-        grid: (num_penalties,) ascending; one value is a fixed penalty.
-        selection: ``gcv`` or ``leave_one_out``.
+        penalties: to choose from.
         standard_errors: whether they are computed.
         prior: mean of the weights, from gradients; None is 0.
         has_variances: whether the factor is of prior variances from gradients.
@@ -57,8 +83,7 @@ class RidgePlan:
     masks: Kept[PackedMasks]
     factored: Kept[Factored]
     backend: Backend
-    grid: NDArray[np.float64]
-    selection: str
+    penalties: Penalties
     standard_errors: bool
     prior: GatePrior | None = None
     has_variances: bool = False
@@ -66,55 +91,60 @@ class RidgePlan:
     @property
     def decided(self) -> dict[str, Any]:
         """What the examples decide together; empty where each chooses its own penalty."""
-        if len(self.grid) > 1:
+        if not self.penalties.decided:
             return {}
         return {
-            "penalty": _rounded(self.grid[0]),
+            **self.penalties.decided,
             "prior_mean": None if self.prior is None else [_rounded(b) for b in self.prior.coefficients],
             "prior_variances": "from gradients" if self.has_variances else "equal",
         }
 
-    def relative_scores(self, samples: list[SampledRows], device: str) -> NDArray[np.float64]:
-        """Scores over the margins' variance, mean over sampled examples: (num_penalties,) float64."""
-        factor, masks = self.factored.read().factor.on(device), self.masks.read()
-        return relative_scores(factor, self.design, masks, samples, np.empty(0), self.grid, self.selection)
+    def shared_choice(self, samples: list[SampledRows], device: str) -> Choice:
+        """The penalty that does best for sampled examples together."""
+        factor, masks, penalties = self.factored.read().factor.on(device), self.masks.read(), self.penalties
+        trial = shared_trial(factor, self.design, masks, samples, np.empty(0), penalties.selection, penalties.judging)
+        return choose(trial.scores, penalties.grid, penalties.is_given)
 
     def fit(self, observations: Observations, block: tuple[int, int], device: str) -> Fitted:
         """Attributions of one block, whose files are read once."""
-        factor, masks = self.factored.read().factor.on(device), self.masks.read()
+        factor, masks, judging = self.factored.read().factor.on(device), self.masks.read(), self.penalties.judging
         if self.prior is None:
             prior_mean, of_gradients = None, None
         else:
             prior_mean, of_gradients = self.prior.of_block(block)
-        margins: Margins = observations.of_block(block, masks, of_gradients)
-        residuals = None if prior_mean is None else Residuals(margins, prior_mean, device)
-        margins = margins if residuals is None else residuals
-        if self.selection == "leave_one_out":
-            margins = margins.held()
-        found = scored(factor, self.design, margins, self.grid, self.selection)
-        projected, penalties = found.projected, ridge.best_penalties(found.scores, self.grid)
-        weights, at_mean = self._weights(factor, projected, penalties)
-        residual = ridge.residual_squares(factor, projected, penalties)
-        errors = None
-        if self.standard_errors:
-            errors = (ridge.standard_errors if self.prior is None else ridge.posterior_errors)(
-                factor, projected, penalties
-            )
-            if self.prior is None:
-                errors[:, self.design.says_nothing] = np.nan
+        own = Chosen(observations.of_block(block, masks, of_gradients), judging)
+        residuals = None if prior_mean is None else Residuals(own, prior_mean, device)
+        trial = trial_of(factor, self.design, residuals or own, judging)
+        projected = trial.projected
+        choice = choose(
+            lambda grid: trial.scores(grid, self.penalties.selection), self.penalties.grid, self.penalties.is_given
+        )
+        weights, at_mean = self._weights(factor, projected, choice.penalties)
+        residual = ridge.residual_squares(factor, projected, choice.penalties)
         squares = projected.squares if residuals is None else torch.from_numpy(residuals.squares())
+        variances = squares.to(residual.device) / (self.design.num_masks - 1)
+        errors, left = left_out_errors(factor, projected, choice.penalties, trial.judges)
+        deviations = None
+        if self.standard_errors:
+            of_mean = (
+                None
+                if self.prior is None
+                else self.prior.variances_of_mean(squares.cpu().numpy() / self.design.num_masks)
+            )
+            deviations = ridge.posterior_errors(factor, choice.penalties, noise_of(errors, left), of_mean)
+            if self.prior is None:
+                deviations[:, self.design.says_nothing] = np.nan
         if prior_mean is not None:
             weights += prior_mean
         attributions = _attributions(
-            self.design,
-            (weights, found.mean - at_mean),
-            penalties,
+            (weights, trial.mean - at_mean),
+            choice.penalties,
             squares,
             residual,
-            found.scores.amin(dim=0),
-            errors,
+            r2_on_new_masks(errors, own.kept(), variances),
+            deviations,
         )
-        return Fitted(attributions, _at_edge(attributions, self.grid))
+        return Fitted(attributions, _at_edge(attributions, choice))
 
     def _weights(
         self, factor: AnyFactor, projected: ridge.Projected, penalties: NDArray[np.float64]
@@ -142,39 +172,44 @@ class IterativePlan:
         design: means of the masks.
         masks: all of them.
         trace: quadrature for traces, shared by all blocks.
-        grid: (num_penalties,) ascending; one value is a fixed penalty.
+        penalties: to choose from, by ``gcv``, without an extension.
         tolerance: of the solution.
     """
 
     design: DesignStatistics
     masks: Kept[PackedMasks]
     trace: Quadrature
-    grid: NDArray[np.float64]
+    penalties: Penalties
     tolerance: float
 
     @property
     def decided(self) -> dict[str, Any]:
         """As ``RidgePlan.decided``."""
-        return {"penalty": _rounded(self.grid[0])} if len(self.grid) == 1 else {}
+        return self.penalties.decided
 
-    def relative_scores(self, samples: list[SampledRows], device: str) -> NDArray[np.float64]:
-        """As ``RidgePlan.relative_scores``."""
+    def shared_choice(self, samples: list[SampledRows], device: str) -> Choice:
+        """As ``RidgePlan.shared_choice``."""
         margins = HeldMargins(self.masks.read(), np.concatenate([sample.margins for sample in samples], axis=1))
         _, _, _, squares, scores = self._scored(margins, device)
-        return relative_sums(scores, squares) / len(squares)
+        return self._choice(relative_sums(scores, squares).unsqueeze(1))
 
     def fit(self, observations: Observations, block: tuple[int, int], device: str) -> Fitted:
         """Attributions of one block, whose files are read once."""
         margins, solver, cross, squares, scores = self._scored(observations.of_block(block, self.masks.read()), device)
-        penalties = ridge.best_penalties(scores, self.grid)
-        weights = solver.solve(cross, penalties)
+        choice = self._choice(scores)
+        weights = solver.solve(cross, choice.penalties)
         # rss = y'y - 2 c'w + w'Xc'Xc w, and Xc'Xc w = c - penalty w
-        penalty = torch.from_numpy(penalties).to(cross.device)
+        penalty = torch.from_numpy(choice.penalties).to(cross.device)
         residual = (squares - (cross * weights).sum(dim=0) - penalty * (weights**2).sum(dim=0)).clamp(min=0.0)
         dense = weights.cpu().numpy()
         fitted = np.ascontiguousarray(dense.T, dtype=np.float32), margins.intercepts(self.design, dense)
-        attributions = _attributions(self.design, fitted, penalties, squares, residual, scores.amin(dim=0))
-        return Fitted(attributions, _at_edge(attributions, self.grid))
+        unknown = np.full(len(squares), np.nan), None  # no mask is left out
+        attributions = _attributions(fitted, choice.penalties, squares, residual, unknown)
+        return Fitted(attributions, _at_edge(attributions, choice))
+
+    def _choice(self, scores: torch.Tensor) -> Choice:
+        """Of the grid as it is: conjugate gradients do not reach their tolerance at ever smaller penalties."""
+        return Choice.of(scores, self.penalties.grid, self.penalties.is_given)
 
     def _scored(
         self, margins: Margins, device: str
@@ -190,43 +225,36 @@ class IterativePlan:
         centred = None
         if masks.fewer_masks:
             centred = torch.from_numpy(margins.whole() - statistics.mean(self.design)).to(device)
-        return statistics, solver, cross, squares, solver.gcv_scores(cross, centred, squares, self.grid)
+        return statistics, solver, cross, squares, solver.gcv_scores(cross, centred, squares, self.penalties.grid)
 
 
 Plan = RidgePlan | IterativePlan | LassoPlan
 
 
 def _attributions(
-    design: DesignStatistics,
     fitted: tuple[NDArray[np.float32], NDArray[np.float64]],
     penalties: NDArray[np.float64],
     squares: torch.Tensor,
     residual_squares: torch.Tensor,
-    new_errors: torch.Tensor,
+    r2_new: tuple[NDArray[np.float64], NDArray[np.float64] | None],
     errors: NDArray[np.float32] | None = None,
 ) -> Attributions:
-    """Attributions of ridge; R2 on new masks is relative to the mean margin's own leave-one-out error.
-
-    ``fitted`` are weights (n, d) and intercepts (n,); ``squares`` are the margins' centred y'y (n,), before any prior
-    mean is taken off them.
-    """
+    """Attributions of ridge: ``fitted`` are weights (n, d) and intercepts (n,); ``squares`` are the margins' centred
+    y'y (n,), before any prior mean is taken off them; ``r2_new`` is of ``r2_on_new_masks``."""
     squares = squares.to(residual_squares.device)
-    varies, scale = squares > 0, squares.clamp(min=1e-300)
-    null = scale / design.num_masks / (1.0 - 1.0 / design.num_masks) ** 2
     return Attributions(
         *fitted,
         penalties,
-        where(varies, 1.0 - residual_squares / scale),
-        where(varies & torch.isfinite(new_errors), 1.0 - new_errors / null),
+        where(squares > 0, 1.0 - residual_squares / squares.clamp(min=1e-300)),
+        r2_new[0],
         np.full(len(penalties), np.nan),
         errors,
+        r2_new[1],
     )
 
 
-def _at_edge(attributions: Attributions, grid: NDArray[np.float64]) -> int:
-    if len(grid) == 1:
-        return 0
-    return int(np.isin(attributions.regularisation[np.isfinite(attributions.r2)], grid[[0, -1]]).sum())
+def _at_edge(attributions: Attributions, choice: Choice) -> int:
+    return int((choice.at_end & np.isfinite(attributions.r2)).sum())
 
 
 def _rounded(value: float) -> str:

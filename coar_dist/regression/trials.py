@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from coar_dist.regression import ridge, sizes
+from coar_dist.regression.cross_validation import Judges, coordinates_of, gcv_scores, left_out_scores
 from coar_dist.regression.dual import AnyFactor, DualFactor
 from coar_dist.regression.gate_prior import SampledRows
 from coar_dist.regression.masks import PackedMasks
-from coar_dist.regression.observations import HeldMargins, Margins
+from coar_dist.regression.observations import Chosen, HeldMargins, Margins
 from coar_dist.regression.statistics import DesignStatistics, margin_statistics, require_finite
 
 _FEWEST_EXAMPLES = 64
@@ -56,85 +57,102 @@ def _spread(length: int, number: int) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Some examples and how well each penalty does.
+class Trial:
+    """Some examples on which penalties are tried.
 
     Attributes:
+        factor: of the design.
         projected: the examples in the factor's coordinates.
         mean: margins (n,) float64, over the masks.
-        scores: (num_penalties, n) float64, estimated squared error on a new mask.
+        judges: masks that are left out in turn.
     """
 
+    factor: AnyFactor
     projected: ridge.Projected
     mean: NDArray[np.float64]
-    scores: torch.Tensor
+    judges: Judges
+
+    def scores(self, penalties: NDArray[np.float64], selection: str) -> torch.Tensor:
+        """Estimated squared error on a new mask (num_penalties, n) float64, by ``gcv`` or ``leave_one_out``."""
+        if selection == "gcv":
+            return gcv_scores(self.factor, self.projected, penalties)
+        return left_out_scores(self.factor, self.projected, penalties, self.judges)
 
 
-def scored(
-    factor: AnyFactor, design: DesignStatistics, margins: Margins, grid: NDArray[np.float64], selection: str
-) -> Scored:
-    """Score all penalties for all examples; with ``leave_one_out`` and a primal factor the margins are read twice.
+def trial_of(factor: AnyFactor, design: DesignStatistics, margins: Margins, judging: NDArray[np.int64]) -> Trial:
+    """Read the margins, once.
 
     Args:
         factor: of the design.
         design: means of the masks.
         margins: of the examples.
-        grid: (num_penalties,) penalties.
-        selection: ``gcv`` or ``leave_one_out``.
+        judging: (k,) masks that are left out in turn.
     """
     device = str(factor.values.device)
+    coordinates = coordinates_of(factor, design, margins.masks, judging)
     if isinstance(factor, DualFactor):
         whole = margins.whole()
         require_finite(whole, 0)
         centred = torch.from_numpy(whole).to(device, torch.float64, copy=True)
-        mean = centred[0].clone()
-        centred -= mean
+        first = centred[0].clone()
+        centred -= first
         moved = centred.mean(dim=0)
         centred -= moved
-        projected = ridge.project_rows(factor, centred)
-        if selection == "gcv":
-            scores = ridge.gcv_scores(factor, projected, grid)
-        else:
-            scores = ridge.leave_one_out_scores_of_rows(factor, projected, grid, centred)
-        return Scored(projected, (mean + moved).cpu().numpy(), scores)
-    statistics = margin_statistics(margins.batches(), device)
-    projected = ridge.project(factor, design, statistics)
-    if selection == "gcv":
-        scores = ridge.gcv_scores(factor, projected, grid)
-    else:
-        scores = ridge.leave_one_out_scores(factor, design, statistics, projected, grid, margins.batches())
-    return Scored(projected, statistics.mean(design), scores)
+        mean = (first + moved).cpu().numpy()
+        of_judges = centred[torch.from_numpy(judging).to(device)]
+        return Trial(factor, ridge.project_rows(factor, centred), mean, Judges(coordinates, of_judges))
+    chosen = Chosen(margins, judging)
+    statistics = margin_statistics(chosen.batches(), device)
+    mean = statistics.mean(design)
+    of_judges = torch.from_numpy(chosen.kept() - mean).to(device)
+    return Trial(factor, ridge.project(factor, design, statistics), mean, Judges(coordinates, of_judges))
 
 
-def relative_scores(
+@dataclass(frozen=True)
+class SharedTrial:
+    """Sampled examples on which penalties are tried that all examples share.
+
+    Attributes:
+        trial: of the examples, less a prior mean.
+        squares: (n,) the margins' own centred sums of squares.
+        selection: ``gcv`` or ``leave_one_out``.
+    """
+
+    trial: Trial
+    squares: NDArray[np.float64]
+    selection: str
+
+    def scores(self, penalties: NDArray[np.float64]) -> torch.Tensor:
+        """Scores over the margins' variance, mean over the examples that vary: (num_penalties, 1) float64."""
+        scores = self.trial.scores(penalties, self.selection)
+        squares = torch.from_numpy(self.squares).to(scores.device)
+        return relative_sums(scores, squares).unsqueeze(1) * self.trial.factor.num_masks / len(self.squares)
+
+
+def shared_trial(
     factor: AnyFactor,
     design: DesignStatistics,
     masks: PackedMasks,
     samples: Sequence[SampledRows],
     coefficients: NDArray[np.float64],
-    grid: NDArray[np.float64],
     selection: str,
-) -> NDArray[np.float64]:
-    """Scores over the margins' variance, mean over sampled examples: (num_penalties,) float64.
+    judging: NDArray[np.int64],
+) -> SharedTrial:
+    """Try penalties on the samples of all blocks together.
 
     Args:
-        factor, design, grid, selection: as of ``scored``.
+        factor, design, judging: as of ``trial_of``.
         masks: of the design.
         samples: of the blocks.
         coefficients: (k,) of the prior mean, which is taken off the margins.
+        selection: ``gcv`` or ``leave_one_out``.
     """
     residuals = np.concatenate([sample.residuals(coefficients) for sample in samples], axis=1)
-    found = scored(factor, design, HeldMargins(masks, residuals), grid, selection)
-    squares = np.concatenate([sample.squares for sample in samples])
-    return relative_sums(found.scores, torch.from_numpy(squares).to(found.scores.device)) / len(squares)
+    trial = trial_of(factor, design, HeldMargins(masks, residuals), judging)
+    return SharedTrial(trial, np.concatenate([sample.squares for sample in samples]), selection)
 
 
-def relative_sums(scores: torch.Tensor, squares: torch.Tensor) -> NDArray[np.float64]:
+def relative_sums(scores: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
     """Scores (num_penalties, n) over the margins' centred squares (n,), summed over the examples whose margins vary."""
     varies = squares > 0
-    return np.asarray((scores[:, varies] / squares[varies]).sum(dim=1).cpu().numpy())
-
-
-def best(scores: NDArray[np.float64]) -> int:
-    """The place of the smallest score; on a tie the last, which is the larger penalty."""
-    return int(len(scores) - 1 - np.argmin(scores[::-1]))
+    return (scores[:, varies] / squares[varies]).sum(dim=1)

@@ -16,7 +16,7 @@ from coar_dist.errors import counted
 from coar_dist.stages.executing import executing_fits
 from coar_dist.stages.session import Session
 from coar_dist.stages.stage import Stage
-from coar_dist.store.reader import RunReader
+from coar_dist.store.reader import LARGEST_R2_NEW_ERROR, RunReader
 from coar_dist.store.run_directory import RunDirectory
 
 _THERE = "is there already"
@@ -66,18 +66,25 @@ def _run(session: Session) -> None:
         numbers = ", ".join(f"{name} {value}" for name, value in quality.items())
         _log.info("%s", "; ".join(filter(None, [method, how, numbers])))
     session.terminal.show_table(table)
-    unknown = [method for method, (_, quality) in rows.items() if "mean R2" in quality and "new masks" not in quality]
-    if unknown and is_new:
-        session.terminal.say(
-            f"no R2 on new masks for {', '.join(unknown)}: the masks are too few to tell it within .03."
-        )
+    for result in results:
+        reason = _why_not_told(run, result.method)
+        if reason:
+            session.terminal.say(f"R2 of {result.method} on new masks: {reason}. Held-out masks tell (evaluate stage).")
+
+
+def _why_not_told(run: RunDirectory, method: str) -> str:
+    """Why the R2 on new masks is not told; empty where it is."""
+    error = RunReader(run).r2_new_error(method)
+    if np.isnan(error):
+        return "not known, it takes a factorisation and 32 masks without gradients"
+    if error > LARGEST_R2_NEW_ERROR:
+        return f"too uncertain, its standard error is {error:.2g} and more masks make it smaller"
+    return ""
 
 
 def _quality(run: RunDirectory, method: str) -> dict[str, str]:
     """What is known of a method's attributions, by the words of ``_NUMBERS``."""
     quality = RunReader(run).quality(method=method)
-    if not np.isfinite(quality["r2_new"][np.isfinite(quality["r2"])]).all():
-        del quality["r2_new"]  # the mean of the blocks where it is known would be another one's
     known = {name: values[np.isfinite(values)] for name, values in quality.items()}
     return {
         words: f"{function(known[name]):{form}}"

@@ -18,6 +18,9 @@ from coar_dist.store.methods import best_method
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
 from coar_dist.store.tables import AttributionTable, EvaluationTable
 
+LARGEST_R2_NEW_ERROR = 0.015
+"""Standard error of the mean of ``r2_new`` up to which it is told."""
+
 
 class RunReader:
     """A run directory opened for reading, which changes nothing in it.
@@ -151,13 +154,32 @@ class RunReader:
         """How good the attributions are, per example: (num_examples,) each, NaN where undefined.
 
         Returns:
-            ``regularisation``, the penalty; ``r2``, in-sample; ``r2_new``, the estimate for new masks;
-            ``duality_gap`` of the lasso.
+            ``regularisation``, the penalty; ``r2``, in-sample; ``r2_new``, the estimate for new masks, NaN where
+            ``r2_new_error`` is above .015: its mean is to be true within .03; ``duality_gap`` of the lasso.
         """
         ids = self._example_ids(example_ids)
+        whole, error = self._quality(method)
+        if not error <= LARGEST_R2_NEW_ERROR:
+            whole["r2_new"][:] = np.nan
+        return {name: values[ids] for name, values in whole.items()}
+
+    def r2_new_error(self, method: str | None = None) -> float:
+        """Standard error of the mean over all examples of ``quality()["r2_new"]``, over the masks by which it was
+        estimated; NaN where there are too few of them."""
+        return self._quality(method)[1]
+
+    def _quality(self, method: str | None) -> tuple[dict[str, NDArray[np.float64]], float]:
         table = self._table(method)
-        blocks = [table.read_quality(block) for block in self.directory.margins(TRAIN_DESIGN).blocks]
-        return {name: np.concatenate([block[name] for block in blocks])[ids] for name in blocks[0]}
+        blocks, influences = zip(
+            *(table.read_quality(block) for block in self.directory.margins(TRAIN_DESIGN).blocks), strict=True
+        )
+        whole = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+        number = int(np.isfinite(whole["r2_new"]).sum())
+        known = [of_block for of_block in influences if of_block is not None]
+        if len(known) < len(influences) or not number:
+            return whole, float("nan")
+        means = np.sum(known, axis=0) / number
+        return whole, float(means.std(ddof=1) / np.sqrt(len(means)))
 
     def evaluation(
         self, method: str | None = None, design_name: str | None = None, example_ids: Sequence[int] | None = None

@@ -26,9 +26,16 @@ _DECIDED = "decided"
 QUALITY = ("r2", "r2_new", "duality_gap")
 
 
+_INFLUENCES = "r2_new_influences"
+NUM_GROUPS = 16
+"""Of the masks that are left out in turn, by their place modulo 16: from their differences follows how well the mean
+of ``r2_new`` is known."""
+
+
 class _Metadata(TypedDict):
     settings: dict[str, Any]
     decided: NotRequired[dict[str, Any]]
+    r2_new_influences: NotRequired[list[float]]
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,8 @@ class Attributions:
         r2_new: (n,) the same on new masks, estimated without any; NaN where the masks are too few to tell.
         duality_gap: (n,) of the lasso, relative to the margins' variance.
         standard_errors: (n, num_components) float32 of the weights, where they were asked for.
+        r2_new_influences: (16,) float64, for every sixteenth of the masks by which ``r2_new`` was estimated, how far
+            they alone would move it to first order, summed over the examples; None without such masks.
     """
 
     weights: NDArray[np.float32]
@@ -52,6 +61,7 @@ class Attributions:
     r2_new: NDArray[np.float64]
     duality_gap: NDArray[np.float64]
     standard_errors: NDArray[np.float32] | None = None
+    r2_new_influences: NDArray[np.float64] | None = None
 
     @classmethod
     def of_weights(cls, weights: NDArray[np.float32], intercepts: NDArray[np.float64]) -> Attributions:
@@ -136,6 +146,8 @@ class AttributionTable:
         belongs_to = {**self._belongs_to(block), "settings": dict(settings)}
         if decided:
             belongs_to[_DECIDED] = dict(decided)
+        if attributions.r2_new_influences is not None:
+            belongs_to[_INFLUENCES] = attributions.r2_new_influences.tolist()
         write_table(self._storage, self.file(block), columns, belongs_to, compress=is_sparse)
 
     def read(self, block: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -148,15 +160,16 @@ class AttributionTable:
         table = self._read(block, ["intercept", "weights"]).columns
         return matrix_of(table["weights"]), table["intercept"].to_numpy()
 
-    def read_quality(self, block: tuple[int, int]) -> dict[str, NDArray[np.float64]]:
-        """``regularisation`` and the quality numbers of one example block, (block length,) each; NaN for null.
+    def read_quality(self, block: tuple[int, int]) -> tuple[dict[str, NDArray[np.float64]], list[float] | None]:
+        """``regularisation`` and the quality numbers of one example block, (block length,) each; NaN for null. And the
+        influences on ``r2_new``, as in ``Attributions``.
 
         Raises:
             MissingWorkError, DamagedFileError: as ``read``.
         """
         names = ["regularisation", *QUALITY]
-        table = self._read(block, names).columns
-        return {name: np.asarray(table[name].to_numpy()) for name in names}
+        found = self._read(block, names)
+        return {name: np.asarray(found.columns[name].to_numpy()) for name in names}, found.metadata.get(_INFLUENCES)
 
     def has_standard_errors(self, block: tuple[int, int]) -> bool:
         """Whether the attributions of one example block were fitted with standard errors.

@@ -36,7 +36,14 @@ def pilot(
     a = alpha * (1 - alpha)
     error = noise + a * COMPONENTS / (1 / prior + a * sum(PILOT) / noise)
     return PriorDecision(
-        statistics, coefficients, np.ones(COMPONENTS), noise / prior, error, informative, has_variances=True
+        statistics,
+        coefficients,
+        np.ones(COMPONENTS),
+        noise / prior,
+        error,
+        informative,
+        has_variances=True,
+        is_at_end=False,
     )
 
 

@@ -138,7 +138,7 @@ def test_solvers_of_every_size_agree(data: Any, tmp_path: Path) -> None:
     )
     np.testing.assert_allclose(primal.weights(), iterative.weights(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(primal.quality()["r2"], iterative.quality()["r2"], rtol=1e-5)
-    np.testing.assert_allclose(primal.quality()["r2_new"], iterative.quality()["r2_new"], atol=0.05)
+    assert np.isnan(iterative.quality()["r2_new"]).all()  # no mask is left out
     wide, wide_margins = problem(num_masks=40, num_components=100, num_examples=EXAMPLES)
     dual = fitted(run_of(tmp_path / "dual", wide, wide_margins), regularisation=5.0)
     reference = Ridge(alpha=5.0).fit(wide.astype(float), wide_margins.astype(float))
@@ -147,7 +147,6 @@ def test_solvers_of_every_size_agree(data: Any, tmp_path: Path) -> None:
     without = fitted(small, regularisation=5.0, memory_gb=1e-6, tolerance=1e-9)
     np.testing.assert_allclose(without.weights(), reference.coef_, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(without.quality()["r2"], dual.quality()["r2"], rtol=1e-5)
-    np.testing.assert_allclose(without.quality()["r2_new"], dual.quality()["r2_new"], atol=0.05)
     for options in ({"selection": "leave_one_out"}, {"standard_errors": True}):
         with pytest.raises(ConfigError, match="needs a factorisation"):
             fitted(run_of(tmp_path / "iterative", masks, margins), memory_gb=1e-6, **options)
@@ -176,7 +175,7 @@ def test_estimated_r2_is_that_of_new_masks(selection: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "own"),
     [
-        ({}, {"solver": "primal", "shared_penalty": False, "standard_errors": False}),
+        ({}, {"solver": "primal", "shared_penalty": None, "standard_errors": False}),
         (
             {"memory_gb": 1e-6, "shared_penalty": True},
             {"solver": "iterative", "shared_penalty": True, "standard_errors": False, "tolerance": 1e-6},
@@ -198,7 +197,7 @@ def test_attributions_say_what_they_were_fitted_with(
         "backend": "torch",
         "method": config.method,
         "regularisation": None,
-        "selection": options.get("selection", "gcv"),
+        "selection": options.get("selection"),
         "num_penalties": 7,
         "penalty_range": [0.01, 100.0],
         **own,

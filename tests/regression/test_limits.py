@@ -29,6 +29,7 @@ from coar_dist.regression.planning import gradient_plan, lasso_plan, ridge_plan
 from coar_dist.regression.shared import SharedFactor
 from coar_dist.regression.sizes import choose_solver
 from coar_dist.store.reader import RunReader
+from coar_dist.store.tables import AttributionTable
 from tests.regression import test_gradient_ridge as gradients
 from tests.regression.problems import packed, problem, projected
 from tests.regression.test_fit import run_of
@@ -132,23 +133,49 @@ def test_what_the_lasso_can_be_asked_for(
 
 @pytest.mark.parametrize("options", [{}, {"regularisation": 3.0}, {"memory_gb": 1e-6, "tolerance": 1e-10}])
 @pytest.mark.parametrize(("num_masks", "num_components"), [(40, 8), (25, 40)])
-def test_r2_is_the_share_that_is_explained_and_r2_new_that_of_cross_validation(
+def test_r2_is_the_share_that_is_explained_and_r2_new_that_of_masks_left_out(
     num_masks: int, num_components: int, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The null model is the mean of the other masks, whose error on a mask left out is m / (m - 1) of its residual."""
     masks, margins = problem(num_masks, num_components)
-    run = run_of(tmp_path, masks, margins)
+    run = run_of(tmp_path, masks, margins, per_block=3)
     fit(run, RegressionConfig(**options), lambda _: None)
-    found = RunReader(run).quality()
+    parts = [AttributionTable(run, "coar").read_quality(block) for block in ((0, 3), (3, 5))]
+    found = {name: np.concatenate([part[name] for part, _ in parts]) for name in parts[0][0]}
     x, y = masks - masks.mean(axis=0), margins.astype(float) - margins.astype(float).mean(axis=0)
-    null = ((y * num_masks / (num_masks - 1)) ** 2).mean(axis=0)
+    influences = []
     for column, penalty in enumerate(found["regularisation"]):
         hat = x @ np.linalg.solve(x.T @ x + penalty * np.eye(num_components), x.T)
-        residual = y[:, column] - hat @ y[:, column]
+        residual, variance = y[:, column] - hat @ y[:, column], y[:, column].var(ddof=1)
         assert found["r2"][column] == pytest.approx(1 - (residual**2).sum() / (y[:, column] ** 2).sum(), abs=1e-6)
-        gcv = (residual**2).mean() / (1 - (1 + np.trace(hat)) / num_masks) ** 2
-        is_estimated = "memory_gb" in options
-        assert found["r2_new"][column] == pytest.approx(1 - gcv / null[column], abs=0.1 if is_estimated else 1e-6)
+        if num_masks < 32 or "memory_gb" in options:
+            assert np.isnan(found["r2_new"][column])
+            continue
+        errors = (residual / (1 - np.diag(hat) - 1 / num_masks)) ** 2 / variance
+        assert found["r2_new"][column] == pytest.approx(1 - errors.mean(), abs=1e-6)
+        influences.append(errors - errors.mean() * y[:, column] ** 2 / variance)
+    if influences:
+        groups = np.array([np.mean(influences, axis=0)[group::16].mean() for group in range(16)])
+        expected = groups.std(ddof=1) / 4
+        assert expected > 0.015
+        assert RunReader(run).r2_new_error() == pytest.approx(expected, rel=1e-5)
+    else:
+        assert np.isnan(RunReader(run).r2_new_error())
+    assert np.isnan(RunReader(run).quality()["r2_new"]).all()
+
+
+@pytest.mark.parametrize(("num_masks", "is_told"), [(60, False), (600, True)])
+def test_r2_on_new_masks_is_told_where_its_mean_is_known_to_015(num_masks: int, is_told: bool, tmp_path: Path) -> None:
+    masks, margins = problem(num_masks + 3000, 12)
+    run = run_of(tmp_path, masks[:num_masks], margins[:num_masks], per_block=1)
+    fit(run, RegressionConfig(), lambda _: None)
+    reader = RunReader(run)
+    assert (reader.r2_new_error() <= 0.015) == is_told
+    assert np.isfinite(reader.quality()["r2_new"]).tolist() == [is_told] * 5
+    assert np.isfinite(reader.quality([2])["r2_new"]).tolist() == [is_told]
+    if is_told:
+        errors = reader.predict(masks[num_masks:]) - margins[num_masks:]
+        real = 1 - (errors**2).mean(axis=0) / margins[num_masks:].var(axis=0)
+        assert reader.quality()["r2_new"].mean() == pytest.approx(real.mean(), abs=0.03)
 
 
 @pytest.mark.filterwarnings("ignore:.*chose a penalty at an end")

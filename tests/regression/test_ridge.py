@@ -10,7 +10,6 @@ from sklearn.linear_model import LinearRegression, Ridge, RidgeCV
 
 from coar_dist.errors import CoarWarning, ConfigError, TaskError
 from coar_dist.regression import factor as factor_module
-from coar_dist.regression import trials
 from coar_dist.regression.backends import (
     RIDGE_BACKENDS,
     check_backend,
@@ -18,23 +17,23 @@ from coar_dist.regression.backends import (
     identity_of_backend,
     ridge_weights,
 )
+from coar_dist.regression.cross_validation import (
+    Judges,
+    best_penalties,
+    choose,
+    coordinates_of,
+    gcv_scores,
+    judging_masks,
+    left_out_errors,
+    left_out_scores,
+    noise_of,
+    penalty_grid,
+    r2_on_new_masks,
+)
 from coar_dist.regression.dual import factorise_dual
 from coar_dist.regression.factor import factorise, warn_if_rank_deficient
 from coar_dist.regression.iterative import CentredMasks, IterativeRidge, trace_quadrature
-from coar_dist.regression.ridge import (
-    best_penalties,
-    coefficients,
-    gcv_scores,
-    leave_one_out_scores,
-    leave_one_out_scores_of_rows,
-    penalty_grid,
-    posterior_errors,
-    project,
-    project_rows,
-    residual_squares,
-    solve,
-    standard_errors,
-)
+from coar_dist.regression.ridge import coefficients, posterior_errors, project, project_rows, residual_squares, solve
 from coar_dist.regression.sizes import choose_solver
 from coar_dist.regression.statistics import gram, margin_statistics
 from tests.regression.problems import batches, packed, problem, projected
@@ -44,6 +43,14 @@ HERE = ["torch", "sklearn", pytest.param("cuml", marks=pytest.mark.gpu)]
 
 def grid_of(factor: factor_module.Factor, count: int = 15) -> np.ndarray:
     return penalty_grid(float(factor.values.sum()) / factor.num_components, count, (1e-3, 1e3))
+
+
+def judges_of(factor: Any, masks: np.ndarray, margins: np.ndarray, rows: list[int] | None = None) -> Judges:
+    """All masks, or some."""
+    chosen = np.arange(len(masks)) if rows is None else np.array(rows)
+    design = gram(batches(masks), "cpu").design
+    centred = margins.astype(np.float64) - margins.mean(axis=0, dtype=np.float64)
+    return Judges(coordinates_of(factor, design, packed(masks), chosen), torch.from_numpy(centred[chosen]))
 
 
 @pytest.mark.parametrize("backend", HERE)
@@ -141,12 +148,16 @@ def test_the_dual_is_the_primal(scaled: bool, num_components: int, monkeypatch: 
     found = torch.cat([rows for _, rows in dual.weight_rows(coefficients(dual, in_dual, penalties))])
     np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
     assert (found[5] == 0).all()
-    for errors in (standard_errors, posterior_errors):
-        np.testing.assert_allclose(errors(dual, in_dual, penalties + 1), errors(primal, part, penalties + 1), rtol=1e-6)
+    noise = np.array([0.5, 1.0, 2.0, 3.0, np.nan])
+    in_both = [posterior_errors(factor, penalties + 1, noise) for factor in (dual, primal)]
+    np.testing.assert_allclose(*in_both, rtol=1e-6)
+    assert np.isnan(in_both[0]).any(axis=1).tolist() == [False] * 4 + [True]
     grid = grid_of(primal, 5)
     np.testing.assert_allclose(gcv_scores(dual, in_dual, grid), gcv_scores(primal, part, grid), rtol=1e-7)
-    left_out = leave_one_out_scores(primal, design, block, part, grid, batches(masks, 16, margins))
-    np.testing.assert_allclose(leave_one_out_scores_of_rows(dual, in_dual, grid, centred), left_out, rtol=1e-7)
+    rows = [0, 3, 17, 39]
+    left_out = left_out_scores(primal, part, grid, judges_of(primal, masks, margins, rows))
+    found = left_out_scores(dual, in_dual, grid, judges_of(dual, masks, margins, rows))
+    np.testing.assert_allclose(found, left_out, rtol=1e-7)
 
 
 @pytest.mark.parametrize("kind", ["bernoulli", "identity", "twins"])
@@ -167,7 +178,7 @@ def test_eigenvectors_are_orthonormal_also_where_eigenvalues_are_equal(kind: str
 @pytest.mark.parametrize("num_components", [12, 60])
 def test_scores_are_those_of_the_definitions(num_components: int) -> None:
     masks, margins = problem(num_components=num_components, num_masks=50)
-    design, factor, block, part = projected(masks, margins)
+    _, factor, _, part = projected(masks, margins)
     grid = grid_of(factor)
     x, y = masks.astype(np.float64), margins.astype(np.float64)
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
@@ -181,7 +192,7 @@ def test_scores_are_those_of_the_definitions(num_components: int) -> None:
     scores = gcv_scores(factor, part, grid)
     np.testing.assert_allclose(scores, gcv, rtol=1e-5)
     np.testing.assert_allclose(residual_squares(factor, part, np.full(5, grid[4])), residuals[4], rtol=1e-6)
-    exact = leave_one_out_scores(factor, design, block, part, grid, batches(masks, 16, margins))
+    exact = left_out_scores(factor, part, grid, judges_of(factor, masks, margins))
     np.testing.assert_allclose(exact, left_out, rtol=1e-5)
     expected = grid[np.argmin(gcv, axis=0)]
     np.testing.assert_allclose(best_penalties(scores, grid), expected)
@@ -190,14 +201,95 @@ def test_scores_are_those_of_the_definitions(num_components: int) -> None:
 
 def test_leave_one_out_scores_are_errors_of_fits_without_the_mask() -> None:
     masks, margins = problem(num_masks=25)
-    design, factor, block, part = projected(masks, margins)
-    scores = leave_one_out_scores(factor, design, block, part, np.array([3.0]), batches(masks, 7, margins))
-    errors = []
-    for row in range(25):
+    _, factor, _, part = projected(masks, margins)
+    penalties = np.array([3.0, 3.0, 0.2, 3.0, 50.0])
+    judges = [0, 1, 5, 24]
+    found, left = left_out_errors(factor, part, penalties, judges_of(factor, masks, margins, judges))
+    x = masks - masks.mean(axis=0)
+    for position, row in enumerate(judges):
         rest = np.arange(25) != row
-        model = Ridge(alpha=3.0).fit(masks[rest].astype(float), margins[rest].astype(float))
-        errors.append((model.predict(masks[row : row + 1].astype(float))[0] - margins[row]) ** 2)
-    np.testing.assert_allclose(scores[0], np.mean(errors, axis=0), rtol=1e-7)
+        model = Ridge(alpha=penalties).fit(masks[rest].astype(float), margins[rest].astype(float))
+        expected = margins[row] - model.predict(masks[row : row + 1].astype(float))[0]
+        np.testing.assert_allclose(found[position], expected, rtol=1e-7)
+        for column, penalty in enumerate(penalties):
+            hat = x[row] @ np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x[row]) + 1 / 25
+            assert float(left[position, column]) == pytest.approx(1 - hat, rel=1e-9)
+    scores = left_out_scores(factor, part, np.array([3.0]), judges_of(factor, masks, margins, judges))
+    np.testing.assert_allclose(scores[0, [0, 1, 3]], (found**2).mean(dim=0)[[0, 1, 3]], rtol=1e-12)
+
+
+def test_2048_masks_are_left_out_at_even_distances_or_all() -> None:
+    assert judging_masks(20, 60, 12).tolist() == list(range(20, 60))
+    assert judging_masks(60, 60, 12).tolist() == []
+    many = judging_masks(100, 50_000, 2304)
+    assert (len(many), many[0], many[-1]) == (2048, 100, 49_999)
+    assert set(np.diff(many)) <= {24, 25}
+    assert len(judging_masks(0, 100_000, 82_944)) == 2**25 // 82_944
+
+
+def test_noise_is_that_of_the_margins_whatever_the_penalty() -> None:
+    """Errors on masks left out are larger by 1 / (1 - h), if the prior is true that the penalty stands for."""
+    random = np.random.default_rng(0)
+    masks, _ = problem(num_masks=60, num_components=40)
+    weights = random.normal(size=(40, 3000)) * 0.5
+    margins = masks @ weights + random.normal(size=(60, 3000)) * 1.7 + 40
+    _, factor, _, part = projected(masks, margins)
+    errors, left = left_out_errors(factor, part, np.full(3000, (1.7 / 0.5) ** 2), judges_of(factor, masks, margins))
+    assert noise_of(errors, left).mean() == pytest.approx(1.7**2, rel=0.02)
+    assert np.isnan(noise_of(errors[:31], left[:31])).all()
+    errors[5, 3] = torch.inf
+    assert np.isnan(noise_of(errors, left)).nonzero()[0].tolist() == [3]
+
+
+def test_r2_on_new_masks_and_what_each_sixteenth_of_the_masks_adds_to_it() -> None:
+    random = np.random.default_rng(0)
+    margins = random.normal(size=(400, 50)) * 3 + 20
+    margins[:, 7] = 20.0
+    errors = torch.from_numpy(random.normal(size=(400, 50)))
+    errors[5, 9] = torch.inf
+    variances = margins.var(axis=0, ddof=1)
+    found, influences = r2_on_new_masks(errors, margins, torch.from_numpy(variances))
+    assert np.isnan(found).nonzero()[0].tolist() == [7, 9]
+    rest = np.delete(np.arange(50), [7, 9])
+    shares = errors.numpy()[:, rest] ** 2 / variances[rest]
+    np.testing.assert_allclose(found[rest], 1 - shares.mean(axis=0), rtol=1e-12)
+    assert influences is not None
+    # Without one sixteenth of the masks the ratio of both means is what the influences say, to first order.
+    squares = (margins[:, rest] - margins[:, rest].mean(axis=0)) ** 2 / variances[rest]
+    for group in range(16):
+        others = np.arange(400) % 16 != group
+        without = shares[others].mean(axis=0) / squares[others].mean(axis=0)
+        moved = (without - shares.mean(axis=0) / squares.mean(axis=0)).sum()
+        assert -influences[group] / 15 == pytest.approx(moved, abs=0.015)
+    assert influences.std() > 0.3
+    few, none = r2_on_new_masks(errors[:31], margins[:31], torch.from_numpy(variances))
+    assert np.isnan(few).all()
+    assert none is None
+
+
+def test_a_grid_goes_on_where_its_smallest_penalty_is_best() -> None:
+    def scores(best: list[float]) -> Any:
+        return lambda grid: torch.from_numpy((np.log(grid)[:, None] - np.log(best)) ** 2)
+
+    grid = np.geomspace(1e-3, 1e3, 25)
+    asked: list[int] = []
+
+    def counted(penalties: np.ndarray) -> torch.Tensor:
+        asked.append(len(penalties))
+        return scores([2.0, 1e-7])(penalties)
+
+    choice = choose(counted, grid, is_given=False)
+    np.testing.assert_allclose(choice.penalties, [grid[np.abs(np.log(grid / 2)).argmin()], 1e-7], rtol=1e-9)
+    assert asked == [25, 12, 12]
+    assert not choice.at_end.any()
+    beyond = choose(scores([1e-20, 1e9, 1.0]), grid, is_given=False)
+    np.testing.assert_allclose(beyond.penalties, [1e-12, 1e3, 1.0])
+    assert beyond.at_end.tolist() == [True, False, False]
+    given = choose(scores([1e-20, 1e9, 1.0]), grid, is_given=True)
+    np.testing.assert_allclose(given.penalties, [1e-3, 1e3, 1.0])
+    assert given.at_end.tolist() == [True, True, False]
+    fixed = choose(scores([1e-20, 1e9]), np.array([5.0]), is_given=False)
+    assert (fixed.penalties.tolist(), fixed.at_end.any()) == ([5.0, 5.0], False)
 
 
 def test_a_mask_that_alone_decides_its_own_prediction_has_an_infinite_score() -> None:
@@ -205,26 +297,47 @@ def test_a_mask_that_alone_decides_its_own_prediction_has_an_infinite_score() ->
     masks, margins = problem(num_masks=30, num_components=6)
     masks[:, 5] = np.arange(30) != 29
     margins[:, 2] = 4.0  # with no residual either
-    design, factor, block, part = projected(masks, margins)
-    scores = leave_one_out_scores(factor, design, block, part, np.array([0.0, 1.0]), batches(masks, 7, margins))
+    _, factor, _, part = projected(masks, margins)
+    scores = left_out_scores(factor, part, np.array([0.0, 1.0]), judges_of(factor, masks, margins))
     assert torch.isinf(scores[0]).all()
     assert torch.isfinite(scores[1]).all()
     assert best_penalties(scores, np.array([0.0, 1.0])).tolist() == [1.0] * 5
 
 
-def test_standard_errors_are_the_spread_over_draws_of_noise() -> None:
+def test_without_a_penalty_errors_are_the_spread_over_draws_of_noise() -> None:
     random = np.random.default_rng(0)
     masks, _ = problem(num_masks=60, num_components=8)
     truth, num_draws = random.normal(size=8) * 3, 4000
     margins = (masks @ truth)[:, None] + random.normal(size=(60, num_draws)) * 1.7 + 40
     _, factor, _, part = projected(masks, margins.astype(np.float32))
-    penalties = np.full(num_draws, 1e-9)
-    spread = solve(factor, part, penalties).std(axis=1)
-    np.testing.assert_allclose(standard_errors(factor, part, penalties).mean(axis=0), spread, rtol=0.04)
+    spread = solve(factor, part, np.zeros(num_draws)).std(axis=1)
+    found = posterior_errors(factor, np.zeros(1), np.full(1, 1.7**2))[0]
+    np.testing.assert_allclose(found, spread, rtol=0.04)
+    short, _ = problem(num_masks=6, num_components=8)
+    factor = projected(short, margins[:6])[1]
+    x = short - short.mean(axis=0)
+    is_determined = np.diag(np.linalg.pinv(x) @ x) > 1 - 1e-9
+    assert 0 < is_determined.sum() < 8
+    found = posterior_errors(factor, np.zeros(1), np.ones(1))[0]
+    np.testing.assert_array_equal(np.isfinite(found), is_determined)
+
+
+@pytest.mark.parametrize("num_masks", [40, 90])
+def test_posterior_errors_are_those_of_the_definition(num_masks: int) -> None:
+    masks, _ = problem(num_masks=num_masks, num_components=60)
+    scale = np.random.default_rng(1).uniform(0.3, 2.0, 60)
+    penalties, noise = np.array([0.5, 8.0, 0.5]), np.array([2.0, 3.0, 4.0])
+    of_mean = np.random.default_rng(2).uniform(0.0, 0.4, (3, 60))
     x = masks - masks.mean(axis=0)
-    penalised = solve(factor, part, np.full(num_draws, 5.0)).std(axis=1)
-    inverse = np.linalg.inv(x.T @ x + 5 * np.eye(8))
-    np.testing.assert_allclose(penalised, 1.7 * np.sqrt(np.diag(inverse @ x.T @ x @ inverse)), rtol=0.05)
+    whole = gram(batches(masks), "cpu")
+    for factor in (factorise(whole, "cpu", scale), factorise_dual(packed(masks), "cpu", scale)):
+        found, with_mean = (posterior_errors(factor, penalties, noise, mean) for mean in (None, of_mean))
+        for row in range(3):
+            inverse = np.linalg.inv(x.T @ x + np.diag(penalties[row] / scale**2))
+            np.testing.assert_allclose(found[row], np.sqrt(noise[row] * np.diag(inverse)), rtol=1e-6)
+            left = np.diag(inverse) * penalties[row] / scale**2
+            expected = np.sqrt(noise[row] * np.diag(inverse) + left**2 * of_mean[row])
+            np.testing.assert_allclose(with_mean[row], expected, rtol=1e-6)
 
 
 def test_chosen_penalties_predict_as_well_as_leave_one_out_cross_validation() -> None:
@@ -321,7 +434,6 @@ def test_of_penalties_that_are_equally_good_the_larger_is_chosen() -> None:
     scores = torch.tensor([[3.0, 1.0, 2.0, torch.inf], [1.0, 1.0, 2.0, torch.inf], [1.0, 4.0, 2.0, 5.0]])
     grid = np.array([0.1, 1.0, 10.0])
     np.testing.assert_array_equal(best_penalties(scores, grid), [10.0, 1.0, 10.0, 10.0])
-    assert [trials.best(scores[:, column].numpy()) for column in range(4)] == [2, 1, 2, 2]
 
 
 def test_least_squares_by_conjugate_gradients_has_minimum_norm() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 from coar_dist.config.schema.values import NameOrFunction, NonNegative, Part, Positive, Rule, Share, at_least, one_of
 
 SELECTIONS = {"ridge": ("gcv", "leave_one_out"), "lasso": ("held_out", "bic")}
-"""By method: what can choose an example's penalty, the default first."""
+"""By method: what can choose an example's penalty; the lasso's default first."""
 
 
 Range = Annotated[
@@ -32,11 +32,13 @@ class RegressionConfig(Part):
     """One penalty for every example; None: chosen from the data. Ridge: ``sum of squares + penalty * ||w||**2``, 0 is
     least squares. Lasso: scikit-learn's alpha of margins divided by their own standard deviation, without a unit."""
     selection: str | None = None
-    """What chooses the penalty of an example: for ridge ``gcv`` (the default) or ``leave_one_out``, the exact error on
-    masks left out one at a time, for which a block's margins are held in memory; for lasso ``held_out`` (the
-    default), the error on the last ``held_out_fraction`` of the masks, or ``bic``."""
-    shared_penalty: bool = False
-    """Ridge: one penalty, chosen for all examples together, by 1,024 of them where there are more."""
+    """What chooses the penalty of an example: for ridge ``gcv`` or ``leave_one_out``, the exact error on up to 2,048
+    masks left out one at a time; None is this below two masks per component, and for ``gradient_ridge`` where 32 masks
+    are without gradients. For lasso ``held_out`` (the default), the error on the last ``held_out_fraction`` of the
+    masks, or ``bic``."""
+    shared_penalty: bool | None = None
+    """Ridge: one penalty, chosen for all examples together, by 1,024 of them where there are more; None: below two
+    masks per component."""
     num_penalties: Annotated[int, at_least(2)] = 25
     penalty_range: Range | None = None
     """The grid's ends. Ridge: in units of the mean eigenvalue of the centred X'X, [0.001, 1000] by default. Lasso:
@@ -48,7 +50,7 @@ class RegressionConfig(Part):
     """Of iterative solvers: duality gap of the lasso relative to the margins' variance; relative residual of conjugate
     gradients."""
     standard_errors: bool = False
-    """Ridge: store standard errors of the weights beside them."""
+    """Ridge: store standard errors of the weights beside them, which hold the bias of the penalty, too."""
     memory_gb: Positive = 16.0
     """Memory of a factorisation, on the worker that computes it. It decides between the Gram matrix of the components,
     that of the masks, and conjugate gradients."""

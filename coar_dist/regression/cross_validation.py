@@ -1,0 +1,281 @@
+"""The choice of penalties, and how well they predict masks that were not fitted, from the masks that were.
+
+In the notation of ``coar_dist.regression.ridge``, with r_i the residual of mask i in the fit on all masks and
+coordinates x_i'S V of its centred row, the error on mask i when it is left out is
+
+    r_i / (1 - h_i),   h_i = 1 / m + sum (x_i'S V)**2 / (e + penalty)     (Allen 1974; Golub, Heath & Wahba 1979, (1.3))
+
+Generalised cross-validation puts the mean of the h_i in their place (Golub et al., (1.4)) and needs no masks:
+
+    gcv(penalty) = (rss / m) / (1 - df / m)**2,   df = 1 + sum e / (e + penalty)
+
+It is enough to choose a penalty by where there are two masks for every component, but no measure of the error: masks
+that ablate many components have both large h_i and, through interactions, large residuals. So the error that is told is
+that of masks left out; and not of masks whose own gradients made the prior, which predicts them better than others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from coar_dist.config.schema import RegressionConfig
+from coar_dist.errors import ConfigError
+from coar_dist.regression.dual import AnyFactor, DualFactor
+from coar_dist.regression.masks import PackedMasks
+from coar_dist.regression.ridge import Projected, explained_and_outside
+from coar_dist.regression.statistics import DesignStatistics
+from coar_dist.store.tables import NUM_GROUPS
+
+SATURATED = 1e-9
+"""A share of freedom left to the residuals below which there is none."""
+FEWEST_JUDGES = 32
+"""Masks that must be left out in turn, at least, for a number to be told."""
+_MOST_JUDGES = 2048
+_MOST_COORDINATES = 2**25
+"""Of the judges; 256 MB."""
+_EXTENSIONS = 3
+_EXTENDED_BY = 1e3
+"""How often a grid is extended, and to how much smaller penalties each time."""
+
+
+def penalty_grid(mean_eigenvalue: float, num_penalties: int, penalty_range: tuple[float, float]) -> NDArray[np.float64]:
+    """Penalties spaced evenly in the logarithm, in units of the mean eigenvalue of Xc'Xc: its trace over d.
+
+    Raises:
+        ConfigError: the design is constant, so there is no such unit.
+    """
+    if mean_eigenvalue <= 0.0:
+        raise constant_design_error()
+    with np.errstate(over="ignore"):
+        grid = np.geomspace(*penalty_range, num_penalties) * mean_eigenvalue
+    if not (np.isfinite(grid**2).all() and (grid > 0).all()):
+        raise ConfigError(
+            f"regression.penalty_range={list(penalty_range)} gives penalties that float64 cannot hold: {grid[0]:g} to "
+            f"{grid[-1]:g}. Its unit is the mean eigenvalue of the centred X'X, {mean_eigenvalue:g}."
+        )
+    return np.asarray(grid)
+
+
+def constant_design_error() -> ConfigError:
+    """The error for a design of equal masks."""
+    return ConfigError(
+        "all masks of the train design are equal: no component's effect can be estimated. Raise design.num_masks "
+        "or design.ablation_fraction."
+    )
+
+
+def gcv_scores(factor: AnyFactor, projected: Projected, penalties: NDArray[np.float64]) -> torch.Tensor:
+    """Estimated squared error on a new mask by generalised cross-validation.
+
+    Args:
+        factor: of the design.
+        projected: the block.
+        penalties: (num_penalties,), at least 0.
+
+    Returns:
+        (num_penalties, n) float64; infinite where the fit passes through every margin.
+    """
+    num_masks = factor.num_masks
+    grid = torch.from_numpy(penalties).to(factor.values.device).unsqueeze(1)
+    explained, outside = explained_and_outside(factor, projected)
+    residual = outside + (grid / (factor.values + grid)) ** 2 @ explained
+    df = 1.0 + (factor.values / (factor.values + grid)).sum(dim=1, keepdim=True)
+    left = 1.0 - df / num_masks
+    return torch.where(left > SATURATED, residual / num_masks / left**2, torch.inf)
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Masks that are left out in turn, and what is known of them.
+
+    Attributes:
+        coordinates: x_i'S V (k, r) float64.
+        centred: (k, n) float64, what is fitted, less its mean over all masks.
+    """
+
+    coordinates: torch.Tensor
+    centred: torch.Tensor
+
+
+def judging_masks(first: int, num_masks: int, rank: int) -> NDArray[np.int64]:
+    """Which of the masks ``first .. num_masks - 1`` are left out in turn: 2,048 at even distances, or all.
+
+    Args:
+        first: the first that may; those before have made the prior.
+        num_masks: m.
+        rank: r; of very large factors fewer masks are left out.
+    """
+    most = min(_MOST_JUDGES, max(_MOST_COORDINATES // max(rank, 1), FEWEST_JUDGES))
+    number = min(most, num_masks - first)
+    return np.linspace(first, num_masks - 1, number).round().astype(np.int64) if number else np.empty(0, np.int64)
+
+
+def coordinates_of(
+    factor: AnyFactor, design: DesignStatistics, masks: PackedMasks, rows: NDArray[np.int64]
+) -> torch.Tensor:
+    """x_i'S V (k, r) float64 of some masks."""
+    if isinstance(factor, DualFactor):
+        return factor.left[torch.from_numpy(rows).to(factor.left.device)] * factor.values.sqrt()
+    some = PackedMasks(masks.bits[rows], masks.num_components)
+    return some.times(factor.scaled(factor.vectors)) - torch.from_numpy(design.mean).to(
+        factor.vectors.device
+    ) @ factor.scaled(factor.vectors)
+
+
+def left_out_scores(
+    factor: AnyFactor, projected: Projected, penalties: NDArray[np.float64], judges: Judges
+) -> torch.Tensor:
+    """Mean squared error on masks that are left out in turn, exact.
+
+    Args:
+        factor: of the design.
+        projected: the block.
+        penalties: (num_penalties,), at least 0.
+        judges: the masks.
+
+    Returns:
+        (num_penalties, n) float64; infinite where a mask alone decides its own prediction.
+    """
+    inverses, left = _inverses_and_left(factor, penalties, judges)
+    scores = torch.empty(len(penalties), projected.cross.shape[1], dtype=torch.float64, device=factor.values.device)
+    for row in range(len(penalties)):
+        residuals = judges.centred - judges.coordinates @ (projected.cross * inverses[:, row : row + 1])
+        scores[row] = (_over(residuals, left[:, row : row + 1]) ** 2).mean(dim=0)
+    return scores
+
+
+def left_out_errors(
+    factor: AnyFactor, projected: Projected, penalties: NDArray[np.float64], judges: Judges
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Errors on masks that are left out in turn, and 1 - h_i: (k, n) float64 both, for one penalty per example.
+
+    Errors are infinite where a mask alone decides its own prediction.
+    """
+    different, which = np.unique(penalties, return_inverse=True)  # few: they are of a grid
+    inverses, left = _inverses_and_left(factor, different, judges)
+    index = torch.from_numpy(which).to(left.device)
+    residuals = judges.centred - judges.coordinates @ (projected.cross * inverses[:, index])
+    left = left[:, index]
+    return _over(residuals, left), left
+
+
+def _inverses_and_left(
+    factor: AnyFactor, penalties: NDArray[np.float64], judges: Judges
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """1 / (e + penalty) (r, num_penalties), and 1 - h_i (k, num_penalties)."""
+    inverses = 1.0 / (factor.values.unsqueeze(1) + torch.from_numpy(penalties).to(factor.values.device))
+    return inverses, 1.0 - 1.0 / factor.num_masks - judges.coordinates**2 @ inverses
+
+
+def _over(residuals: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+    return torch.where(left > SATURATED, residuals / left, torch.inf)
+
+
+def noise_of(errors: torch.Tensor, left: torch.Tensor) -> NDArray[np.float64]:
+    """Residual variance (n,) float64 from errors on masks left out: e_i**2 has the expectation noise / (1 - h_i).
+
+    NaN where there are too few masks, or one alone decides its own prediction.
+    """
+    if len(errors) < FEWEST_JUDGES:
+        return np.full(errors.shape[1], np.nan)
+    found = (errors**2 * left).mean(dim=0)
+    return np.asarray(torch.where(found.isfinite(), found, torch.nan).cpu().numpy())
+
+
+def r2_on_new_masks(
+    errors: torch.Tensor, margins: NDArray[np.floating[Any]], variances: torch.Tensor
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """R2 on new masks, 1 - mean squared error over the variance that margins have over masks, and how well it is known.
+
+    Args:
+        errors: (k, n) on masks left out in turn.
+        margins: (k, n) of these masks.
+        variances: (n,) of the margins over all masks, sum of squares over m - 1; 0 where they are constant.
+
+    Returns:
+        (n,) float64, NaN for constant margins, for examples of which a mask alone decides its own prediction, and for
+        all where fewer than 32 masks are left out; and the influences of ``Attributions`` (16,), None for those.
+    """
+    found = np.full(len(variances), np.nan)
+    if len(errors) < FEWEST_JUDGES:
+        return found, None
+    known = (variances > 0) & errors.isfinite().all(dim=0)
+    scale = variances[known]
+    squares = errors[:, known] ** 2 / scale
+    shares = squares.mean(dim=0)
+    found[known.cpu().numpy()] = (1.0 - shares).cpu().numpy()
+    own = torch.from_numpy(margins).to(errors.device, torch.float64)[:, known]
+    deviations = (own - own.mean(dim=0)) ** 2 / scale
+    # A ratio of two means over the masks, by its linear part (Cochran 1977, section 6.4).
+    influence = (squares - shares * deviations).sum(dim=1)
+    return found, np.array([float(influence[group::NUM_GROUPS].mean()) for group in range(NUM_GROUPS)])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Penalties of a grid that may have been extended.
+
+    Attributes:
+        penalties: (n,) float64.
+        at_end: (n,) bool, whether a smaller one might be better still, or for a given grid also a larger one.
+    """
+
+    penalties: NDArray[np.float64]
+    at_end: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, scores: torch.Tensor, grid: NDArray[np.float64], is_given: bool) -> Choice:
+        """The penalty with the smallest score (num_penalties, n), per example; on a tie the larger."""
+        best = best_penalties(scores, grid)
+        if len(grid) == 1:
+            return cls(best, np.zeros(len(best), np.bool_))
+        return cls(best, (best == grid[0]) | (is_given & (best == grid[-1])))
+
+
+def choose(
+    scores_of: Callable[[NDArray[np.float64]], torch.Tensor], grid: NDArray[np.float64], is_given: bool
+) -> Choice:
+    """The best penalties of a grid.
+
+    Where the smallest of the grid is the best of some example, the grid is extended to smaller ones, three decades at a
+    time and three times at most. Larger ones than the largest of the default grid take all weights to 0 anyhow.
+
+    Args:
+        scores_of: gives the scores (num_penalties, n) of penalties.
+        grid: (num_penalties,) ascending; one penalty is fixed.
+        is_given: whether the grid must stay as it is.
+    """
+    scores = scores_of(grid)
+    choice = Choice.of(scores, grid, is_given)
+    for _ in range(_EXTENSIONS):
+        if is_given or not choice.at_end.any():
+            break
+        step = grid[1] / grid[0]
+        number = max(round(float(np.log(_EXTENDED_BY) / np.log(step))), 1)
+        smaller = grid[0] * step ** np.arange(-number, 0.0)
+        scores, grid = torch.cat([scores_of(smaller), scores]), np.concatenate([smaller, grid])
+        choice = Choice.of(scores, grid, is_given)
+    return choice
+
+
+def extended(config: RegressionConfig) -> str:
+    """What a warning of an end of ``penalty_range`` adds where the grid goes beyond it."""
+    goes_on = config.method == "ridge" and config.penalty_range is None
+    return ", which is extended to smaller ones where they can be factorised" if goes_on else ""
+
+
+def best_penalties(scores: torch.Tensor, grid: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The penalty with the smallest score, per example; on a tie the larger: (n,) float64.
+
+    Args:
+        scores: (num_penalties, n).
+        grid: (num_penalties,) ascending.
+    """
+    best = len(grid) - 1 - scores.flip(0).argmin(dim=0)
+    return np.asarray(grid[best.cpu().numpy()])
