@@ -35,7 +35,9 @@ from coar_dist.store.tables import NUM_GROUPS
 SATURATED = 1e-9
 """A share of freedom left to the residuals below which there is none."""
 FEWEST_JUDGES = 32
-"""Masks that must be left out in turn, at least, for a number to be told."""
+"""Masks that must be left out in turn to choose a penalty, or to tell the size of the noise."""
+_FEWEST_OF_R2 = 128
+"""The same for R2 on new masks: those of fewer that seem to tell it well happen to lack large errors."""
 _MOST_JUDGES = 2048
 _MOST_COORDINATES = 2**25
 """Of the judges; 256 MB."""
@@ -122,10 +124,15 @@ def coordinates_of(
     """x_i'S V (k, r) float64 of some masks."""
     if isinstance(factor, DualFactor):
         return factor.left[torch.from_numpy(rows).to(factor.left.device)] * factor.values.sqrt()
-    some = PackedMasks(masks.bits[rows], masks.num_components)
-    return some.times(factor.scaled(factor.vectors)) - torch.from_numpy(design.mean).to(
-        factor.vectors.device
-    ) @ factor.scaled(factor.vectors)
+    some, device = PackedMasks(masks.bits[rows], masks.num_components), factor.vectors.device
+    mean = torch.from_numpy(design.mean).to(device)
+    coordinates = torch.zeros(len(rows), factor.rank, dtype=torch.float64, device=device)
+    for columns, bits in some.columns():
+        x = torch.from_numpy(bits).to(device).double() - mean[columns]
+        if factor.scale is not None:
+            x *= factor.scale[columns]
+        coordinates.addmm_(x, factor.vectors[columns])
+    return coordinates
 
 
 def left_out_scores(
@@ -200,10 +207,10 @@ def r2_on_new_masks(
 
     Returns:
         (n,) float64, NaN for constant margins, for examples of which a mask alone decides its own prediction, and for
-        all where fewer than 32 masks are left out; and the influences of ``Attributions`` (16,), None for those.
+        all where fewer than 128 masks are left out; and the influences of ``Attributions`` (16,), None for those.
     """
     found = np.full(len(variances), np.nan)
-    if len(errors) < FEWEST_JUDGES:
+    if len(errors) < _FEWEST_OF_R2:
         return found, None
     known = (variances > 0) & errors.isfinite().all(dim=0)
     scale = variances[known]

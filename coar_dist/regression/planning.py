@@ -41,7 +41,7 @@ from coar_dist.regression.trials import Sample, shared_trial
 from coar_dist.store.margins import MarginStore
 
 _log = logging.getLogger(__name__)
-_FEW = 2.0
+_FEW = 4.0
 """Masks per component below which examples share a penalty, and masks left out choose it: alone, an example cannot
 choose well."""
 

@@ -23,7 +23,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +213,7 @@ class Pool:
         gradients: masks and sums of every shard; one round of a balanced design each.
         alone: ``margins`` of leave-one-out, of the ``unablated`` model and the ``seconds`` it took; None without.
         seconds: of a plain mask and of a pass with gradients.
+        alpha: ablation fraction.
     """
 
     components: ComponentIndex
@@ -221,6 +222,18 @@ class Pool:
     gradients: list[tuple[NDArray[np.bool_], GateGradients]]
     alone: Arrays | None
     seconds: tuple[float, float]
+    alpha: float = ALPHA
+
+    @property
+    def per_round(self) -> int:
+        """Masks of a round of the balanced design."""
+        return round(1 / self.alpha)
+
+    def seed(self, number: int, num_seeds: int) -> Pool:
+        """What one of several seeds takes: another stretch of the plain masks, every so manieth round."""
+        shift = -number * len(self.plain["masks"]) // num_seeds
+        plain = {part: np.roll(values, shift, axis=0) for part, values in self.plain.items()}
+        return replace(self, plain=plain, gradients=self.gradients[number::num_seeds])
 
 
 def collect(name: str, task: Task, selector: str, arguments: argparse.Namespace) -> Pool:
@@ -284,50 +297,61 @@ def timed(engine: AblationEngine, num_masks: int, num_passes: int, rounds: int) 
 
 
 class SeedRun:
-    """The run directory of one seed, which is given more and fewer masks."""
+    """The run directory of one seed's pool, which is given more and fewer masks."""
 
-    def __init__(self, folder: Path, pool: Pool, seed: int, num_seeds: int) -> None:
+    def __init__(self, folder: Path, pool: Pool) -> None:
         self._pool = pool
         num_masks, num_examples = pool.plain["margins"].shape
         identity = {"ablation.examples_per_block": num_examples, "ablation.margins_dtype": "float32"}
-        self._run = run = RunDirectory.create(local_storage(folder), identity, pool.components, num_examples)
-        own = pool.gradients[seed::num_seeds]
-        self._set(num_masks, len(own) * ROUND, pool.alone is not None)
-        masks, margins = (np.roll(pool.plain[part], -seed * num_masks // num_seeds, 0) for part in ("masks", "margins"))
-        run.margins(TRAIN_DESIGN).write(0, masks, margins, {})
+        self.directory = run = RunDirectory.create(local_storage(folder), identity, pool.components, num_examples)
+        self._set(num_masks, len(pool.gradients) * pool.per_round, pool.alone is not None)
+        run.margins(TRAIN_DESIGN).write(0, pool.plain["masks"], pool.plain["margins"], {})
         run.margins("held_out").write(0, pool.held_out["masks"], pool.held_out["margins"], {})
-        for number, shard in enumerate(own):
-            run.gradients(GRADIENT_DESIGN)[0].write(number * ROUND, *shard, {})
+        for number, shard in enumerate(pool.gradients):
+            run.gradients(GRADIENT_DESIGN)[0].write(number * pool.per_round, *shard, {})
         if pool.alone is not None:
-            run.margins(LEAVE_ONE_OUT).write(0, ~np.eye(masks.shape[1], dtype=bool), pool.alone["margins"], {})
+            run.margins(LEAVE_ONE_OUT).write(
+                0, ~np.eye(pool.components.num_components, dtype=bool), pool.alone["margins"], {}
+            )
             ExampleTable(run).write(None, None, pool.alone["unablated"])
 
     def _set(self, num_masks: int, num_passes: int, leave_one_out: bool) -> None:
         size, num_held = self._pool.components.num_components, len(self._pool.held_out["masks"])
+        alpha = self._pool.alpha
         designs = {
-            TRAIN_DESIGN: RunDesign("train", Bernoulli(size, num_masks, ALPHA, 0)),
-            "held_out": RunDesign("evaluation", Bernoulli(size, num_held, ALPHA, 1)),
+            TRAIN_DESIGN: RunDesign("train", Bernoulli(size, num_masks, alpha, 0)),
+            "held_out": RunDesign("evaluation", Bernoulli(size, num_held, alpha, 1)),
         }
         if num_passes:
-            designs[GRADIENT_DESIGN] = RunDesign("gradients", Balanced(size, num_passes, ALPHA, 2))
+            designs[GRADIENT_DESIGN] = RunDesign("gradients", Balanced(size, num_passes, alpha, 2))
         if leave_one_out:
             designs[LEAVE_ONE_OUT] = RunDesign("baseline", LeaveOneOut.of(size))
-        self._run.set_designs(designs)
+        self.directory.set_designs(designs)
 
     def result(self, num_masks: int, num_passes: int, leave_one_out: bool, shared_penalty: bool) -> tuple[float, float]:
         """Mean correlation on the held-out masks, and seconds of the fit stage: of gradients alone, where the call
         before had as many masks without."""
+        method, took = self.fit(num_masks, num_passes, leave_one_out, RegressionConfig(shared_penalty=shared_penalty))
+        return float(np.nanmean(self.evaluation(method)["correlation"])), took
+
+    def fit(
+        self, num_masks: int, num_passes: int, leave_one_out: bool, regression: RegressionConfig
+    ) -> tuple[str, float]:
+        """The method that was fitted, and the seconds of it."""
         self._set(num_masks, num_passes, leave_one_out)
         if leave_one_out:
-            fit_leave_one_out(self._run)
+            fit_leave_one_out(self.directory)
         started = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # there are components that none of few masks ablates
-            fit(self._run, RegressionConfig(shared_penalty=shared_penalty), lambda _: None)
+            fit(self.directory, regression, lambda _: None)
         took = time.perf_counter() - started
-        method = GRADIENT_RIDGE if num_passes else "coar"
-        evaluate(self._run, [method], lambda _: None)
-        return float(np.nanmean(EvaluationTable(self._run, method, "held_out").read()["correlation"])), took
+        return GRADIENT_RIDGE if num_passes else "coar", took
+
+    def evaluation(self, method: str) -> dict[str, NDArray[np.float64]]:
+        """How well the last fit predicts the held-out masks, per example."""
+        evaluate(self.directory, [method], lambda _: None)
+        return EvaluationTable(self.directory, method, "held_out").read()
 
 
 def measure(pool: Pool, arguments: argparse.Namespace) -> None:
@@ -338,7 +362,7 @@ def measure(pool: Pool, arguments: argparse.Namespace) -> None:
     counts = sorted({*arguments.plain_masks, *arguments.train_masks} - {0})
     for seed in range(arguments.seeds):
         with tempfile.TemporaryDirectory() as folder:
-            run = SeedRun(Path(folder), pool, seed, arguments.seeds)
+            run = SeedRun(Path(folder), pool.seed(seed, arguments.seeds))
             for m in [0, *counts]:
                 for shared in (True, False) if m else ():
                     plain[m, shared].append(run.result(m, 0, False, shared))
@@ -389,12 +413,14 @@ def spread(values: list[tuple[float, float]]) -> str:
     return f"{mean(values):.3f}" + (f" +-{np.std(correlations, ddof=1):.3f}" if len(values) > 1 else "")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(
+    parser: argparse.ArgumentParser, gradient_masks: list[int], train_masks: list[int], plain_masks: list[int]
+) -> None:
+    """The options of models and of what they run, with the default numbers of masks."""
     parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=["digits"])
-    parser.add_argument("--gradient-masks", type=int, nargs="+", default=[20, 40, 100, 200], help="M, by twenties")
-    parser.add_argument("--train-masks", type=int, nargs="+", default=[0, 200, 500, 1000, 2000], help="m beside M")
-    parser.add_argument("--plain-masks", type=int, nargs="+", default=[250, 500, 1000, 2000, 4000, 8000])
+    parser.add_argument("--gradient-masks", type=int, nargs="+", default=gradient_masks, help="M, by rounds")
+    parser.add_argument("--train-masks", type=int, nargs="+", default=train_masks, help="m beside M")
+    parser.add_argument("--plain-masks", type=int, nargs="+", default=plain_masks)
     parser.add_argument("--held-out", type=int, default=400, help="masks")
     parser.add_argument("--leave-one-out", action="store_true", help="also with leave-one-out beside the gradients")
     parser.add_argument("--seeds", type=int, default=2)
@@ -408,6 +434,16 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="ResNet-20 weights, .safetensors")
     parser.add_argument("--images", help="CIFAR-10 images, .npz")
     parser.add_argument("--text", type=Path, help="what gpt2 is trained on")
+
+
+def missing_options(arguments: argparse.Namespace, needs: tuple[str, ...]) -> str:
+    """The options without which a model is left out, in words."""
+    return " and ".join(f"--{option}" for option in needs if getattr(arguments, option) is None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, [20, 40, 100, 200], [0, 200, 500, 1000, 2000], [250, 500, 1000, 2000, 4000, 8000])
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     if arguments.folder:
@@ -419,9 +455,9 @@ def main() -> None:
     )
     for name in arguments.models:
         make, selector, needs = MODELS[name]
-        missing = [f"--{option}" for option in needs if getattr(arguments, option) is None]
+        missing = missing_options(arguments, needs)
         if missing:
-            CONSOLE.print(f"{name} is left out: {' and '.join(missing)} not given")
+            CONSOLE.print(f"{name} is left out: {missing} not given")
             continue
         torch.manual_seed(0)
         task = make(arguments)

@@ -191,10 +191,10 @@ def fitted(run: RunDirectory, **options: Any) -> RunReader:
 
 @pytest.mark.filterwarnings("ignore:nothing can be said")  # by five masks alone
 @pytest.mark.parametrize(
-    ("plain", "loo", "backend"), [(40, False, "torch"), (0, False, "torch"), (5, True, "torch"), (40, True, "sklearn")]
+    ("plain", "loo", "backend"), [(140, False, "torch"), (0, False, "torch"), (5, True, "torch"), (40, True, "sklearn")]
 )
 def test_the_fit_is_the_posterior_mean(plain: int, loo: bool, backend: str, tmp_path: Path) -> None:
-    """Primal (40 plain masks and 20) and dual (20, 25 masks of 30 components) alike."""
+    """Primal (140 or 40 plain masks and 20) and dual (20, 25 masks of 30 components) alike."""
     world = World()
     run = fitted(run_of(tmp_path, world, plain, loo=loo), standard_errors=True, backend=backend)
     candidates = posteriors(world, plain, loo)
@@ -207,7 +207,8 @@ def test_the_fit_is_the_posterior_mean(plain: int, loo: bool, backend: str, tmp_
     np.testing.assert_allclose(errors, expected.deviations, rtol=1e-4, atol=1e-5)
     table = AttributionTable(run.directory, "gradient_ridge")
     r2_new = np.concatenate([table.read_quality(block)[0]["r2_new"] for block in ((0, 4), (4, 8), (8, 11))])
-    np.testing.assert_allclose(r2_new, np.full(EXAMPLES, expected.r2_new), rtol=1e-4, atol=1e-6)
+    is_told = plain >= 128
+    np.testing.assert_allclose(r2_new, expected.r2_new if is_told else np.full(EXAMPLES, np.nan), rtol=1e-4)
     assert ("coar" in {path.name.split(".")[0] for path in (tmp_path / "attributions").iterdir()}) == bool(plain)
 
 

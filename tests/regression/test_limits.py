@@ -132,7 +132,7 @@ def test_what_the_lasso_can_be_asked_for(
 
 
 @pytest.mark.parametrize("options", [{}, {"regularisation": 3.0}, {"memory_gb": 1e-6, "tolerance": 1e-10}])
-@pytest.mark.parametrize(("num_masks", "num_components"), [(40, 8), (25, 40)])
+@pytest.mark.parametrize(("num_masks", "num_components"), [(130, 12), (128, 140), (127, 8)])
 def test_r2_is_the_share_that_is_explained_and_r2_new_that_of_masks_left_out(
     num_masks: int, num_components: int, options: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -147,7 +147,7 @@ def test_r2_is_the_share_that_is_explained_and_r2_new_that_of_masks_left_out(
         hat = x @ np.linalg.solve(x.T @ x + penalty * np.eye(num_components), x.T)
         residual, variance = y[:, column] - hat @ y[:, column], y[:, column].var(ddof=1)
         assert found["r2"][column] == pytest.approx(1 - (residual**2).sum() / (y[:, column] ** 2).sum(), abs=1e-6)
-        if num_masks < 32 or "memory_gb" in options:
+        if num_masks < 128 or "memory_gb" in options:
             assert np.isnan(found["r2_new"][column])
             continue
         errors = (residual / (1 - np.diag(hat) - 1 / num_masks)) ** 2 / variance
@@ -156,11 +156,11 @@ def test_r2_is_the_share_that_is_explained_and_r2_new_that_of_masks_left_out(
     if influences:
         groups = np.array([np.mean(influences, axis=0)[group::16].mean() for group in range(16)])
         expected = groups.std(ddof=1) / 4
-        assert expected > 0.015
         assert RunReader(run).r2_new_error() == pytest.approx(expected, rel=1e-5)
     else:
         assert np.isnan(RunReader(run).r2_new_error())
-    assert np.isnan(RunReader(run).quality()["r2_new"]).all()
+    is_told = RunReader(run).r2_new_error() <= 0.015
+    assert np.isfinite(RunReader(run).quality()["r2_new"]).tolist() == [is_told] * 5
 
 
 @pytest.mark.parametrize(("num_masks", "is_told"), [(60, False), (600, True)])

@@ -1,0 +1,227 @@
+"""Whether the numbers beside the weights hold: claimed against real R2 on new masks, and how many of the true weights
+lie within 1.96 standard errors.
+
+    python -m tests.benchmarks.calibration                                    simulations and the digits preset
+    python -m tests.benchmarks.calibration --sections models --models vit gpt2 --text TEXT.txt --folder calibration
+    python -m tests.benchmarks.calibration --sections models --models resnet20 --checkpoint W.safetensors \\
+        --images CIFAR.npz
+
+Simulated outputs are quadratic in the masks, so the best linear weights are known; gates are exact, or the gradient of
+each component is wrong by a factor of its own, or outputs go through a tanh. Every fit is the product's own, from files
+on disk. A number counts in the seeds in which it is told; "told" is their share. Claimed and real R2 are to differ
+by .03 at most, the coverage is to be .90 to .98.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import warnings
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
+from coar_dist.config.schema import RegressionConfig
+from coar_dist.designs.independent import Bernoulli
+from coar_dist.designs.subsets import Balanced
+from coar_dist.store.gradients import GateGradients
+from coar_dist.store.reader import RunReader
+from coar_dist.tasks.task import Task
+from tests.benchmarks.estimators import MODELS, Pool, SeedRun, add_options, collect, missing_options
+
+CONSOLE = Console(width=140)
+Array = NDArray[np.float64]
+
+
+class World:
+    """A simulated model.
+
+    Args:
+        num_components: d.
+        num_examples: n.
+        alpha: ablation fraction.
+        share: of the variance over masks that is linear; before the tanh, if there is one.
+        gates: ``exact``, ``biased`` or ``tanh``.
+        seed: of all that is random.
+
+    Attributes:
+        weights: (n, d) the best linear weights; None behind a tanh.
+    """
+
+    def __init__(
+        self, num_components: int, num_examples: int, alpha: float, share: float, gates: str, seed: int
+    ) -> None:
+        random = np.random.default_rng(seed)
+        n, d, variance = num_examples, num_components, alpha * (1 - alpha)
+        sizes = np.exp(0.5 * random.normal(size=d))  # some components matter more, for all examples
+        weights = (random.normal(size=(n, d)) + 0.5 * random.normal(size=d)) * sizes
+        pairs = np.triu(random.normal(size=(n, d, d)) * np.sqrt(np.outer(sizes, sizes)), 1)
+        linear, quadratic = (weights**2).sum(axis=1) * variance, (pairs**2).sum(axis=(1, 2)) * variance**2
+        pairs *= np.sqrt(linear / quadratic * (1 - share) / share)[:, None, None]
+        unit = np.sqrt(share / linear) * (1 if gates == "tanh" else np.linspace(1, 4, n))
+        self.num_components, self.num_examples, self.alpha, self.gates = d, n, alpha, gates
+        self._linear, self._pairs = weights * unit[:, None], (pairs + pairs.transpose(0, 2, 1)) * unit[:, None, None]
+        self._factors = np.exp(0.3 * random.normal(size=d)) if gates == "biased" else np.ones(d)
+        self.weights = None if gates == "tanh" else self._linear
+
+    def outputs(self, masks: NDArray[np.bool_]) -> Array:
+        """(num_masks, n)."""
+        return self._after(self._before(masks - (1 - self.alpha)))
+
+    def gate_gradients(self, masks: NDArray[np.bool_]) -> Array:
+        """(num_masks, n, d)."""
+        moved = masks - (1 - self.alpha)
+        gradients = self._linear + np.einsum("mc,ncd->mnd", moved, self._pairs)
+        if self.gates == "tanh":
+            gradients *= 1 - np.tanh(self._before(moved) / 2 + 0.5)[:, :, None] ** 2
+        return np.asarray(gradients * self._factors)
+
+    def _before(self, moved: Array) -> Array:
+        quadratic = np.stack([((moved @ pairs) * moved).sum(axis=1) for pairs in self._pairs], axis=1)
+        return np.asarray(moved @ self._linear.T + quadratic / 2)
+
+    def _after(self, values: Array) -> Array:
+        return np.asarray(2 * np.tanh(values / 2 + 0.5) + 7 if self.gates == "tanh" else values + 7)
+
+    def pool(self, num_plain: int, num_passes: int, num_held_out: int, seed: int) -> Pool:
+        """All masks that a run may take, drawn with a seed."""
+        d, masks_of = self.num_components, {}
+        for name, count, own in (("plain", num_plain, 0), ("held_out", num_held_out, 1_000_000)):
+            masks = Bernoulli(d, count, self.alpha, seed + own).masks(0, count)
+            masks_of[name] = {"masks": masks, "margins": self.outputs(masks).astype(np.float32)}
+        rounds = []
+        if num_passes:
+            design = Balanced(d, num_passes, self.alpha, seed + 2_000_000)
+            for masks in design.masks(0, num_passes).reshape(-1, design.masks_per_round, d):
+                gradients, kept = self.gate_gradients(masks), masks[:, None, :]
+                ends = [np.where(state, gradients, 0.0) for state in (kept, ~kept)]
+                sums = (end.sum(axis=0).astype(np.float32) for end in ends)
+                squares = ((end**2).sum(axis=(0, 1)) for end in ends)
+                margins = self.outputs(masks).astype(np.float32)
+                rounds.append((masks, GateGradients(margins, *sums, *squares, np.ones(d, np.bool_))))
+        components = ComponentIndex((ComponentGroup.of("a.weight", 0, d),))
+        return Pool(components, masks_of["plain"], masks_of["held_out"], rounds, None, (1.0, 1.0), self.alpha)
+
+
+class Held:
+    """How the numbers of one kind of run hold, over seeds."""
+
+    def __init__(self) -> None:
+        self._pairs: list[tuple[float, float]] = []
+        self._covered: list[float] = []
+
+    def add(self, run: SeedRun, method: str, weights: Array | None) -> None:
+        """The numbers of the last fit; ``weights`` are the true ones (n, d)."""
+        reader = RunReader(run.directory)
+        claimed = reader.quality(method=method)["r2_new"]
+        real = np.nanmean(run.evaluation(method)["r2"])
+        self._pairs.append((float(np.nanmean(claimed)) if np.isfinite(claimed).any() else np.nan, float(real)))
+        if weights is not None:
+            distance = np.abs(reader.weights(method=method) - weights)
+            within = distance <= 1.96 * reader.standard_errors(method=method)
+            errors = np.isfinite(reader.standard_errors(method=method))
+            self._covered.append(float(within[errors].mean()) if errors.any() else np.nan)
+
+    def row(self) -> list[str]:
+        """Told, claimed, real, and their mean and largest difference; coverage."""
+        pairs = np.array(self._pairs)
+        told = pairs[np.isfinite(pairs[:, 0])]
+        cells = [f"{len(told) / len(pairs):.2f}"]
+        if len(told):
+            differences = told[:, 0] - told[:, 1]
+            cells += [f"{value:.3f}" for value in told.mean(axis=0)]
+            cells += [f"{differences.mean():+.3f}", f"{np.abs(differences).max():.3f}"]
+        else:
+            cells += ["", f"{pairs[:, 1].mean():.3f}", "", ""]
+        covered = [share for share in self._covered if np.isfinite(share)]
+        return [*cells, f"{np.mean(covered):.3f}" if covered else ""]
+
+
+COLUMNS = ("masks", "told", "claimed", "real", "difference", "largest", "coverage")
+
+
+def new_table(title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, justify="right")
+    return table
+
+
+def measure(pools: Sequence[Pool], worlds: Sequence[World | None], runs: Sequence[tuple[int, int]], title: str) -> None:
+    """Print how the numbers hold of runs with (passes with gradients, plain masks), each pool being a seed."""
+    table = new_table(title)
+    held = {numbers: Held() for numbers in runs}
+    config = RegressionConfig(standard_errors=True)
+    for pool, world in zip(pools, worlds, strict=True):
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of few masks: that they leave components out
+            run = SeedRun(Path(folder), pool)
+            for passes, plain in runs:
+                method, _ = run.fit(plain, passes, False, config)
+                held[passes, plain].add(run, method, None if world is None else world.weights)
+    for (passes, plain), numbers in held.items():
+        table.add_row(f"{passes} + {plain}" if passes else f"{plain}", *numbers.row())
+    CONSOLE.print(table)
+
+
+def simulated(arguments: argparse.Namespace) -> None:
+    for d in arguments.components:
+        alpha = 0.2 if d < 40 else 0.1 if d < 100 else 0.05
+        each = round(1 / alpha)
+        plain = [(0, m) for m in sorted({10, 20, 40, d // 2, d, 2 * d, 4 * d})]
+        passes = [each, *(each * max(round(number / each), 2) for number in arguments.gradient_masks)]
+        runs = plain + [(number, m) for number in sorted(set(passes)) for m in (0, 20, 100, 500)]
+        for share, gates, n in product(arguments.shares, ("exact", "biased", "tanh"), arguments.examples_at_once):
+            worlds = [World(d, n, alpha, share, gates, seed) for seed in range(arguments.seeds)]
+            sizes = max(m for _, m in runs), max(passes), arguments.held_out
+            pools = [world.pool(*sizes, 10 * seed) for seed, world in enumerate(worlds)]
+            title = f"{d} components, alpha {alpha}, linear share {share}, gates {gates}, {n} examples"
+            measure(pools, worlds, runs, title)
+
+
+def models(arguments: argparse.Namespace) -> None:
+    for name in arguments.models:
+        make, selector, needs = MODELS[name]
+        missing = missing_options(arguments, needs)
+        if missing:
+            CONSOLE.print(f"{name} is left out: {missing} not given")
+            continue
+        torch.manual_seed(0)
+        task = make(arguments)
+        count = min(arguments.examples or len(task.examples), len(task.examples))
+        whole = collect(name, Task(task.model, task.examples.rows(0, count), task.output_function), selector, arguments)
+        pools = [whole.seed(number, arguments.seeds) for number in range(arguments.seeds)]
+        plain = [(0, m) for m in arguments.plain_masks]
+        runs = plain + [(passes, m) for passes in arguments.gradient_masks for m in arguments.train_masks]
+        title = f"{name}: {whole.components.num_components} components, {count} examples"
+        measure(pools, [None] * len(pools), runs, title)
+
+
+SECTIONS = {"simulated": simulated, "models": models}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sections", nargs="+", choices=tuple(SECTIONS), default=tuple(SECTIONS))
+    parser.add_argument("--components", type=int, nargs="+", default=[20, 80, 300], help="of simulations")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.6, 0.9], help="of the variance that is linear")
+    parser.add_argument("--examples-at-once", type=int, nargs="+", default=[1, 32], help="of simulations")
+    add_options(parser, gradient_masks=[20, 40, 100, 200], train_masks=[0, 20, 100, 500], plain_masks=[40, 250, 1000])
+    parser.set_defaults(seeds=4, held_out=1000, eager=True, rounds=1)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.ERROR)
+    for name in arguments.sections:
+        SECTIONS[name](arguments)
+
+
+if __name__ == "__main__":
+    main()
