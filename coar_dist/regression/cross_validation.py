@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +35,7 @@ SATURATED = 1e-9
 """A share of freedom left to the residuals below which there is none."""
 FEWEST_JUDGES = 32
 """Masks that must be left out in turn to choose a penalty, or to tell the size of the noise."""
-_FEWEST_OF_R2 = 128
+FEWEST_OF_R2 = 128
 """The same for R2 on new masks: those of fewer that seem to tell it well happen to lack large errors."""
 _MOST_JUDGES = 2048
 _MOST_COORDINATES = 2**25
@@ -196,31 +195,34 @@ def noise_of(errors: torch.Tensor, left: torch.Tensor) -> NDArray[np.float64]:
 
 
 def r2_on_new_masks(
-    errors: torch.Tensor, margins: NDArray[np.floating[Any]], variances: torch.Tensor
+    errors: torch.Tensor, deviations: torch.Tensor, varies: torch.Tensor, fewest: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
     """R2 on new masks, 1 - mean squared error over the variance that margins have over masks, and how well it is known.
 
+    Masks under which margins lie far from their mean have larger errors, and how far they lie is known of all masks: a
+    regression estimator (Cochran 1977, chapter 7), with one slope for all examples.
+
     Args:
-        errors: (k, n) on masks left out in turn.
-        margins: (k, n) of these masks.
-        variances: (n,) of the margins over all masks, sum of squares over m - 1; 0 where they are constant.
+        errors: squared errors (k, n) on masks that had no say, over the variance of the margins over all masks, which
+            is the sum of squares over m - 1, so that the mean margin has an R2 of about 0.
+        deviations: squared deviations (k, n) of these masks' margins from their mean over all masks, likewise.
+        varies: (n,) bool, examples whose margins are not constant.
+        fewest: masks that it takes.
 
     Returns:
         (n,) float64, NaN for constant margins, for examples of which a mask alone decides its own prediction, and for
-        all where fewer than 128 masks are left out; and the influences of ``Attributions`` (16,), None for those.
+        all where there are too few masks; and the influences of ``Attributions`` (16,), None for those.
     """
-    found = np.full(len(variances), np.nan)
-    if len(errors) < _FEWEST_OF_R2:
+    found = np.full(errors.shape[1], np.nan)
+    known = varies & errors.isfinite().all(dim=0)
+    if len(errors) < fewest or not known.any():
         return found, None
-    known = (variances > 0) & errors.isfinite().all(dim=0)
-    scale = variances[known]
-    squares = errors[:, known] ** 2 / scale
-    shares = squares.mean(dim=0)
+    errors, deviations = errors[:, known], deviations[:, known]
+    about = deviations.mean(dim=1) - deviations.mean()
+    slope = (about @ errors.mean(dim=1)) / (about @ about).clamp(min=1e-300)
+    shares = errors.mean(dim=0) - slope * (deviations.mean(dim=0) - 1.0)
     found[known.cpu().numpy()] = (1.0 - shares).cpu().numpy()
-    own = torch.from_numpy(margins).to(errors.device, torch.float64)[:, known]
-    deviations = (own - own.mean(dim=0)) ** 2 / scale
-    # A ratio of two means over the masks, by its linear part (Cochran 1977, section 6.4).
-    influence = (squares - shares * deviations).sum(dim=1)
+    influence = errors.sum(dim=1) - slope * about * errors.shape[1]
     return found, np.array([float(influence[group::NUM_GROUPS].mean()) for group in range(NUM_GROUPS)])
 
 

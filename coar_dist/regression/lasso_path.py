@@ -11,15 +11,11 @@ from numpy.typing import NDArray
 
 from coar_dist.regression.lasso import LassoProblem, iterate, largest_alphas, mean_squares, solve
 from coar_dist.regression.masks import PackedMasks
-from coar_dist.regression.student import half_95
 
 _TOLERANCE = 1e-4
 """Duality gap at which a point of the path is near enough to be compared."""
 _FLOAT32_STEPS = 300
 """Steps after which float32, whose gap may have a floor, hands over to float64."""
-_FEWEST_HELD_OUT = 6
-_MOST_ERROR = 0.03
-"""Half of the 95% interval, by Student's t, up to which the R2 on new masks of a block's examples is given."""
 _log = logging.getLogger(__name__)
 
 
@@ -127,31 +123,6 @@ def choose_on_path(
         )
     _log.info("lasso path of %d examples: steps per penalty %s", len(largest), steps)
     return replace(choice, weights=choice.weights.double(), crossed=None if crossed is None else crossed.errors)
-
-
-def r2_on_new_masks(errors: torch.Tensor, squares: torch.Tensor, num_masks: int, varies: torch.Tensor) -> torch.Tensor:
-    """1 - error on new masks over variance, (n,) float64; NaN for all where so few held-out masks do not tell.
-
-    The masks that score a point had no say in its choice. The variance is the unbiased one of all masks, so that the
-    mean margin has an R2 of about 0. Masks under which margins lie far from their mean have larger errors, and how far
-    they lie is known of all masks: a regression estimator (Cochran 1977, chapter 7), mean of the examples.
-
-    Args:
-        errors: ``PathChoice.crossed`` (h, n), in units of the margins' standard deviation over all masks.
-        squares: deviations of the held-out margins from their mean over all masks, squared (h, n), in these units.
-        num_masks: m, the held-out ones among them.
-        varies: (n,) bool, examples whose margins are not constant.
-    """
-    num_held = len(errors)
-    if num_held < _FEWEST_HELD_OUT or not varies.any():
-        return torch.full_like(errors[0], torch.nan)
-    deviations = squares[:, varies].mean(dim=1)
-    about = deviations - deviations.mean()
-    slope = (about @ errors[:, varies].mean(dim=1)) / (about @ about).clamp(min=1e-300)
-    shares = (errors.mean(dim=0) - slope * (squares.mean(dim=0) - 1.0)) * (1.0 - 1.0 / num_masks)
-    residuals = errors[:, varies].mean(dim=1) - slope * about
-    error = float((residuals.var(correction=0) / (num_held - 2)).sqrt()) * half_95(num_held - 2)
-    return torch.full_like(shares, torch.nan) if error > _MOST_ERROR else 1.0 - shares
 
 
 def _information(problem: LassoProblem, weights: torch.Tensor, num_masks: int) -> torch.Tensor:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from coar_dist.cluster.execution import Kept
 from coar_dist.regression import lasso
 from coar_dist.regression.backends import Backend, LassoTarget, lasso_weights
+from coar_dist.regression.cross_validation import FEWEST_JUDGES, r2_on_new_masks
 from coar_dist.regression.fitted import Fitted, where
-from coar_dist.regression.lasso_path import HeldOut, PathChoice, choose_on_path, r2_on_new_masks
+from coar_dist.regression.lasso_path import HeldOut, PathChoice, choose_on_path
 from coar_dist.regression.masks import PackedMasks
 from coar_dist.regression.observations import HeldMargins, Observations
 from coar_dist.regression.shared import SharedFactor
@@ -101,10 +102,11 @@ class LassoPlan:
         varies = problem.squares > 0
         r2 = 1.0 - lasso.mean_squares(problem, weights) / problem.squares.clamp(min=1e-300)
         dense = weights.cpu().numpy() * units
-        r2_new = np.full(len(r2), np.nan)
+        r2_new, influences = np.full(len(r2), np.nan), None
         if choice is not None and choice.crossed is not None and held_margins is not None:
-            squares = torch.from_numpy((held_margins - statistics.mean(design)) / units).to(device).square_()
-            r2_new = where(varies, r2_on_new_masks(choice.crossed, squares, design.num_masks, varies))
+            deviations = torch.from_numpy((held_margins - statistics.mean(design)) / units).to(device).square_()
+            unit = 1.0 - 1.0 / design.num_masks  # the variance's, that of margins in their own units being 1
+            r2_new, influences = r2_on_new_masks(choice.crossed * unit, deviations * unit, varies, FEWEST_JUDGES)
         attributions = Attributions(
             np.ascontiguousarray(dense.T, dtype=np.float32),
             statistics.intercepts(design, dense),
@@ -112,6 +114,7 @@ class LassoPlan:
             where(varies, r2),
             r2_new,
             gaps.cpu().numpy(),
+            r2_new_influences=influences,
         )
         return Fitted(attributions, 0 if choice is None else int((choice.at_edge & varies).sum()))
 

@@ -116,6 +116,7 @@ class Residuals(Margins):
         self.masks = margins.masks
         self._margins, self._weights = margins, torch.from_numpy(weights).to(device).T
         self._squares: NDArray[np.float64] | None = None
+        self._mean: NDArray[np.float64] | None = None
 
     @override
     def parts(self, start: int, stop: int) -> Iterator[NDArray[np.floating[Any]]]:
@@ -129,12 +130,19 @@ class Residuals(Margins):
             predicted = self.masks.part(position, position + len(margins)).times(self._weights)
             yield margins - predicted.cpu().numpy()
             position += len(margins)
-        self._squares = np.maximum(sums[1] - sums[0] ** 2 / max(position - start, 1), 0.0)
+        number = max(position - start, 1)
+        self._squares = np.maximum(sums[1] - sums[0] ** 2 / number, 0.0)
+        self._mean = sums[0] / number if shift is None else shift + sums[0] / number
 
     def squares(self) -> NDArray[np.float64]:
         """The margins' own centred sum of squares (n,), after all have been read."""
         assert self._squares is not None
         return self._squares
+
+    def mean(self) -> NDArray[np.float64]:
+        """The margins' own mean (n,), after all have been read."""
+        assert self._mean is not None
+        return self._mean
 
 
 class Chosen(Margins):

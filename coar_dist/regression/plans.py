@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from coar_dist.cluster.execution import Kept
 from coar_dist.regression import ridge
 from coar_dist.regression.backends import Backend, ridge_weights
-from coar_dist.regression.cross_validation import Choice, choose, left_out_errors, noise_of, r2_on_new_masks
+from coar_dist.regression.cross_validation import (
+    FEWEST_OF_R2,
+    Choice,
+    choose,
+    left_out_errors,
+    noise_of,
+    r2_on_new_masks,
+)
 from coar_dist.regression.dual import AnyFactor, DualFactor
 from coar_dist.regression.fitted import Fitted, where
 from coar_dist.regression.gate_prior import GatePrior, SampledRows
@@ -121,19 +128,22 @@ class RidgePlan:
         )
         weights, at_mean = self._weights(factor, projected, choice.penalties)
         residual = ridge.residual_squares(factor, projected, choice.penalties)
-        squares = projected.squares if residuals is None else torch.from_numpy(residuals.squares())
-        variances = squares.to(residual.device) / (self.design.num_masks - 1)
+        squares = projected.squares if residuals is None else torch.from_numpy(residuals.squares()).to(residual.device)
+        mean = trial.mean if residuals is None else residuals.mean()
         errors, left = left_out_errors(factor, projected, choice.penalties, trial.judges)
-        deviations = None
+        variances = squares.clamp(min=1e-300) / (self.design.num_masks - 1)
+        deviations = torch.from_numpy(own.kept() - mean).to(residual.device)
+        r2_new = r2_on_new_masks(errors**2 / variances, deviations**2 / variances, squares > 0, FEWEST_OF_R2)
+        standard_errors = None
         if self.standard_errors:
             of_mean = (
                 None
                 if self.prior is None
                 else self.prior.variances_of_mean(squares.cpu().numpy() / self.design.num_masks)
             )
-            deviations = ridge.posterior_errors(factor, choice.penalties, noise_of(errors, left), of_mean)
+            standard_errors = ridge.posterior_errors(factor, choice.penalties, noise_of(errors, left), of_mean)
             if self.prior is None:
-                deviations[:, self.design.says_nothing] = np.nan
+                standard_errors[:, self.design.says_nothing] = np.nan
         if prior_mean is not None:
             weights += prior_mean
         attributions = _attributions(
@@ -141,8 +151,8 @@ class RidgePlan:
             choice.penalties,
             squares,
             residual,
-            r2_on_new_masks(errors, own.kept(), variances),
-            deviations,
+            r2_new,
+            standard_errors,
         )
         return Fitted(attributions, _at_edge(attributions, choice))
 

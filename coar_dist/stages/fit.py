@@ -20,7 +20,6 @@ from coar_dist.store.reader import LARGEST_R2_NEW_ERROR, RunReader
 from coar_dist.store.run_directory import RunDirectory
 
 _THERE = "is there already"
-_NONE = np.empty(0)
 _NUMBERS: dict[str, tuple[str, Callable[[NDArray[np.float64]], np.floating[Any]], str]] = {
     "mean R2": ("r2", np.mean, ".3f"),
     "new masks": ("r2_new", np.mean, ".3f"),
@@ -89,7 +88,7 @@ def _quality(run: RunDirectory, method: str) -> dict[str, str]:
     return {
         words: f"{function(known[name]):{form}}"
         for words, (name, function, form) in _NUMBERS.items()
-        if known.get(name, _NONE).size
+        if known[name].size
     }
 
 

@@ -168,7 +168,13 @@ def posteriors(world: World, plain: int, loo: bool) -> list[Posterior]:
                     variance = np.outer(np.diag(inverse), (left_out**2 * left).mean(axis=0))
                     share = (penalty * np.diag(inverse) / d)[:, None]
                     of_prior = share**2 * of_mean.T if prior_mean is mean else 0.0
-                    deviations, r2_new = np.sqrt(variance + of_prior), 1 - score / yc.var(axis=0, ddof=1)
+                    deviations = np.sqrt(variance + of_prior)
+                    squares, own = (part**2 / yc.var(axis=0, ddof=1) for part in (yc[judges], left_out))
+                    slopes = [
+                        np.polyfit(squares[:, block].mean(axis=1), own[:, block].mean(axis=1), 1)[0]
+                        for block in (slice(0, 4), slice(4, 8), slice(8, 11))
+                    ]
+                    r2_new = 1 - own.mean(axis=0) + np.repeat(slopes, [4, 4, 3]) * (squares.mean(axis=0) - 1)
                 intercepts = y.mean(axis=0) - x.mean(axis=0) @ weights
                 tried.append(Posterior((score * scale**2).sum(), penalty, weights.T, intercepts, deviations.T, r2_new))
             found.append(min(tried, key=lambda posterior: posterior.error))

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn.linear_model import LinearRegression, Ridge, RidgeCV
 
 from coar_dist.errors import CoarWarning, ConfigError, TaskError
@@ -242,29 +243,27 @@ def test_noise_is_that_of_the_margins_whatever_the_penalty() -> None:
 
 
 def test_r2_on_new_masks_and_what_each_sixteenth_of_the_masks_adds_to_it() -> None:
+    """A regression of the errors on how far margins lie from their mean, at the place that all masks tell: 1."""
     random = np.random.default_rng(0)
-    margins = random.normal(size=(400, 50)) * 3 + 20
-    margins[:, 7] = 20.0
-    errors = torch.from_numpy(random.normal(size=(400, 50)))
-    errors[5, 9] = torch.inf
-    variances = margins.var(axis=0, ddof=1)
-    found, influences = r2_on_new_masks(errors, margins, torch.from_numpy(variances))
+    deviations = random.chisquare(1, (400, 50)) * 1.1
+    errors = 0.2 * deviations + 0.1 * random.chisquare(1, (400, 50))
+    errors[5, 9] = np.inf
+    varies = torch.arange(50) != 7
+    found, influences = r2_on_new_masks(torch.from_numpy(errors), torch.from_numpy(deviations), varies, 128)
     assert np.isnan(found).nonzero()[0].tolist() == [7, 9]
     rest = np.delete(np.arange(50), [7, 9])
-    shares = errors.numpy()[:, rest] ** 2 / variances[rest]
-    np.testing.assert_allclose(found[rest], 1 - shares.mean(axis=0), rtol=1e-12)
+    x, y = deviations[:, rest].mean(axis=1), errors[:, rest].mean(axis=1)
+    line = stats.linregress(x, y)
+    assert 0.15 < line.slope < 0.25
+    expected = 1 - (errors[:, rest].mean(axis=0) - line.slope * (deviations[:, rest].mean(axis=0) - 1))
+    np.testing.assert_allclose(found[rest], expected, rtol=1e-9)
     assert influences is not None
-    # Without one sixteenth of the masks the ratio of both means is what the influences say, to first order.
-    squares = (margins[:, rest] - margins[:, rest].mean(axis=0)) ** 2 / variances[rest]
-    for group in range(16):
-        others = np.arange(400) % 16 != group
-        without = shares[others].mean(axis=0) / squares[others].mean(axis=0)
-        moved = (without - shares.mean(axis=0) / squares.mean(axis=0)).sum()
-        assert -influences[group] / 15 == pytest.approx(moved, abs=0.015)
-    assert influences.std() > 0.3
-    few, none = r2_on_new_masks(errors[:127], margins[:127], torch.from_numpy(variances))
+    residuals = y - line.slope * (x - x.mean())
+    np.testing.assert_allclose(influences, [48 * residuals[group::16].mean() for group in range(16)], rtol=1e-9)
+    few, none = r2_on_new_masks(torch.from_numpy(errors[:127]), torch.from_numpy(deviations[:127]), varies, 128)
     assert np.isnan(few).all()
     assert none is None
+    assert r2_on_new_masks(torch.from_numpy(errors), torch.from_numpy(deviations), varies & False, 128)[1] is None
 
 
 def test_a_grid_goes_on_where_its_smallest_penalty_is_best() -> None:
