@@ -39,7 +39,7 @@ def test_a_run_of_the_lasso_alone_is_evaluated_and_reported(tmp_path: Path) -> N
         Console(file=output, width=120),
     )
     assert "COAR, lasso" in output.getvalue()
-    assert "no R2 on new masks for coar_lasso: the masks are too few" in output.getvalue()
+    assert "R2 of coar_lasso on new masks: not known, it takes" in output.getvalue()
     assert {path.name.split(".")[0] for path in (tmp_path / "attributions").iterdir()} == {"coar_lasso"}
     masks, margins = run.margins("evaluation_0.2")
     expected = [np.corrcoef(*pair)[0, 1] for pair in zip(run.predict(masks).T, margins.T, strict=True)]
