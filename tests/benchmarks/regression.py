@@ -32,7 +32,7 @@ from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import RegressionConfig
 from coar_dist.designs.independent import Bernoulli
-from coar_dist.regression import lasso, ridge
+from coar_dist.regression import cross_validation, lasso, ridge
 from coar_dist.regression.backends import RIDGE_BACKENDS
 from coar_dist.regression.factor import Factor, factorise
 from coar_dist.regression.fit import fit
@@ -72,7 +72,7 @@ def statistics(arrays: Arrays, device: str) -> tuple[Gram, MarginStatistics]:
 
 
 def grid_of(factor: Factor, count: int) -> NDArray[np.float64]:
-    return ridge.penalty_grid(float(factor.values.sum()) / factor.num_components, count, (1e-3, 1e3))
+    return cross_validation.penalty_grid(float(factor.values.sum()) / factor.num_components, count, (1e-3, 1e3))
 
 
 def our_ridge(
@@ -82,7 +82,7 @@ def our_ridge(
     factor = factorise(whole, device)
     projected = ridge.project(factor, whole.design, margins)
     grid = grid_of(factor, num_penalties)
-    penalties = ridge.best_penalties(ridge.gcv_scores(factor, projected, grid), grid)
+    penalties = cross_validation.best_penalties(cross_validation.gcv_scores(factor, projected, grid), grid)
     return RIDGE_BACKENDS[backend](factor, projected, penalties), penalties
 
 
@@ -289,7 +289,7 @@ def solvers_section(arguments: argparse.Namespace) -> None:
         ),
         "eigh": (lambda: factorise(whole, device), 0, torch.float64),
         "V'X'y": (lambda: ridge.project(factor, whole.design, margins), 2 * d * d * n, torch.float64),
-        "GCV": (lambda: ridge.gcv_scores(factor, projected, grid), 2 * d * n * len(grid), torch.float64),
+        "GCV": (lambda: cross_validation.gcv_scores(factor, projected, grid), 2 * d * n * len(grid), torch.float64),
         "weights": (lambda: ridge.solve(factor, projected, np.full(n, grid[3])), 2 * d * d * n, torch.float64),
     }
     table = Table(title=f"Parts of a ridge fit; {shape(arguments)}", title_justify="left")

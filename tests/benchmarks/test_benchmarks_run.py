@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import ablation, alternatives, chaos, estimators, regression, scale
+from tests.benchmarks import ablation, alternatives, calibration, chaos, estimators, regression, scale
 from tests.benchmarks.gpu.__main__ import SECTIONS
 from tests.benchmarks.gpu.results import Results
 from tests.benchmarks.rehearsal import __main__ as rehearsal
@@ -70,6 +70,15 @@ def test_estimators_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     estimators.main()
     printed = capsys.readouterr().out
     for part in ("4 examples, 240 components", "Plain COAR", "gradient_ridge", "resnet20 is left out: --checkpoint"):
+        assert part in printed
+
+
+def test_calibration_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--components", "20", "--shares", "0.9", "--examples-at-once", "3", "--seeds", "1", "--held-out", "40"]
+    monkeypatch.setattr("sys.argv", ["calibration", "--sections", "simulated", *sizes, "--gradient-masks", "20"])
+    calibration.main()
+    printed = capsys.readouterr().out
+    for part in ("linear share 0.9, gates exact, 3 examples", "gates tanh", "20 + 500", "coverage"):
         assert part in printed
 
 

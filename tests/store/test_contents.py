@@ -36,6 +36,7 @@ HELD_OUT = "evaluation_0.2"
 RANDOM = np.random.default_rng(3)
 WEIGHTS, ERRORS = RANDOM.normal(1.0, 2.0, (2, NUM_EXAMPLES, 11)).astype(np.float32)
 INTERCEPTS = RANDOM.normal(5.0, 2.0, NUM_EXAMPLES)
+INFLUENCES = {block: RANDOM.normal(7.0, 0.05, 16) for block in BLOCKS}
 QUALITIES = {name: RANDOM.normal(1.0, 2.0, NUM_EXAMPLES) for name in ("regularisation", *QUALITY)}
 METRIC_VALUES = {name: RANDOM.normal(1.0, 2.0, NUM_EXAMPLES) for name in METRICS}
 CURVE = BudgetCurve(np.array([1, 4, 6]), np.array([5, 20]), np.array([[0.1, 0.2], [np.nan, 0.4], [0.5, 0.6]]))
@@ -68,7 +69,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     for block, store in zip(BLOCKS, run.gradients(GRADIENT_DESIGN), strict=True):
         rows = slice(*block)
         quality = [values[rows] for values in QUALITIES.values()]
-        fitted = Attributions(WEIGHTS[rows], INTERCEPTS[rows], *quality, ERRORS[rows])
+        fitted = Attributions(WEIGHTS[rows], INTERCEPTS[rows], *quality, ERRORS[rows], INFLUENCES[block])
         AttributionTable(run, "coar").write(block, {"penalty": 1}, fitted)
         without = Attributions.of_weights(-WEIGHTS[rows], -INTERCEPTS[rows])
         AttributionTable(run, "leave_one_out").write(block, {}, without)
@@ -169,6 +170,9 @@ def test_a_reader_has_the_values_of_the_examples_that_are_asked_for(
     np.testing.assert_array_equal(reader.weights(ids, "leave_one_out"), -WEIGHTS[rows])
     np.testing.assert_array_equal(reader.intercepts(ids), INTERCEPTS[rows])
     np.testing.assert_array_equal(reader.standard_errors(ids), ERRORS[rows])
+    error = np.std(sum(INFLUENCES.values()), ddof=1) / NUM_EXAMPLES / 4
+    assert reader.r2_new_error() == pytest.approx(error, rel=1e-12)
+    assert np.isnan(reader.r2_new_error("leave_one_out"))
     for found, expected in (
         (reader.quality(ids), QUALITIES),
         (reader.evaluation(None, None, ids), METRIC_VALUES),
