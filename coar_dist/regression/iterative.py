@@ -202,7 +202,7 @@ class IterativeRidge:
         squares = (residual**2).sum(dim=0)
         wanted = (self._tolerance**2) * squares
         for iteration in range(_MAX_ITERATIONS):
-            running = squares > wanted
+            running = ~(squares <= wanted)  # also where they are not numbers
             if not running.any():
                 _log.info("conjugate gradients: %d iterations", iteration)
                 return weights

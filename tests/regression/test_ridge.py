@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from sklearn.linear_model import LinearRegression, Ridge, RidgeCV
 
-from coar_dist.errors import CoarWarning, ConfigError, TaskError
+from coar_dist.errors import CoarWarning, ConfigError, ConvergenceError, TaskError
 from coar_dist.regression import factor as factor_module
 from coar_dist.regression.backends import (
     RIDGE_BACKENDS,
@@ -475,3 +475,12 @@ def test_cuml_takes_the_arguments_that_it_is_given() -> None:
     models.ElasticNet(l1_ratio=0.5, **settings)
     for model in (models.Ridge, models.Lasso, models.ElasticNet):
         assert {"X", "y"} <= set(inspect.signature(model.fit).parameters)
+
+
+def test_conjugate_gradients_do_not_take_what_is_no_number_for_converged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coar_dist.regression.iterative._MAX_ITERATIONS", 3)
+    masks, _ = problem()
+    products = CentredMasks(packed(masks), gram(batches(masks), "cpu").design, "cpu")
+    solver = IterativeRidge(products, trace_quadrature(products, "cpu"), 1e-6)
+    with pytest.raises(ConvergenceError, match="relative residual of nan after 3 iterations"):
+        solver.solve(torch.full((masks.shape[1], 2), torch.nan, dtype=torch.float64), np.ones(2))
