@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coar_dist.regression.student import half_95
-
 FEWEST_EXAMPLES = 20
 """Below it, intervals of skewed values cover too little, and none is given."""
 
@@ -55,12 +53,24 @@ def means_of(values: NDArray[np.float64]) -> Means:
     skewness = (about**3).sum(axis=0) / some / np.where(variance > 0, variance, 1.0) ** 1.5
     enough = count >= FEWEST_EXAMPLES
     spread = np.sqrt(variance * count / np.maximum(count - 1, 1))
-    quantile = half_95(np.maximum(count - 1, 1).astype(np.float64))
+    quantile = students_half(np.maximum(count - 1.0, 1.0))
     low, high = (
         np.where(enough, mean - spread * _without_skewness(sign * quantile / np.sqrt(some), skewness, some), np.nan)
         for sign in (1, -1)
     )
     return Means(np.where(count > 0, mean, np.nan), low, high, count)
+
+
+def students_half(freedom: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Half of Student's 95% interval by degrees of freedom, within .01 from 4 on (Abramowitz & Stegun 26.7.5); SciPy
+    takes a second to load."""
+    z = 1.959963985
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + terms[0] / freedom + terms[1] / freedom**2 + terms[2] / freedom**3
 
 
 def _without_skewness(

@@ -41,7 +41,7 @@ def factor_bytes(
         vectors = 24.0 * num_masks * num_components if needs_vectors else 0.0
         return masks + (27.0 if with_gradients else 19.0) * num_masks**2 + vectors
     if solver == "lasso":  # X'X of all and of the held-out masks in float32, both centred, and work space; measured
-        return masks + 30.0 * num_components**2
+        return masks + 28.0 * num_components**2
     return masks + 9.0 * min(num_masks * num_components, ITERATIVE_VALUES) + 16.0 * NUM_PROBES * num_components
 
 

@@ -1,7 +1,8 @@
-"""Whether the numbers beside the weights hold: claimed against real R2 on new masks, and how many of the true weights
-lie within 1.96 standard errors.
+"""Whether the numbers beside the weights hold: claimed against real R2 on new masks, how many of the true weights lie
+within 1.96 standard errors, and how many intervals of means and of forecasts hold what they are of.
 
     python -m tests.benchmarks.calibration                                    simulations and the digits preset
+    python -m tests.benchmarks.calibration --sections lasso intervals forecasts --run runs/digits
     python -m tests.benchmarks.calibration --sections models --models vit gpt2 --text TEXT.txt --folder calibration
     python -m tests.benchmarks.calibration --sections models --models resnet20 --checkpoint W.safetensors \\
         --images CIFAR.npz
@@ -9,7 +10,7 @@ lie within 1.96 standard errors.
 Simulated outputs are quadratic in the masks, so the best linear weights are known; gates are exact, or the gradient of
 each component is wrong by a factor of its own, or outputs go through a tanh. Every fit is the product's own, from files
 on disk. A number counts in the seeds in which it is told; "told" is their share. Claimed and real R2 are to differ
-by .03 at most, the coverage is to be .90 to .98.
+by .03 at most, the coverage is to be .90 to .98. ``calibration_intervals`` says what the other sections simulate.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from coar_dist.designs.subsets import Balanced
 from coar_dist.store.gradients import GateGradients
 from coar_dist.store.reader import RunReader
 from coar_dist.tasks.task import Task
+from tests.benchmarks import calibration_intervals
 from tests.benchmarks.estimators import MODELS, Pool, SeedRun, add_options, collect, missing_options
 
 CONSOLE = Console(width=140)
@@ -206,7 +208,7 @@ def models(arguments: argparse.Namespace) -> None:
         measure(pools, [None] * len(pools), runs, title)
 
 
-SECTIONS = {"simulated": simulated, "models": models}
+SECTIONS = {"simulated": simulated, "models": models, **calibration_intervals.SECTIONS}
 
 
 def main() -> None:
@@ -215,6 +217,7 @@ def main() -> None:
     parser.add_argument("--components", type=int, nargs="+", default=[20, 80, 300], help="of simulations")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.6, 0.9], help="of the variance that is linear")
     parser.add_argument("--examples-at-once", type=int, nargs="+", default=[1, 32], help="of simulations")
+    calibration_intervals.add_options(parser)
     add_options(parser, gradient_masks=[20, 40, 100, 200], train_masks=[0, 20, 100, 500], plain_masks=[40, 250, 1000])
     parser.set_defaults(seeds=4, held_out=1000, eager=True, rounds=1)
     arguments = parser.parse_args()

@@ -1,13 +1,10 @@
-"""Whether R2 on new masks of the lasso, intervals of means and intervals of forecasts hold: claimed against real.
-
-    python -m tests.benchmarks.calibration_intervals                          all sections, some minutes on 2 cores
-    python -m tests.benchmarks.calibration_intervals --sections intervals --run runs/digits
+"""Sections of ``tests.benchmarks.calibration``: the lasso's R2 on new masks, intervals of means, and of forecasts.
 
 lasso: simulated margins, partly linear, partly quadratic in the masks; every fit is the product's own, from files on
-disk, and its R2 that of fresh masks. intervals: means of values drawn from distributions as correlations have them, and
-with --run from the correlations of a run. forecasts: curves of ridge with a penalty per example by generalised
-cross-validation, about a mean of 0 or one that is right but for noise, and what twice and four times the masks and the
-true weights give. Claimed and real R2 are to differ by .03 at most, intervals are to cover .90 to .98.
+disk, and the real R2 that of fresh masks. intervals: means of values drawn from distributions as correlations have
+them, and with --run from the correlations of a run. forecasts: curves of ridge with a penalty per example by
+generalised cross-validation, about a mean of 0 or one that is right but for noise, and what twice and four times the
+masks and the true weights give.
 """
 
 from __future__ import annotations
@@ -34,7 +31,7 @@ from coar_dist.store.methods import methods_of
 from coar_dist.store.reader import RunReader
 from tests.regression.test_fit import run_of
 
-CONSOLE = Console(width=140)
+CONSOLE = Console(width=160)
 Array = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, tuple[int, int]], Array]
 
@@ -160,7 +157,7 @@ def forecasts(arguments: argparse.Namespace) -> None:
         arguments.components,
         (1, 1.5, 2, 4, 8),
         arguments.shares,
-        arguments.examples,
+        arguments.curve_examples,
         (False, True),
         range(arguments.seeds),
     )
@@ -229,25 +226,14 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Any]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sections", nargs="+", choices=tuple(SECTIONS), default=tuple(SECTIONS))
-    parser.add_argument("--components", type=int, nargs="+", default=[20, 80, 200])
-    parser.add_argument(
-        "--shares", type=float, nargs="+", default=[0.5, 0.8, 0.99], help="of the variance that is linear"
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What these sections take besides ``components``, ``shares`` and ``seeds``."""
     parser.add_argument(
         "--masks-per-component", type=float, nargs="+", default=[0.5, 1, 2, 4, 8, 16], help="of the lasso"
     )
-    parser.add_argument("--numbers-of-examples", type=int, nargs="+", default=[10, 20, 30, 50, 100, 500])
-    parser.add_argument("--examples", type=int, nargs="+", default=[1, 5, 40], help="of curves that are forecast")
+    parser.add_argument(
+        "--numbers-of-examples", type=int, nargs="+", default=[10, 20, 30, 50, 100, 500], help="of means"
+    )
     parser.add_argument("--repeats", type=int, default=4000, help="of every mean")
-    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--curve-examples", type=int, nargs="+", default=[1, 5, 40], help="of curves that are forecast")
     parser.add_argument("--run", help="a run directory that is evaluated, whose correlations are drawn from too")
-    arguments = parser.parse_args()
-    for name in arguments.sections:
-        SECTIONS[name](arguments)
-
-
-if __name__ == "__main__":
-    main()

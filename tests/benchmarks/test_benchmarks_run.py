@@ -82,6 +82,16 @@ def test_calibration_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         assert part in printed
 
 
+def test_calibration_of_intervals(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--components", "20", "--shares", "0.99", "--seeds", "1", "--masks-per-component", "20", "--repeats", "40"]
+    sections = ["--sections", "lasso", "intervals", "forecasts", "--numbers-of-examples", "10", "20"]
+    monkeypatch.setattr("sys.argv", ["calibration", *sections, *sizes, "--curve-examples", "2"])
+    calibration.main()
+    printed = capsys.readouterr().out
+    for part in ("R2 on new masks of the lasso", "1/1", "1 - exponential / 50", "none", "four times", "1.00 (1)"):
+        assert part in printed
+
+
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_cluster_benchmark(repository: Path) -> None:
