@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from coar_dist.errors import NonFiniteMarginError
-from coar_dist.store.columns import matrix_column, matrix_of
+from coar_dist.store.columns import matrix_column, matrix_of, matrix_type
 from coar_dist.store.parquet import write_table
 from coar_dist.store.shards import ShardFolder
 
@@ -71,7 +71,8 @@ class BaselineStore(ShardFolder):
         """
         first, end = block
         wanted = [(start, stop) for start, stop in self.require_complete() if stop > first and start < end]
-        shards = self._at_once(lambda shard: self._read(*shard, ["weights"]), wanted)
+        types = {"weights": matrix_type("float32", self.num_components)}
+        shards = self._at_once(lambda shard: self._read(*shard, ["weights"], types, shard[1] - shard[0]), wanted)
         parts = [
             matrix_of(found.columns["weights"])[max(first - start, 0) : end - start]
             for (start, _), found in zip(wanted, shards, strict=True)

@@ -14,6 +14,11 @@ def matrix_column(matrix: NDArray[Any]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(matrix).reshape(-1)), matrix.shape[1])
 
 
+def matrix_type(dtype: str, width: int) -> pa.DataType:
+    """The type of ``matrix_column``."""
+    return pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), width)
+
+
 def matrix_of(column: pa.ChunkedArray) -> NDArray[Any]:
     """The inverse of ``matrix_column``."""
     return _values(column).reshape(len(column), -1)
@@ -22,6 +27,11 @@ def matrix_of(column: pa.ChunkedArray) -> NDArray[Any]:
 def packed_column(masks: NDArray[np.bool_]) -> pa.Array:
     """(num_masks, num_components) bool as fixed_size_binary: bit i, least significant first, is component i."""
     return bytes_column(np.packbits(masks, axis=1, bitorder="little"))
+
+
+def packed_type(num_components: int) -> pa.DataType:
+    """The type of ``packed_column``."""
+    return pa.binary(-(-num_components // 8))
 
 
 def masks_of(column: pa.ChunkedArray, num_components: int) -> NDArray[np.bool_]:

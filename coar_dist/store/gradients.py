@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from coar_dist.errors import NonFiniteMarginError, RunMismatchError
-from coar_dist.store.columns import matrix_column, matrix_of
+from coar_dist.store.columns import matrix_column, matrix_of, matrix_type
 from coar_dist.store.parquet import Content, write_table
 from coar_dist.store.shards import ShardFolder
 
@@ -146,20 +146,17 @@ class GradientStore(ShardFolder):
         return shards
 
     def _read_margins(self, start: int, stop: int) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-        found = self._read(start, stop, ["margins"])
-        return self._masks_of(start, stop, found.metadata), self._margins_of(start, stop, found)
+        found = self._read(start, stop, ["margins"], self._types(start, stop), self.block[1] - self.block[0])
+        return self._masks_of(start, stop, found.metadata), self._margins_of(found)
 
     def _read_shard(self, start: int, stop: int) -> tuple[NDArray[np.bool_], GateGradients]:
-        found = self._read(start, stop, None)  # every byte is checked
+        types, d = self._types(start, stop), self.num_components
+        found = self._read(start, stop, None, types, self.block[1] - self.block[0])  # every byte is checked
         metadata, table = found.metadata, found.columns
         masks = self._masks_of(start, stop, metadata)
-        d, num_examples = self.num_components, self.block[1] - self.block[0]
-        sums = [matrix_of(table[name]) for name in ("kept", "ablated")]
-        if any(sum_.shape != (num_examples, d) for sum_ in sums):
-            raise self._damaged(start, stop, f"its sums are not of {num_examples} examples x {d} components")
-        kept, ablated = sums
+        kept, ablated = (matrix_of(table[name]) for name in ("kept", "ablated"))
         return masks, GateGradients(
-            margins=self._margins_of(start, stop, found),
+            margins=self._margins_of(found),
             kept=kept,
             ablated=ablated,
             kept_squares=self._decoded(start, stop, metadata, "kept_squares", "<f8", d),
@@ -167,16 +164,17 @@ class GradientStore(ShardFolder):
             known=_unpacked(self._decoded(start, stop, metadata, "known", np.uint8, -(-d // 8))[None], d)[0],
         )
 
+    def _types(self, start: int, stop: int) -> dict[str, pa.DataType]:
+        sums = matrix_type("float32", self.num_components)
+        return {"margins": matrix_type("float32", stop - start), "kept": sums, "ablated": sums}
+
     def _masks_of(self, start: int, stop: int, metadata: Mapping[str, Any]) -> NDArray[np.bool_]:
         num_bytes = -(-self.num_components // 8)
         bits = self._decoded(start, stop, metadata, "masks", np.uint8, (stop - start) * num_bytes)
         return _unpacked(bits.reshape(stop - start, num_bytes), self.num_components)
 
-    def _margins_of(self, start: int, stop: int, found: Content) -> NDArray[np.float32]:
-        margins = matrix_of(found.columns["margins"])
-        if margins.shape != (self.block[1] - self.block[0], stop - start):
-            raise self._damaged(start, stop, f"its margins are {margins.shape}")
-        return margins.T.copy()  # of one example torch takes a view only with a warning
+    def _margins_of(self, found: Content) -> NDArray[np.float32]:
+        return matrix_of(found.columns["margins"]).T.copy()  # of one example torch takes a view only with a warning
 
     def _decoded(
         self, start: int, stop: int, metadata: Mapping[str, Any], name: str, dtype: Any, size: int

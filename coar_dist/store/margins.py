@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from coar_dist.errors import DamagedFileError, NonFiniteMarginError
-from coar_dist.store.columns import masks_of, matrix_column, matrix_of, packed_column
+from coar_dist.store.columns import masks_of, matrix_column, matrix_of, matrix_type, packed_column, packed_type
 from coar_dist.store.parquet import write_table
 from coar_dist.store.shards import ShardFolder
 
@@ -104,10 +104,10 @@ class MarginStore(ShardFolder):
             MissingWorkError: masks are missing.
             DamagedFileError: a shard is damaged.
         """
-        names = ["mask_id", "mask"] + ([] if block is None else [_column(block[0])])
+        types = {"mask_id": pa.int64(), "mask": packed_type(self.num_components), **self._types(block)}
 
         def read_shard(start: int, stop: int) -> _Rows:
-            table = self._read(start, stop, names).columns
+            table = self._read(start, stop, list(types), types, stop - start).columns
             if not np.array_equal(table["mask_id"].to_numpy(), np.arange(start, stop)):
                 where = self._where(start, stop)
                 reason = f"{where} is damaged: its mask ids are not {start}..{stop - 1} in order."
@@ -125,10 +125,15 @@ class MarginStore(ShardFolder):
         """The margins of ``read`` alone; of the masks nothing is read."""
 
         def read_shard(start: int, stop: int) -> _Rows:
-            column = _column(block[0])
-            return (matrix_of(self._read(start, stop, [column]).columns[column]).astype(np.float32),)
+            ((column, kind),) = self._types(block).items()
+            table = self._read(start, stop, [column], {column: kind}, stop - start).columns
+            return (matrix_of(table[column]).astype(np.float32),)
 
         return (margins for (margins,) in self._batches(read_shard, masks_per_batch, masks))
+
+    def _types(self, block: tuple[int, int] | None) -> dict[str, pa.DataType]:
+        """Name and type of the column of a block's margins; None has none."""
+        return {} if block is None else {_column(block[0]): matrix_type(self.dtype, block[1] - block[0])}
 
     def _batches(
         self, read_shard: Callable[[int, int], _Rows], masks_per_batch: int, masks: tuple[int, int] | None

@@ -92,6 +92,8 @@ def read_content(
     optional: Sequence[str] = (),
     is_found: bool = True,
     kind: Any = None,
+    types: Mapping[str, pa.DataType] | None = None,
+    num_rows: int | None = None,
 ) -> Content | None:
     """The named columns (None: all) with the file's metadata, verified; None where there is no such file.
 
@@ -106,10 +108,12 @@ def read_content(
         optional: columns that are read where it has them.
         is_found: whether the stage finds by itself what is damaged, for the message.
         kind: as of ``read_metadata``.
+        types: of columns, where they are among those that are read; lists hold no nulls.
+        num_rows: that it must have; None: any.
 
     Raises:
-        DamagedFileError: the file is damaged, truncated, lacks a column, or belongs to something else. It stays as it
-            is: only the process that holds the run sets files aside.
+        DamagedFileError: the file is damaged, truncated, lacks a column, has other types or rows, or belongs to
+            something else. It stays as it is: only the process that holds the run sets files aside.
         StorageError: the file cannot be read.
     """
 
@@ -117,7 +121,9 @@ def read_content(
         tail, metadata = read_footer(file, storage.worth_reading)
         _check_belongs(metadata, belongs_to, kind)
         wanted = None if columns is None else [*columns, *(name for name in optional if name in metadata["sha256"])]
-        return Content(metadata, read_columns(file, tail, metadata, wanted))
+        table = read_columns(file, tail, metadata, wanted)
+        _check_columns(table, types or {}, num_rows)
+        return Content(metadata, table)
 
     with _damage_named(storage, name, stage, is_found):
         return _read(storage, name, None, read)
@@ -130,11 +136,13 @@ def read_current(
     belongs_to: Callable[[], Mapping[str, Any]],
     columns: Sequence[str] | None = None,
     kind: Any = None,
+    types: Mapping[str, pa.DataType] | None = None,
+    num_rows: int | None = None,
 ) -> Content | None:
     """``read_content`` of a file that is made from others; None where it is not there, or not of them as they are now.
 
     Args:
-        storage, name, stage, columns, kind: as of ``read_content``.
+        storage, name, stage, columns, kind, types, num_rows: as of ``read_content``.
         belongs_to: looks at the others and tells what the file's metadata must say.
 
     Raises:
@@ -142,7 +150,7 @@ def read_current(
     """
     wanted = belongs_to()
     for _ in range(_TRIES):
-        found = read_content(storage, name, stage, {}, columns, kind=kind)
+        found = read_content(storage, name, stage, {}, columns, kind=kind, types=types, num_rows=num_rows)
         if found is not None and not differs(found.metadata, wanted):
             return found
         earlier, wanted = wanted, belongs_to()
@@ -209,12 +217,28 @@ def _check_belongs(metadata: Mapping[str, Any], belongs_to: Mapping[str, Any], k
             raise WrongError(f"is damaged: in its metadata, {error}") from None
 
 
+class _OtherColumnsError(WrongError):
+    """A file with right checksums that no writer here has made: no stage looks for that."""
+
+
+def _check_columns(table: pa.Table, types: Mapping[str, pa.DataType], num_rows: int | None) -> None:
+    if num_rows is not None and table.column_names and table.num_rows != num_rows:
+        raise _OtherColumnsError(f"is damaged: it has {table.num_rows} rows, not {num_rows}")
+    for name in table.column_names:
+        wanted, found = types.get(name), table.schema.field(name).type
+        if wanted is not None and found != wanted:
+            raise _OtherColumnsError(f"is damaged: its column {name!r} is of {found}, not of {wanted}")
+        if wanted is not None and pa.types.is_fixed_size_list(found) and table[name].null_count:
+            raise _OtherColumnsError(f"is damaged: its column {name!r} has nulls")
+
+
 @contextlib.contextmanager
 def _damage_named(storage: Storage, name: str, stage: str, is_found: bool = True) -> Iterator[None]:
     try:
         yield
     except WrongError as wrong:
         where = storage.where(name)
+        is_found = is_found and not isinstance(wrong, _OtherColumnsError)
         raise DamagedFileError.of(where, f"{where} {wrong}.", stage, is_found) from None
 
 

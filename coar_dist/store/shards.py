@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, TypeVar
 
+import pyarrow as pa
+
 from coar_dist.errors import DamagedFileError, MissingWorkError, RunMismatchError, counted, listed_ranges
 from coar_dist.store.aside import set_aside
 from coar_dist.store.parquet import FOREIGN, Content, read_content, read_metadata, why_wrong
@@ -220,8 +222,12 @@ class ShardFolder:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _read(self, start: int, stop: int, columns: Sequence[str] | None) -> Content:
+    def _read(
+        self, start: int, stop: int, columns: Sequence[str] | None, types: Mapping[str, pa.DataType], num_rows: int
+    ) -> Content:
         """The columns of one shard with its metadata, verified.
+
+        Args: as of ``read_content``.
 
         Raises:
             DamagedFileError: it cannot be used.
@@ -229,7 +235,9 @@ class ShardFolder:
         """
         name, belongs_to = self.file(start, stop), self._belongs_to(start, stop)
         # The ablate stage looks at footers alone, so it does not find every damage.
-        found = read_content(self.storage, name, "ablate", belongs_to, columns, is_found=False)
+        found = read_content(
+            self.storage, name, "ablate", belongs_to, columns, is_found=False, types=types, num_rows=num_rows
+        )
         if found is None:
             raise self._gone(start, stop)
         return found

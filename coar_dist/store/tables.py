@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NotRequired
+from typing import Any, NotRequired, get_type_hints
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
+from coar_dist.config.documents import check_type
 from coar_dist.config.methods import method_of
-from coar_dist.errors import ConfigError, MissingWorkError
+from coar_dist.config.schema import RegressionConfig
+from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError
 from coar_dist.store.agreement import METRICS
 from coar_dist.store.aside import set_aside_wrong
-from coar_dist.store.columns import matrix_column, matrix_of
+from coar_dist.store.columns import matrix_column, matrix_of, matrix_type
 from coar_dist.store.methods import attribution_file, fitted_methods
 from coar_dist.store.parquet import Content, is_made_with, read_content, read_current, read_metadata, write_table
 from coar_dist.store.record import fingerprint_of
-from coar_dist.store.run_directory import RunDirectory
+from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
 
 _CONTENT = "attributions"
 _DECIDED = "decided"
@@ -196,7 +198,14 @@ class AttributionTable:
 
     def _read(self, block: tuple[int, int], columns: list[str], optional: Sequence[str] = ()) -> Content:
         name = self.file(block)
-        found = read_content(self._storage, name, "fit", self._belongs_to(block), columns, optional)
+        of_weights = matrix_type("float32", self._run.design(TRAIN_DESIGN).num_components)
+        types = {"weights": of_weights, "standard_errors": of_weights, "intercept": pa.float64()}
+        found = read_content(
+            *(self._storage, name, "fit", self._belongs_to(block), columns, optional),
+            kind=_Metadata,
+            types=types | dict.fromkeys(("regularisation", *QUALITY), pa.float64()),
+            num_rows=block[1] - block[0],
+        )
         if found is None:
             there = ", ".join(fitted_methods(self._run))
             if method_of(self.method) is None:
@@ -208,13 +217,22 @@ class AttributionTable:
         return found
 
     def settings(self, block: tuple[int, int]) -> dict[str, Any]:
-        """What the attributions of one example block were made with.
+        """What the attributions of one example block were made with; what the regression was asked for is of its type.
 
         Raises:
             MissingWorkError: the file is not there.
             DamagedFileError: it is damaged.
         """
-        return dict(self._metadata([block])[0]["settings"])
+        settings = dict(self._metadata([block])[0]["settings"])
+        for name, kind in get_type_hints(RegressionConfig, include_extras=True).items():
+            if name in settings and name != "backend":
+                try:
+                    check_type(kind, settings[name])
+                except ValueError as error:
+                    where = self._storage.where(self.file(block))
+                    reason = f"{where} is damaged: in its metadata, settings.{name}: {error}."
+                    raise DamagedFileError.of(where, reason, "fit", is_found=False) from None
+        return settings
 
     def settings_fingerprint(self, blocks: list[tuple[int, int]]) -> str:
         """SHA-256 over method, settings and joint decisions of all blocks: another one for other attributions.
@@ -293,7 +311,12 @@ class EvaluationTable:
             MissingWorkError: the table is not there, or is of earlier attributions.
             DamagedFileError: it is damaged.
         """
-        found = read_current(self._storage, self.file, "evaluate", self._belongs_to, METRICS)
+        types = dict.fromkeys(METRICS, pa.float64())
+        found = read_current(
+            *(self._storage, self.file, "evaluate", self._belongs_to, METRICS),
+            types=types,
+            num_rows=self._run.num_examples,
+        )
         if found is None:
             where = self._storage.where(self.file)
             raise MissingWorkError(

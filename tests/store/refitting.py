@@ -17,7 +17,7 @@ def fit(run: RunDirectory, number: float, setting: int) -> None:
     for first, end in run.margins("train").blocks:
         size = end - first
         weights = np.full((size, run.components.num_components), number, np.float32)
-        made = Attributions(weights, np.full(size, number), *np.full((4, size), number), standard_errors=weights)
+        made = Attributions(weights, *np.full((5, size), number, np.float64), standard_errors=weights)
         table.write((first, end), {"penalty": setting}, made)
 
 
