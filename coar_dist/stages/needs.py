@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from coar_dist.config.schema import EditConfig, RegressionConfig
 from coar_dist.editing.criterion import sizes as tried_sizes
-from coar_dist.regression.sizes import choose_solver, factor_bytes, num_deciding_blocks
+from coar_dist.regression.sizes import MOST_EXAMPLES, choose_solver, factor_bytes, num_deciding_blocks
 from coar_dist.stages.edit_inputs import most_components
 
 EDIT, EDIT_OF_ONE = "edit", "edit, a target"
@@ -35,6 +35,8 @@ _CHECKS = 6
 """Openings of every block's attributions when a table is compared with what it would be made from."""
 _CURVE_BLOCKS, _CURVE_EXAMPLES = 8, 1024
 """What a point of the curve of fewer masks reads and fits, at most."""
+_JUDGES, _COORDINATES = 2048, 2**25
+"""Masks that are left out in turn, at most, and their coordinates."""
 _PLAIN_PASSES = 2
 """Of an edit's held-out examples by the model as it was and as it is."""
 _MODELS = 4.0
@@ -183,8 +185,8 @@ def fit_need(sizes: Sizes, config: RegressionConfig, speed: Speed) -> Need:
         notes.append(note)
     block = min(sizes.block_size, n) * d
     sums = sizes.sums_bytes
-    # Masks and margins once, and, where gradients have a part, those of the blocks that decide once more.
-    again = sizes.num_deciding if passes else 0
+    # Masks and margins once, and, where some examples decide for all, those of their blocks once more.
+    again = sizes.num_deciding if passes or _is_chosen_by_few(plain, d, config) else 0
     read = sizes.num_fitted * sizes.bytes_of(plain) + (sizes.bytes_of(plain) + sums) * again / sizes.num_blocks + sums
     openings = (sizes.num_blocks + 1) * (sizes.num_fitted * sizes.num_shards + sizes.num_gradient_shards)
     openings += again * (sizes.num_shards + sizes.num_gradient_shards)
@@ -225,10 +227,21 @@ def _of_method(
     # In the dual, weights are products of masks and margins' coefficients; no sum of margins by components is made.
     solved = 4.0 * rank * n * (num_masks if solver == "dual" else d)
     vectors = 2.0 * rank * d * num_masks if solver == "dual" and config.standard_errors else 0.0
-    exact = factors * _EIGH * rank**3 + cross * (4.0 if with_gradients else 1.0) + solved + vectors
+    judges = min(
+        num_masks, _JUDGES, _COORDINATES // max(rank, 1)
+    )  # masks left out in turn, for the quality and the choice
+    tried = config.num_penalties * min(n, MOST_EXAMPLES) if _is_chosen_by_few(num_masks, d, config) else 0
+    judged = 2.0 * judges * rank * (n + tried)
+    exact = factors * _EIGH * rank**3 + cross * (4.0 if with_gradients else 1.0) + solved + vectors + judged
     products = factors * 2.0 * num_masks * d * rank
     memory = factor_bytes(solver, num_masks, d, with_gradients)
     return products / speed.products + exact / speed.exact_products, memory, ""
+
+
+def _is_chosen_by_few(num_masks: int, d: int, config: RegressionConfig) -> bool:
+    """Whether some examples are read and tried first, to choose one penalty for all."""
+    few = num_masks < 2 * d if config.shared_penalty is None else config.shared_penalty
+    return config.method == "ridge" and config.regularisation is None and few
 
 
 def evaluate_need(sizes: Sizes, shares: list[float], config: RegressionConfig, speed: Speed) -> Need:
