@@ -34,9 +34,11 @@ from coar_dist.store.tables import NUM_GROUPS
 SATURATED = 1e-9
 """A share of freedom left to the residuals below which there is none."""
 FEWEST_JUDGES = 32
-"""Masks that must be left out in turn to choose a penalty, or to tell the size of the noise."""
-FEWEST_OF_R2 = 128
-"""The same for R2 on new masks: those of fewer that seem to tell it well happen to lack large errors."""
+"""Masks that must be left out in turn to choose a penalty, or to tell an R2."""
+_FEWEST_OF_NOISE = 64
+_MANY = 128
+"""Masks from which on their spread tells how well a mean over them is known. Of fewer, those that seem to tell it well
+often happen to lack large errors."""
 _MOST_JUDGES = 2048
 _MOST_COORDINATES = 2**25
 """Of the judges; 256 MB."""
@@ -188,14 +190,14 @@ def noise_of(errors: torch.Tensor, left: torch.Tensor) -> NDArray[np.float64]:
 
     NaN where there are too few masks, or one alone decides its own prediction.
     """
-    if len(errors) < FEWEST_JUDGES:
+    if len(errors) < _FEWEST_OF_NOISE:
         return np.full(errors.shape[1], np.nan)
     found = (errors**2 * left).mean(dim=0)
     return np.asarray(torch.where(found.isfinite(), found, torch.nan).cpu().numpy())
 
 
 def r2_on_new_masks(
-    errors: torch.Tensor, deviations: torch.Tensor, varies: torch.Tensor, fewest: int
+    errors: torch.Tensor, deviations: torch.Tensor, varies: torch.Tensor
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
     """R2 on new masks, 1 - mean squared error over the variance that margins have over masks, and how well it is known.
 
@@ -207,22 +209,22 @@ def r2_on_new_masks(
             is the sum of squares over m - 1, so that the mean margin has an R2 of about 0.
         deviations: squared deviations (k, n) of these masks' margins from their mean over all masks, likewise.
         varies: (n,) bool, examples whose margins are not constant.
-        fewest: masks that it takes.
 
     Returns:
         (n,) float64, NaN for constant margins, for examples of which a mask alone decides its own prediction, and for
-        all where there are too few masks; and the influences of ``Attributions`` (16,), None for those.
+        all where there are fewer than 32 masks; and the influences of ``Attributions`` (16,), None for those. Of fewer
+        than 128 masks they are larger by 128 over the number of masks, as the spread of few is itself uncertain.
     """
     found = np.full(errors.shape[1], np.nan)
     known = varies & errors.isfinite().all(dim=0)
-    if len(errors) < fewest or not known.any():
+    if len(errors) < FEWEST_JUDGES or not known.any():
         return found, None
     errors, deviations = errors[:, known], deviations[:, known]
     about = deviations.mean(dim=1) - deviations.mean()
     slope = (about @ errors.mean(dim=1)) / (about @ about).clamp(min=1e-300)
     shares = errors.mean(dim=0) - slope * (deviations.mean(dim=0) - 1.0)
     found[known.cpu().numpy()] = (1.0 - shares).cpu().numpy()
-    influence = errors.sum(dim=1) - slope * about * errors.shape[1]
+    influence = (errors.sum(dim=1) - slope * about * errors.shape[1]) * max(1.0, _MANY / len(errors))
     return found, np.array([float(influence[group::NUM_GROUPS].mean()) for group in range(NUM_GROUPS)])
 
 

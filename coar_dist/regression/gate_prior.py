@@ -279,31 +279,52 @@ class GatePrior:
         coefficients: (k,) float64 of the sources.
         sampling: (num_components,) float64, variance of the mean over draws of the masks with gradients, relative to
             the margins' variance.
+        covariance: (k, k) float64 of the coefficients over draws of the masks; of many examples it is next to nothing.
     """
 
     sources: GateSources
     coefficients: NDArray[np.float64]
     sampling: NDArray[np.float64]
+    covariance: NDArray[np.float64]
 
     @classmethod
-    def of(cls, sources: GateSources, statistics: SourceStatistics, coefficients: NDArray[np.float64]) -> GatePrior:
-        """With the sampling variance that follows from the statistics."""
+    def of(
+        cls, sources: GateSources, statistics: SourceStatistics, coefficients: NDArray[np.float64], noise: float
+    ) -> GatePrior:
+        """With the variances that follow from the statistics.
+
+        Args:
+            sources: where the mean comes from.
+            statistics: of the sources.
+            coefficients: (k,) of the sources.
+            noise: squared error on a new mask over the margins' sum of squares.
+        """
         sampling = sampling_variances(statistics, coefficients) / max(statistics.mean_variance, 1e-300)
-        return cls(sources, coefficients, sampling)
+        covariance = np.asarray(np.linalg.pinv(statistics.products, 1e-9, hermitian=True) * noise, np.float64)
+        return cls(sources, coefficients, sampling, covariance)
 
-    def variances_of_mean(self, variances: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Variance of the prior mean over draws of the masks with gradients (n, num_components) float64, in proportion
-        to the variances (n,) that the examples' margins have over masks."""
-        return np.outer(variances, self.sampling)
-
-    def of_block(self, block: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Prior means of the weights of one example block (n, num_components) float32, and the margins
-        (num_gradient_masks, n) that lie beside their sources."""
+    def of_block(
+        self, block: tuple[int, int], with_errors: bool
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64] | None]:
+        """Prior means of the weights of one example block (n, num_components) float32, the margins (num_gradient_masks,
+        n) that lie beside their sources, and with errors the means' variance that stems from the coefficients."""
         found = self.sources.read(block)
         mean = np.zeros_like(found.values[0])
         for b, source in zip(self.coefficients, found.values, strict=True):
             mean += np.float32(b) * source
-        return mean, found.margins
+        if not with_errors:
+            return mean, found.margins, None
+        spread = np.zeros(mean.shape)
+        variances, directions = np.linalg.eigh(self.covariance)
+        for variance, direction in zip(np.maximum(variances, 0.0), directions.T, strict=True):
+            along = sum(float(b) * source for b, source in zip(direction, found.values, strict=True))
+            spread += variance * np.square(along, dtype=np.float64)
+        return mean, found.margins, spread
+
+    def sampling_of(self, variances: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Variance of the prior mean over draws of the masks with gradients (n, num_components) float64, in proportion
+        to the variances (n,) that the examples' margins have over masks."""
+        return np.outer(variances, self.sampling)
 
 
 def fit_coefficients(statistics: SourceStatistics) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from coar_dist.cluster.execution import Kept
 from coar_dist.regression import lasso
 from coar_dist.regression.backends import Backend, LassoTarget, lasso_weights
-from coar_dist.regression.cross_validation import FEWEST_JUDGES, r2_on_new_masks
+from coar_dist.regression.cross_validation import r2_on_new_masks
 from coar_dist.regression.fitted import Fitted, where
 from coar_dist.regression.lasso_path import HeldOut, PathChoice, choose_on_path
 from coar_dist.regression.masks import PackedMasks
@@ -106,7 +106,7 @@ class LassoPlan:
         if choice is not None and choice.crossed is not None and held_margins is not None:
             deviations = torch.from_numpy((held_margins - statistics.mean(design)) / units).to(device).square_()
             unit = 1.0 - 1.0 / design.num_masks  # the variance's, that of margins in their own units being 1
-            r2_new, influences = r2_on_new_masks(choice.crossed * unit, deviations * unit, varies, FEWEST_JUDGES)
+            r2_new, influences = r2_on_new_masks(choice.crossed * unit, deviations * unit, varies)
         attributions = Attributions(
             np.ascontiguousarray(dense.T, dtype=np.float32),
             statistics.intercepts(design, dense),

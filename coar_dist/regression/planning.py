@@ -232,7 +232,9 @@ def gradient_plan(
         backend,
         Penalties(np.array([decision.penalty]), True, "gcv", judging),
         config.standard_errors,
-        GatePrior.of(sources, decision.statistics, decision.coefficients) if decision.has_mean else None,
+        GatePrior.of(sources, decision.statistics, decision.coefficients, decision.error / design.num_masks)
+        if decision.has_mean
+        else None,
         decision.has_variances,
     )
     return PriorFit(decision, plan)

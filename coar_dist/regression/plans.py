@@ -17,7 +17,6 @@ from coar_dist.cluster.execution import Kept
 from coar_dist.regression import ridge
 from coar_dist.regression.backends import Backend, ridge_weights
 from coar_dist.regression.cross_validation import (
-    FEWEST_OF_R2,
     Choice,
     choose,
     left_out_errors,
@@ -116,9 +115,9 @@ class RidgePlan:
         """Attributions of one block, whose files are read once."""
         factor, masks, judging = self.factored.read().factor.on(device), self.masks.read(), self.penalties.judging
         if self.prior is None:
-            prior_mean, of_gradients = None, None
+            prior_mean, of_gradients, of_mean = None, None, None
         else:
-            prior_mean, of_gradients = self.prior.of_block(block)
+            prior_mean, of_gradients, of_mean = self.prior.of_block(block, self.standard_errors)
         own = Chosen(observations.of_block(block, masks, of_gradients), judging)
         residuals = None if prior_mean is None else Residuals(own, prior_mean, device)
         trial = trial_of(factor, self.design, residuals or own, judging)
@@ -133,14 +132,11 @@ class RidgePlan:
         errors, left = left_out_errors(factor, projected, choice.penalties, trial.judges)
         variances = squares.clamp(min=1e-300) / (self.design.num_masks - 1)
         deviations = torch.from_numpy(own.kept() - mean).to(residual.device)
-        r2_new = r2_on_new_masks(errors**2 / variances, deviations**2 / variances, squares > 0, FEWEST_OF_R2)
+        r2_new = r2_on_new_masks(errors**2 / variances, deviations**2 / variances, squares > 0)
         standard_errors = None
         if self.standard_errors:
-            of_mean = (
-                None
-                if self.prior is None
-                else self.prior.variances_of_mean(squares.cpu().numpy() / self.design.num_masks)
-            )
+            if of_mean is not None and self.prior is not None:
+                of_mean += self.prior.sampling_of(squares.cpu().numpy() / self.design.num_masks)
             standard_errors = ridge.posterior_errors(factor, choice.penalties, noise_of(errors, left), of_mean)
             if self.prior is None:
                 standard_errors[:, self.design.says_nothing] = np.nan

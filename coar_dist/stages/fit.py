@@ -75,7 +75,7 @@ def _why_not_told(run: RunDirectory, method: str) -> str:
     """Why the R2 on new masks is not told; empty where it is."""
     error = RunReader(run).r2_new_error(method)
     if np.isnan(error):
-        return "not known, it takes 128 masks without gradients, and ridge a factorisation"
+        return "not known, it takes 32 masks without gradients, and ridge a factorisation"
     if error > LARGEST_R2_NEW_ERROR:
         return f"too uncertain, its standard error is {error:.2g} and more masks make it smaller"
     return ""

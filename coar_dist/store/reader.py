@@ -165,7 +165,7 @@ class RunReader:
 
     def r2_new_error(self, method: str | None = None) -> float:
         """Standard error of the mean over all examples of ``quality()["r2_new"]``, over the masks by which it was
-        estimated; NaN where there are too few of them."""
+        estimated; larger by 128 over their number where they are fewer, and NaN of fewer than 32."""
         return self._quality(method)[1]
 
     def _quality(self, method: str | None) -> tuple[dict[str, NDArray[np.float64]], float]:

@@ -130,7 +130,7 @@ def test_what_the_lasso_can_be_asked_for(
 
 
 @pytest.mark.parametrize("options", [{}, {"regularisation": 3.0}, {"memory_gb": 1e-6, "tolerance": 1e-10}])
-@pytest.mark.parametrize(("num_masks", "num_components"), [(130, 12), (128, 140), (127, 8)])
+@pytest.mark.parametrize(("num_masks", "num_components"), [(130, 12), (40, 60), (31, 8)])
 def test_r2_is_the_share_that_is_explained_and_r2_new_that_of_masks_left_out(
     num_masks: int, num_components: int, options: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -141,7 +141,7 @@ def test_r2_is_the_share_that_is_explained_and_r2_new_that_of_masks_left_out(
     found = {name: np.concatenate([part[name] for part, _ in parts]) for name in parts[0][0]}
     x, y = masks - masks.mean(axis=0), margins.astype(float) - margins.astype(float).mean(axis=0)
     errors = np.full_like(y, np.nan)
-    is_known = num_masks >= 128 and "memory_gb" not in options
+    is_known = num_masks >= 32 and "memory_gb" not in options
     for column, penalty in enumerate(found["regularisation"]):
         hat = x @ np.linalg.solve(x.T @ x + penalty * np.eye(num_components), x.T)
         residual = y[:, column] - hat @ y[:, column]
@@ -155,7 +155,7 @@ def test_r2_is_the_share_that_is_explained_and_r2_new_that_of_masks_left_out(
             expected = 1 - errors[:, block].mean(axis=0) + slope * (squares[:, block].mean(axis=0) - 1)
             np.testing.assert_allclose(found["r2_new"][block], expected, atol=1e-6)
             influences += (own - slope * of_block) * (block.stop - block.start)
-        groups = np.array([influences[group::16].mean() for group in range(16)]) / 5
+        groups = np.array([influences[group::16].mean() for group in range(16)]) / 5 * max(1, 128 / num_masks)
         assert RunReader(run).r2_new_error() == pytest.approx(groups.std(ddof=1) / 4, rel=1e-5)
     else:
         assert np.isnan(found["r2_new"]).all()

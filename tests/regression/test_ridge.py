@@ -231,13 +231,13 @@ def test_2048_masks_are_left_out_at_even_distances_or_all() -> None:
 def test_noise_is_that_of_the_margins_whatever_the_penalty() -> None:
     """Errors on masks left out are larger by 1 / (1 - h), if the prior is true that the penalty stands for."""
     random = np.random.default_rng(0)
-    masks, _ = problem(num_masks=60, num_components=40)
+    masks, _ = problem(num_masks=64, num_components=40)
     weights = random.normal(size=(40, 3000)) * 0.5
-    margins = masks @ weights + random.normal(size=(60, 3000)) * 1.7 + 40
+    margins = masks @ weights + random.normal(size=(64, 3000)) * 1.7 + 40
     _, factor, _, part = projected(masks, margins)
     errors, left = left_out_errors(factor, part, np.full(3000, (1.7 / 0.5) ** 2), judges_of(factor, masks, margins))
     assert noise_of(errors, left).mean() == pytest.approx(1.7**2, rel=0.02)
-    assert np.isnan(noise_of(errors[:31], left[:31])).all()
+    assert np.isnan(noise_of(errors[:63], left[:63])).all()
     errors[5, 3] = torch.inf
     assert np.isnan(noise_of(errors, left)).nonzero()[0].tolist() == [3]
 
@@ -249,7 +249,7 @@ def test_r2_on_new_masks_and_what_each_sixteenth_of_the_masks_adds_to_it() -> No
     errors = 0.2 * deviations + 0.1 * random.chisquare(1, (400, 50))
     errors[5, 9] = np.inf
     varies = torch.arange(50) != 7
-    found, influences = r2_on_new_masks(torch.from_numpy(errors), torch.from_numpy(deviations), varies, 128)
+    found, influences = r2_on_new_masks(torch.from_numpy(errors), torch.from_numpy(deviations), varies)
     assert np.isnan(found).nonzero()[0].tolist() == [7, 9]
     rest = np.delete(np.arange(50), [7, 9])
     x, y = deviations[:, rest].mean(axis=1), errors[:, rest].mean(axis=1)
@@ -260,10 +260,14 @@ def test_r2_on_new_masks_and_what_each_sixteenth_of_the_masks_adds_to_it() -> No
     assert influences is not None
     residuals = y - line.slope * (x - x.mean())
     np.testing.assert_allclose(influences, [48 * residuals[group::16].mean() for group in range(16)], rtol=1e-9)
-    few, none = r2_on_new_masks(torch.from_numpy(errors[:127]), torch.from_numpy(deviations[:127]), varies, 128)
-    assert np.isnan(few).all()
-    assert none is None
-    assert r2_on_new_masks(torch.from_numpy(errors), torch.from_numpy(deviations), varies & False, 128)[1] is None
+    for number in (31, 32):
+        few, of_few = r2_on_new_masks(torch.from_numpy(errors[:number]), torch.from_numpy(deviations[:number]), varies)
+        assert np.isfinite(few[0]) == (of_few is not None) == (number == 32)
+    x, y = x[:32], y[:32]
+    residuals = y - np.polyfit(x, y, 1)[0] * (x - x.mean())
+    expected = [48 * 128 / 32 * residuals[group::16].mean() for group in range(16)]
+    np.testing.assert_allclose(of_few, expected, rtol=1e-9)
+    assert r2_on_new_masks(torch.from_numpy(errors), torch.from_numpy(deviations), varies & False)[1] is None
 
 
 def test_a_grid_goes_on_where_its_smallest_penalty_is_best() -> None:
