@@ -133,19 +133,29 @@ class Held:
             errors = np.isfinite(reader.standard_errors(method=method))
             self._covered.append(float(within[errors].mean()) if errors.any() else np.nan)
 
+    @property
+    def difference(self) -> float:
+        """Mean of claimed minus real, where it is told; NaN if it is not."""
+        differences = np.array([claimed - real for claimed, real in self._pairs if np.isfinite(claimed)])
+        return float(differences.mean()) if len(differences) else np.nan
+
+    @property
+    def coverage(self) -> float:
+        """Mean share of the true weights within 1.96 errors; NaN if these are not told."""
+        covered = [share for share in self._covered if np.isfinite(share)]
+        return float(np.mean(covered)) if covered else np.nan
+
     def row(self) -> list[str]:
         """Told, claimed, real, and their mean and largest difference; coverage."""
         pairs = np.array(self._pairs)
         told = pairs[np.isfinite(pairs[:, 0])]
         cells = [f"{len(told) / len(pairs):.2f}"]
         if len(told):
-            differences = told[:, 0] - told[:, 1]
             cells += [f"{value:.3f}" for value in told.mean(axis=0)]
-            cells += [f"{differences.mean():+.3f}", f"{np.abs(differences).max():.3f}"]
+            cells += [f"{self.difference:+.3f}", f"{np.abs(told[:, 0] - told[:, 1]).max():.3f}"]
         else:
             cells += ["", f"{pairs[:, 1].mean():.3f}", "", ""]
-        covered = [share for share in self._covered if np.isfinite(share)]
-        return [*cells, f"{np.mean(covered):.3f}" if covered else ""]
+        return [*cells, "" if np.isnan(self.coverage) else f"{self.coverage:.3f}"]
 
 
 COLUMNS = ("masks", "told", "claimed", "real", "difference", "largest", "coverage")
@@ -158,7 +168,9 @@ def new_table(title: str) -> Table:
     return table
 
 
-def measure(pools: Sequence[Pool], worlds: Sequence[World | None], runs: Sequence[tuple[int, int]], title: str) -> None:
+def measure(
+    pools: Sequence[Pool], worlds: Sequence[World | None], runs: Sequence[tuple[int, int]], title: str
+) -> list[Held]:
     """Print how the numbers hold of runs with (passes with gradients, plain masks), each pool being a seed."""
     table = new_table(title)
     held = {numbers: Held() for numbers in runs}
@@ -173,21 +185,39 @@ def measure(pools: Sequence[Pool], worlds: Sequence[World | None], runs: Sequenc
     for (passes, plain), numbers in held.items():
         table.add_row(f"{passes} + {plain}" if passes else f"{plain}", *numbers.row())
     CONSOLE.print(table)
+    return list(held.values())
+
+
+def say_in_all(held: Sequence[Held]) -> None:
+    """In how many kinds of runs the numbers hold."""
+    differences, coverages = (np.array([getattr(kind, name) for kind in held]) for name in ("difference", "coverage"))
+    told, covered = np.abs(differences[np.isfinite(differences)]), coverages[np.isfinite(coverages)]
+    said = [f"of {len(held)} kinds of runs"]
+    if len(told):
+        said.append(f"{len(told)} tell R2, {(told <= 0.03).sum()} of them within .03, at most {told.max():.3f} off")
+    if len(covered):
+        low, high = (covered < 0.9).sum(), (covered > 0.98).sum()
+        said.append(
+            f"{len(covered)} tell errors: coverage {covered.min():.2f} to {covered.max():.2f}, {low} low, {high} high"
+        )
+    CONSOLE.print("; ".join(said))
 
 
 def simulated(arguments: argparse.Namespace) -> None:
+    held = []
     for d in arguments.components:
         alpha = 0.2 if d < 40 else 0.1 if d < 100 else 0.05
         each = round(1 / alpha)
         plain = [(0, m) for m in sorted({10, 20, 40, d // 2, d, 2 * d, 4 * d})]
-        passes = [each, *(each * max(round(number / each), 2) for number in arguments.gradient_masks)]
-        runs = plain + [(number, m) for number in sorted(set(passes)) for m in (0, 20, 100, 500)]
+        passes = sorted({each * max(round(number / each), 1) for number in arguments.gradient_masks})
+        runs = plain + [(number, m) for number in passes for m in arguments.train_masks]
         for share, gates, n in product(arguments.shares, ("exact", "biased", "tanh"), arguments.examples_at_once):
             worlds = [World(d, n, alpha, share, gates, seed) for seed in range(arguments.seeds)]
             sizes = max(m for _, m in runs), max(passes), arguments.held_out
             pools = [world.pool(*sizes, 10 * seed) for seed, world in enumerate(worlds)]
             title = f"{d} components, alpha {alpha}, linear share {share}, gates {gates}, {n} examples"
-            measure(pools, worlds, runs, title)
+            held += measure(pools, worlds, runs, title)
+    say_in_all(held)
 
 
 def models(arguments: argparse.Namespace) -> None:
@@ -205,7 +235,7 @@ def models(arguments: argparse.Namespace) -> None:
         plain = [(0, m) for m in arguments.plain_masks]
         runs = plain + [(passes, m) for passes in arguments.gradient_masks for m in arguments.train_masks]
         title = f"{name}: {whole.components.num_components} components, {count} examples"
-        measure(pools, [None] * len(pools), runs, title)
+        say_in_all(measure(pools, [None] * len(pools), runs, title))
 
 
 SECTIONS = {"simulated": simulated, "models": models, **calibration_intervals.SECTIONS}
@@ -216,10 +246,10 @@ def main() -> None:
     parser.add_argument("--sections", nargs="+", choices=tuple(SECTIONS), default=tuple(SECTIONS))
     parser.add_argument("--components", type=int, nargs="+", default=[20, 80, 300], help="of simulations")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.6, 0.9], help="of the variance that is linear")
-    parser.add_argument("--examples-at-once", type=int, nargs="+", default=[1, 32], help="of simulations")
+    parser.add_argument("--examples-at-once", type=int, nargs="+", default=[32], help="of simulations")
     calibration_intervals.add_options(parser)
-    add_options(parser, gradient_masks=[20, 40, 100, 200], train_masks=[0, 20, 100, 500], plain_masks=[40, 250, 1000])
-    parser.set_defaults(seeds=4, held_out=1000, eager=True, rounds=1)
+    add_options(parser, gradient_masks=[20, 100], train_masks=[0, 20, 100, 500], plain_masks=[40, 250, 1000])
+    parser.set_defaults(seeds=3, held_out=1000, eager=True, rounds=1)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
     for name in arguments.sections:
