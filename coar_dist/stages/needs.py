@@ -37,10 +37,8 @@ _CURVE_BLOCKS, _CURVE_EXAMPLES = 8, 1024
 """What a point of the curve of fewer masks reads and fits, at most."""
 _JUDGES, _COORDINATES = 2048, 2**25
 """Masks that are left out in turn, at most, and their coordinates."""
-_PLAIN_PASSES = 2
-"""Of an edit's held-out examples by the model as it was and as it is."""
-_MODELS = 4.0
-"""Copies of the model while its edited weights are written."""
+_PLAIN_PASSES, _MODELS = 2, 4.0
+"""Of an edit's held-out examples by the model as it was and as it is; and copies while edited weights are written."""
 _SHARD_MASKS, _EDIT_FILES = 64, 8
 """Masks of a shard of an edit's, the fewest; and files beside the shards."""
 _READ_BYTES = 32.0
@@ -230,7 +228,8 @@ def _of_method(
     judges = min(
         num_masks, _JUDGES, _COORDINATES // max(rank, 1)
     )  # masks left out in turn, for the quality and the choice
-    tried = config.num_penalties * min(n, MOST_EXAMPLES) if _is_chosen_by_few(num_masks, d, config) else 0
+    num_trials = 4 if with_gradients else _is_chosen_by_few(num_masks, d, config)  # priors, each with all penalties
+    tried = num_trials * config.num_penalties * min(n, MOST_EXAMPLES)
     judged = 2.0 * judges * rank * (n + tried)
     exact = factors * _EIGH * rank**3 + cross * (4.0 if with_gradients else 1.0) + solved + vectors + judged
     products = factors * 2.0 * num_masks * d * rank
@@ -239,9 +238,9 @@ def _of_method(
 
 
 def _is_chosen_by_few(num_masks: int, d: int, config: RegressionConfig) -> bool:
-    """Whether some examples are read and tried first, to choose one penalty for all."""
-    few = num_masks < 2 * d if config.shared_penalty is None else config.shared_penalty
-    return config.method == "ridge" and config.regularisation is None and few
+    """Whether some examples are tried first, to choose one penalty for all."""
+    is_shared = num_masks < 2 * d if config.shared_penalty is None else config.shared_penalty
+    return is_shared and (config.method, config.regularisation) == ("ridge", None)
 
 
 def evaluate_need(sizes: Sizes, shares: list[float], config: RegressionConfig, speed: Speed) -> Need:
