@@ -25,7 +25,7 @@ from coar_dist.evaluation.correlation import predictions_and_truth
 from coar_dist.evaluation.sample import Sample, SampledAttributions, SampledGradients, SampledMargins, draw_sample
 from coar_dist.regression.backends import choose_backend, device
 from coar_dist.regression.fit import make_plan, solver_of
-from coar_dist.regression.gate_prior import GateSources
+from coar_dist.regression.gate_sources import GateSources
 from coar_dist.regression.observations import Observations
 from coar_dist.store.agreement import correlation_of
 from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable

@@ -16,7 +16,7 @@ from coar_dist.errors import ConfigError, warn
 from coar_dist.regression.backends import Backend, choose_backend, device, identity_of_backend, name_of_backend
 from coar_dist.regression.budget import Passes, spend
 from coar_dist.regression.cross_validation import extended
-from coar_dist.regression.gate_prior import GateSources
+from coar_dist.regression.gate_sources import GateSources
 from coar_dist.regression.observations import Observations
 from coar_dist.regression.planning import gradient_plan, lasso_plan, ridge_plan
 from coar_dist.regression.plans import Plan

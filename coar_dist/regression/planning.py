@@ -18,14 +18,12 @@ from coar_dist.regression.backends import Backend, device
 from coar_dist.regression.cross_validation import FEWEST_JUDGES, Choice, choose, extended, judging_masks, penalty_grid
 from coar_dist.regression.dual import AnyFactor, factorise_dual
 from coar_dist.regression.factor import factorise, warn_if_rank_deficient
-from coar_dist.regression.gate_prior import (
+from coar_dist.regression.gate_prior import GatePrior, fit_coefficients, prior_variances
+from coar_dist.regression.gate_sources import (
     BlockSources,
-    GatePrior,
     GateSources,
     SampledRows,
     SourceStatistics,
-    fit_coefficients,
-    prior_variances,
     source_statistics,
 )
 from coar_dist.regression.iterative import CentredMasks, Quadrature, trace_quadrature

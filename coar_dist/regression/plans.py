@@ -25,7 +25,8 @@ from coar_dist.regression.cross_validation import (
 )
 from coar_dist.regression.dual import AnyFactor, DualFactor
 from coar_dist.regression.fitted import Fitted, where
-from coar_dist.regression.gate_prior import GatePrior, SampledRows
+from coar_dist.regression.gate_prior import GatePrior
+from coar_dist.regression.gate_sources import SampledRows
 from coar_dist.regression.iterative import CentredMasks, IterativeRidge, Quadrature
 from coar_dist.regression.lasso_plan import LassoPlan
 from coar_dist.regression.masks import PackedMasks

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from coar_dist.regression import ridge, sizes
 from coar_dist.regression.cross_validation import Judges, coordinates_of, gcv_scores, left_out_scores
 from coar_dist.regression.dual import AnyFactor, DualFactor
-from coar_dist.regression.gate_prior import SampledRows
+from coar_dist.regression.gate_sources import SampledRows
 from coar_dist.regression.masks import PackedMasks
 from coar_dist.regression.observations import Chosen, HeldMargins, Margins
 from coar_dist.regression.statistics import DesignStatistics, margin_statistics, require_finite

@@ -7,7 +7,7 @@ import pytest
 
 from coar_dist.regression import budget as budget_module
 from coar_dist.regression.budget import Passes, spend
-from coar_dist.regression.gate_prior import SourceStatistics
+from coar_dist.regression.gate_sources import SourceStatistics
 from coar_dist.regression.planning import PriorDecision
 
 COMPONENTS, ALPHA, PILOT, COST = 200, 0.05, (40, 100), 2.5

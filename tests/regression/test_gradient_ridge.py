@@ -23,7 +23,7 @@ from coar_dist.designs.independent import Bernoulli
 from coar_dist.designs.subsets import Balanced
 from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunMismatchError
 from coar_dist.regression.fit import fit, plan_passes
-from coar_dist.regression.gate_prior import GateSources, SampledRows, SourceStatistics, source_statistics
+from coar_dist.regression.gate_sources import GateSources, SampledRows, SourceStatistics, source_statistics
 from coar_dist.regression.observations import Observations
 from coar_dist.regression.statistics import DesignStatistics
 from coar_dist.store.gradients import GateGradients

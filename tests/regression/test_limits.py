@@ -20,7 +20,8 @@ from coar_dist.errors import CoarWarning, ConfigError, MissingWorkError
 from coar_dist.regression import masks as masks_module
 from coar_dist.regression import planning
 from coar_dist.regression.fit import fit, solver_of
-from coar_dist.regression.gate_prior import GateSources, SourceStatistics, prior_variances
+from coar_dist.regression.gate_prior import prior_variances
+from coar_dist.regression.gate_sources import GateSources, SourceStatistics
 from coar_dist.regression.masks import PackedMasks
 from coar_dist.regression.observations import BlockMargins, Observations, Residuals
 from coar_dist.regression.planning import gradient_plan, lasso_plan, ridge_plan
