@@ -92,10 +92,10 @@ def test_every_fit_is_a_row_and_a_log_line(small_run: RunReader, tmp_path: Path)
     rows = {line.split()[0]: line.split() for line in output.getvalue().splitlines() if line}
     header = next(line for line in output.getvalue().splitlines() if line.strip().startswith("method"))
     assert re.split(r"\s{2,}", header.strip()) == [
-        *("method", "solver", "mean R2", "new masks", "median penalty", "duality gap")
+        *("method", "solver", "mean R2", "median penalty", "duality gap")  # R2 on new masks takes more masks
     ]
     quality = RunReader(small_run.directory.open(storage_at(root))).quality(method="coar_lasso")
-    assert rows["fit"][1:] == ["attributions", "of", "7", "examples", "in", rows["fit"][-2], "s:"]
+    assert re.search(r"^ *fit +attributions of 7 examples in [0-9.]+ s:$", output.getvalue(), re.MULTILINE)
     lasso = next(line for line in output.getvalue().splitlines() if "lasso, torch" in line)
     assert f"{quality['r2'].mean():.3f}" in lasso
     assert "leave_one_out  is there already" in output.getvalue()
