@@ -42,6 +42,8 @@ often happen to lack large errors."""
 _MOST_JUDGES = 2048
 _MOST_COORDINATES = 2**25
 """Of the judges; 256 MB."""
+_FLAT = 0.99
+"""A grid ends where a ten times smaller penalty has not this share of the score."""
 _EXTENSIONS = 3
 _EXTENDED_BY = 1e3
 """How often a grid is extended, and to how much smaller penalties each time."""
@@ -197,7 +199,7 @@ def noise_of(errors: torch.Tensor, left: torch.Tensor) -> NDArray[np.float64]:
 
 
 def r2_on_new_masks(
-    errors: torch.Tensor, deviations: torch.Tensor, varies: torch.Tensor
+    errors: torch.Tensor, deviations: torch.Tensor, varies: torch.Tensor, num_masks: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
     """R2 on new masks, 1 - mean squared error over the variance that margins have over masks, and how well it is known.
 
@@ -209,6 +211,7 @@ def r2_on_new_masks(
             is the sum of squares over m - 1, so that the mean margin has an R2 of about 0.
         deviations: squared deviations (k, n) of these masks' margins from their mean over all masks, likewise.
         varies: (n,) bool, examples whose margins are not constant.
+        num_masks: m, of which these are some: over all of them the mean of the deviations is 1 - 1 / m.
 
     Returns:
         (n,) float64, NaN for constant margins, for examples of which a mask alone decides its own prediction, and for
@@ -222,7 +225,7 @@ def r2_on_new_masks(
     errors, deviations = errors[:, known], deviations[:, known]
     about = deviations.mean(dim=1) - deviations.mean()
     slope = (about @ errors.mean(dim=1)) / (about @ about).clamp(min=1e-300)
-    shares = errors.mean(dim=0) - slope * (deviations.mean(dim=0) - 1.0)
+    shares = errors.mean(dim=0) - slope * (deviations.mean(dim=0) - (1.0 - 1.0 / num_masks))
     found[known.cpu().numpy()] = (1.0 - shares).cpu().numpy()
     influence = (errors.sum(dim=1) - slope * about * errors.shape[1]) * max(1.0, _MANY / len(errors))
     return found, np.array([float(influence[group::NUM_GROUPS].mean()) for group in range(NUM_GROUPS)])
@@ -234,7 +237,7 @@ class Choice:
 
     Attributes:
         penalties: (n,) float64.
-        at_end: (n,) bool, whether a smaller one might be better still, or for a given grid also a larger one.
+        at_end: (n,) bool, whether a smaller one would be better still, or for a given grid might be, or a larger one.
     """
 
     penalties: NDArray[np.float64]
@@ -246,7 +249,11 @@ class Choice:
         best = best_penalties(scores, grid)
         if len(grid) == 1:
             return cls(best, np.zeros(len(best), np.bool_))
-        return cls(best, (best == grid[0]) | (is_given & (best == grid[-1])))
+        if is_given:
+            return cls(best, (best == grid[0]) | (best == grid[-1]))
+        a_decade_on = int(np.searchsorted(grid, 10.0 * grid[0]))
+        still_falls = scores[0] < _FLAT * scores[min(a_decade_on, len(grid) - 1)]
+        return cls(best, (best == grid[0]) & still_falls.cpu().numpy())
 
 
 def choose(
@@ -254,8 +261,9 @@ def choose(
 ) -> Choice:
     """The best penalties of a grid.
 
-    Where the smallest of the grid is the best of some example, the grid is extended to smaller ones, three decades at a
-    time and three times at most. Larger ones than the largest of the default grid take all weights to 0 anyhow.
+    For examples of which the smallest is the best, by 1% better than a ten times larger one, the grid is extended to
+    smaller ones, three decades at a time and three times at most. Larger ones than the largest of the default grid take
+    all weights to 0 anyhow. What an example gets does not depend on the others.
 
     Args:
         scores_of: gives the scores (num_penalties, n) of penalties.
@@ -271,7 +279,9 @@ def choose(
         number = max(round(float(np.log(_EXTENDED_BY) / np.log(step))), 1)
         smaller = grid[0] * step ** np.arange(-number, 0.0)
         scores, grid = torch.cat([scores_of(smaller), scores]), np.concatenate([smaller, grid])
-        choice = Choice.of(scores, grid, is_given)
+        further = Choice.of(scores, grid, is_given)
+        penalties = np.where(choice.at_end, further.penalties, choice.penalties)
+        choice = Choice(penalties, choice.at_end & further.at_end)
     return choice
 
 

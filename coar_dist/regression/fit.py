@@ -211,7 +211,7 @@ def _settings(store: MarginStore, config: RegressionConfig, solver: str, backend
         "regularisation": config.regularisation,
         "selection": config.selection,
         "num_penalties": config.num_penalties,
-        "penalty_range": list(penalty_range(config)),
+        "penalty_range": config.penalty_range,
     }
     if config.method == "lasso":
         settings |= {"l1_ratio": config.l1_ratio, "held_out_fraction": config.held_out_fraction}

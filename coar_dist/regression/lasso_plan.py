@@ -106,7 +106,7 @@ class LassoPlan:
         if choice is not None and choice.crossed is not None and held_margins is not None:
             deviations = torch.from_numpy((held_margins - statistics.mean(design)) / units).to(device).square_()
             unit = 1.0 - 1.0 / design.num_masks  # the variance's, that of margins in their own units being 1
-            r2_new, influences = r2_on_new_masks(choice.crossed * unit, deviations * unit, varies)
+            r2_new, influences = r2_on_new_masks(choice.crossed * unit, deviations * unit, varies, design.num_masks)
         attributions = Attributions(
             np.ascontiguousarray(dense.T, dtype=np.float32),
             statistics.intercepts(design, dense),

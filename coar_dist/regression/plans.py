@@ -133,7 +133,7 @@ class RidgePlan:
         errors, left = left_out_errors(factor, projected, choice.penalties, trial.judges)
         variances = squares.clamp(min=1e-300) / (self.design.num_masks - 1)
         deviations = torch.from_numpy(own.kept() - mean).to(residual.device)
-        r2_new = r2_on_new_masks(errors**2 / variances, deviations**2 / variances, squares > 0)
+        r2_new = r2_on_new_masks(errors**2 / variances, deviations**2 / variances, squares > 0, self.design.num_masks)
         standard_errors = None
         if self.standard_errors:
             if of_mean is not None and self.prior is not None:

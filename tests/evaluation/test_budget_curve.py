@@ -139,7 +139,7 @@ def test_a_sample_of_examples_gives_their_rows(tmp_path: Path) -> None:
     evaluate_budgets(run, ["coar"], SHARES, RegressionConfig(), lambda _: None, most_examples=5)
     sampled = curve_of(run)
     assert 3 <= len(sampled.example_ids) <= 6
-    np.testing.assert_allclose(sampled.correlations, whole.correlations[sampled.example_ids], rtol=1e-9)
+    np.testing.assert_allclose(sampled.correlations, whole.correlations[sampled.example_ids], rtol=1e-7)
 
 
 @pytest.mark.filterwarnings("ignore::coar_dist.errors.CoarWarning")

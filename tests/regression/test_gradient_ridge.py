@@ -178,7 +178,9 @@ def posteriors(world: World, plain: int, loo: bool) -> list[Posterior]:
                         np.polyfit(squares[:, block].mean(axis=1), own[:, block].mean(axis=1), 1)[0]
                         for block in (slice(0, 4), slice(4, 8), slice(8, 11))
                     ]
-                    r2_new = 1 - own.mean(axis=0) + np.repeat(slopes, [4, 4, 3]) * (squares.mean(axis=0) - 1)
+                    r2_new = (
+                        1 - own.mean(axis=0) + np.repeat(slopes, [4, 4, 3]) * (squares.mean(axis=0) - 1 + 1 / len(x))
+                    )
                 intercepts = y.mean(axis=0) - x.mean(axis=0) @ weights
                 tried.append(Posterior((score * scale**2).sum(), penalty, weights.T, intercepts, deviations.T, r2_new))
             found.append(min(tried, key=lambda posterior: posterior.error))

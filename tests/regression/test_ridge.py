@@ -243,31 +243,33 @@ def test_noise_is_that_of_the_margins_whatever_the_penalty() -> None:
 
 
 def test_r2_on_new_masks_and_what_each_sixteenth_of_the_masks_adds_to_it() -> None:
-    """A regression of the errors on how far margins lie from their mean, at the place that all masks tell: 1."""
+    """A regression of the errors on how far margins lie from their mean, at the place that all masks tell."""
     random = np.random.default_rng(0)
     deviations = random.chisquare(1, (400, 50)) * 1.1
     errors = 0.2 * deviations + 0.1 * random.chisquare(1, (400, 50))
     errors[5, 9] = np.inf
     varies = torch.arange(50) != 7
-    found, influences = r2_on_new_masks(torch.from_numpy(errors), torch.from_numpy(deviations), varies)
+    found, influences = r2_on_new_masks(torch.from_numpy(errors), torch.from_numpy(deviations), varies, 500)
     assert np.isnan(found).nonzero()[0].tolist() == [7, 9]
     rest = np.delete(np.arange(50), [7, 9])
     x, y = deviations[:, rest].mean(axis=1), errors[:, rest].mean(axis=1)
     line = stats.linregress(x, y)
     assert 0.15 < line.slope < 0.25
-    expected = 1 - (errors[:, rest].mean(axis=0) - line.slope * (deviations[:, rest].mean(axis=0) - 1))
+    expected = 1 - (errors[:, rest].mean(axis=0) - line.slope * (deviations[:, rest].mean(axis=0) - (1 - 1 / 500)))
     np.testing.assert_allclose(found[rest], expected, rtol=1e-9)
     assert influences is not None
     residuals = y - line.slope * (x - x.mean())
     np.testing.assert_allclose(influences, [48 * residuals[group::16].mean() for group in range(16)], rtol=1e-9)
     for number in (31, 32):
-        few, of_few = r2_on_new_masks(torch.from_numpy(errors[:number]), torch.from_numpy(deviations[:number]), varies)
+        few, of_few = r2_on_new_masks(
+            torch.from_numpy(errors[:number]), torch.from_numpy(deviations[:number]), varies, 500
+        )
         assert np.isfinite(few[0]) == (of_few is not None) == (number == 32)
     x, y = x[:32], y[:32]
     residuals = y - np.polyfit(x, y, 1)[0] * (x - x.mean())
     expected = [48 * 128 / 32 * residuals[group::16].mean() for group in range(16)]
     np.testing.assert_allclose(of_few, expected, rtol=1e-9)
-    assert r2_on_new_masks(torch.from_numpy(errors), torch.from_numpy(deviations), varies & False)[1] is None
+    assert r2_on_new_masks(torch.from_numpy(errors), torch.from_numpy(deviations), varies & False, 500)[1] is None
 
 
 def test_a_grid_goes_on_where_its_smallest_penalty_is_best() -> None:
@@ -288,6 +290,9 @@ def test_a_grid_goes_on_where_its_smallest_penalty_is_best() -> None:
     beyond = choose(scores([1e-20, 1e9, 1.0]), grid, is_given=False)
     np.testing.assert_allclose(beyond.penalties, [1e-12, 1e3, 1.0])
     assert beyond.at_end.tolist() == [True, False, False]
+    flat = choose(lambda grid: 5.0 + torch.from_numpy(grid[:, None] * [1e-3, 3.0]), grid, is_given=False)
+    np.testing.assert_allclose(flat.penalties, [1e-3, 1e-3])  # no other does better by 1%
+    assert not flat.at_end.any()
     given = choose(scores([1e-20, 1e9, 1.0]), grid, is_given=True)
     np.testing.assert_allclose(given.penalties, [1e-3, 1e3, 1.0])
     assert given.at_end.tolist() == [True, True, False]
