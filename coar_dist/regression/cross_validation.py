@@ -42,6 +42,8 @@ often happen to lack large errors."""
 _MOST_JUDGES = 2048
 _MOST_COORDINATES = 2**25
 """Of the judges; 256 MB."""
+ROUNDING_ERROR = 1e-9
+"""Squared error over the margins' variance that is due to their rounding to float32."""
 _FLAT = 0.99
 """A grid ends where a ten times smaller penalty has not this share of the score."""
 _EXTENSIONS = 3

@@ -15,7 +15,7 @@ from coar_dist.cluster.execution import Execute, Kept
 from coar_dist.config.schema import RegressionConfig, penalty_range
 from coar_dist.errors import ConfigError, MissingWorkError, warn
 from coar_dist.regression.backends import Backend, device
-from coar_dist.regression.cross_validation import FEWEST_JUDGES, Choice, choose, extended, judging_masks, penalty_grid
+from coar_dist.regression.cross_validation import FEWEST_JUDGES, Choice, extended, judging_masks, penalty_grid
 from coar_dist.regression.dual import AnyFactor, factorise_dual
 from coar_dist.regression.factor import factorise, warn_if_rank_deficient
 from coar_dist.regression.gate_prior import GatePrior, fit_coefficients, prior_variances
@@ -269,7 +269,7 @@ def _decide(
         judging = judging_masks(num_gradient_masks if can_judge else 0, design.num_masks, factor.rank)
         for mean in (coefficients, np.zeros_like(coefficients)):
             trial = shared_trial(factor, design, masks, samples, mean, selection, judging)
-            choice = choose(trial.scores, grid, config.penalty_range is not None)
+            choice = trial.choose(grid, config.penalty_range is not None)
             error = float(trial.scores(choice.penalties))
             if chosen is None or error < chosen[1].error:
                 relative = variances if scale is not None else np.ones_like(variances)

@@ -17,6 +17,7 @@ from coar_dist.cluster.execution import Kept
 from coar_dist.regression import ridge
 from coar_dist.regression.backends import Backend, ridge_weights
 from coar_dist.regression.cross_validation import (
+    ROUNDING_ERROR,
     Choice,
     choose,
     left_out_errors,
@@ -110,7 +111,7 @@ class RidgePlan:
         """The penalty that does best for sampled examples together."""
         factor, masks, penalties = self.factored.read().factor.on(device), self.masks.read(), self.penalties
         trial = shared_trial(factor, self.design, masks, samples, np.empty(0), penalties.selection, penalties.judging)
-        return choose(trial.scores, penalties.grid, penalties.is_given)
+        return trial.choose(penalties.grid, penalties.is_given)
 
     def fit(self, observations: Observations, block: tuple[int, int], device: str) -> Fitted:
         """Attributions of one block, whose files are read once."""
@@ -261,7 +262,7 @@ def _attributions(
 
 
 def _at_edge(attributions: Attributions, choice: Choice) -> int:
-    return int((choice.at_end & np.isfinite(attributions.r2)).sum())
+    return int((choice.at_end & (attributions.r2 < 1.0 - ROUNDING_ERROR)).sum())
 
 
 def _rounded(value: float) -> str:

@@ -14,7 +14,15 @@ import torch
 from numpy.typing import NDArray
 
 from coar_dist.regression import ridge, sizes
-from coar_dist.regression.cross_validation import Judges, coordinates_of, gcv_scores, left_out_scores
+from coar_dist.regression.cross_validation import (
+    ROUNDING_ERROR,
+    Choice,
+    Judges,
+    choose,
+    coordinates_of,
+    gcv_scores,
+    left_out_scores,
+)
 from coar_dist.regression.dual import AnyFactor, DualFactor
 from coar_dist.regression.gate_sources import SampledRows
 from coar_dist.regression.masks import PackedMasks
@@ -127,6 +135,12 @@ class SharedTrial:
         scores = self.trial.scores(penalties, self.selection)
         squares = torch.from_numpy(self.squares).to(scores.device)
         return relative_sums(scores, squares).unsqueeze(1) * self.trial.factor.num_masks / len(self.squares)
+
+    def choose(self, grid: NDArray[np.float64], is_given: bool) -> Choice:
+        """As ``cross_validation.choose``; no smaller penalty does better where errors are those of rounding."""
+        choice = choose(self.scores, grid, is_given)
+        is_exact = float(self.scores(choice.penalties)) < ROUNDING_ERROR
+        return Choice(choice.penalties, choice.at_end & (not is_exact))
 
 
 def shared_trial(

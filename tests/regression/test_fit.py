@@ -390,3 +390,16 @@ def test_blocks_of_another_joint_decision_are_fitted_again(
     assert {n: content for n, (content, _) in files_of(run).items()} == {
         n: content for n, (content, _) in whole.items()
     }
+
+
+@pytest.mark.filterwarnings("error::coar_dist.errors.CoarWarning")
+@pytest.mark.parametrize("num_masks", [40, 200])  # one penalty for all, and one for each
+def test_what_is_linear_is_found_to_rounding_without_a_word(num_masks: int, tmp_path: Path) -> None:
+    """The default grid ends at a thousandth of the mean eigenvalue, where the error is a hundredth."""
+    masks, _ = problem(num_masks=num_masks + 100, num_components=30)
+    weights = np.random.default_rng(3).normal(size=(30, EXAMPLES))
+    margins = (masks @ weights + 40).astype(np.float32)
+    run = fitted(run_of(tmp_path, masks[:num_masks], margins[:num_masks]))
+    np.testing.assert_allclose(run.weights(), weights.T, atol=2e-5)
+    errors = run.predict(masks[num_masks:]) - margins[num_masks:]
+    assert np.sqrt((errors**2).mean()) < 2e-5

@@ -39,7 +39,7 @@ from coar_dist.store.shards import ShardFolder
 from coar_dist.store.storage import StoredFile
 from coar_dist.store.tables import Attributions, AttributionTable
 from tests.models import local_storage, random_masks
-from tests.store.test_contents import run
+from tests.store.test_contents import INFLUENCES, run
 from tests.store.test_store import NUM_EXAMPLES, new_run, set_train
 
 __all__ = ["run"]
@@ -84,6 +84,7 @@ def test_what_files_say_that_they_belong_to(run: RunDirectory) -> None:
         "method": "coar",
         "examples": [3, 6],
         "settings": {"penalty": 1},
+        "r2_new_influences": INFLUENCES[3, 6].tolist(),
     }
     gradients = said_by(root / "gradients/gradients/00000003-00000006/0000000000-0000000004.parquet")
     assert {key: gradients[key] for key in ("content", "start", "stop", "examples")} == {
