@@ -403,3 +403,17 @@ def test_what_is_linear_is_found_to_rounding_without_a_word(num_masks: int, tmp_
     np.testing.assert_allclose(run.weights(), weights.T, atol=2e-5)
     errors = run.predict(masks[num_masks:]) - margins[num_masks:]
     assert np.sqrt((errors**2).mean()) < 2e-5
+
+
+@pytest.mark.parametrize(("num_masks", "is_shared", "selection"), [(47, True, "leave_one_out"), (48, False, "gcv")])
+def test_below_four_masks_per_component_masks_left_out_choose_one_penalty_for_all(
+    num_masks: int, is_shared: bool, selection: str, tmp_path: Path
+) -> None:
+    masks, margins = problem(num_masks=num_masks, num_examples=EXAMPLES)
+    found = fitted(run_of(tmp_path / "a", masks, margins)).quality()["regularisation"]
+    assert (len(np.unique(found)) == 1) == is_shared
+    same = fitted(run_of(tmp_path / "b", masks, margins), shared_penalty=is_shared, selection=selection)
+    np.testing.assert_array_equal(found, same.quality()["regularisation"])
+    other = "gcv" if is_shared else "leave_one_out"
+    different = fitted(run_of(tmp_path / "c", masks, margins), shared_penalty=is_shared, selection=other)
+    assert (found != different.quality()["regularisation"]).any()
