@@ -16,11 +16,13 @@ from sklearn.linear_model import ElasticNet, Ridge
 
 from coar_dist.cluster.execution import in_this_process
 from coar_dist.config.schema import RegressionConfig
+from coar_dist.designs.independent import Bernoulli
+from coar_dist.designs.subsets import Balanced
 from coar_dist.errors import CoarWarning, ConfigError, MissingWorkError
 from coar_dist.regression import masks as masks_module
 from coar_dist.regression import planning
 from coar_dist.regression.fit import fit, solver_of
-from coar_dist.regression.gate_prior import prior_variances
+from coar_dist.regression.gate_prior import prior_variances, sampling_variances
 from coar_dist.regression.gate_sources import GateSources, SourceStatistics
 from coar_dist.regression.masks import PackedMasks
 from coar_dist.regression.observations import BlockMargins, Observations, Residuals
@@ -314,6 +316,31 @@ def test_prior_variances_are_those_of_the_gradients_and_wide_without(case: str) 
         expected = np.where(known, variances, 10 * variances[known].mean())
         expected /= expected.mean()
     np.testing.assert_allclose(prior_variances(statistics, b), expected, rtol=1e-12)
+
+
+def test_a_prior_mean_varies_less_where_every_component_is_ablated_equally_often() -> None:
+    """A gate gradient that is linear in the masks: a + B'(x - mean), its means over kept and ablated masks."""
+    random = np.random.default_rng(0)
+    b, couplings = np.array([0.5, 0.6]), random.normal(size=(60, 60))
+    np.fill_diagonal(couplings, 0.0)
+    per_pass = (couplings**2).sum(axis=1) * 0.2 * 0.8
+    for is_balanced in (True, False):
+        errors = []
+        for seed in range(1000):
+            kind = Balanced(60, 20, 0.2, seed) if is_balanced else Bernoulli(60, 60, 0.2, seed)
+            masks = kind.masks(0, kind.num_masks)
+            gradients = (masks - 0.8) @ couplings.T
+            ends = [(gradients * state).sum(axis=0) / state.sum(axis=0) for state in (masks, ~masks)]
+            errors.append(b[0] * ends[0] + b[1] * ends[1])
+        counts = np.array([[16.0] * 60, [4.0] * 60]) if is_balanced else np.array([[48.0] * 60, [12.0] * 60])
+        if not is_balanced:
+            counts[:, 0] += [1, -1]  # of other components as often, else they would count as balanced
+        number = counts.sum(axis=0) - 2
+        statistics = SourceStatistics(
+            np.eye(2), np.ones(2), np.ones((2, 2, 60)), per_pass * number, counts, 1.0, 1, np.ones(60, np.bool_)
+        )
+        found = sampling_variances(statistics, b)
+        np.testing.assert_allclose(found, np.var(errors, axis=0), rtol=0.3)
 
 
 @pytest.mark.parametrize("num_blocks", [1, 3])
