@@ -28,20 +28,16 @@ from coar_dist.errors import ConfigError
 from coar_dist.regression.dual import AnyFactor, DualFactor
 from coar_dist.regression.masks import PackedMasks
 from coar_dist.regression.ridge import Projected, explained_and_outside
+from coar_dist.regression.sizes import FEWEST_JUDGES, num_judges
 from coar_dist.regression.statistics import DesignStatistics
 from coar_dist.store.tables import NUM_GROUPS
 
 SATURATED = 1e-9
 """A share of freedom left to the residuals below which there is none."""
-FEWEST_JUDGES = 32
-"""Masks that must be left out in turn to choose a penalty, or to tell an R2."""
 _FEWEST_OF_NOISE = 64
 _MANY = 128
 """Masks from which on their spread tells how well a mean over them is known. Of fewer, those that seem to tell it well
 often happen to lack large errors."""
-_MOST_JUDGES = 2048
-_MOST_COORDINATES = 2**25
-"""Of the judges; 256 MB."""
 ROUNDING_ERROR = 1e-9
 """Squared error over the margins' variance that is due to their rounding to float32."""
 _FLAT = 0.99
@@ -118,8 +114,7 @@ def judging_masks(first: int, num_masks: int, rank: int) -> NDArray[np.int64]:
         num_masks: m.
         rank: r; of very large factors fewer masks are left out.
     """
-    most = min(_MOST_JUDGES, max(_MOST_COORDINATES // max(rank, 1), FEWEST_JUDGES))
-    number = min(most, num_masks - first)
+    number = num_judges(num_masks - first, rank)
     return np.linspace(first, num_masks - 1, number).round().astype(np.int64) if number else np.empty(0, np.int64)
 
 
@@ -211,7 +206,7 @@ def r2_on_new_masks(
     Args:
         errors: squared errors (k, n) on masks that had no say, over the variance of the margins over all masks, which
             is the sum of squares over m - 1, so that the mean margin has an R2 of about 0.
-        deviations: squared deviations (k, n) of these masks' margins from their mean over all masks, likewise.
+        deviations: squared deviations (k, n) of these masks' margins from their mean over all masks, in its units.
         varies: (n,) bool, examples whose margins are not constant.
         num_masks: m, of which these are some: over all of them the mean of the deviations is 1 - 1 / m.
 

@@ -15,7 +15,7 @@ from coar_dist.cluster.execution import Execute, Kept
 from coar_dist.config.schema import RegressionConfig, penalty_range
 from coar_dist.errors import ConfigError, MissingWorkError, warn
 from coar_dist.regression.backends import Backend, device
-from coar_dist.regression.cross_validation import FEWEST_JUDGES, Choice, extended, judging_masks, penalty_grid
+from coar_dist.regression.cross_validation import Choice, extended, judging_masks, penalty_grid
 from coar_dist.regression.dual import AnyFactor, factorise_dual
 from coar_dist.regression.factor import factorise, warn_if_rank_deficient
 from coar_dist.regression.gate_prior import GatePrior, fit_coefficients, prior_variances
@@ -34,14 +34,12 @@ from coar_dist.regression.matrices import Matrices, gram_part, keep_masks
 from coar_dist.regression.observations import Observations
 from coar_dist.regression.plans import Factored, IterativePlan, Penalties, RidgePlan
 from coar_dist.regression.shared import SharedFactor, Spectrum
+from coar_dist.regression.sizes import FEWEST_JUDGES, are_few
 from coar_dist.regression.statistics import DesignStatistics, Gram
 from coar_dist.regression.trials import Sample, shared_trial
 from coar_dist.store.margins import MarginStore
 
 _log = logging.getLogger(__name__)
-_FEW = 4.0
-"""Masks per component below which examples share a penalty, and masks left out choose it: alone, an example cannot
-choose well."""
 
 
 def _factored(matrices: Matrices) -> Factored:
@@ -89,7 +87,7 @@ def ridge_plan(
                     f"{config.memory_gb:g}. Raise it, or leave the option out."
                 )
     masks, design = keep_masks(observations, execute)
-    are_few, is_given = design.num_masks < _FEW * len(design.kept), config.penalty_range is not None
+    is_few, is_given = are_few(design.num_masks, len(design.kept)), config.penalty_range is not None
     if solver == "iterative":
         unit, trace = execute.ask(_trace, (masks, design))
         penalties = Penalties(_grid(config, unit), is_given, "gcv", np.empty(0, np.int64))
@@ -109,7 +107,7 @@ def ridge_plan(
         penalties = Penalties(
             _grid(config, spectrum.mean_eigenvalue),
             is_given,
-            config.selection or ("leave_one_out" if are_few else "gcv"),
+            config.selection or ("leave_one_out" if is_few else "gcv"),
             judging_masks(0, design.num_masks, spectrum.rank),
         )
 
@@ -117,7 +115,7 @@ def ridge_plan(
             return RidgePlan(design, masks, factored, backend, penalties, config.standard_errors)
 
     plan = make(penalties)
-    is_shared = are_few if config.shared_penalty is None else config.shared_penalty
+    is_shared = is_few if config.shared_penalty is None else config.shared_penalty
     if is_shared and len(penalties.grid) > 1:
         sample = Sample.of(observations.store.blocks, design.num_masks)
         samples = execute.keep(_sampled_part, (observations, masks, sample), sample.blocks)

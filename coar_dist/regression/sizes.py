@@ -14,6 +14,25 @@ _FEWEST_BLOCKS = 8
 MOST_EXAMPLES = 1024
 """How many decide together for all."""
 
+FEWEST_JUDGES = 32
+"""Masks that must be left out in turn to choose a penalty, or to tell an R2."""
+_MOST_JUDGES = 2048
+_MOST_COORDINATES = 2**25
+"""Of the judges; 256 MB."""
+_FEW = 4.0
+"""Masks per component below which examples share a penalty, and masks left out choose it: alone, an example cannot
+choose well."""
+
+
+def are_few(num_masks: int, num_components: int) -> bool:
+    """Whether examples share a penalty, which masks left out choose, unless the configuration says otherwise."""
+    return num_masks < _FEW * num_components
+
+
+def num_judges(num_masks: int, rank: int) -> int:
+    """Masks that are left out in turn, of so many: 2,048, or all, and of very large factors fewer."""
+    return min(num_masks, _MOST_JUDGES, max(_MOST_COORDINATES // max(rank, 1), FEWEST_JUDGES))
+
 
 def num_deciding_blocks(num_blocks: int, block_size: int) -> int:
     """Blocks whose examples decide together for all: 8, or as many as have 1,024 examples, or all."""

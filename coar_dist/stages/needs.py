@@ -10,7 +10,14 @@ from dataclasses import dataclass
 
 from coar_dist.config.schema import EditConfig, RegressionConfig
 from coar_dist.editing.criterion import sizes as tried_sizes
-from coar_dist.regression.sizes import MOST_EXAMPLES, choose_solver, factor_bytes, num_deciding_blocks
+from coar_dist.regression.sizes import (
+    MOST_EXAMPLES,
+    are_few,
+    choose_solver,
+    factor_bytes,
+    num_deciding_blocks,
+    num_judges,
+)
 from coar_dist.stages.edit_inputs import most_components
 
 EDIT, EDIT_OF_ONE = "edit", "edit, a target"
@@ -35,8 +42,6 @@ _CHECKS = 6
 """Openings of every block's attributions when a table is compared with what it would be made from."""
 _CURVE_BLOCKS, _CURVE_EXAMPLES = 8, 1024
 """What a point of the curve of fewer masks reads and fits, at most."""
-_JUDGES, _COORDINATES = 2048, 2**25
-"""Masks that are left out in turn, at most, and their coordinates."""
 _PLAIN_PASSES, _MODELS = 2, 4.0
 """Of an edit's held-out examples by the model as it was and as it is; and copies while edited weights are written."""
 _SHARD_MASKS, _EDIT_FILES = 64, 8
@@ -225,12 +230,9 @@ def _of_method(
     # In the dual, weights are products of masks and margins' coefficients; no sum of margins by components is made.
     solved = 4.0 * rank * n * (num_masks if solver == "dual" else d)
     vectors = 2.0 * rank * d * num_masks if solver == "dual" and config.standard_errors else 0.0
-    judges = min(
-        num_masks, _JUDGES, _COORDINATES // max(rank, 1)
-    )  # masks left out in turn, for the quality and the choice
     num_trials = 4 if with_gradients else _is_chosen_by_few(num_masks, d, config)  # priors, each with all penalties
     tried = num_trials * config.num_penalties * min(n, MOST_EXAMPLES)
-    judged = 2.0 * judges * rank * (n + tried)
+    judged = 2.0 * num_judges(num_masks, rank) * rank * (n + tried)  # masks left out
     exact = factors * _EIGH * rank**3 + cross * (4.0 if with_gradients else 1.0) + solved + vectors + judged
     products = factors * 2.0 * num_masks * d * rank
     memory = factor_bytes(solver, num_masks, d, with_gradients)
@@ -239,7 +241,7 @@ def _of_method(
 
 def _is_chosen_by_few(num_masks: int, d: int, config: RegressionConfig) -> bool:
     """Whether some examples are tried first, to choose one penalty for all."""
-    is_shared = num_masks < 2 * d if config.shared_penalty is None else config.shared_penalty
+    is_shared = are_few(num_masks, d) if config.shared_penalty is None else config.shared_penalty
     return is_shared and (config.method, config.regularisation) == ("ridge", None)
 
 
