@@ -51,7 +51,7 @@ OWNERS = {
     "matplotlib": ["report/", "result/"],  # in result/ for annotations alone, as pandas
     "jinja2": ["report/page/render.py"],
     "pandas": ["report/", "result/", "components/index.py", "components/overview.py", "editing/edit.py"],
-    "sklearn": ["regression/backends.py", "tasks/examples/arrays.py"],
+    "sklearn": ["regression/backends.py", "evaluation/circuit_scores.py", "tasks/examples/arrays.py"],
     "scipy": ["regression/factor.py"],
     "shap": ["result/result.py"],
     "PIL": ["tasks/"],

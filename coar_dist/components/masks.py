@@ -32,12 +32,13 @@ Off = ComponentIndex | Iterable[str | int] | str | int
 """Components to ablate: ids, names, shell patterns of names, several of these, or an index of some components."""
 
 
-def mask_without(components: ComponentIndex, off: Off) -> NDArray[np.bool_]:
+def mask_without(components: ComponentIndex, off: Off, key: str = "off") -> NDArray[np.bool_]:
     """The mask that ablates some components.
 
     Args:
         components: all of them.
         off: those to ablate.
+        key: what the caller calls ``off``, for messages.
 
     Returns:
         (num_components,) bool, True = kept.
@@ -54,7 +55,7 @@ def mask_without(components: ComponentIndex, off: Off) -> NDArray[np.bool_]:
     if isinstance(off, ComponentIndex):
         off = off.names()
     if getattr(off, "dtype", None) == np.bool_:
-        raise ConfigError("off is a bool array, but must be ids or names, as np.flatnonzero gives them.")
+        raise ConfigError(f"{key} is a bool array, but must be ids or names, as np.flatnonzero gives them.")
     names = components.names()
     mask = np.ones(len(names), dtype=np.bool_)
     for entry in [off] if isinstance(off, str) or not isinstance(off, Iterable) else off:
@@ -66,7 +67,7 @@ def mask_without(components: ComponentIndex, off: Off) -> NDArray[np.bool_]:
             found = [index(entry)] if 0 <= index(entry) < len(names) else []
         if not found:
             raise ConfigError(
-                f"off: there is no component {entry!r}. Their names are {names[0]} to {names[-1]}, their ids 0 to "
+                f"{key}: there is no component {entry!r}. Their names are {names[0]} to {names[-1]}, their ids 0 to "
                 f"{len(names) - 1}."
             )
         mask[found] = False

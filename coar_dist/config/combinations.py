@@ -13,8 +13,10 @@ from coar_dist.config.fields import checked
 from coar_dist.config.methods import GRADIENT_BASELINES, PATH_BASELINES
 from coar_dist.config.schema import (
     ALL_POSITIONS,
+    CIRCUIT,
     CONSTANTS,
     MEAN,
+    NECESSARY,
     PLAN,
     PROCESS,
     RAY,
@@ -23,6 +25,7 @@ from coar_dist.config.schema import (
     STAGES,
     ZERO_WEIGHTS,
     BaselineConfig,
+    CircuitConfig,
     Config,
     EvaluationConfig,
     ExamplesConfig,
@@ -59,6 +62,7 @@ def validate(config: Config) -> Config:
     _check_task(config)
     _check_value(config)
     _check_cluster(config)
+    _check_circuit(config.circuit)
     if config.edit is not None:
         check_edit(config.edit)
     return config
@@ -73,7 +77,7 @@ def _check_stages(config: Config) -> None:
     stages = config.stages
     if PLAN in stages and stages != [PLAN]:
         raise ConfigError(f"stages={stages}: {PLAN} estimates a run and starts none. Use it alone, stages=[{PLAN}].")
-    if "edit" in stages and config.edit is None and set(stages) != set(STAGES):
+    if "edit" in stages and config.edit is None and {*stages, CIRCUIT} != set(STAGES):
         raise ConfigError(f"stages={stages}, but there is no edit to make: choose one, e.g. edit=forget_class.")
     if config.tracking and not {"ablate", "evaluate", PLAN} & set(stages):
         raise ConfigError(
@@ -291,6 +295,16 @@ def _check_value(config: Config) -> None:
         raise ConfigError(
             f"baselines={methods} are of zeroed weights, not of ablation.value={ablation.value}. Leave them out."
         )
+
+
+def _check_circuit(circuit: CircuitConfig) -> None:
+    if circuit.known != NECESSARY and circuit.threshold != CircuitConfig().threshold:
+        raise ConfigError(
+            f"circuit.threshold={circuit.threshold} has no effect with circuit.known={circuit.known}: it belongs to "
+            f"circuit.known={NECESSARY}. Leave one out."
+        )
+    if circuit.random_draws == 0 and circuit.seed != CircuitConfig().seed:
+        raise ConfigError(f"circuit.seed={circuit.seed} has no effect with circuit.random_draws=0. Leave it out.")
 
 
 def _check_cluster(config: Config) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import ParamSpec, TypeVar
 
-from coar_dist.config.schema import EditConfig
+from coar_dist.config.schema import CircuitConfig, EditConfig
 from coar_dist.errors import CoarDistError, words_of_face
 
 P = ParamSpec("P")
@@ -51,6 +51,8 @@ OF_ABLATED_OUTPUTS = {
 """The same for ``ablated_outputs``."""
 OF_EDIT = {f"edit.{entry.name}": entry.name for entry in fields(EditConfig)} | {"(edit.examples)": "(held_out)"}
 """The same for ``Run.edit``."""
+OF_CIRCUIT = {f"circuit.{entry.name}": entry.name for entry in fields(CircuitConfig)}
+"""The same for ``Run.circuit``."""
 _EVERYWHERE = {"null": "None", "cluster=local": "cluster=None"}
 
 

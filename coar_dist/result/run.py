@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from coar_dist.config.settings import ClusterSettings, cluster_of, settings_of
 from coar_dist.console.cell import console_of
 from coar_dist.errors import ConfigError, MissingWorkError
 from coar_dist.result.former_names import FormerNames
+from coar_dist.result.of_model import OfModel
 from coar_dist.result.result import Result
 from coar_dist.store.methods import fitted_methods
 from coar_dist.store.reader import RunReader
@@ -37,11 +37,9 @@ if TYPE_CHECKING:
 
     from coar_dist.editing.edit import Edit
     from coar_dist.editing.groups import Examples
-    from coar_dist.result.made import Made
-    from coar_dist.tasks.task import Task
 
 
-class Run(RunReader, FormerNames):
+class Run(RunReader, OfModel, FormerNames):
     """A run: the result of all its examples, by its best method, and what can be done with it.
 
     ``run.values`` and the other parts of a ``Result`` are read when they are first used. Where they are not of the best
@@ -52,8 +50,6 @@ class Run(RunReader, FormerNames):
         >>> run.values.shape, run.names[:2]
         ((7, 12), ['conv1[0]', 'conv1[1]'])
     """
-
-    _made: Made | None = None
 
     def __init__(self, directory: RunDirectory) -> None:
         RunReader.__init__(self, directory)
@@ -322,26 +318,3 @@ class Run(RunReader, FormerNames):
         config = Config(stages=["edit"], run=RunConfig(location), edit=edit, cluster=cluster_of(cluster))
         run_stages(config, console_of(console, progress), task, held_out=as_example_set(task.model, held_out))
         return load_edit(f"{location.rstrip('/')}/{EDITS}/{edit.name}")
-
-    def _task_of(
-        self,
-        what_for: str,
-        model: nn.Module | None,
-        inputs: Any,
-        targets: Any,
-        columns: Mapping[str, Any] | None,
-        output_function: str | Callable[[Any, Tensor], Tensor],
-    ) -> Task:
-        """What was given, or else what ``attribute`` was given in this process."""
-        from coar_dist.tasks.build import given_task
-
-        if model is not None and inputs is not None:
-            return given_task(model, inputs, targets, columns, output_function)
-        if self._made is not None and inputs is None and targets is None:
-            return self._made.task if model is None else replace(self._made.task, model=model)
-        if self._made is not None:
-            raise ConfigError(f"{what_for}: give model and inputs as well, or none of the three: the run has its own.")
-        raise ConfigError(
-            f"{what_for}: a run that was opened from its files has no model: give model, inputs and targets, the ones "
-            f"that it explains. (A run that attribute returned has them.)"
-        )

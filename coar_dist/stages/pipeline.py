@@ -12,6 +12,7 @@ from coar_dist.config.schema import Config
 from coar_dist.console.saying import Terminal
 from coar_dist.console.tracking import check_tracking
 from coar_dist.stages.ablate import ABLATE
+from coar_dist.stages.circuit import CIRCUIT_STAGE
 from coar_dist.stages.edit import EDIT
 from coar_dist.stages.evaluate import EVALUATE
 from coar_dist.stages.fit import FIT
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from coar_dist.tasks.example_set import ExampleSet
     from coar_dist.tasks.task import Task
 
-PIPELINE = (PLAN_STAGE, TRAIN, ABLATE, FIT, EVALUATE, EDIT, REPORT)
+PIPELINE = (PLAN_STAGE, TRAIN, ABLATE, FIT, EVALUATE, CIRCUIT_STAGE, EDIT, REPORT)
 """All stages in the order in which they run; a plan is always alone."""
 
 

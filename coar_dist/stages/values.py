@@ -67,12 +67,12 @@ def check_value(session: Session, task: Task, components: ComponentIndex) -> Non
     if ablation.value == CONSTANTS:
         _constants(session, task.model, components)
     if ablation.value == MEAN:
-        reference = _reference(session, task)
+        reference = reference_of(session, task)
         check_signature(reference, task.examples)
         if is_of_classes(ablation):
             classes_in(ablation.mean_over, reference, task.examples)
     if ablation.value == RESAMPLE:
-        check_donors(_reference(session, task), task.examples)
+        check_donors(reference_of(session, task), task.examples)
     if ablation.value == COUNTERFACTUAL:
         check_counterfactuals(task.examples)
 
@@ -99,7 +99,7 @@ def identity_of_value(session: Session, task: Task, components: ComponentIndex, 
         values = _constants(session, task.model, components)
         return {**asked, keys.CONTENT: _write(session, values) if find else None}
     if ablation.value in (MEAN, RESAMPLE):
-        reference = _reference(session, task)
+        reference = reference_of(session, task)
         asked[keys.REFERENCE] = reference.without_columns().fingerprint()
     if ablation.value == RESAMPLE:
         asked[keys.SEED] = session.config.design.seed
@@ -118,7 +118,7 @@ def value_of_run(session: Session, run: RunDirectory, task: Task, components: Co
     if value == COUNTERFACTUAL:
         return RowValues(components, source=Paired())
     if value == RESAMPLE:
-        reference = _reference(session, task)
+        reference = reference_of(session, task)
         are_examples = reference is task.examples
         source = Resampled(identity[keys.SEED], len(reference), are_examples)
         return RowValues(components, source=source, reference=None if are_examples else reference.without_columns())
@@ -126,7 +126,7 @@ def value_of_run(session: Session, run: RunDirectory, task: Task, components: Co
     if values is None:
         return ZeroWeights(components)
     if keys.CLASSES in identity and values:
-        classes = classes_in(identity[keys.MEAN_OVER], _reference(session, task), task.examples)
+        classes = classes_in(identity[keys.MEAN_OVER], reference_of(session, task), task.examples)
         return RowValues(components, source=ClassMeans(values, torch.from_numpy(classes.of_examples)))
     return SiteValues(components, values=values)
 
@@ -159,7 +159,9 @@ def _write(session: Session, values: Values) -> str:
     return write_values(session.storage, {name: value.numpy() for name, value in values.items()})
 
 
-def _reference(session: Session, task: Task) -> ExampleSet:
+def reference_of(session: Session, task: Task) -> ExampleSet:
+    """The examples whose means take the place of components, or that lend their activations; the run's own where no
+    others are given."""
     if session.reference is not None:
         return session.reference
     source = session.config.ablation.reference

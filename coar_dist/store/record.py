@@ -26,7 +26,7 @@ from coar_dist.version import VERSION
 
 FORMAT = 4
 RUN_FILE = "run.json"
-ROLES = ("train", "gradients", "baseline", "evaluation", "ceiling", "edit")
+ROLES = ("train", "gradients", "baseline", "evaluation", "ceiling", "edit", "circuit")
 _NumExamples = Annotated[int, up_to(1, 10**8 - 1)]
 """Names of files have 8 digits for an example's id, and 10 for a mask's."""
 _NumMasks = Annotated[int, up_to(0, 10**10 - 1)]

@@ -22,6 +22,7 @@ from coar_dist.config.schema.ablation import (
     is_of_classes,
 )
 from coar_dist.config.schema.baselines import BaselineConfig
+from coar_dist.config.schema.circuit import MIB_SIZES, NECESSARY, CircuitConfig
 from coar_dist.config.schema.cluster import AUTO, PROCESS, RAY, ClusterConfig, asked_of_ray
 from coar_dist.config.schema.components import ComponentRule, ComponentsConfig
 from coar_dist.config.schema.design import (
@@ -45,7 +46,7 @@ from coar_dist.config.schema.edit import (
 )
 from coar_dist.config.schema.evaluation import MIN_CEILING_MASKS, EvaluationConfig, light_evaluation
 from coar_dist.config.schema.regression import SELECTIONS, RegressionConfig, penalty_range
-from coar_dist.config.schema.run import PLAN, STAGES, Config, RunConfig, ablation_fraction, held_out_fractions
+from coar_dist.config.schema.run import CIRCUIT, PLAN, STAGES, Config, RunConfig, ablation_fraction, held_out_fractions
 from coar_dist.config.schema.task import ExamplesConfig, ModelConfig, SubsetConfig, TaskConfig
 from coar_dist.config.schema.train import TrainConfig
 
@@ -53,6 +54,7 @@ __all__ = [
     "ALL",
     "ALL_POSITIONS",
     "AUTO",
+    "CIRCUIT",
     "CONSTANTS",
     "COUNTERFACTUAL",
     "GRADIENT_MASKS",
@@ -60,7 +62,9 @@ __all__ = [
     "MAGNITUDE",
     "MASKS_BESIDE_GRADIENTS",
     "MEAN",
+    "MIB_SIZES",
     "MIN_CEILING_MASKS",
+    "NECESSARY",
     "OTHERS",
     "PILOT_GRADIENT_MASKS",
     "PILOT_MASKS",
@@ -77,6 +81,7 @@ __all__ = [
     "ZERO_WEIGHTS",
     "AblationConfig",
     "BaselineConfig",
+    "CircuitConfig",
     "ClusterConfig",
     "ComponentRule",
     "ComponentsConfig",

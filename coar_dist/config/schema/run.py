@@ -8,6 +8,7 @@ from typing import Annotated
 from coar_dist.config.methods import BASELINES
 from coar_dist.config.schema.ablation import AblationConfig
 from coar_dist.config.schema.baselines import BaselineConfig
+from coar_dist.config.schema.circuit import CircuitConfig
 from coar_dist.config.schema.cluster import ClusterConfig
 from coar_dist.config.schema.components import ComponentsConfig
 from coar_dist.config.schema.design import DesignConfig, GradientsConfig
@@ -18,7 +19,9 @@ from coar_dist.config.schema.task import TaskConfig
 from coar_dist.config.schema.train import TrainConfig
 from coar_dist.config.schema.values import Distinct, Part, Positive, Rule, one_of
 
-STAGES = ("train", "ablate", "fit", "evaluate", "edit", "report")
+STAGES = ("train", "ablate", "fit", "evaluate", "circuit", "edit", "report")
+CIRCUIT = "circuit"
+"""Runs only where it is asked for by name."""
 PLAN = "plan"
 """Instead of all others: what the ablate stage would take."""
 Stages = Annotated[list[Annotated[str, one_of(*STAGES, PLAN)]], Rule(bool, "at least one stage")]
@@ -39,8 +42,9 @@ class RunConfig(Part):
 class Config(Part):
     """One run."""
 
-    stages: Stages = field(default_factory=lambda: list(STAGES))
-    """Of these, in this order; or ``plan`` alone, which estimates time, cost and bytes and writes nothing."""
+    stages: Stages = field(default_factory=lambda: [stage for stage in STAGES if stage != CIRCUIT])
+    """Of these, in this order, all but ``circuit`` by default; or ``plan`` alone, which estimates time, cost and bytes
+    and writes nothing."""
     allow_code: list[str] = field(default_factory=list)
     """Modules whose functions a configuration file may name as ``module:function``; only the command line can say so.
     What the command line names itself needs no leave."""
@@ -58,6 +62,7 @@ class Config(Part):
     """Of ``leave_one_out``, ``gradient_x_parameter``, ``neuron_conductance``, ``internal_influence``."""
     baseline_settings: BaselineConfig = field(default_factory=BaselineConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    circuit: CircuitConfig = field(default_factory=CircuitConfig)
     edit: EditConfig | None = None
     ablation: AblationConfig = field(default_factory=AblationConfig)
     regression: RegressionConfig = field(default_factory=RegressionConfig)

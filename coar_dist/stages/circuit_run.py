@@ -1,0 +1,69 @@
+"""The run directory of a run's circuits: mean outputs of its own examples with everything else ablated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coar_dist.ablation.work import ExpectedMasks
+from coar_dist.designs.given import Listed
+from coar_dist.editing.sweep import group_means
+from coar_dist.errors import RunMismatchError
+from coar_dist.stages.collect import Missing, collect
+from coar_dist.stages.session import Session
+from coar_dist.store.circuits import CIRCUIT_FOLDER
+from coar_dist.store.local_storage import LocalStorage
+from coar_dist.store.locations import storage_at
+from coar_dist.store.run_directory import RunDesign, RunDirectory
+from coar_dist.store.values import values_of_run, write_values
+from coar_dist.tasks.task import Task
+
+_ADDED = ("components", "num_examples")
+"""Keys of an identity that ``RunDirectory.create`` adds."""
+
+
+class CircuitRun:
+    """A run directory within another one, of the same identity.
+
+    Args:
+        session: of the run whose circuits they are.
+        run: that run.
+        task: what it explains.
+
+    Raises:
+        RunMismatchError: the folder is of another run.
+    """
+
+    def __init__(self, session: Session, run: RunDirectory, task: Task) -> None:
+        self._session, self._task = session, task
+        storage = storage_at(f"{run.storage.location.rstrip('/')}/{CIRCUIT_FOLDER}")
+        if isinstance(storage, LocalStorage):
+            storage.create()
+        values = values_of_run(run.storage, run.identity)
+        if values:
+            write_values(storage, values)
+        identity = {key: value for key, value in run.identity.items() if key not in _ADDED}
+        try:
+            self._run = RunDirectory.create(storage, identity, run.components, run.num_examples)
+        except RunMismatchError as error:
+            raise RunMismatchError(f"{storage} holds circuits of another run. Remove this folder.") from error
+        if self._run.engine_plan is None and run.engine_plan is not None:
+            self._run.set_engine_plan(run.engine_plan)
+
+    def mean_outputs(self, designs: Mapping[str, Listed]) -> dict[str, NDArray[np.float64]]:
+        """Mean outputs over examples under every mask, computed where margins are missing.
+
+        Args:
+            designs: by name.
+
+        Returns:
+            Per design (num_masks,) float64.
+        """
+        run = self._run
+        run.set_designs({name: RunDesign("circuit", design) for name, design in designs.items()})
+        missing = Missing.of(run, self._session)
+        collect(self._session, run, self._task, run.components, missing, ExpectedMasks(missing.work.plain_masks, 0.0))
+        everyone = {"all": np.arange(run.num_examples)}
+        return {name: group_means(run.margins(name), "output", everyone)["all"] for name in designs}
