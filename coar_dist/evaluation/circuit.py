@@ -73,9 +73,8 @@ class Weights:
     def random(cls, num_components: int, seed: int, draw: int, is_known: NDArray[np.bool_] | None) -> Weights:
         """A random ranking: weights above 0, so that both rankings are the same."""
         generator = np.random.Philox(key=np.array([seed, _COUNTER - draw], dtype=np.uint64))
-        weights: NDArray[np.float64] = (
-            np.random.Generator(generator).permutation(num_components).astype(np.float64) + 1.0
-        )
+        order = np.random.Generator(generator).permutation(num_components)
+        weights: NDArray[np.float64] = order.astype(np.float64) + 1.0
         known = {}
         if is_known is not None:
             known["auroc_per_example"] = float(auroc(weights[None], is_known)[0])
