@@ -42,6 +42,8 @@ ROUNDING_ERROR = 1e-9
 """Squared error over the margins' variance that is due to their rounding to float32."""
 _FLAT = 0.99
 """A grid ends where a ten times smaller penalty has not this share of the score."""
+_ROWS_AT_ONCE = 256
+"""Masks that are unpacked, or whose coordinates are squared, together: all would take the memory of a factorisation."""
 _EXTENSIONS = 3
 _EXTENDED_BY = 1e3
 """How often a grid is extended, and to how much smaller penalties each time."""
@@ -123,16 +125,37 @@ def coordinates_of(
 ) -> torch.Tensor:
     """x_i'S V (k, r) float64 of some masks."""
     if isinstance(factor, DualFactor):
-        return factor.left[torch.from_numpy(rows).to(factor.left.device)] * factor.values.sqrt()
-    some, device = PackedMasks(masks.bits[rows], masks.num_components), factor.vectors.device
+        return factor.left[torch.from_numpy(rows).to(factor.left.device)].mul_(factor.values.sqrt())
+    device = factor.vectors.device
     mean = torch.from_numpy(design.mean).to(device)
     coordinates = torch.zeros(len(rows), factor.rank, dtype=torch.float64, device=device)
-    for columns, bits in some.columns():
-        x = torch.from_numpy(bits).to(device).double() - mean[columns]
-        if factor.scale is not None:
-            x *= factor.scale[columns]
-        coordinates.addmm_(x, factor.vectors[columns])
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        for columns, bits in PackedMasks(masks.bits[rows[part]], masks.num_components).columns():
+            x = torch.from_numpy(bits).to(device).double().sub_(mean[columns])
+            if factor.scale is not None:
+                x *= factor.scale[columns]
+            coordinates[part].addmm_(x, factor.vectors[columns])
     return coordinates
+
+
+@dataclass(frozen=True)
+class JudgingMasks:
+    """Masks that are left out in turn, of a factor.
+
+    Attributes:
+        rows: (k,) ascending, which of all masks.
+        coordinates: x_i'S V (k, r) float64.
+    """
+
+    rows: NDArray[np.int64]
+    coordinates: torch.Tensor
+
+    @classmethod
+    def of(cls, factor: AnyFactor, design: DesignStatistics, masks: PackedMasks, first: int = 0) -> JudgingMasks:
+        """As many as ``judging_masks`` says, of those from ``first`` on."""
+        rows = judging_masks(first, factor.num_masks, factor.rank)
+        return cls(rows, coordinates_of(factor, design, masks, rows))
 
 
 def left_out_scores(
@@ -177,7 +200,8 @@ def _inverses_and_left(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """1 / (e + penalty) (r, num_penalties), and 1 - h_i (k, num_penalties)."""
     inverses = 1.0 / (factor.values.unsqueeze(1) + torch.from_numpy(penalties).to(factor.values.device))
-    return inverses, 1.0 - 1.0 / factor.num_masks - judges.coordinates**2 @ inverses
+    leverages = [rows**2 @ inverses for rows in torch.split(judges.coordinates, _ROWS_AT_ONCE)]
+    return inverses, 1.0 - 1.0 / factor.num_masks - torch.cat(leverages)
 
 
 def _over(residuals: torch.Tensor, left: torch.Tensor) -> torch.Tensor:

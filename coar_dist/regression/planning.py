@@ -15,7 +15,7 @@ from coar_dist.cluster.execution import Execute, Kept
 from coar_dist.config.schema import RegressionConfig, penalty_range
 from coar_dist.errors import ConfigError, MissingWorkError, warn
 from coar_dist.regression.backends import Backend, device
-from coar_dist.regression.cross_validation import Choice, extended, judging_masks, penalty_grid
+from coar_dist.regression.cross_validation import Choice, JudgingMasks, extended, penalty_grid
 from coar_dist.regression.dual import AnyFactor, factorise_dual
 from coar_dist.regression.factor import factorise, warn_if_rank_deficient
 from coar_dist.regression.gate_prior import GatePrior, fit_coefficients, prior_variances
@@ -42,14 +42,12 @@ from coar_dist.store.margins import MarginStore
 _log = logging.getLogger(__name__)
 
 
-def _factored(matrices: Matrices) -> Factored:
-    if matrices.solver == "dual":
-        return _as_arrays(factorise_dual(matrices.masks.read(), device()))
-    return _as_arrays(factorise(matrices.gram(), device()))
-
-
-def _as_arrays(factor: AnyFactor) -> Factored:
-    return Factored(SharedFactor.of(factor), Spectrum.of(factor))
+def _factored(shared: tuple[Matrices, DesignStatistics]) -> Factored:
+    matrices, design = shared
+    masks = matrices.masks.read()
+    is_dual = matrices.solver == "dual"
+    factor = factorise_dual(masks, device()) if is_dual else factorise(matrices.gram(), device())
+    return Factored.of(factor, JudgingMasks.of(factor, design, masks))
 
 
 def _spectrum(factored: Kept[Factored]) -> Spectrum:
@@ -90,12 +88,12 @@ def ridge_plan(
     is_few, is_given = are_few(design.num_masks, len(design.kept)), config.penalty_range is not None
     if solver == "iterative":
         unit, trace = execute.ask(_trace, (masks, design))
-        penalties = Penalties(_grid(config, unit), is_given, "gcv", np.empty(0, np.int64))
+        penalties = Penalties(_grid(config, unit), is_given, "gcv")
 
         def make(penalties: Penalties) -> RidgePlan | IterativePlan:
             return IterativePlan(design, masks, trace, penalties, config.tolerance)
     else:
-        factored = execute.keep_one(_factored, Matrices.of(solver, masks, design.num_masks, execute))
+        factored = execute.keep_one(_factored, (Matrices.of(solver, masks, design.num_masks, execute), design))
         spectrum = execute.ask(_spectrum, factored)
         if config.regularisation == 0.0:
             warn_if_rank_deficient(spectrum.rank, design.num_masks, len(design.kept))
@@ -108,7 +106,6 @@ def ridge_plan(
             _grid(config, spectrum.mean_eigenvalue),
             is_given,
             config.selection or ("leave_one_out" if is_few else "gcv"),
-            judging_masks(0, design.num_masks, spectrum.rank),
         )
 
         def make(penalties: Penalties) -> RidgePlan | IterativePlan:
@@ -220,13 +217,12 @@ def gradient_plan(
         decision.error,
         decision.penalty,
     )
-    judging = judging_masks(observations.num_gradient_masks, design.num_masks, execute.ask(_spectrum, factored).rank)
     plan = RidgePlan(
         design,
         masks,
         factored,
         backend,
-        Penalties(np.array([decision.penalty]), True, "gcv", judging),
+        Penalties(np.array([decision.penalty]), True, "gcv"),
         config.standard_errors,
         GatePrior.of(sources, decision.statistics, decision.coefficients, decision.error / design.num_masks)
         if decision.has_mean
@@ -260,16 +256,16 @@ def _decide(
     whole = matrices.gram() if matrices.solver == "primal" else None
     can_judge = design.num_masks - num_gradient_masks >= FEWEST_JUDGES
     selection = config.selection or ("leave_one_out" if can_judge else "gcv")
-    chosen: tuple[AnyFactor, PriorDecision] | None = None
+    chosen: tuple[AnyFactor, JudgingMasks, PriorDecision] | None = None
     for scale in (np.sqrt(variances), None):
         factor = factorise_dual(masks, device(), scale) if whole is None else factorise(whole, device(), scale)
         grid = _grid(config, Spectrum.of(factor).mean_eigenvalue)
-        judging = judging_masks(num_gradient_masks if can_judge else 0, design.num_masks, factor.rank)
+        judging = JudgingMasks.of(factor, design, masks, num_gradient_masks if can_judge else 0)
         for mean in (coefficients, np.zeros_like(coefficients)):
             trial = shared_trial(factor, design, masks, samples, mean, selection, judging)
             choice = trial.choose(grid, config.penalty_range is not None)
             error = float(trial.scores(choice.penalties))
-            if chosen is None or error < chosen[1].error:
+            if chosen is None or error < chosen[-1].error:
                 relative = variances if scale is not None else np.ones_like(variances)
                 decision = PriorDecision(
                     statistics,
@@ -281,9 +277,13 @@ def _decide(
                     scale is not None,
                     bool(choice.at_end),
                 )
-                chosen = factor, decision
+                chosen = factor, judging, decision
+            del trial
     assert chosen is not None
-    return _FactoredPrior(SharedFactor.of(chosen[0]), Spectrum.of(chosen[0]), chosen[1])
+    factor, judging, decision = chosen
+    if not can_judge:  # to tell how well new masks are predicted, only masks that did not make the prior are left out
+        judging = JudgingMasks.of(factor, design, masks, num_gradient_masks)
+    return _FactoredPrior.of(factor, judging, decision=decision)
 
 
 def lasso_plan(store: MarginStore, config: RegressionConfig, backend: Backend, execute: Execute) -> LassoPlan:

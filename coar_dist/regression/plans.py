@@ -7,7 +7,7 @@ made, and read where it is used.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from coar_dist.regression.backends import Backend, ridge_weights
 from coar_dist.regression.cross_validation import (
     ROUNDING_ERROR,
     Choice,
+    JudgingMasks,
     choose,
     left_out_errors,
     noise_of,
@@ -33,17 +34,35 @@ from coar_dist.regression.lasso_plan import LassoPlan
 from coar_dist.regression.masks import PackedMasks
 from coar_dist.regression.observations import Chosen, HeldMargins, Margins, Observations, Residuals
 from coar_dist.regression.shared import SharedFactor, Spectrum
-from coar_dist.regression.statistics import DesignStatistics, MarginStatistics, margin_statistics
+from coar_dist.regression.statistics import DesignStatistics, MarginStatistics, as_tensor, margin_statistics
 from coar_dist.regression.trials import relative_sums, shared_trial, trial_of
 from coar_dist.store.tables import Attributions
 
 
 @dataclass(frozen=True)
 class Factored:
-    """A factorisation, and what of it is small."""
+    """A factorisation, what of it is small, and what all examples need with it: made once.
+
+    Attributes:
+        factor: the factor.
+        spectrum: what is small of it.
+        rows, coordinates: the fields of ``JudgingMasks``, as arrays.
+    """
 
     factor: SharedFactor
     spectrum: Spectrum
+    rows: NDArray[np.int64]
+    coordinates: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, factor: AnyFactor, judging: JudgingMasks, **others: Any) -> Self:
+        """From the tensors, and further fields of a subclass."""
+        arrays = judging.rows, judging.coordinates.cpu().numpy()
+        return cls(SharedFactor.of(factor), Spectrum.of(factor), *arrays, **others)
+
+    def on(self, device: str) -> tuple[AnyFactor, JudgingMasks]:
+        """As tensors on ``device``."""
+        return self.factor.on(device), JudgingMasks(self.rows, as_tensor(self.coordinates, device))
 
 
 @dataclass(frozen=True)
@@ -54,13 +73,11 @@ class Penalties:
         grid: (num_penalties,) ascending; one value is fixed, by the configuration or by all examples together.
         is_given: whether the configuration gives the grid, which is not extended then.
         selection: ``gcv`` or ``leave_one_out``.
-        judging: (k,) masks that are left out in turn.
     """
 
     grid: NDArray[np.float64]
     is_given: bool
     selection: str
-    judging: NDArray[np.int64]
 
     @property
     def decided(self) -> dict[str, Any]:
@@ -109,18 +126,18 @@ class RidgePlan:
 
     def shared_choice(self, samples: list[SampledRows], device: str) -> Choice:
         """The penalty that does best for sampled examples together."""
-        factor, masks, penalties = self.factored.read().factor.on(device), self.masks.read(), self.penalties
-        trial = shared_trial(factor, self.design, masks, samples, np.empty(0), penalties.selection, penalties.judging)
+        (factor, judging), masks, penalties = self.factored.read().on(device), self.masks.read(), self.penalties
+        trial = shared_trial(factor, self.design, masks, samples, np.empty(0), penalties.selection, judging)
         return trial.choose(penalties.grid, penalties.is_given)
 
     def fit(self, observations: Observations, block: tuple[int, int], device: str) -> Fitted:
         """Attributions of one block, whose files are read once."""
-        factor, masks, judging = self.factored.read().factor.on(device), self.masks.read(), self.penalties.judging
+        (factor, judging), masks = self.factored.read().on(device), self.masks.read()
         if self.prior is None:
             prior_mean, of_gradients, of_mean = None, None, None
         else:
             prior_mean, of_gradients, of_mean = self.prior.of_block(block, self.standard_errors)
-        own = Chosen(observations.of_block(block, masks, of_gradients), judging)
+        own = Chosen(observations.of_block(block, masks, of_gradients), judging.rows)
         residuals = None if prior_mean is None else Residuals(own, prior_mean, device)
         trial = trial_of(factor, self.design, residuals or own, judging)
         projected = trial.projected

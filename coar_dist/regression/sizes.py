@@ -10,6 +10,8 @@ NUM_PROBES = 32
 """Random vectors by which conjugate gradients estimate traces."""
 ITERATIVE_VALUES = 2**25
 """Of the masks, which are unpacked together by conjugate gradients, in float64."""
+_WORK_BYTES = 2 * 2**24
+"""Unpacked masks, or rows of V, and their products, a block at a time."""
 _FEWEST_BLOCKS = 8
 MOST_EXAMPLES = 1024
 """How many decide together for all."""
@@ -52,13 +54,17 @@ def factor_bytes(
         needs_vectors: whether a backend takes the components' eigenvectors, which torch does without in the dual.
     """
     masks = num_masks * num_components / 8
-    if (
-        solver == "primal"
-    ):  # the matrix, its eigenvectors and work space; with gradients also X'X in float32 and the first factor
-        return masks + (28.0 if with_gradients else 17.5) * num_components**2
-    if solver == "dual":  # the same of the masks' Gram matrix, and work space; measured
-        vectors = 24.0 * num_masks * num_components if needs_vectors else 0.0
-        return masks + (27.0 if with_gradients else 19.0) * num_masks**2 + vectors
+    if solver in ("primal", "dual"):
+        d = num_components if solver == "primal" else num_masks  # of the matrix that is factorised
+        judges = 8.0 * num_judges(num_masks, min(num_masks, num_components)) * d  # their coordinates
+        # The matrix, its eigenvectors and work space; with gradients also X'X in float32 and the first factor.
+        made = {"primal": (17.5, 28.0), "dual": (19.0, 27.0)}[solver][with_gradients] * d**2
+        if with_gradients:  # while the second of two factors is tried
+            used = (20.0 if solver == "primal" else 16.0) * d**2 + 2.0 * judges
+        else:
+            used = 8.0 * d**2 + judges
+        vectors = 24.0 * num_masks * num_components if needs_vectors and solver == "dual" else 0.0
+        return masks + max(made, used + _WORK_BYTES) + vectors
     if solver == "lasso":  # X'X of all and of the held-out masks in float32, both centred, and work space; measured
         return masks + 28.0 * num_components**2
     return masks + 9.0 * min(num_masks * num_components, ITERATIVE_VALUES) + 16.0 * NUM_PROBES * num_components

@@ -18,8 +18,8 @@ from coar_dist.regression.cross_validation import (
     ROUNDING_ERROR,
     Choice,
     Judges,
+    JudgingMasks,
     choose,
-    coordinates_of,
     gcv_scores,
     left_out_scores,
 )
@@ -87,17 +87,16 @@ class Trial:
         return left_out_scores(self.factor, self.projected, penalties, self.judges)
 
 
-def trial_of(factor: AnyFactor, design: DesignStatistics, margins: Margins, judging: NDArray[np.int64]) -> Trial:
+def trial_of(factor: AnyFactor, design: DesignStatistics, margins: Margins, judging: JudgingMasks) -> Trial:
     """Read the margins, once.
 
     Args:
         factor: of the design.
         design: means of the masks.
         margins: of the examples.
-        judging: (k,) masks that are left out in turn.
+        judging: masks that are left out in turn.
     """
-    device = str(factor.values.device)
-    coordinates = coordinates_of(factor, design, margins.masks, judging)
+    device, rows, coordinates = str(factor.values.device), judging.rows, judging.coordinates
     if isinstance(factor, DualFactor):
         whole = margins.whole()
         require_finite(whole, 0)
@@ -107,9 +106,9 @@ def trial_of(factor: AnyFactor, design: DesignStatistics, margins: Margins, judg
         moved = centred.mean(dim=0)
         centred -= moved
         mean = (first + moved).cpu().numpy()
-        of_judges = centred[torch.from_numpy(judging).to(device)]
+        of_judges = centred[torch.from_numpy(rows).to(device)]
         return Trial(factor, ridge.project_rows(factor, centred), mean, Judges(coordinates, of_judges))
-    chosen = Chosen(margins, judging)
+    chosen = Chosen(margins, rows)
     statistics = margin_statistics(chosen.batches(), device)
     mean = statistics.mean(design)
     of_judges = torch.from_numpy(chosen.kept() - mean).to(device)
@@ -150,7 +149,7 @@ def shared_trial(
     samples: Sequence[SampledRows],
     coefficients: NDArray[np.float64],
     selection: str,
-    judging: NDArray[np.int64],
+    judging: JudgingMasks,
 ) -> SharedTrial:
     """Try penalties on the samples of all blocks together.
 

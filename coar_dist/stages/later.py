@@ -29,10 +29,9 @@ from coar_dist.stages.needs import (
     Sizes,
     Speed,
     edit_need,
-    evaluate_need,
-    fit_need,
     report_need,
 )
+from coar_dist.stages.needs_of_fits import evaluate_need, fit_need
 from coar_dist.stages.print_estimate import as_bytes, as_duration
 from coar_dist.stages.session import Session
 from coar_dist.store.gradients import GradientStore
