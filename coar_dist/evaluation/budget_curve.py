@@ -8,7 +8,6 @@ masks' ablation fraction. No forward pass is run.
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
@@ -27,6 +26,7 @@ from coar_dist.regression.backends import choose_backend, device
 from coar_dist.regression.fit import make_plan, solver_of
 from coar_dist.regression.gate_sources import GateSources
 from coar_dist.regression.observations import Observations
+from coar_dist.regression.sizes import fewest_masks
 from coar_dist.store.agreement import correlation_of
 from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable
 from coar_dist.store.margins import MarginStore
@@ -37,8 +37,6 @@ _log = logging.getLogger(__name__)
 MOST_EXAMPLES = 1024
 _MOST_BLOCKS = 8
 _SEED = 0
-_FEWEST_MASKS = 16
-"""Fewest masks that are fitted."""
 
 
 def why_no_curve(run: RunDirectory) -> str | None:
@@ -111,11 +109,7 @@ def evaluate_budgets(
 
 def _numbers_of_masks(train: MarginStore, shares: Sequence[float], config: RegressionConfig) -> list[int]:
     """How many masks are fitted, besides all: no fewer than the regression can be fitted from."""
-    fewest = _FEWEST_MASKS
-    if config.regularisation is None and config.selection == "bic":
-        fewest = max(fewest, train.num_components + 1)
-    elif config.regularisation is None and config.method == "lasso":
-        fewest = max(fewest, math.ceil(4.0 / min(config.held_out_fraction, 1.0 - config.held_out_fraction)))
+    fewest = fewest_masks(train.num_components, config)
     while fewest < train.num_masks and _are_equal(next(train.read(None, fewest, (0, fewest)))[0]):
         fewest *= 2
     numbers = {round(train.num_masks * share) for share in shares}

@@ -6,6 +6,10 @@ take other work space.
 
 from __future__ import annotations
 
+import math
+
+from coar_dist.config.schema import RegressionConfig
+
 NUM_PROBES = 32
 """Random vectors by which conjugate gradients estimate traces."""
 ITERATIVE_VALUES = 2**25
@@ -16,6 +20,8 @@ _FEWEST_BLOCKS = 8
 MOST_EXAMPLES = 1024
 """How many decide together for all."""
 
+_FEWEST_MASKS = 16
+"""Fewest masks that are fitted to show what fewer would have given."""
 FEWEST_JUDGES = 32
 """Masks that must be left out in turn to choose a penalty, or to tell an R2."""
 _MOST_JUDGES = 2048
@@ -24,6 +30,16 @@ _MOST_COORDINATES = 2**25
 _FEW = 4.0
 """Masks per component below which examples share a penalty, and masks left out choose it: alone, an example cannot
 choose well."""
+
+
+def fewest_masks(num_components: int, config: RegressionConfig) -> int:
+    """Masks from which a point of the curve of fewer masks can be fitted."""
+    if config.regularisation is None and config.selection == "bic":
+        return max(_FEWEST_MASKS, num_components + 1)
+    if config.regularisation is None and config.method == "lasso":
+        share = min(config.held_out_fraction, 1.0 - config.held_out_fraction)
+        return max(_FEWEST_MASKS, math.ceil(4.0 / share))
+    return _FEWEST_MASKS
 
 
 def are_few(num_masks: int, num_components: int) -> bool:

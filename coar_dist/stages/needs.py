@@ -31,6 +31,9 @@ _PLAIN_PASSES, _MODELS = 2, 4.0
 """Of an edit's held-out examples by the model as it was and as it is; and copies while edited weights are written."""
 _SHARD_MASKS, _EDIT_FILES = 64, 8
 """Masks of a shard of an edit's, the fewest; and files beside the shards."""
+_LARGE_BYTES, _LARGE_S = 2**25, 6e-9
+"""From so many bytes on, memory of an array is fresh each time; seconds more for a byte that is read into such arrays,
+with what is computed from it."""
 READ_BYTES = 32.0
 """For each weight of a block that is read: the file, the table, and what is computed from it."""
 
@@ -83,6 +86,12 @@ class Sizes:
     def sums_bytes(self) -> float:
         """Of the gradients' sums."""
         return 8.0 * self.num_gradient_shards * self.num_examples * self.num_components
+
+    def in_large_arrays(self, read: float) -> float:
+        """Seconds that ``read`` bytes of sums or attributions take more than others, where blocks are large."""
+        return (
+            _LARGE_S * read if 4 * min(self.block_size, self.num_examples) * self.num_components > _LARGE_BYTES else 0.0
+        )
 
     @property
     def num_fitted(self) -> int:
@@ -170,7 +179,10 @@ def report_need(sizes: Sizes, speed: Speed) -> Need:
     block = min(sizes.block_size, sizes.num_examples) * sizes.num_components
     return Need(
         "report",
-        _REPORT_S + read / speed.verified + REQUESTS * openings * speed.request_s,
+        _REPORT_S
+        + read / speed.verified
+        + sizes.in_large_arrays(2.0 * sizes.attribution_bytes)
+        + REQUESTS * openings * speed.request_s,
         PROCESS_BYTES + READ_BYTES * block,
         read,
         _PAGE_BYTES,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coar_dist.config.schema import RegressionConfig
-from coar_dist.regression.sizes import MOST_EXAMPLES, are_few, choose_solver, factor_bytes, num_judges
+from coar_dist.regression.sizes import MOST_EXAMPLES, are_few, choose_solver, factor_bytes, fewest_masks, num_judges
 from coar_dist.stages.needs import (
     CHECKS,
     FOOTER_BYTES,
@@ -46,6 +46,7 @@ def fit_need(sizes: Sizes, config: RegressionConfig, speed: Speed) -> Need:
     openings = (sizes.num_blocks + 1) * (sizes.num_fitted * sizes.num_shards + sizes.num_gradient_shards)
     openings += again * (sizes.num_shards + sizes.num_gradient_shards)
     read, num_reads = read + FOOTER_BYTES * openings, REQUESTS * openings
+    seconds += sizes.in_large_arrays(sums * (1.0 + again / sizes.num_blocks))
     errors = 4.0 * n * d * sizes.num_fitted if config.standard_errors else 0.0
     written = sizes.attribution_bytes * sizes.num_methods + errors
     return Need(
@@ -107,17 +108,19 @@ def evaluate_need(sizes: Sizes, shares: list[float], config: RegressionConfig, s
     seconds = products / speed.products + 2.0 * pairs * n / speed.exact_products
     seconds += (_RANKED_S * methods + _CEILING_S) * num_held_out * n
     read = (methods + 1) * (num_designs * sizes.attribution_bytes + sizes.bytes_of(num_held_out))
+    seconds += sizes.in_large_arrays((methods + 1) * num_designs * sizes.attribution_bytes)
     openings = (methods + 1) * sizes.num_blocks * (sizes.num_held_out_shards + num_designs)
     openings += CHECKS * methods * num_designs * (sizes.num_blocks + 1)
     memory, read_of_curve, openings_of_curve = 0.0, 0.0, 0
-    for share in shares:
+    points = [share for share in shares if share * sizes.num_masks >= fewest_masks(d, config)]
+    for share in points:
         taken, peak, of_point, openings_of_point = _of_point(share, sizes, config, speed)
         seconds, memory = seconds + taken, max(memory, peak)
         read_of_curve, openings_of_curve = read_of_curve + of_point, openings_of_curve + openings_of_point
     openings += openings_of_curve
     read += read_of_curve + FOOTER_BYTES * openings
-    num_curves = sizes.num_fitted if shares else 0
-    curves = num_curves * min(n, _CURVE_EXAMPLES) * 8.0 * (len(shares) + 2)
+    num_curves = sizes.num_fitted if shares and sizes.num_masks else 0
+    curves = num_curves * min(n, _CURVE_EXAMPLES) * 8.0 * (len(points) + 2)
     block = min(sizes.block_size, n) * d
     return Need(
         "evaluate",
@@ -144,4 +147,5 @@ def _of_point(share: float, sizes: Sizes, config: RegressionConfig, speed: Speed
             fitted = min(sizes.num_examples, _CURVE_EXAMPLES)
             taken, peak, _ = _of_method(num_masks + passes, with_gradients, sizes.num_components, fitted, config, speed)
             seconds, memory = seconds + taken, max(memory, peak)
+    seconds += sizes.in_large_arrays(2.0 * sizes.sums_bytes * num_blocks / sizes.num_blocks)
     return seconds, memory, read, openings

@@ -53,7 +53,8 @@ def bytes_of(column: pa.ChunkedArray) -> NDArray[np.uint8]:
 
 def _values(column: pa.ChunkedArray) -> NDArray[Any]:
     """The flat values of a column of fixed-size lists or fixed-size binaries."""
-    array = column.combine_chunks()  # a copy, which begins where its buffers do
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if pa.types.is_fixed_size_binary(array.type):
-        return np.frombuffer(array.buffers()[1], dtype=np.uint8, count=len(array) * array.type.byte_width)
+        width = array.type.byte_width
+        return np.frombuffer(array.buffers()[1], np.uint8, len(array) * width, array.offset * width)
     return np.asarray(array.flatten().to_numpy(zero_copy_only=False))

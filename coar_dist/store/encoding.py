@@ -123,18 +123,18 @@ class _Parts(io.RawIOBase):
         self._size, self._parts = size, parts
         self._position = 0
 
-    def between(self, start: int, stop: int) -> bytes:
-        """Bytes ``start .. stop - 1``; fewer where the file is shorter than its footer says."""
+    def between(self, start: int, stop: int) -> memoryview:
+        """Bytes ``start .. stop - 1``, without a copy; fewer where the file is shorter than its footer says."""
         for first, part in self._parts.items():
             if first <= start < first + len(part):
-                return part[start - first : stop - first]
-        return b""
+                return memoryview(part)[start - first : stop - first]
+        return memoryview(b"")
 
     @override
     def read(self, size: int = -1) -> bytes:
         content = self.between(self._position, self._size if size < 0 else self._position + size)
         self._position += len(content)
-        return content
+        return bytes(content)
 
     @override
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -179,7 +179,7 @@ def _column_ranges(footer: pq.FileMetaData) -> dict[str, tuple[int, int]]:
     return ranges
 
 
-def _sha256(content: bytes | bytearray) -> str:
+def _sha256(content: bytes | bytearray | memoryview) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
