@@ -101,6 +101,7 @@ def attribute(
     cluster: ClusterSettings | None = None,
     tracking: Sequence[str] = (),
     previews: bool = True,
+    responses_mb: float = RunConfig.responses_mb,
     progress: bool = True,
     console: Console | None = None,
 ) -> Run:
@@ -155,6 +156,7 @@ def attribute(
             ``{"max_actors": 2}``. None: in this process if that takes less than a minute, else on Ray on this machine.
         tracking: of ``"tensorboard"``, ``"wandb"``, ``"mlflow"``.
         previews: whether the run keeps small pictures of the examples and their column ``excerpt``.
+        responses_mb: megabytes up to which the run keeps what each component looks at, for the page; 0: nothing.
         progress: whether progress and results are printed.
         console: where they are printed; None is standard output, or the cell of a notebook.
 
@@ -214,7 +216,7 @@ def attribute(
     console = console_of(console, progress)
     config = Config(
         stages=list(stages),
-        run=RunConfig("" if run_dir is None else str(run_dir), previews),
+        run=RunConfig("" if run_dir is None else str(run_dir), previews, responses_mb),
         task=TaskConfig(class_names=names_of(class_names)),
         components=asked,
         design=masks,

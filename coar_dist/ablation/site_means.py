@@ -93,8 +93,8 @@ def site_means(
     return {name: each.mean() for name, each in sums.items()}
 
 
-def _padding(inputs: Inputs, is_in_decoder: bool) -> Tensor | None:
-    """(num_rows, length) bool, True where a token counts; None where all do."""
+def padding_of(inputs: Inputs, is_in_decoder: bool) -> Tensor | None:
+    """Which tokens count, by an ``attention_mask`` among the inputs: (num_rows, length) bool; None where all do."""
     if not isinstance(inputs, dict):
         return None
     has_two = any(name.startswith("decoder_") for name in inputs)
@@ -124,7 +124,7 @@ class _Sum:
 
     def begin(self, num_rows: int, inputs: Inputs) -> None:
         """A pass of so many rows begins."""
-        self._num_rows, self._padding = num_rows, _padding(inputs, self._is_in_decoder)
+        self._num_rows, self._padding = num_rows, padding_of(inputs, self._is_in_decoder)
         self._added: list[tuple[Tensor, int, slice]] = []
 
     def add(self, activation: Tensor, channel_axis: int, part: slice) -> None:

@@ -45,6 +45,12 @@ class Routing:
         given[self.weights] = given[self.weights] * of_chosen.to(given[self.weights])
         return tuple(given[place] for place in range(len(self.args))), {name: given[name] for name in self.kwargs}
 
+    def of_experts(self, num_experts: int) -> Tensor:
+        """(num_tokens, num_experts): the weight of every expert for every token; 0 of those that are not chosen."""
+        given: dict[Any, Any] = {**dict(enumerate(self.args)), **self.kwargs}
+        weights: Tensor = given[self.weights]
+        return weights.new_zeros(len(weights), num_experts).scatter_add(1, self.chosen, weights)
+
     def output(self, module: nn.Module, gates: Tensor) -> Tensor:
         """What the module gives with its weights times ``gates``; none of its hooks is called."""
         args, kwargs = self.weighed(gates)

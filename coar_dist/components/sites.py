@@ -72,14 +72,28 @@ def sites_of(model: nn.Module, components: ComponentIndex, read: Collection[str]
     Raises:
         ComponentMismatchError: a group has no site; the message names a component and says why.
     """
+    found, without = tapped_sites_of(model, components, read)
+    for number, why in without.items():
+        raise _no_site(components, number, why)
+    return found
+
+
+def tapped_sites_of(
+    model: nn.Module, components: ComponentIndex, read: Collection[str] = ()
+) -> tuple[list[list[GatePlace]], dict[int, str]]:
+    """As ``sites_of``, for whoever looks at the activations of those components that have some.
+
+    Returns:
+        Per group the places of its components' sites; and by the number of each group that has none, why.
+    """
     found = MixtureSites(model).of(components, places_of(model, components, read), read)
+    without = {}
     for number, places in enumerate(found):
         why = next((why for place in places if (why := _why_not_a_site(model, place)) is not None), None)
         if not places or why is not None:
             module = components.groups[number].module
-            why = why or f"{type(model.get_submodule(module)).__name__} has none along that axis"
-            raise _no_site(components, number, why)
-    return found
+            without[number] = why or f"{type(model.get_submodule(module)).__name__} has none along that axis"
+    return found, without
 
 
 def valued_sites_of(model: nn.Module, components: ComponentIndex, read: Collection[str] = ()) -> list[list[GatePlace]]:

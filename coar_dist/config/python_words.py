@@ -17,6 +17,7 @@ R = TypeVar("R")
 OF_ATTRIBUTE = {
     "run.dir": "run_dir",
     "run.previews": "previews",
+    "run.responses_mb": "responses_mb",
     "components.selector": "components",
     "components.include": "include",
     "components.exclude": "exclude",

@@ -10,7 +10,7 @@ from coar_dist.errors import RunNotFoundError, counted, listed_ranges
 from coar_dist.store.class_names import CLASS_NAMES, CLASS_NAMES_FILE
 from coar_dist.store.lock import holder_of
 from coar_dist.store.parquet import why_wrong
-from coar_dist.store.run_directory import COMPONENT_FILES, FOLDERS, PREVIEWS, RunDirectory
+from coar_dist.store.run_directory import COMPONENT_FILES, FOLDERS, PREVIEWS, RESPONSES, RunDirectory
 from coar_dist.store.shards import ShardFolder
 from coar_dist.store.storage import Storage
 
@@ -41,7 +41,7 @@ def inspect_run(storage: Storage, read_everything: bool, terminal: Terminal) -> 
         if holder is None:
             raise
         raise RunNotFoundError(f"{storage} has no run.json yet; {holder} is at work on it.") from error
-    folders = {name: storage.files(name) for name in (*_TABLES, PREVIEWS)}
+    folders = {name: storage.files(name) for name in (*_TABLES, PREVIEWS, RESPONSES)}
     baselines = [run.baseline(method) for method in run.baselines]
     shards = {store.folder: storage.files(store.folder) for store in _shard_folders(run)}
     num_bytes = sum(sum(files.values()) for files in (*folders.values(), *shards.values()))

@@ -47,6 +47,7 @@ def _collect(session: Session, config: Config, task: Task, components: Component
     from coar_dist.stages.inputs import identity_of
     from coar_dist.stages.mask_designs import designs_of
     from coar_dist.stages.previews import write_previews
+    from coar_dist.stages.responses import write_responses
     from coar_dist.stages.values import check_value, identity_of_value
 
     designs = designs_of(config, components.num_components)
@@ -66,6 +67,8 @@ def _collect(session: Session, config: Config, task: Task, components: Component
     collect(session, run, task, components, missing, expected_masks(config, missing.work), session.tracking)
     if config.run.previews:
         write_previews(session, run, task.examples)
+    if config.run.previews and config.run.responses_mb > 0:
+        write_responses(session, run, task, components)
     compute_baselines(session, run, task, components, baselines)
     return run
 
@@ -117,6 +120,7 @@ ABLATE = Stage(
         "ablation",
         "cluster",
         "run.previews",
+        "run.responses_mb",
     ),
     run=_run,
     check=_check,

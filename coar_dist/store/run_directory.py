@@ -39,9 +39,9 @@ COMPONENT_FILES = {"components.parquet": "named components", "slices.parquet": "
 _TYPES = {"layer": pa.int64()}
 """Of columns that may have no value."""
 TRAIN_DESIGN, GRADIENT_DESIGN = "train", "gradients"
-PREVIEWS = "previews"
+PREVIEWS, RESPONSES = "previews", "responses"
 FOLDERS = (
-    *("", "attributions", "evaluation", "evaluation/budget_curve", PREVIEWS, "report", "logs"),
+    *("", "attributions", "evaluation", "evaluation/budget_curve", PREVIEWS, RESPONSES, "report", "logs"),
     *(MASK_FILES, VALUE_FILES),
 )
 """Where files lie, besides the folders of shards."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import ray
 from rich.console import Console
+from torch import nn
 
 from coar_dist.cluster import dispatch
 from coar_dist.cluster.packing import packed
@@ -31,7 +34,7 @@ from coar_dist.config.schema import (
 )
 from coar_dist.console.saying import Terminal
 from coar_dist.errors import TaskError
-from coar_dist.stages import checks, inputs
+from coar_dist.stages import checks, inputs, responses
 from coar_dist.stages.inputs import components_of, identity_of, task_of
 from coar_dist.stages.pipeline import run_stages
 from coar_dist.stages.session import Session
@@ -154,10 +157,21 @@ def test_edits_and_gradient_baselines_are_what_they_are_with_the_weights(
         there = replace(work, task=packed(work.task).value())
         run_ranges(ClusterConfig(where="process"), there, callbacks)
 
+    @contextmanager
+    def executing(_config: ClusterConfig, _predict: object, _way_out: str) -> Iterator[Callable[..., list[Any]]]:
+        def execute(
+            function: Callable[[Any, None], Any], shared: tuple[nn.Module, Any], items: list[None]
+        ) -> list[Any]:
+            assert is_without_weights(shared[0])
+            return [packed(function(packed(shared).value(), item)).value() for item in items]
+
+        yield execute
+
     monkeypatch.setattr(dispatch, "run_ranges", on_an_actor)
+    monkeypatch.setattr(responses, "executing", executing)
     monkeypatch.setattr(inputs, "build_task", None)  # which would build the model here
     away = files_after(tmp_path / "away", value, changes, ClusterConfig(address="head"))
-    assert "run/edits/edit/edited.safetensors" in away
+    assert {"run/edits/edit/edited.safetensors", "run/responses/00000000-00000036.parquet"} <= away.keys()
     assert sorted(away) == sorted(here)
     assert [name for name in away if away[name] != here[name]] == []
 

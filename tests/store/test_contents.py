@@ -24,6 +24,7 @@ from coar_dist.store.parquet import read_metadata
 from coar_dist.store.previews import PreviewTable
 from coar_dist.store.reader import RunReader
 from coar_dist.store.rehearsal import Rehearsal
+from coar_dist.store.responses import Response, Responses, ResponseTable
 from coar_dist.store.run_directory import GRADIENT_DESIGN, RunDesign, RunDirectory
 from coar_dist.store.storage import Storage
 from coar_dist.store.tables import QUALITY, Attributions, AttributionTable, EvaluationTable
@@ -75,6 +76,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
         AttributionTable(run, "leave_one_out").write(block, {}, without)
         store.write(0, GRADIENT_MASKS, gate_gradients(*block), {})
         PreviewTable(run).write(block, [b"picture"] * (block[1] - block[0]), 4, 3)
+    response = Response(0, 1.0, np.ones((2, 3), np.float32), pattern=np.ones((1, 1), np.float32))
+    ResponseTable(run).write((0, 11), {4: Responses(np.ones((1, 2, 2), np.float16), (response,))})
     EvaluationTable(run, "coar", HELD_OUT).write(METRIC_VALUES)
     CeilingTable(run, HELD_OUT).write(ceiling_of("coar"))
     BudgetCurveTable(run, "coar", HELD_OUT).write(CURVE, {"a": 1})
@@ -128,6 +131,21 @@ CONTRACT: dict[str, tuple[list[int], dict[str, str]]] = {
         [3, 4, 5],
         {"example_id": "int64", "image": "binary", "width": "int32", "height": "int32"},
     ),
+    "responses/00000000-00000011.parquet": (
+        [None, 0],
+        {
+            "component_id": "int64",
+            "example_id": "int64",
+            "strength": "float",
+            "first": "int32",
+            "shape": "list<element: int32>",
+            "scale": "float",
+            "activation": "binary",
+            "pattern_shape": "list<element: int32>",
+            "pattern_scale": "float",
+            "pattern": "binary",
+        },
+    ),
 }
 
 
@@ -139,6 +157,7 @@ CONTENT = {
     "": "examples",
     "gradients/gradients/00000003-00000006": "gradients",
     "previews": "previews",
+    "responses": "responses",
 }
 """What the metadata of the files in each folder say."""
 
@@ -151,7 +170,11 @@ def test_the_columns_of_every_file_are_a_contract(run: RunDirectory, file: str) 
     assert table["example_id"].to_pylist() == ids
     assert (read_metadata(run.storage, file, "", {}) or {})["content"] == CONTENT[file.rpartition("/")[0]]
     nothing = {name: table[name].null_count for name in table.column_names if table[name].null_count}
-    assert nothing == ({"correlation": 1} if "ceiling" in file or "curve" in file else {})  # NaN is null
+    of_no_example = dict.fromkeys(
+        ["example_id", "strength", "pattern_shape", "pattern_scale", "pattern"], 1
+    )  # a kernel
+    with_nan = {"correlation": 1} if "ceiling" in file or "curve" in file else {}  # NaN is null
+    assert nothing == (of_no_example if file.startswith("responses") else with_nan)
     if "ablation_fraction" in columns:
         assert set(table["ablation_fraction"].to_pylist()) == {0.2}
         assert set(table["design"].to_pylist()) == {HELD_OUT}
@@ -263,6 +286,7 @@ def test_wrong_files_alone_are_set_aside(run: RunDirectory, tmp_path: Path) -> N
         "evaluation/budget_curve/coar.parquet": BudgetCurveTable(copied, "coar", HELD_OUT).set_aside_wrong,
         "examples.parquet": ExampleTable(copied).set_aside_wrong,
         "previews/00000003-00000006.parquet": PreviewTable(copied).set_aside_wrong,
+        "responses/00000000-00000011.parquet": ResponseTable(copied).set_aside_wrong,
         "margins/train/0000000000-0000000020.parquet": lambda: copied.margins("train").set_aside_wrong(False),
     }
     for set_aside_wrong in tables.values():

@@ -58,6 +58,7 @@ def test_the_files_of_a_run(run: RunDirectory) -> None:
         *(f"baselines/neuron_conductance_num_steps_2/{rows}.parquet" for rows in ("0000000000-0000000005",)),
         "baselines/neuron_conductance_num_steps_2/0000000005-0000000008.parquet",
         *(f"previews/{block}.parquet" for block in BLOCKS),
+        "responses/00000000-00000011.parquet",
     }
 
 

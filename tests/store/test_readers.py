@@ -33,6 +33,7 @@ from coar_dist.store.object_storage import ObjectStorage
 from coar_dist.store.parquet import is_made_with, read_content
 from coar_dist.store.previews import PreviewTable
 from coar_dist.store.reader import RunReader
+from coar_dist.store.responses import Response, Responses, ResponseTable
 from coar_dist.store.run_directory import GRADIENT_DESIGN, RunDesign, RunDirectory
 from coar_dist.store.storage import Storage, StoredFile
 from coar_dist.store.tables import Attributions, AttributionTable, EvaluationTable
@@ -77,6 +78,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     BudgetCurveTable(run, "coar", HELD_OUT).write(BudgetCurve(np.arange(2), np.array([5, 20]), np.ones((2, 2))), {})
     for first, end in run.margins("train").blocks:
         PreviewTable(run).write((first, end), [b"picture"] * (end - first), 4, 4)
+    response = Response(0, 1.0, np.ones((2, 3), np.float32), pattern=np.ones((1, 1), np.float32))
+    ResponseTable(run).write((0, NUM_COMPONENTS), {1: Responses(np.ones((1, 2, 2), np.float16), (response,))})
     edit = EditStore(RunDirectory.create(run.storage, run.identity, COMPONENTS, NUM_EXAMPLES))
     edit.write_curve([CurvePoint("coar", 1, "all", "choice", 3, 0.5)])
     edit.write_each({"example_id": np.arange(2)}, [[1], [2, 3]])
@@ -108,6 +111,7 @@ def readers_of(storage: Storage) -> dict[str, Read]:
         "gradient masks": lambda: [store.masks() for store in run.gradients(GRADIENT_DESIGN)],
         "baseline": lambda: run.baseline("neuron_conductance").read((0, NUM_EXAMPLES)),
         "previews": lambda: PreviewTable(run).read(range(NUM_EXAMPLES)),
+        "responses": lambda: ResponseTable(run).read(range(NUM_COMPONENTS)),
         "edit": EditStore(run).read,
         "edit's curve": EditStore(run).read_curve,
         "edits of each": EditStore(run).read_each,
@@ -120,6 +124,7 @@ def readers_of(storage: Storage) -> dict[str, Read]:
         "whether the curve is complete": lambda: curve.is_complete({}),
         "whether the examples are complete": ExampleTable(run).is_complete,
         "missing previews": PreviewTable(run).missing,
+        "missing responses": ResponseTable(run).missing,
         "missing masks": lambda: [store.missing() for name in run.designs for store in run.shards(name)],
         "wrong shards": lambda: [run.margins(name).wrong_shards("everything") for name in ("train", HELD_OUT)],
         "engine plan": lambda: run.engine_plan,
@@ -335,6 +340,6 @@ def test_only_the_stages_and_the_writers_side_of_the_store_rename_files() -> Non
         *(f"stages/{name}.py" for name in ("session", "train")),
         *(
             f"store/{name}.py"
-            for name in ("edits", "mask_file", "previews", "run_directory", "shards", "tables", "values")
+            for name in ("edits", "mask_file", "previews", "responses", "run_directory", "shards", "tables", "values")
         ),
     }

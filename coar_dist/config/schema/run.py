@@ -17,7 +17,7 @@ from coar_dist.config.schema.evaluation import EvaluationConfig
 from coar_dist.config.schema.regression import RegressionConfig
 from coar_dist.config.schema.task import TaskConfig
 from coar_dist.config.schema.train import TrainConfig
-from coar_dist.config.schema.values import Distinct, Part, Positive, Rule, one_of
+from coar_dist.config.schema.values import Distinct, NonNegative, Part, Positive, Rule, one_of
 
 STAGES = ("train", "ablate", "fit", "evaluate", "circuit", "edit", "report")
 CIRCUIT = "circuit"
@@ -36,6 +36,10 @@ class RunConfig(Part):
     previews: bool = True
     """Whether the ablate stage keeps small pictures of the examples, or the first 300 characters of their texts, for
     reports that are made without the data."""
+    responses_mb: NonNegative = 16.0
+    """Megabytes up to which the ablate stage keeps what each component looks at, for the same reports: its activations
+    on the 8 examples on which it is strongest, attention patterns of heads, kernels of filters that read images. 0:
+    nothing; with ``previews=false`` nothing either. No result depends on it."""
 
 
 @dataclass
