@@ -82,8 +82,8 @@ class BudgetCurveTable:
         Raises:
             DamagedFileError: it is damaged.
         """
-        columns = ["example_id", "num_masks", "correlation"]
-        found = read_current(self._storage, self.file, "evaluate", self._current, columns)
+        types = {"example_id": pa.int64(), "num_masks": pa.int64(), "correlation": pa.float64()}
+        found = read_current(self._storage, self.file, "evaluate", self._current, list(types), types=types)
         if found is None:
             return None
         table = found.columns

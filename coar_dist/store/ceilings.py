@@ -153,7 +153,15 @@ class CeilingTable:
         reason = why_no_ceiling(self._run.design(self.design_name))
         if reason is not None:
             raise MissingWorkError(f"{where}: no ceiling of linear models is estimated, because {reason}.")
-        found = read_current(self._storage, self.file, "evaluate", self._expected, kind=_Metadata)
+        found = read_current(
+            self._storage,
+            self.file,
+            "evaluate",
+            self._expected,
+            kind=_Metadata,
+            types={"correlation": pa.float64()},
+            num_rows=self._run.num_examples,
+        )
         if found is None:
             raise MissingWorkError(f"{where} is missing or of earlier attributions: run the evaluate stage.")
         settings, numbers = found.metadata["settings"], found.metadata[CEILING]

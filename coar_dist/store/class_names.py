@@ -12,13 +12,17 @@ from coar_dist.store.run_directory import RunDirectory
 CLASS_NAMES_FILE = "class_names.parquet"
 CLASS_NAMES = "class names"
 """What the file's metadata call its content."""
+_TYPES = {"label": pa.int64(), "name": pa.string()}
 
 
 def write_class_names(run: RunDirectory, names: Mapping[int, str]) -> None:
     """Write names by class, in the place of earlier ones; unchanged ones are left alone."""
     if read_class_names(run) == names:
         return
-    columns = {"label": pa.array(list(names), pa.int64()), "name": pa.array(list(names.values()), pa.string())}
+    columns = {
+        "label": pa.array(list(names), _TYPES["label"]),
+        "name": pa.array(list(names.values()), _TYPES["name"]),
+    }
     write_table(run.storage, CLASS_NAMES_FILE, columns, run.belongs_to(CLASS_NAMES))
 
 
@@ -28,7 +32,7 @@ def read_class_names(run: RunDirectory) -> dict[int, str]:
     Raises:
         DamagedFileError: the file is damaged.
     """
-    found = read_content(run.storage, CLASS_NAMES_FILE, "ablate", run.belongs_to(CLASS_NAMES))
+    found = read_content(run.storage, CLASS_NAMES_FILE, "ablate", run.belongs_to(CLASS_NAMES), types=_TYPES)
     if found is None:
         return {}
     columns = found.columns.to_pydict()

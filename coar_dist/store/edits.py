@@ -31,6 +31,15 @@ EDITS = "edits"
 """The folder of a run's edits."""
 EDIT_FILE, WEIGHTS_FILE = "edit.json", "edited.safetensors"
 _CURVE_FILE, _EACH_FILE = "curve.parquet", "each.parquet"
+_CURVE_TYPES = {
+    "selection": pa.string(),
+    "num_components": pa.int64(),
+    "group": pa.string(),
+    "part": pa.string(),
+    "num_examples": pa.int64(),
+    "value": pa.float64(),
+}
+_EACH_TYPES = {"example_id": pa.int64(), "components": pa.list_(pa.int64())}
 CHOICE, MEASURE = "choice", "measure"
 """The parts of the held-out examples: what the number of components is chosen on, and what the edit is measured on."""
 _FORMAT = 1
@@ -158,7 +167,7 @@ class EditStore:
     def write_curve(self, points: Sequence[CurvePoint]) -> None:
         """Write ``curve.parquet``."""
         names = CurvePoint.__dataclass_fields__
-        columns = {name: pa.array([getattr(point, name) for point in points]) for name in names}
+        columns = {name: pa.array([getattr(point, name) for point in points], _CURVE_TYPES[name]) for name in names}
         write_table(self._storage, _CURVE_FILE, columns, self.sweep.belongs_to("curve"))
 
     def read_curve(self) -> list[CurvePoint]:
@@ -167,12 +176,12 @@ class EditStore:
         Raises:
             MissingWorkError, DamagedFileError: it is not there, or damaged.
         """
-        rows = self._table(_CURVE_FILE, "curve").to_pylist()
+        rows = self._table(_CURVE_FILE, "curve", _CURVE_TYPES).select(list(_CURVE_TYPES)).to_pylist()
         return [CurvePoint(**row) for row in rows]
 
     def write_each(self, columns: Mapping[str, NDArray[Any]], components: Sequence[Sequence[int]]) -> None:
         """Write ``each.parquet``: columns of one value per target, and the ids of the components of each edit."""
-        lists = pa.array([list(map(int, ids)) for ids in components], pa.list_(pa.int64()))
+        lists = pa.array([list(map(int, ids)) for ids in components], _EACH_TYPES["components"])
         table = {name: pa.array(values, from_pandas=True) for name, values in columns.items()}
         write_table(self._storage, _EACH_FILE, {**table, "components": lists}, self.sweep.belongs_to("each"))
 
@@ -182,12 +191,12 @@ class EditStore:
         Raises:
             MissingWorkError, DamagedFileError: it is not there, or damaged.
         """
-        table = self._table(_EACH_FILE, "each")
+        table = self._table(_EACH_FILE, "each", _EACH_TYPES)
         arrays = {name: np.asarray(table[name].to_numpy()) for name in table.column_names if name != "components"}
         return {**arrays, "components": table["components"].to_pylist()}
 
-    def _table(self, name: str, content: str) -> pa.Table:
-        found = read_content(self._storage, name, "edit", self.sweep.belongs_to(content))
+    def _table(self, name: str, content: str, types: Mapping[str, pa.DataType]) -> pa.Table:
+        found = read_content(self._storage, name, "edit", self.sweep.belongs_to(content), types=types)
         if found is None:
             raise MissingWorkError(f"{self._storage.where(name)} is missing: run the edit stage.")
         return found.columns

@@ -87,7 +87,14 @@ class ExampleTable:
         return {name: array.astype(np.str_) if array.dtype == object else array for name, array in arrays.items()}
 
     def _read(self) -> pa.Table:
-        found = read_content(self._storage, _FILE, "ablate", self._run.belongs_to("examples"))
+        found = read_content(
+            self._storage,
+            _FILE,
+            "ablate",
+            self._run.belongs_to("examples"),
+            types={"example_id": pa.int64()},
+            num_rows=self._run.num_examples,
+        )
         if found is None:
             raise MissingWorkError(f"{self._storage.where(_FILE)} is missing: run the ablate stage.")
         return found.columns

@@ -16,6 +16,8 @@ from coar_dist.store.aside import set_aside
 from coar_dist.store.parquet import read_content, why_wrong, write_table
 from coar_dist.store.run_directory import PREVIEWS, TRAIN_DESIGN, RunDirectory
 
+_TYPES = {"image": pa.binary()}
+
 
 class PreviewTable:
     """The previews of a run's examples; columns ``example_id``, ``image`` (PNG or JPEG), ``width``, ``height``."""
@@ -81,7 +83,9 @@ class PreviewTable:
                 continue
             try:
                 # The ablate stage looks at footers alone, so it does not find every damage.
-                found = read_content(self._storage, name, "ablate", self._belongs_to(block), ["image"], is_found=False)
+                found = read_content(
+                    self._storage, name, "ablate", self._belongs_to(block), ["image"], is_found=False, types=_TYPES
+                )
             except DamagedFileError as error:
                 damaged.append(str(error))
                 continue

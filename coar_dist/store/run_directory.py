@@ -36,8 +36,11 @@ from coar_dist.store.values import VALUE_FILES
 
 COMPONENT_FILES = {"components.parquet": "named components", "slices.parquet": "slices"}
 """The files of the component index, with what their metadata call them."""
-_TYPES = {"layer": pa.int64()}
-"""Of columns that may have no value."""
+_TYPES = {
+    **dict.fromkeys(("component_id", "layer", "group", "index", "axis", "start", "size"), pa.int64()),
+    **dict.fromkeys(("name", "kind", "module", "parameter"), pa.string()),
+}
+"""Of the components' tables."""
 TRAIN_DESIGN, GRADIENT_DESIGN = "train", "gradients"
 PREVIEWS, RESPONSES = "previews", "responses"
 FOLDERS = (
@@ -131,7 +134,7 @@ class RunDirectory:
         for (file, content), table in zip(COMPONENT_FILES.items(), tables, strict=True):
             self.set_aside_wrong(content, file)
             if self.storage.size(file) is None:
-                columns = {name: pa.array(values, _TYPES.get(name)) for name, values in table().items()}
+                columns = {name: pa.array(values, _TYPES[name]) for name, values in table().items()}
                 write_table(self.storage, file, columns, self.belongs_to(content))
 
     @property
@@ -164,7 +167,7 @@ class RunDirectory:
         """The component index, from ``components.parquet`` and ``slices.parquet``."""
         where, tables = self.storage.where(next(iter(COMPONENT_FILES))), []
         for file, content in COMPONENT_FILES.items():
-            found = read_content(self.storage, file, "ablate", self.belongs_to(content))
+            found = read_content(self.storage, file, "ablate", self.belongs_to(content), types=_TYPES)
             if found is None:
                 raise MissingWorkError(f"{self.storage.where(file)} is missing: run the ablate stage.")
             tables.append(found.columns.to_pydict())

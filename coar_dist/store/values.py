@@ -44,6 +44,9 @@ ABLATION_VALUES = {
 """What may take the place, for people."""
 
 
+_TYPES = {"site": pa.string(), "shape": pa.list_(pa.int64()), "values": pa.list_(pa.float32())}
+
+
 def value_in_words(identity: Mapping[str, Any]) -> str:
     """What takes the place of a run's ablated components, for people.
 
@@ -85,9 +88,9 @@ def write_values(storage: Storage, values: Arrays) -> str:
     set_aside_wrong(storage, name, belongs_to)
     if storage.size(name) is None:
         columns = {
-            "site": pa.array(list(values), pa.string()),
-            "shape": pa.array([list(array.shape) for array in values.values()], pa.list_(pa.int64())),
-            "values": pa.array([array.reshape(-1) for array in values.values()], pa.list_(pa.float32())),
+            "site": pa.array(list(values), _TYPES["site"]),
+            "shape": pa.array([list(array.shape) for array in values.values()], _TYPES["shape"]),
+            "values": pa.array([array.reshape(-1) for array in values.values()], _TYPES["values"]),
         }
         write_table(storage, name, columns, belongs_to)
     return fingerprint
@@ -110,7 +113,7 @@ def values_of_run(storage: Storage, identity: Mapping[str, Any]) -> dict[str, ND
     if fingerprint is None:
         return {}
     name = _file(fingerprint)
-    found = read_content(storage, name, "ablate", _belongs_to(fingerprint))
+    found = read_content(storage, name, "ablate", _belongs_to(fingerprint), types=_TYPES)
     if found is None:
         raise MissingWorkError(f"{storage.where(name)} is missing: run the ablate stage.")
     rows = found.columns.to_pylist()

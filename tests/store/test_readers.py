@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import re
 import shutil
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -24,6 +27,7 @@ from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable
 from coar_dist.store.ceilings import Ceiling, CeilingTable
 from coar_dist.store.columns import matrix_of
 from coar_dist.store.edits import CurvePoint, EditStore
+from coar_dist.store.encoding import encoded
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.gradients import GateGradients
 from coar_dist.store.local_storage import LocalStorage
@@ -172,7 +176,17 @@ def damages(content: bytes, other: bytes) -> dict[str, bytes]:
         "bytes inserted": content[:4] + b"more" + content[4:],
         "bytes appended": content + b"more",
         "of another file": other,
+        **({"of other types": of_other_types(content)} if content.startswith(b"PAR1") else {}),
     }
+
+
+def of_other_types(content: bytes) -> bytes:
+    """A file with the same metadata and valid checksums, all of whose columns hold something else."""
+    table = pq.read_table(pa.BufferReader(content))
+    metadata = json.loads(pq.read_metadata(pa.BufferReader(content)).metadata[b"coar_dist"])
+    columns = {name: pa.array(np.zeros(len(table), np.int8)) for name in table.column_names}
+    belongs_to = {name: value for name, value in metadata.items() if name not in ("sha256", "footer_sha256")}
+    return encoded(columns, belongs_to, compress=False)
 
 
 def kinds_of_files(root: Path) -> dict[str, str]:
