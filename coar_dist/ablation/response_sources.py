@@ -100,21 +100,20 @@ class Source:
         if self.strongest.strengths is None:
             return {}
         strengths, example_ids, maps, firsts = self.strongest.arrays()
-        found: dict[int, list[Response]] = {}
-        for column, component_id in enumerate(self.component_ids.tolist()):
-            found[component_id] = []
-            for place in np.flatnonzero(np.isfinite(strengths[:, column])):
-                example_id, activation = int(example_ids[place, column]), np.asarray(maps[place, column])
-                if not activation.any():
-                    continue
-                first = int(firsts[place, column])
-                if padding is not None and activation.ndim == 1:
-                    begin, end = counted_range(padding[example_id])
-                    activation = activation[max(begin - first, 0) : max(end - first, 0)]
-                    first = max(first, begin)
-                found[component_id].append(
-                    Response(example_id, float(strengths[place, column]), np.array(activation, np.float32), first)
-                )
+        is_kept = np.isfinite(strengths) & maps.reshape(*strengths.shape, -1).any(axis=2)
+        found: dict[int, list[Response]] = {int(i): [] for i in self.component_ids}
+        for column, place in zip(*is_kept.T.nonzero(), strict=True):  # the strongest of each component first
+            example_id, first, activation = (
+                int(example_ids[place, column]),
+                int(firsts[place, column]),
+                maps[place, column],
+            )
+            if padding is not None and activation.ndim == 1:
+                begin, end = counted_range(padding[example_id])
+                activation = activation[max(begin - first, 0) : max(end - first, 0)]
+                first = max(first, begin)
+            response = Response(example_id, float(strengths[place, column]), np.asarray(activation), first)
+            found[int(self.component_ids[column])].append(response)
         return found
 
 

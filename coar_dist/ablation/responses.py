@@ -210,10 +210,11 @@ def _with_patterns(
                     pattern = of_modules[module][row, list(of_component)].mean(dim=0)
                     counted = None if padding is None else padding[example_id]
                     patterns[component_id, example_id] = _counted_pattern(pattern, counted)
-    return {
-        component_id: [replace(each, pattern=patterns.get((component_id, each.example_id))) for each in of_component]
-        for component_id, of_component in found.items()
-    }
+    for component_id in {component_id for component_id, _ in patterns}:
+        found[component_id] = [
+            replace(each, pattern=patterns.get((component_id, each.example_id))) for each in found[component_id]
+        ]
+    return found
 
 
 def _counted_pattern(pattern: Tensor, counted: Tensor | None) -> NDArray[np.float32]:
