@@ -52,7 +52,7 @@ OWNERS = {
     "jinja2": ["report/page/render.py"],
     "pandas": ["report/", "result/", "components/index.py", "components/overview.py", "editing/edit.py"],
     "sklearn": ["regression/backends.py", "evaluation/circuit_scores.py", "tasks/examples/arrays.py"],
-    "scipy": ["regression/factor.py"],
+    "scipy": ["regression/factor.py", "report/page/components.py"],
     "shap": ["result/result.py"],
     "PIL": ["tasks/"],
     "datasets": ["tasks/examples/huggingface.py"],

@@ -14,11 +14,11 @@ from coar_dist.components.index import ComponentIndex
 from coar_dist.config.methods import label_of
 from coar_dist.errors import ConfigError, MissingWorkError, counted
 from coar_dist.evaluation.correlation import predict
-from coar_dist.report.drawing import COLOURS, FAINT, STYLE, ShownFigure
-from coar_dist.report.figures import draw_correlations, draw_predictions, name_of_example
+from coar_dist.report.drawing import FAINT, LOWERS, RAISES, STYLE, ShownFigure
+from coar_dist.report.figures import draw_correlations
 from coar_dist.report.numbers import signed
 from coar_dist.report.output_names import output_name
-from coar_dist.report.page.examples import ShownExample
+from coar_dist.report.predictions import PredictedExample, draw_predictions, name_of_example
 from coar_dist.report.summary import NO_HELD_OUT, summarise
 from coar_dist.store.agreement import correlation_of
 from coar_dist.store.class_names import read_class_names
@@ -66,7 +66,7 @@ def draw_waterfall(
         figure = ShownFigure(figsize=(_width(names), 0.26 * len(steps) + 1.2), layout="constrained")
         axes = figure.add_subplot()
         rows = np.arange(len(steps))
-        axes.barh(rows, steps, left=ends - steps, color=[COLOURS[0] if step >= 0 else COLOURS[1] for step in steps])
+        axes.barh(rows, steps, left=ends - steps, color=[RAISES if step >= 0 else LOWERS for step in steps])
         for row, (step, end) in enumerate(zip(steps, ends, strict=True)):
             axes.annotate(signed(step), (max(end, end - step), row), (3, 0), textcoords="offset points", va="center")
         axes.axvline(base, color=FAINT, linestyle=":", linewidth=0.8)
@@ -92,7 +92,7 @@ def draw_components(
     with matplotlib.rc_context(STYLE):
         figure = ShownFigure(figsize=(_width(names), 0.24 * len(names) + 1.0), layout="constrained")
         axes = figure.add_subplot()
-        colours = [COLOURS[0] if weight >= 0 else COLOURS[1] for weight in weights]
+        colours = [RAISES if weight >= 0 else LOWERS for weight in weights]
         axes.barh(range(len(names)), weights, xerr=errors, color=colours, ecolor=FAINT)
         axes.axvline(0.0, color=FAINT, linewidth=0.8)
         axes.set_yticks(range(len(names)), names)
@@ -168,14 +168,10 @@ def prediction_figure(reader: RunReader, example_ids: NDArray[np.int64], method:
     examples, (previews, _) = reader.examples(ids), PreviewTable(run).read(sorted(set(ids)))
     excerpts = examples.get("excerpt")
     shown = [
-        ShownExample(
+        PredictedExample(
             example_id=example_id,
             label=int(examples["label"][i]) if np.isfinite(examples["label"][i]) else None,
-            prediction=None,
-            margin=float(examples["margin"][i]),
             correlation=float(correlations[i]),
-            components=np.empty(0, np.int64),
-            weights=np.empty(0, np.float32),
             predicted=predicted[:, i],
             true=true[:, i],
             image=previews.get(example_id),

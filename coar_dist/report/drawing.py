@@ -10,12 +10,27 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from coar_dist.config.methods import METHODS, RESEARCH
 from coar_dist.store.storage import Storage
 
-_INK, FAINT = "#202124", "#808080"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", FAINT, _INK)
-"""Okabe and Ito's, told apart by the colour-blind."""
-MARKERS = "osD^vPX*"
+INK, FAINT = "#202124", "#808080"
+RAISES, LOWERS = "#0072b2", "#d55e00"
+"""What raises an output and what lowers it, after Okabe and Ito: told apart by the colour-blind, and used for nothing
+else."""
+METHOD_COLOURS = ("#00795a", "#9a4c95", "#8a6a00", "#4a4a8c", "#7a5230", "#5f6b75", "#b0205e", "#3f7d20")
+"""Of methods, by their places in the registry; their markers differ, too."""
+NEUTRAL = "#6b7886"
+"""Of amounts that have no sign."""
+_OF_PAGE = {
+    "#ffffff": "none",
+    INK: "currentColor",
+    RAISES: "var(--up)",
+    LOWERS: "var(--down)",
+    NEUTRAL: "var(--neutral)",
+    FAINT: "var(--faint)",
+    **{colour: f"var(--method{i})" for i, colour in enumerate(METHOD_COLOURS)},
+}
+_MARKERS = "osD^vPX*"
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -29,8 +44,20 @@ STYLE: Any = {
     "axes.facecolor": "none",
     "svg.fonttype": "none",
     "svg.hashsalt": "coar_dist",  # the same run gives the same bytes
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
 }
+
+
+def look_of(method: str, number: int = 0) -> tuple[str, str]:
+    """The colour and the marker of a method, the same in every figure.
+
+    Args:
+        method: its name; what is no method, as a selection of an edit, gets one of the last looks.
+        number: of those, which one.
+    """
+    registered = RESEARCH if method.startswith(RESEARCH) else method
+    place = list(METHODS).index(registered) if registered in METHODS else -1 - number
+    return METHOD_COLOURS[place % len(METHOD_COLOURS)], _MARKERS[place % len(_MARKERS)]
 
 
 def save_figure(storage: Storage, name: str, figure: Figure) -> str:
@@ -60,15 +87,14 @@ def svg_of(figure: Figure) -> str:
 
 
 def inline_svg(svg: str, title: str) -> str:
-    """An SVG file of ``svg_of`` as an element of a page: no background, in the page's ink, ``--blue`` and ``--red``.
+    """An SVG file of ``svg_of`` as an element of a page: no background, in the page's own colours.
 
     Args:
         svg: the file.
         title: what a screen reader says of it.
     """
     svg = svg[svg.index("<svg") :]
-    own = {"#ffffff": "none", _INK: "currentColor", COLOURS[0]: "var(--blue)", COLOURS[1]: "var(--red)"}
-    for colour, of_page in own.items():
+    for colour, of_page in _OF_PAGE.items():
         svg = svg.replace(colour, of_page)
     shown = f'role="img" aria-label="{html.escape(title)}"'
     return re.sub(r'width="([\d.]+)pt" height="[\d.]+pt"', rf'{shown} style="width:\1pt"', svg, count=1)

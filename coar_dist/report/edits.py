@@ -16,7 +16,7 @@ from coar_dist.console.saying import Terminal
 from coar_dist.console.tables import new_table
 from coar_dist.editing.edit import Edit
 from coar_dist.errors import counted
-from coar_dist.report.drawing import COLOURS, MARKERS, STYLE
+from coar_dist.report.drawing import STYLE, look_of
 from coar_dist.report.numbers import number
 from coar_dist.store.edits import MEASURE, CurvePoint
 
@@ -77,10 +77,10 @@ def draw_edit_curves(edit: Edit, points: Sequence[CurvePoint]) -> Figure:
                     if (point.selection, point.group, point.part) == (selection, group, MEASURE)
                 ]
                 sizes, values = np.array(line).T
-                colour, label = COLOURS[i % len(COLOURS)], label_of(selection) if axes is panels[0] else None
+                (colour, marker), label = look_of(selection, i), label_of(selection) if axes is panels[0] else None
                 axes.plot(sizes, values, color=colour, linewidth=1.3, label=label)
                 at = sizes.tolist().index(found.num_components)
-                axes.plot(sizes[at], values[at], color=colour, marker=MARKERS[i % len(MARKERS)], markersize=5)
+                axes.plot(sizes[at], values[at], color=colour, marker=marker, markersize=5)
             axes.set_title(f"{group} ({edit.measured[group].num_examples:,})", fontsize=9)
             axes.set_xlabel("components ablated")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))

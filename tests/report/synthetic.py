@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
+from coar_dist.config.schema.ablation import AblationConfig, block_size
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.evaluation.correlation import evaluate
 from coar_dist.evaluation.measure_ceilings import measure_ceilings
@@ -35,6 +39,9 @@ def synthetic_run(
     kind: str = "images",
     num_constant: int = 0,
     hostile: str = "",
+    num_classes: int = 4,
+    columns: Mapping[str, NDArray[Any]] | None = None,
+    has_errors: bool = False,
 ) -> RunDirectory:
     """A run whose margins are linear in the masks but for noise, and whose attributions are the truth but for noise.
 
@@ -46,6 +53,9 @@ def synthetic_run(
         kind: of the examples: ``images``, ``texts`` or ``numbers`` (no classes and nothing to show).
         num_constant: examples whose margins never change.
         hostile: put into every name and text.
+        num_classes: of the examples.
+        columns: of the examples, besides.
+        has_errors: whether the weights have standard errors, of a tenth of their sizes.
     """
     components = ComponentIndex(
         tuple(ComponentGroup.of(f"block{i}.{hostile}conv.weight", 0, per_layer) for i in range(num_layers))
@@ -54,7 +64,7 @@ def synthetic_run(
         "model.weights": f"sha256:{hostile}",
         "ablation.precision": "float32",
         "ablation.margins_dtype": "float32",
-        "ablation.examples_per_block": 1024,
+        "ablation.examples_per_block": block_size(AblationConfig(), num_layers * per_layer),
     }
     run = RunDirectory.create(local_storage(root), identity, components, num_examples)
     d = components.num_components
@@ -73,25 +83,31 @@ def synthetic_run(
     masks = {name: entry.masks(0, _NUM_MASKS).astype(np.float32) for name, entry in run.held_out.items()}
     for first, end in run.margins(TRAIN_DESIGN).blocks:
         n = end - first
-        weights = (random.standard_normal((n, d)) * scale / np.sqrt(d) + 0.05).astype(np.float32)
+        weights = random.standard_normal((n, d), np.float32)
+        weights *= (scale / np.sqrt(d)).astype(np.float32)
+        weights += np.float32(0.05)
         weights[: max(num_constant - first, 0)] = 0.0
         for name, of_design in masks.items():
             noise = 0.3 * random.standard_normal((_NUM_MASKS, n)) * (np.abs(weights).sum(axis=1) > 0)
             parts[name].append((of_design @ weights.T + 2.0 + noise).astype(np.float32))
-        guessed = weights + 0.1 * weights.std() * random.standard_normal(weights.shape) * (weights != 0)
+        guessed = random.standard_normal((n, d), np.float32) * (weights != 0)
+        guessed *= np.float32(0.1 * weights.std())
+        guessed += weights
         quality = np.where(np.abs(weights).sum(axis=1) > 0, 0.9, np.nan)
         nothing = np.full(n, np.nan)
-        found = Attributions(guessed.astype(np.float32), np.full(n, 2.0), np.ones(n), quality, quality, nothing)
+        errors = np.abs(guessed) / 10 if has_errors else None
+        found = Attributions(guessed, np.full(n, 2.0), np.ones(n), quality, quality, nothing, errors)
         table.write((first, end), {}, found)
     for name, margins in parts.items():
         store = run.margins(name)
         store.write(0, masks[name].astype(bool), np.concatenate(margins, axis=1), {})
     classes = kind != "numbers"
-    labels = random.integers(0, 4, num_examples) if classes else None
-    predictions = None if labels is None else np.where(random.random(num_examples) < 0.1, (labels + 1) % 4, labels)
+    labels = random.integers(0, num_classes, num_examples) if classes else None
+    is_wrong = random.random(num_examples) < 0.1
+    predictions = None if labels is None else np.where(is_wrong, (labels + 1) % num_classes, labels)
     texts = {"excerpt": np.array([f"{hostile}text {i}\nof a play" for i in range(num_examples)])}
     margins = random.standard_normal(num_examples).astype(np.float32)
-    ExampleTable(run).write(labels, predictions, margins, texts if kind == "texts" else {})
+    ExampleTable(run).write(labels, predictions, margins, {**(texts if kind == "texts" else {}), **(columns or {})})
     if kind == "images":
         previews = PreviewTable(run)
         for first, end in previews.missing():

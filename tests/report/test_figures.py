@@ -10,10 +10,11 @@ import pytest
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.evaluation.intervals import means_of
 from coar_dist.report.attribution_figures import draw_components, draw_waterfall
-from coar_dist.report.figures import draw_correlations, draw_distributions, draw_layers, draw_predictions
+from coar_dist.report.figures import draw_correlations, draw_distributions, draw_layers
 from coar_dist.report.numbers import signed
-from coar_dist.report.page.examples import ShownExample
+from coar_dist.report.page.groupings import CLASS, Grouping
 from coar_dist.report.page.layers import LayerShares
+from coar_dist.report.predictions import PredictedExample, draw_predictions
 from coar_dist.report.summary import MethodSummary, Summary
 
 NAMES = [f"encoder.backbone.stage{i}.block1.conv2[31]" for i in range(3)]
@@ -31,20 +32,20 @@ def summary() -> Summary:
     return Summary(held_out, 0.05, methods, {"evaluation_0.05": None}, [])
 
 
-def shown(example_id: int) -> ShownExample:
+def shown(example_id: int) -> PredictedExample:
     values = np.linspace(-0.00123, 0.00456, 9)
-    nothing, text = (np.empty(0, np.int64), np.empty(0, np.float32)), "a text " * 30
-    return ShownExample(example_id, 3, None, 1.0, 0.9, *nothing, values, values, None, text)
+    return PredictedExample(example_id, 3, 0.9, values, values, None, "a text " * 30)
 
 
-def layers() -> LayerShares:
+def layers(*names: str) -> LayerShares:
     shares = np.array([0.2, 0.3, 0.5])
-    return LayerShares(NAMES, np.array([1, 1, 2]), shares, np.arange(4), np.tile(shares[:, None], 4))
+    grouping = Grouping(CLASS, list(names), np.arange(4), list(range(4)))
+    return LayerShares(NAMES, np.array([1, 1, 2]), shares, [grouping], [np.tile(shares, (4, 1))])
 
 
 FIGURES = {
-    "layers": lambda: draw_layers(layers(), {}),
-    "layers of named classes": lambda: draw_layers(layers(), {3: "three, by a very long name"}),
+    "layers": lambda: draw_layers(layers("0", "1", "2", "3")),
+    "layers of named classes": lambda: draw_layers(layers("0", "1", "2", "three, by a very long name")),
     "components": lambda: draw_components(NAMES, WEIGHTS, None, "margin", "example 3, label 5"),
     "waterfall": lambda: draw_waterfall(NAMES, WEIGHTS, 100.0, -1234.5, "margin", "example 3, label 5"),
     "correlations": lambda: draw_correlations(summary()),

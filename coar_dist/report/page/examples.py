@@ -1,12 +1,11 @@
-"""The examples that the page shows, their strongest components, and the examples that each of those matters most for.
+"""The examples that the page shows: their strongest components, how well they are predicted, and which are alike.
 
 A small run shows all its examples, a large one a sample: those that are predicted worst and best, wrong
-predictions of the model, and others at random. The attributions are read twice, one block in memory at a time.
+predictions of the model, those that the strongest components matter most for, and others at random.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,155 +13,170 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coar_dist.evaluation.correlation import predict
-from coar_dist.report.page.layers import LayerShares, LayerSums
-from coar_dist.report.summary import Summary
-from coar_dist.store.examples import ExampleTable
-from coar_dist.store.previews import PreviewTable
-from coar_dist.store.reader import RunReader
+from coar_dist.report.page.totals import Totals
 from coar_dist.store.run_directory import RunDirectory
 
 MAX_SHOWN = 500
-_NUM_COMPONENTS = 12
-"""Strongest components of an example: half of them raise its output, half lower it."""
-_NUM_MASKS = 100
-"""Held-out masks of a scatter plot."""
-_MAX_GALLERIES = 200
-_GALLERY = 5
-"""Examples that a component raises most, and as many that it lowers most."""
+NUM_MASKS = 100
+"""Held-out masks of a scatter plot, and of an error of prediction."""
+NUM_NEAREST = 6
+_WEIGHT_BYTES = 560_000
+"""Of all weights on the page, before they become text: all of every example, or else its strongest ones."""
+_FEATURED = 40
+"""Strongest components whose extreme examples are shown."""
 _SEED = 0
 
 
 @dataclass(frozen=True)
-class ShownExample:
-    """One example of the page.
+class ShownExamples:
+    """Single examples; all arrays have a row for each, by rising id.
 
     Attributes:
-        example_id: its id in the run.
-        label: its class; None where targets are not classes.
-        prediction: the class that the unablated model predicts; None where targets are not classes.
-        margin: the unablated model's; NaN where it is not known.
-        correlation: between predicted and true margins at the training fraction; NaN where undefined.
-        components: (k,) ids of its strongest components, by falling weight.
-        weights: (k,) float32 weights of these components.
-        predicted: (num_masks,) predicted margins under the first held-out masks.
-        true: (num_masks,) true margins under the same masks.
-        image: PNG or JPEG, where the run has it.
-        excerpt: the beginning of its text, where the run has it.
+        ids: (n,) int64.
+        designs: the held-out designs, in the order of the last axes.
+        column: the design of the scatter plots.
+        components: (n, k) int64, ids of the components whose weights are shown, the strongest first; None: of all.
+        weights: (n, k) float32, their weights; (n, num_components) of all.
+        standard_errors: of these weights, of a fit with them; else None.
+        intercepts: (n,) float64, predicted outputs with everything ablated.
+        whole: (n,) float64, predicted outputs with everything kept.
+        predicted, true: (n, num_masks) float64 outputs under the first held-out masks of the column's design.
+        errors: (n, num_designs) float64, root mean square errors of prediction under the first masks of each design.
+        nearest: (n, 6) int64, rows of the shown examples whose weights have the largest cosines, falling.
+        cosines: (n, 6) float64.
+        num_compared: how many components these cosines are of, the strongest of the run.
     """
 
-    example_id: int
-    label: int | None
-    prediction: int | None
-    margin: float
-    correlation: float
-    components: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    designs: list[str]
+    column: int
+    components: NDArray[np.int64] | None
     weights: NDArray[np.float32]
+    standard_errors: NDArray[np.float32] | None
+    intercepts: NDArray[np.float64]
+    whole: NDArray[np.float64]
     predicted: NDArray[np.float64]
     true: NDArray[np.float64]
-    image: bytes | None
-    excerpt: str | None
+    errors: NDArray[np.float64]
+    nearest: NDArray[np.int64]
+    cosines: NDArray[np.float64]
+    num_compared: int
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """The examples that one component matters most for, among all examples of the run.
-
-    Attributes:
-        component_id: the component.
-        raised: (example id, weight), the largest weight first.
-        lowered: (example id, weight), the smallest weight first.
-    """
-
-    component_id: int
-    raised: list[tuple[int, float]]
-    lowered: list[tuple[int, float]]
-
-
-@dataclass(frozen=True)
-class ShownExamples:
-    """What the page shows of single examples.
-
-    Attributes:
-        method: whose attributions.
-        num_examples: of the run.
-        design: the held-out design of the scatter plots.
-        shown: in the order of their ids.
-        galleries: of the components that are strongest most often.
-        others: image and excerpt of every example in a gallery that is not among ``shown``.
-        layers: shares of the weight by layer, over all examples.
-        damaged_previews: what is wrong with the files whose pictures are not shown.
-    """
-
-    method: str
-    num_examples: int
-    design: str
-    shown: list[ShownExample]
-    galleries: list[Gallery]
-    others: dict[int, tuple[bytes | None, str | None]]
-    layers: LayerShares
-    damaged_previews: list[str]
-
-
-def gather_examples(run: RunDirectory, summary: Summary) -> ShownExamples:
-    """Read what the page shows of single examples.
+class ExampleDetails:
+    """Gathers ``ShownExamples`` block by block.
 
     Args:
         run: evaluated.
-        summary: of the run; the first method's attributions are shown.
-
-    Raises:
-        MissingWorkError: attributions or held-out margins are missing.
-        DamagedFileError: a file is damaged.
+        ids: of the examples to show, ascending.
+        column: the held-out design of the scatter plots, by its place.
+        num_compared: components that examples are compared by.
     """
-    method = summary.methods[0]
-    column = summary.trained_column or 0
-    design = list(summary.held_out)[column]
-    examples = ExampleTable(run).read()
-    chosen = choose(examples, method.correlations[:, column])
-    layers = LayerSums(run.components, examples["label"])
-    weights = np.empty((len(chosen), run.components.num_components), dtype=np.float32)
-    intercepts = np.empty(len(chosen))
-    for rows, of_block, intercepts_of_block in RunReader(run).attributions_by_block(method=method.method):
-        layers.add(rows, of_block)
-        _, at, within = np.intersect1d(chosen, rows, assume_unique=True, return_indices=True)
-        weights[at], intercepts[at] = of_block[within], intercepts_of_block[within]
-    masks, margins = _first_margins(run, design, chosen)
-    predicted = predict(masks, weights, intercepts)
-    strongest = [_strongest(row) for row in weights]
-    galleries = _galleries(run, method.method, strongest)
-    in_galleries = {example for gallery in galleries for example, _ in (*gallery.raised, *gallery.lowered)}
-    previews, damaged = PreviewTable(run).read(sorted({*chosen.tolist(), *in_galleries}))
-    excerpts = examples.get("excerpt")
 
-    def excerpt_of(example_id: int) -> str | None:
-        return None if excerpts is None or excerpts.dtype.kind != "U" else str(excerpts[example_id])
+    def __init__(self, run: RunDirectory, ids: NDArray[np.int64], column: int, num_compared: int) -> None:
+        self.ids, self._column = ids, column
+        self._designs = list(run.held_out)
+        d, n = run.components.num_components, len(ids)
+        num_kept = kept_weights(n, d)
+        self._components = None if num_kept == d else np.zeros((n, num_kept), np.int64)
+        self._weights = np.zeros((n, num_kept), np.float32)
+        self._errors_of_weights: NDArray[np.float32] | None = np.full((n, num_kept), np.nan, np.float32)
+        self._intercepts, self._whole = np.zeros((2, n))
+        self._compared = np.zeros((n, num_compared), np.float32)
+        held_out = [_first_margins(run, name, ids) for name in self._designs]
+        self._masks = [masks for masks, _ in held_out]
+        self._true = [margins.T.astype(np.float64) for _, margins in held_out]
+        self._predicted = [np.zeros(true.shape) for true in self._true]
 
-    shown = [
-        ShownExample(
-            example_id=example_id,
-            label=_class(examples["label"][example_id]),
-            prediction=_class(examples["prediction"][example_id]),
-            margin=float(examples["margin"][example_id]),
-            correlation=float(method.correlations[example_id, column]),
-            components=strongest[i],
-            weights=weights[i, strongest[i]],
-            predicted=predicted[:, i],
-            true=margins[:, i].astype(np.float64),
-            image=previews.get(example_id),
-            excerpt=excerpt_of(example_id),
+    def add(
+        self,
+        example_ids: NDArray[np.int64],
+        weights: NDArray[np.float32],
+        intercepts: NDArray[np.float64],
+        of_shown_components: NDArray[np.float32],
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Add a block.
+
+        Args:
+            example_ids: (n,) of the block.
+            weights: (n, num_components).
+            intercepts: (n,).
+            of_shown_components: (n, m) weights of the strongest components.
+
+        Returns:
+            Rows here and rows of the block of the examples that are shown.
+        """
+        _, at, within = np.intersect1d(self.ids, example_ids, assume_unique=True, return_indices=True)
+        if not at.size:
+            return at, within
+        of_block = weights[within]
+        self._intercepts[at] = intercepts[within]
+        self._whole[at] = intercepts[within] + of_block.sum(axis=1, dtype=np.float64)
+        self._compared[at] = of_shown_components[within, : self._compared.shape[1]]
+        if self._components is None:
+            self._weights[at] = of_block
+        else:
+            k = self._components.shape[1]
+            largest = np.argpartition(-np.abs(of_block), k - 1, axis=1)[:, :k]
+            values = np.take_along_axis(of_block, largest, axis=1)
+            order = np.lexsort((largest, -np.abs(values)), axis=1)
+            self._components[at] = np.take_along_axis(largest, order, axis=1)
+            self._weights[at] = np.take_along_axis(values, order, axis=1)
+        for masks, predicted in zip(self._masks, self._predicted, strict=True):
+            predicted[at] = predict(masks, of_block, intercepts[within]).T
+        return at, within
+
+    def add_errors(self, at: NDArray[np.int64], within: NDArray[np.int64], errors: NDArray[np.float32] | None) -> None:
+        """Add (n, num_components) standard errors of a block, or None where it has none; rows are those of ``add``."""
+        if errors is None:
+            self._errors_of_weights = None
+        elif self._errors_of_weights is not None and at.size:
+            of_block = errors[within]
+            columns = slice(None) if self._components is None else self._components[at]
+            self._errors_of_weights[at] = (
+                of_block if isinstance(columns, slice) else np.take_along_axis(of_block, columns, axis=1)
+            )
+
+    def result(self) -> ShownExamples:
+        """What was gathered, once all blocks are added."""
+        errors = [
+            np.sqrt(np.square(predicted - true).mean(axis=1))
+            for predicted, true in zip(self._predicted, self._true, strict=True)
+        ]
+        nearest, cosines = _nearest(self._compared)
+        return ShownExamples(
+            self.ids,
+            self._designs,
+            self._column,
+            self._components,
+            self._weights,
+            self._errors_of_weights,
+            self._intercepts,
+            self._whole,
+            self._predicted[self._column],
+            self._true[self._column],
+            np.stack(errors, axis=1),
+            nearest,
+            cosines,
+            self._compared.shape[1],
         )
-        for i, example_id in enumerate(chosen.tolist())
-    ]
-    others = {i: (previews.get(i), excerpt_of(i)) for i in sorted(in_galleries - set(chosen.tolist()))}
-    return ShownExamples(method.label, run.num_examples, design, shown, galleries, others, layers.result(), damaged)
 
 
-def choose(examples: dict[str, NDArray[Any]], correlations: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Ids of at most ``MAX_SHOWN`` examples, ascending: all, or of each kind a sixth and the rest at random.
+def kept_weights(num_shown: int, num_components: int) -> int:
+    """How many weights of each shown example the page has room for."""
+    if num_shown * num_components * 2 <= _WEIGHT_BYTES:
+        return num_components
+    bytes_each = 2 + (2 if num_components < 2**16 else 4)
+    return min(max(_WEIGHT_BYTES // (bytes_each * num_shown), 1), num_components)
+
+
+def choose(examples: dict[str, NDArray[Any]], correlations: NDArray[np.float64], totals: Totals) -> NDArray[np.int64]:
+    """Ids of at most ``MAX_SHOWN`` examples, ascending: all, or of each kind some and the rest at random.
 
     Args:
         examples: the columns of ``examples.parquet``.
         correlations: (num_examples,) of predicted and true margins, NaN = undefined.
+        totals: of all components, whose strongest ones have extreme examples.
     """
     num_examples = len(correlations)
     if num_examples <= MAX_SHOWN:
@@ -175,18 +189,12 @@ def choose(examples: dict[str, NDArray[Any]], correlations: NDArray[np.float64])
     known = np.isfinite(label.astype(np.float64)) & np.isfinite(prediction.astype(np.float64))
     wrong = random.permutation(np.flatnonzero(known & (label != prediction)))
     undefined = np.flatnonzero(~np.isfinite(correlations))
-    chosen = np.unique(np.concatenate([order[:share], order[len(order) - share :], wrong[:share], undefined[:share]]))
+    strongest = totals.strongest(_FEATURED)
+    extreme = np.concatenate([totals.lowest_at[strongest], totals.highest_at[strongest]])
+    parts = [order[:share], order[len(order) - share :], wrong[:share], undefined[:share], extreme]
+    chosen = np.unique(np.concatenate(parts))
     rest = random.permutation(np.setdiff1d(np.arange(num_examples), chosen))
     return np.sort(np.concatenate([chosen, rest[: MAX_SHOWN - len(chosen)]]))
-
-
-def few_of(shown: list[ShownExample], num: int = 6) -> list[ShownExample]:
-    """Evenly spread over the order of correlations, the best one first; those with undefined ones only for want of
-    others."""
-    order = sorted(shown, key=lambda example: -np.inf if np.isnan(example.correlation) else example.correlation)
-    defined = [example for example in order if np.isfinite(example.correlation)] or order
-    places = np.unique(np.linspace(0, len(defined) - 1, num).round().astype(int))
-    return [defined[i] for i in places[::-1]]
 
 
 def _first_margins(
@@ -194,7 +202,7 @@ def _first_margins(
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
     """The first held-out masks (num_masks, num_components), and the chosen examples' margins (num_masks, n)."""
     store = run.margins(design)
-    num_masks = min(store.num_masks, _NUM_MASKS)
+    num_masks = min(store.num_masks, NUM_MASKS)
     margins = np.empty((num_masks, len(chosen)), dtype=np.float32)
     masks = np.empty((0, store.num_components), dtype=np.bool_)
     for first, end in store.blocks:
@@ -205,50 +213,14 @@ def _first_margins(
     return masks, margins
 
 
-def _strongest(weights: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Ids of the components with the largest and the smallest weights, falling in weight; none of weight 0."""
-    num = min(_NUM_COMPONENTS // 2, len(weights) // 2 or 1)
-    ends = np.argpartition(weights, (num - 1, len(weights) - num))
-    ids = np.unique(np.concatenate([ends[:num], ends[len(weights) - num :]]))
-    ids = ids[weights[ids] != 0]
-    return np.asarray(ids[np.argsort(-weights[ids], kind="stable")])
-
-
-def _galleries(run: RunDirectory, method: str, strongest: list[NDArray[np.int64]]) -> list[Gallery]:
-    counts = Counter(component for ids in strongest for component in ids.tolist())
-    ids = np.array(sorted(component for component, _ in counts.most_common(_MAX_GALLERIES)), dtype=np.int64)
-    if not ids.size:
-        return []
-    top, bottom = _Extremes(len(ids)), _Extremes(len(ids))
-    for rows, weights, _ in RunReader(run).attributions_by_block(method=method):
-        of_components = weights[:, ids]
-        top.add(rows, of_components)
-        bottom.add(rows, -of_components)
-    raised, lowered = top.pairs(1.0), bottom.pairs(-1.0)
-    return [Gallery(int(component), raised[i], lowered[i]) for i, component in enumerate(ids)]
-
-
-class _Extremes:
-    """Per column the rows with the largest values, over blocks of rows."""
-
-    def __init__(self, num_columns: int) -> None:
-        self._values = np.full((0, num_columns), -np.inf, dtype=np.float32)
-        self._rows = np.zeros((0, num_columns), dtype=np.int64)
-
-    def add(self, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
-        values = np.concatenate([self._values, values])
-        all_rows = np.concatenate([self._rows, np.broadcast_to(rows[:, None], (len(rows), values.shape[1]))])
-        order = np.argsort(-values, axis=0, kind="stable")[:_GALLERY]
-        self._values = np.take_along_axis(values, order, axis=0)
-        self._rows = np.take_along_axis(all_rows, order, axis=0)
-
-    def pairs(self, sign: float) -> list[list[tuple[int, float]]]:
-        """Per column (row, value times ``sign``), those above 0 alone."""
-        return [
-            [(int(row), sign * float(value)) for row, value in zip(rows, values, strict=True) if value > 0]
-            for rows, values in zip(self._rows.T, self._values.T, strict=True)
-        ]
-
-
-def _class(value: Any) -> int | None:
-    return int(value) if np.isfinite(value) else None
+def _nearest(weights: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    num = min(NUM_NEAREST, len(weights) - 1)
+    if num < 1:
+        return np.empty((len(weights), 0), np.int64), np.empty((len(weights), 0))
+    exact = weights.astype(np.float64)
+    lengths = np.linalg.norm(exact, axis=1, keepdims=True)
+    unit = np.divide(exact, lengths, out=np.zeros_like(exact), where=lengths > 0)
+    cosines = unit @ unit.T
+    np.fill_diagonal(cosines, -np.inf)
+    order = np.argsort(-cosines, axis=1, kind="stable")[:, :num]
+    return order, np.take_along_axis(cosines, order, axis=1)

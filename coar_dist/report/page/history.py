@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import re
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +16,7 @@ from coar_dist.console.saying import SAID_BY
 from coar_dist.store.run_directory import RunDirectory
 
 _CONFIGURATION = "configuration: "
+_NOTHING_TO_DO = re.compile(r"(?:[:,]|\bis) (?:all )?there already\.?$|^attributions of [\d,]+ examples?$")
 _MAX_WARNINGS = 30
 
 
@@ -27,13 +30,27 @@ class StageHistory:
 
     Attributes:
         stage: its name.
-        seconds: of all commands together, from one line of the log to the next.
-        said: the last line that it printed.
+        seconds: of the commands in which it had work to do, from one line of the log to the next.
+        said: the last line that it printed in each of them, the latest last; where none had, what the last one printed.
+        has_worked: whether one had.
     """
 
     stage: str
     seconds: float = 0.0
-    said: str = ""
+    said: list[str] = field(default_factory=list)
+    has_worked: bool = False
+
+    def add(self, seconds: float, said: str) -> None:
+        """Add one command. What finds its work done says so, and does not take the place of what the work has cost."""
+        has_worked = not _NOTHING_TO_DO.search(said)
+        if has_worked and not self.has_worked:
+            self.seconds, self.said, self.has_worked = 0.0, [], True
+        elif self.has_worked and not has_worked:
+            return
+        elif not has_worked:
+            self.said = []
+        self.seconds += seconds
+        self.said += [said] * bool(said)
 
 
 @dataclass
@@ -70,6 +87,7 @@ def history_of(run: RunDirectory) -> History:
         if not name.endswith(".log"):
             continue
         found.num_commands += 1
+        seconds, said = defaultdict[str, float](float), dict[str, str]()
         before: datetime.datetime | None = None
         for entry in _entries(run.storage.read(f"logs/{name}"), found):
             at, text, stage = entry["at"], entry["message"], entry["stage"]
@@ -79,15 +97,15 @@ def history_of(run: RunDirectory) -> History:
                     found.configuration = configuration
                 before = at
                 continue
-            history = found.stages.setdefault(stage, StageHistory(stage))
-            if before is not None:
-                history.seconds += max((at - before).total_seconds(), 0.0)
+            seconds[stage] += max((at - before).total_seconds(), 0.0) if before is not None else 0.0
             before = at
             if entry["level"] != "INFO":
                 found.num_warnings += 1
                 found.warnings.append((at.strftime("%Y-%m-%d %H:%M:%S"), stage, text))
             elif entry["logger"] == SAID_BY and "actor" not in entry:
-                history.said = text.removesuffix(":")
+                said[stage] = text.removesuffix(":")
+        for stage, of_stage in seconds.items():
+            found.stages.setdefault(stage, StageHistory(stage)).add(of_stage, said.get(stage, ""))
     found.warnings = found.warnings[-_MAX_WARNINGS:]
     return found
 

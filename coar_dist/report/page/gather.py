@@ -1,0 +1,139 @@
+"""Everything that the page shows of a run's attributions, from two readings of them, one block in memory at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coar_dist.report.page.components import MAX_COMPARED, ComponentDetails, ShownComponents
+from coar_dist.report.page.examples import ExampleDetails, ShownExamples, choose
+from coar_dist.report.page.groupings import Grouping, groupings_of
+from coar_dist.report.page.layers import LayerShares
+from coar_dist.report.page.totals import Totals
+from coar_dist.report.predictions import PredictedExample
+from coar_dist.report.summary import MethodSummary, Summary
+from coar_dist.store.class_names import read_class_names
+from coar_dist.store.examples import ExampleTable
+from coar_dist.store.previews import PreviewTable
+from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
+from coar_dist.store.tables import AttributionTable
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What the page shows of the attributions.
+
+    Attributes:
+        run: whose they are.
+        method: whose weights are shown.
+        correlations: (num_examples,) of predicted and true outputs at the training fraction; NaN where undefined.
+        table: the columns of ``examples.parquet``.
+        class_names: by label.
+        groupings: of the examples.
+        totals: of all components.
+        layers: shares of the weight by layer.
+        components: the strongest ones.
+        examples: those that are shown.
+        images: by example id PNG or JPEG files, of shown examples and of those that a shown component matters most for.
+        damaged_previews: what is wrong with the files whose pictures are not shown.
+    """
+
+    run: RunDirectory
+    method: MethodSummary
+    correlations: NDArray[np.float64]
+    table: dict[str, NDArray[Any]]
+    class_names: dict[int, str]
+    groupings: list[Grouping]
+    totals: Totals
+    layers: LayerShares
+    components: ShownComponents
+    examples: ShownExamples
+    images: dict[int, bytes]
+    damaged_previews: list[str]
+
+    @property
+    def in_galleries(self) -> NDArray[np.int64]:
+        """Ids of the examples that the shown components matter most for, those of the strongest component first."""
+        shown = self.components
+        ids = np.concatenate([shown.raised, shown.lowered], axis=1)
+        are_there = np.concatenate([shown.raised_by, shown.lowered_by], axis=1) != 0
+        return np.array(list(dict.fromkeys(ids[are_there].tolist())), dtype=np.int64)
+
+    def excerpt_of(self, example_id: int) -> str | None:
+        """The beginning of an example's text, where the run has it."""
+        excerpts = self.table.get("excerpt")
+        return None if excerpts is None or excerpts.dtype.kind != "U" else str(excerpts[example_id])
+
+    def predictions(self) -> list[PredictedExample]:
+        """The shown examples as a figure takes them."""
+        shown = self.examples
+        return [
+            PredictedExample(
+                example_id=example_id,
+                label=_class(self.table["label"][example_id]),
+                correlation=float(self.correlations[example_id]),
+                predicted=shown.predicted[row],
+                true=shown.true[row],
+                image=self.images.get(example_id),
+                excerpt=self.excerpt_of(example_id),
+            )
+            for row, example_id in enumerate(shown.ids.tolist())
+        ]
+
+
+def gather(run: RunDirectory, summary: Summary) -> Gathered:
+    """Read what the page shows.
+
+    Args:
+        run: evaluated.
+        summary: of the run; the first method's attributions are shown.
+
+    Raises:
+        MissingWorkError: attributions or held-out margins are missing.
+        DamagedFileError: a file is damaged.
+    """
+    method = summary.methods[0]
+    column = summary.trained_column or 0
+    correlations = method.correlations[:, column]
+    table, names = ExampleTable(run).read(), read_class_names(run)
+    groupings = groupings_of(table, names)
+    attributions, blocks = AttributionTable(run, method.method), run.margins(TRAIN_DESIGN).blocks
+    totals = Totals(run.components, groupings)
+    for block in blocks:
+        totals.add(np.arange(*block), attributions.read(block)[0])
+    components = ComponentDetails(totals, groupings)
+    chosen = choose(table, correlations, totals)
+    examples = ExampleDetails(run, chosen, column, min(MAX_COMPARED, len(components.ids)))
+    for block in blocks:
+        weights, intercepts = attributions.read(block)
+        at, within = examples.add(np.arange(*block), weights, intercepts, components.add(np.arange(*block), weights))
+        del weights
+        errors = attributions.read_standard_errors(block) if attributions.has_standard_errors(block) else None
+        examples.add_errors(at, within, errors)
+        if errors is not None:
+            components.add_errors(errors)
+    found = Gathered(
+        run=run,
+        method=method,
+        correlations=correlations,
+        table=table,
+        class_names=names,
+        groupings=groupings,
+        totals=totals,
+        layers=totals.layers(),
+        components=components.result(),
+        examples=examples.result(),
+        images={},
+        damaged_previews=[],
+    )
+    images, damaged = PreviewTable(run).read(np.union1d(chosen, found.in_galleries).tolist())
+    found.images.update(images)
+    found.damaged_previews.extend(damaged)
+    return found
+
+
+def _class(value: Any) -> int | None:
+    return int(value) if np.isfinite(value) else None

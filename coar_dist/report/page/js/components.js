@@ -1,0 +1,125 @@
+// The table of components, and the page of each.
+
+const rows = Array.from({ length: C.num }, (_, i) => i);
+const layerOf = i => String(groupOf(C.ids[i]).layer);
+const halfOfMean = i => 1.96 * C.spread[i] / Math.sqrt(content.num_examples);
+const manyGroups = part => part && part.at !== null;
+
+// [name, mean] of the groups of a grouping: all, or of many the extreme ones.
+function meansOf(i, grouping) {
+  const part = C.by_group[grouping];
+  if (!part) return [];
+  const width = part.means.length / C.num, means = row(part.means, i, width);
+  if (!manyGroups(part)) return means.map((mean, g) => [content.groupings[grouping].values[g], mean]);
+  const found = new Map(row(part.at, i, width).map((group, k) => [group, means[k]]));
+  return [...found].map(([group, mean]) => [part.names[group], mean]);
+}
+
+function componentTable() {
+  const form = document.getElementById("component-filter"), place = document.getElementById("component-table");
+  const { text: search, kind, layer, by } = form.elements;
+  const options = values => [...new Set(values)].map(value => make("option", { value, textContent: value }));
+  kind.append(...options(rows.map(i => groupOf(C.ids[i]).kind)));
+  layer.append(...options(rows.map(layerOf)).sort((a, b) => a.value.localeCompare(b.value, undefined, { numeric: true })));
+  kind.parentElement.hidden = kind.options.length < 3;
+  layer.parentElement.hidden = layer.options.length < 3;
+  by.append(...content.groupings.map((grouping, g) => C.by_group[g] ? make("option", { value: g, textContent: grouping.name }) : null).filter(Boolean));
+  by.parentElement.hidden = by.options.length < 2;
+  const largest = Math.max(...C.mean.map(Math.abs), 1e-30);
+  let box;
+  function build() {
+    const g = by.value === "" ? null : Number(by.value);
+    const columns = [
+      { name: "rank", value: i => i + 1, cell: i => make("td", { className: "n", textContent: (i + 1).toLocaleString("en") }), title: "by the mean size of the effect" },
+      { name: "component", text: true, value: i => C.names[i], cell: i => make("td", {}, componentLink(C.ids[i])) },
+      { name: "mean effect", value: i => C.mean[i], cell: i => barCell(C.mean[i], largest), title: `how much higher the ${content.output} is with the component kept, mean over all examples` },
+      { name: "± 95%", value: halfOfMean, title: "half of the 95% interval of the mean, over examples" },
+      { name: "mean |effect|", value: i => C.strength[i], title: "mean over all examples of the effect without its sign" },
+      { name: "spread", value: i => C.spread[i], title: "standard deviation over examples" },
+    ];
+    if (C.errors) columns.push({ name: "error of one", value: i => C.errors[i], title: "standard error of the effect on one example, root mean square: how well the masks determine it" });
+    if (g !== null && !manyGroups(C.by_group[g])) {
+      content.groupings[g].values.forEach((name, k) => columns.push({ name, value: i => meansOf(i, g)[k][1], cell: i => {
+        const mean = meansOf(i, g)[k][1], cell = make("td", { className: "n", textContent: signed(mean) });
+        if (isNumber(mean)) cell.style.background = `color-mix(in srgb, var(--${sideOf(mean)}) ${Math.min(70, Math.abs(mean) / (3 * C.strength[0]) * 70).toFixed(0)}%, transparent)`;
+        return cell;
+      }, title: `mean effect on ${content.groupings[g].name} ${name}` }));
+    } else if (g !== null) {
+      for (const [name, pick] of [["highest on", Math.max], ["lowest on", Math.min]]) {
+        const best = i => { const found = meansOf(i, g), top = pick(...found.map(([, mean]) => mean)); return found.find(([, mean]) => mean === top) ?? ["", NaN]; };
+        columns.push({ name: `${name} (${content.groupings[g].name})`, text: true, value: i => `${best(i)[0]} ${signed(best(i)[1])}` });
+      }
+    }
+    columns.push({ name: "layer", text: true, value: layerOf }, { name: "kind", text: true, value: i => groupOf(C.ids[i]).kind });
+    box = tableOf("components", columns, wanted(), { sort: 4, page: 20 });
+    place.replaceChildren(box);
+  }
+  function wanted() {
+    const found = search.value.trim().toLowerCase();
+    const those = rows.filter(i => (!found || C.names[i].toLowerCase().includes(found) || layerOf(i).toLowerCase() === found)
+      && (!kind.value || groupOf(C.ids[i]).kind === kind.value) && (!layer.value || layerOf(i) === layer.value));
+    form.elements.count.textContent = `${those.length.toLocaleString("en")} of ${C.num.toLocaleString("en")}`;
+    return those;
+  }
+  form.addEventListener("input", event => event.target === by ? build() : box.keep(wanted()));
+  form.addEventListener("submit", event => event.preventDefault());
+  form.hidden = false;
+  build();
+}
+
+function galleryOf(i, ids, by) {
+  const found = row(ids, i, gallery).map((id, k) => [id, row(by, i, gallery)[k]]).filter(([, weight]) => weight !== 0);
+  if (!found.length) return make("p", { className: "note", textContent: "No example." });
+  return cards(...found.map(([id, weight]) => card(id, make("span", { className: sideOf(weight), textContent: signed(weight) }), make("span", { textContent: classesOf(id) }))));
+}
+
+function groupBars(i, g) {
+  const grouping = content.groupings[g], found = meansOf(i, g).filter(([, mean]) => isNumber(mean)).sort((a, b) => b[1] - a[1]);
+  const largest = Math.max(...found.map(([, mean]) => Math.abs(mean)), 1e-30);
+  const table = make("table", { data: { name: `${C.names[i]} by ${grouping.name}` } }, make("tbody", {}, ...found.map(([name, mean]) => make("tr", {}, make("th", { scope: "row", textContent: name }), barCell(mean, largest)))));
+  const csv = csvButton(`${C.names[i]}-by-${grouping.name}`, () => [[grouping.name, "mean effect"], ...found]);
+  return make("div", {}, make("h3", { textContent: `By ${grouping.name}` }),
+    manyGroups(C.by_group[g]) ? make("p", { className: "note", textContent: `The extreme ones, of ${plural(grouping.counts.length || E.ids.length, "group")}.` }) : null,
+    scroller(table), make("div", { className: "tools" }, csv));
+}
+
+function similarTo(i) {
+  if (i >= C.num_compared || !numSimilar) return null;
+  const found = row(C.similar, i, numSimilar).map((other, k) => [other, row(C.cosines, i, numSimilar)[k]]);
+  const table = make("table", { data: { name: `similar to ${C.names[i]}` } }, make("thead", {}, make("tr", {}, ...["component", "cosine", "mean effect"].map((name, k) => make("th", { scope: "col", className: k ? "n" : "", textContent: name })))),
+    make("tbody", {}, ...found.map(([other, cosine]) => make("tr", {}, make("td", {}, componentLink(C.ids[other])), barCell(cosine, 1), make("td", { className: "n", textContent: signed(C.mean[other]) })))));
+  const csv = csvButton(`similar-to-${C.names[i]}`, () => [["component", "cosine", "mean effect"], ...found.map(([other, cosine]) => [C.names[other], cosine, C.mean[other]])]);
+  const note = `Cosine of the effects on all examples, among the ${plural(C.num_compared, "strongest component")}: near 1, both matter for the same examples in the same direction.`;
+  return make("section", {}, make("h2", { textContent: "Most similar components" }), make("p", { className: "note", textContent: note }), scroller(table), make("div", { className: "tools" }, csv));
+}
+
+const facts = pairs => make("dl", { className: "facts" }, ...pairs.filter(Boolean).map(([name, ...value]) => make("div", {}, make("dt", { textContent: name }), make("dd", {}, ...value))));
+const step = (href, content) => href ? make("a", { href, textContent: content }) : make("span", { className: "note", textContent: content });
+
+function componentPage(name) {
+  const i = rowOfName.get(name);
+  if (i === undefined) {
+    return [make("h1", { textContent: name }), make("p", { textContent: `There is no page of this component: the page holds the ${plural(C.num, "strongest component")} of ${content.num_components.toLocaleString("en")}.` }),
+      make("p", {}, make("a", { href: "#components", textContent: "All components" }))];
+  }
+  const group = groupOf(C.ids[i]), mean = C.mean[i];
+  const does = `Keeping it ${mean < 0 ? "lowers" : "raises"} the ${content.output} by ${text(Math.abs(mean))} in the mean over ${plural(content.num_examples, "example")}.`;
+  return [
+    make("nav", { className: "steps" }, make("a", { href: "#components", textContent: "All components" }), step(i ? componentHash(C.names[i - 1]) : "", "← stronger"), step(i + 1 < C.num ? componentHash(C.names[i + 1]) : "", "weaker →")),
+    make("h1", { textContent: name }), make("p", { className: "lead", textContent: does }),
+    facts([["rank", `${i + 1} of ${content.num_components.toLocaleString("en")}`], ["kind", group.kind], ["layer", String(group.layer)],
+      ["mean effect", signed(mean)], C.num && isNumber(C.spread[i]) ? ["± 95% over examples", text(halfOfMean(i))] : null, ["mean |effect|", text(C.strength[i])],
+      ["spread over examples", text(C.spread[i])], C.errors ? ["standard error of one effect", text(C.errors[i])] : null]),
+    looksOf(C.ids[i]),
+    make("section", {}, make("h2", { textContent: "Examples that it helps most" }), make("p", { className: "note", textContent: `Keeping it raises their ${content.output} most.` }), galleryOf(i, C.raised, C.raised_by)),
+    make("section", {}, make("h2", { textContent: "Examples that it hurts most" }), make("p", { className: "note", textContent: `Keeping it lowers their ${content.output} most.` }), galleryOf(i, C.lowered, C.lowered_by)),
+    make("section", { className: "columns" },
+      make("div", {}, make("h2", { textContent: "Effects on all examples" }), figureOf(`histogram of ${name}`, histogram(name, row(C.edges, i, 2), row(C.histogram, i, bins)), "Examples by how much higher their output is with it kept."),
+        csvButton(`histogram-of-${name}`, () => { const [low, high] = row(C.edges, i, 2); return [["from", "to", "examples"], ...row(C.histogram, i, bins).map((count, k) => [low + k / bins * (high - low), low + (k + 1) / bins * (high - low), count])]; })),
+      ...content.groupings.map((_, g) => C.by_group[g] ? groupBars(i, g) : null)),
+    similarTo(i),
+  ];
+}
+
+// What a component looks at, where the run has kept that.
+function looksOf() { return null; }
