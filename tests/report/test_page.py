@@ -1,11 +1,11 @@
-"""The report page: what it says, against the API; that it needs nothing else; and what it does in a browser."""
+"""The report page: what it says, against the API, and that it needs nothing else."""
 
 from __future__ import annotations
 
 import io
 import json
 import re
-from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,29 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
-from selenium import webdriver
-from selenium.webdriver.common.by import By
 
 from coar_dist.api import Run
+from coar_dist.components.groups import ComponentGroup
+from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import Config, RunConfig
 from coar_dist.console.run_log import RunLog
+from coar_dist.evaluation.intervals import means_of
+from coar_dist.report.page.components import clustered
+from coar_dist.report.page.content import with_images
+from coar_dist.report.page.encoding import unpacked
 from coar_dist.report.page.examples import MAX_SHOWN, choose
+from coar_dist.report.page.gather import gather
 from coar_dist.report.page.history import history_of
+from coar_dist.report.page.maps import confusion
+from coar_dist.report.page.totals import Totals
+from coar_dist.report.page.verdict import verdict_of
+from coar_dist.report.summary import summarise
 from coar_dist.stages.pipeline import run_stages
+from coar_dist.store.ceilings import Ceiling
+from coar_dist.store.class_names import write_class_names
 from coar_dist.store.run_directory import RunDirectory
+from coar_dist.store.tables import AttributionTable
 from tests.models import local_storage
-from tests.report.browser import chromium, show
 from tests.report.synthetic import synthetic_run
 
 HOSTILE = "</script><img src=x onerror=alert(1)>$\\x$"
@@ -43,7 +54,11 @@ def report(run: RunDirectory) -> None:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """1,100 examples, so that not all are shown; two of them never change."""
-    return reported(tmp_path_factory.mktemp("page") / "images", 1100, num_constant=2)
+    root = tmp_path_factory.mktemp("page") / "images"
+    run = Run(synthetic_run(root, 1100, num_constant=2, columns={"site": 7 + np.arange(1100) % 3}, has_errors=True))
+    write_class_names(run.directory, {0: "cat"})
+    report(run.directory)
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -76,55 +91,203 @@ class Links(HTMLParser):
 
 @pytest.mark.parametrize("name", ["images", "texts"])
 def test_the_page_needs_nothing_but_itself(name: str, request: pytest.FixtureRequest) -> None:
-    page = page_of(request.getfixturevalue(name))
+    text = page_of(request.getfixturevalue(name)).read_text()
     links = Links()
-    links.feed(page.read_text())
-    for link in links.found:
-        assert link.startswith(("#", "data:image/")) or (page.parent / link).is_file(), link
+    links.feed(text)
+    assert [link for link in links.found if not link.startswith(("#", "data:image/"))] == []
     assert not {"link", "iframe", "object"} & set(links.tags)
-    assert "@import" not in page.read_text()
-    assert "{{" not in page.read_text().partition("<script")[0]
-    assert "url(http" not in page.read_text()
+    assert "@import" not in text
+    assert "{{" not in text.partition("<script")[0]
+    assert "url(http" not in text
 
 
 def test_a_page_of_a_large_run_is_a_summary(images: Run, texts: Run) -> None:
-    assert len(content_of(images)["examples"]) == MAX_SHOWN < 1100
-    assert [example["id"] for example in content_of(texts)["examples"]] == list(range(10))
+    assert len(content_of(images)["examples"]["ids"]) == MAX_SHOWN < 1100
+    assert content_of(texts)["examples"]["ids"] == list(range(10))
     assert "500 of 1,100 examples" in page_of(images).read_text()
 
 
-def test_weights_predictions_and_galleries_are_those_of_the_run(images: Run) -> None:
-    content = content_of(images)
-    weights = images.weights()
-    masks, margins = images.margins("evaluation_0.1")
-    predicted = images.predict(masks)
-    correlations = images.evaluation()["correlation"]
-    for example in content["examples"][2:40]:
-        i = example["id"]
-        ids, values = np.array(example["weights"]).T
-        order = np.argsort(-weights[i])
-        np.testing.assert_array_equal(ids, [*order[:6], *order[-6:]])
-        np.testing.assert_allclose(values, weights[i][ids.astype(int)], rtol=1e-3)
-        np.testing.assert_allclose(example["predicted"], predicted[:, i], rtol=1e-3)
-        np.testing.assert_allclose(example["true"], margins[:, i], rtol=1e-3)
-        np.testing.assert_allclose(example["correlation"], correlations[i], rtol=1e-3)
-        assert example["image"].startswith("data:image/png;base64,")
-    pictured = {other["id"] for other in content["others"] if other["image"]} | {e["id"] for e in content["examples"]}
-    assert len(content["galleries"]) == images.components.num_components
-    for gallery in content["galleries"]:
-        column = weights[:, gallery["component"]]
+def test_components_are_ranked_and_summed_over_all_examples(images: Run) -> None:
+    shown, weights = content_of(images)["components"], images.weights().astype(np.float64)
+    ids = unpacked(shown["ids"]).astype(int)
+    np.testing.assert_array_equal(ids, np.argsort(-np.abs(weights).mean(axis=0), kind="stable"))
+    weights = weights[:, ids]
+    expected = {
+        "mean": weights.mean(axis=0),
+        "strength": np.abs(weights).mean(axis=0),
+        "spread": weights.std(axis=0, ddof=1),
+        "errors": np.sqrt(np.square(images.standard_errors().astype(np.float64)[:, ids]).mean(axis=0)),
+        "edges": np.stack([weights.min(axis=0), weights.max(axis=0)], axis=1).reshape(-1),
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(unpacked(shown[name]), values, rtol=2e-4, err_msg=name)
+    lengths = np.linalg.norm(weights, axis=0)
+    cosines = weights.T @ weights / lengths / lengths[:, None]
+    counts = unpacked(shown["histogram"]).reshape(len(ids), -1)
+    raised, lowered, similar = (
+        unpacked(shown[name]).reshape(len(ids), -1) for name in ("raised", "lowered", "similar")
+    )
+    for row, column in enumerate(weights.T):
         order = np.argsort(-column, kind="stable")
-        assert [i for i, _ in gallery["raised"]] == order[:5].tolist()
-        assert [i for i, _ in gallery["lowered"]] == order[::-1][:5].tolist()
-        assert {i for i, _ in (*gallery["raised"], *gallery["lowered"])} <= pictured
+        np.testing.assert_array_equal(raised[row], order[:5])
+        np.testing.assert_array_equal(lowered[row], np.argsort(column, kind="stable")[:5])
+        assert np.abs(counts[row] - np.histogram(column, 24)[0]).sum() <= 4  # at the edges of bins
+        assert counts[row].sum() == len(column)
+        others = np.argsort(-np.abs(np.delete(cosines[row], row)), kind="stable")[:6]
+        np.testing.assert_array_equal(similar[row], np.delete(np.arange(len(ids)), row)[others])
+    by = unpacked(shown["raised_by"]).reshape(len(ids), -1)
+    np.testing.assert_allclose(by, np.take_along_axis(weights.T, raised.astype(int), axis=1), rtol=1e-3)
+
+
+def test_components_have_means_by_class_and_by_the_columns_of_the_examples(images: Run) -> None:
+    content, weights, examples = content_of(images), images.weights().astype(np.float64), images.examples()
+    ids = unpacked(content["components"]["ids"]).astype(int)
+    assert [grouping["name"] for grouping in content["groupings"]] == ["class", "right or wrong", "site"]
+    assert content["groupings"][0]["values"] == ["cat", "1", "2", "3"]
+    codes = [examples["label"], (examples["label"] != examples["prediction"]).astype(int), examples["site"] - 7]
+    for part, code in zip(content["components"]["by_group"], codes, strict=True):
+        means = [weights[code == group][:, ids].mean(axis=0) for group in range(int(code.max()) + 1)]
+        found = unpacked(part["means"]).reshape(len(ids), -1)
+        np.testing.assert_allclose(found, np.stack(means, axis=1), atol=1e-4 * np.abs(found).max())
+    assert content["examples"]["columns"] == {"site": [str(site) for site in examples["site"][_ids(content)]]}
+
+
+def test_examples_have_their_weights_predictions_and_errors(images: Run) -> None:
+    content, shown = content_of(images), content_of(images)["examples"]
+    ids, weights = _ids(content), images.weights()
+    n, largest = len(ids), np.abs(weights).max(axis=1)[_ids(content)]
+    assert shown["components"] is None
+    np.testing.assert_allclose(unpacked(shown["weights"]).reshape(n, -1), weights[ids], atol=1e-4 * largest.max())
+    errors = unpacked(shown["standard_errors"]).reshape(n, -1)
+    np.testing.assert_allclose(errors, images.standard_errors(ids.tolist()), atol=1e-4 * largest.max())
+    np.testing.assert_allclose(unpacked(shown["base"]), images.intercepts()[ids], rtol=1e-6)
+    for number, design in enumerate(images.directory.held_out):
+        masks, margins = images.margins(design)
+        predicted, true = images.predict(masks)[:, ids], margins[:, ids]
+        rms = np.sqrt(np.square(predicted - true).mean(axis=0))
+        np.testing.assert_allclose(unpacked(shown["errors"]).reshape(n, -1)[:, number], rms, rtol=1e-3)
+        if number == shown["column"]:
+            np.testing.assert_allclose(unpacked(shown["predicted"]).reshape(n, -1), predicted.T, atol=1e-3)
+            np.testing.assert_allclose(unpacked(shown["true"]).reshape(n, -1), true.T, atol=1e-3)
+    correlations = images.evaluation()["correlation"][ids]
+    np.testing.assert_allclose(unpacked(shown["correlation"]), correlations, rtol=1e-5)
+    lengths = np.linalg.norm(weights[ids], axis=1, keepdims=True)
+    unit = weights[ids] / np.maximum(lengths, 1e-30)
+    cosines = unit @ unit.T
+    np.fill_diagonal(cosines, -np.inf)
+    nearest = unpacked(shown["nearest"]).reshape(n, -1).astype(int)
+    expected = -np.sort(-cosines, axis=1)[2:, :6]
+    np.testing.assert_allclose(np.take_along_axis(cosines, nearest, axis=1)[2:], expected, atol=1e-5)
+
+
+def _ids(content: dict[str, Any]) -> np.ndarray:
+    return np.array(content["examples"]["ids"])
+
+
+def test_of_many_components_an_example_keeps_its_strongest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coar_dist.report.page.examples._WEIGHT_BYTES", 30 * 4 * 6)
+    monkeypatch.setattr("coar_dist.report.page.components.MAX_COMPONENTS", 10)
+    run = reported(tmp_path / "run", 30)
+    content, weights = content_of(run), run.weights()
+    shown = content["examples"]
+    ids = unpacked(shown["components"]).reshape(30, -1).astype(int)
+    np.testing.assert_array_equal(ids, np.argsort(-np.abs(weights), axis=1, kind="stable")[:, :6])
+    kept = unpacked(shown["weights"]).reshape(30, -1)
+    np.testing.assert_allclose(kept, np.take_along_axis(weights, ids, axis=1), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(unpacked(shown["whole"]), run.intercepts() + weights.sum(axis=1), rtol=1e-5)
+    assert "The 10 strongest of 24 components" in page_of(run).read_text()
+
+
+def test_attributions_are_read_twice(images: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[int, int]] = []
+    plain = AttributionTable.read
+
+    def count(self: AttributionTable, block: tuple[int, int]) -> Any:
+        read.append(block)
+        return plain(self, block)
+
+    monkeypatch.setattr(AttributionTable, "read", count)
+    gather(images.directory, summarise(images.directory))
+    assert sorted(read) == sorted(2 * images.directory.margins("train").blocks)
+
+
+def test_pictures_fill_what_the_rest_of_the_page_leaves(images: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = content_of(images)
+    assert set(content["images"]) >= {str(i) for i in content["examples"]["ids"]}
+    assert content["num_images"] == len(content["images"])
+    found = gather(images.directory, summarise(images.directory))
+    few = with_images(found, {}, 2000)
+    assert 0 < len(few["images"]) < 30 < few["num_images"]
+    assert list(few["images"]) == [str(i) for i in content["examples"]["ids"][: len(few["images"])]]
+
+
+def test_errors_of_the_model_are_counted() -> None:
+    table = {"label": np.array([0, 0, 1, 2, np.nan]), "prediction": np.array([0, 1, 1, 0, 1])}
+    found = confusion(table, {1: "one"})
+    assert found is not None
+    assert found["counts"] == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+    assert (found["num"], found["wrong"], found["names"]) == (4, 2, ["0", "one", "2"])
+    many = np.arange(60.0)
+    pairs = confusion({"label": np.repeat(many, 2), "prediction": np.repeat(many, 2) + np.arange(120) % 2}, {})
+    assert pairs is not None
+    assert "counts" not in pairs
+    assert pairs["wrong"] == 60
+    assert pairs["pairs"][0] == (0, 1, 1)
+    assert confusion({"label": np.full(3, np.nan), "prediction": np.zeros(3)}, {}) is None
+
+
+def test_a_clustered_map_brings_together_what_is_alike() -> None:
+    kinds = np.random.default_rng(0).standard_normal((3, 8))
+    rows = np.array([0, 1, 2, 0, 1, 2, 0])
+    order, columns = clustered(kinds[rows] + 0.01 * np.random.default_rng(1).standard_normal((7, 8)))
+    assert np.count_nonzero(np.diff(rows[order])) == 2
+    assert sorted(columns) == list(range(8))
+
+
+def test_layers_and_numbers_are_mapped(images: Run) -> None:
+    (grid,) = content_of(images)["maps"]["grids"]
+    assert grid["ids"] == list(range(24))
+    np.testing.assert_allclose(unpacked(grid["mean"]), images.weights().mean(axis=0, dtype=float), rtol=1e-4)
 
 
 def test_shares_of_layers_are_means_over_examples(images: Run) -> None:
     weights = np.abs(images.weights()[2:].astype(np.float64))
     shares = weights.reshape(len(weights), 3, 8).sum(axis=2) / weights.sum(axis=1, keepdims=True)
     page = page_of(images).read_text()
-    found = re.findall(r'class="n bar" data-value="([^"]+)"', page)
+    found = re.findall(r'class="n share" data-value="([^"]+)"', page)
     np.testing.assert_allclose(np.array(found, dtype=float), shares.mean(axis=0), rtol=1e-6)
+    part = content_of(images)["maps"]["layers"]["groupings"][0]
+    labels = images.examples()["label"][2:]
+    by_class = np.stack([shares[labels == label].mean(axis=0) for label in range(4)], axis=1)
+    np.testing.assert_allclose(unpacked(part["shares"]).reshape(3, 4), by_class, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mean", "ceiling", "grade", "sentence", "judgement"),
+    [
+        (0.906, 0.909, "good", "correlation .91 of at most .91.", "more masks would add little"),
+        (0.80, 0.90, "good", "correlation .80 of at most .90.", "more masks would add some"),
+        (0.60, 0.90, "fair", "correlation .60 of at most .90.", "and not the order of weak ones"),
+        (0.30, 0.60, "weak", "correlation .30 of at most .60.", "explains more than 36% of what ablations do"),
+        (0.90, None, "unknown", "correlation .90.", "no ceiling of linear models: it is undefined on these masks"),
+        (np.nan, 0.9, "unknown", "is undefined.", "design.ablation_fraction"),
+    ],
+)
+def test_the_first_sentence_is_the_result(
+    texts: Run, mean: float, ceiling: float | None, grade: str, sentence: str, judgement: str
+) -> None:
+    summary = summarise(texts.directory)
+    means = means_of(np.full((30, 2), mean))
+    nothing = np.empty(0)
+    of = Ceiling(*[np.nan] * 6, nothing, 60, 0, "coar") if ceiling is not None else None
+    of = replace(of, mean=ceiling) if of is not None and ceiling is not None else None
+    method = replace(summary.methods[0], correlation=means)
+    found = verdict_of(
+        texts.directory, replace(summary, methods=[method], ceilings=dict.fromkeys(summary.held_out, of))
+    )
+    assert found.grade == grade
+    assert found.sentence.endswith(sentence)
+    assert judgement in found.judgement
 
 
 def test_findings_name_examples_that_never_change(images: Run, texts: Run) -> None:
@@ -133,16 +296,16 @@ def test_findings_name_examples_that_never_change(images: Run, texts: Run) -> No
     assert "COAR: 4 correlations are undefined." in text
     assert "No file was damaged." in text
     assert "every example&#39;s margin changes" in page_of(texts).read_text()
-    first = content_of(images)["examples"][0]
-    assert first["correlation"] is None
-    assert first["weights"] == []
+    shown = content_of(images)["examples"]
+    assert np.isnan(unpacked(shown["correlation"])[:2]).all()
+    assert (unpacked(shown["weights"])[:48] == 0).all()
 
 
 def test_a_run_in_which_nothing_ever_changes_has_a_page(tmp_path: Path) -> None:
     text = page_of(reported(tmp_path / "run", 6, num_constant=6)).read_text()
     assert "All weights are 0." in text
     assert "the margins of 6 examples (0, 1, 2, 3, 4, 5) never change" in text
-    assert ">undefined<" in text
+    assert "How well COAR predicts new ablations is undefined." in text
 
 
 def test_damaged_files_of_earlier_are_counted(tmp_path: Path) -> None:
@@ -158,20 +321,24 @@ def test_names_and_texts_are_no_markup(texts: Run) -> None:
     text = page_of(texts).read_text()
     assert "<img src=x" not in text
     assert "&lt;img src=x onerror=alert(1)&gt;" in text
-    assert content_of(texts)["examples"][3]["excerpt"] == f"{HOSTILE}text 3\nof a play"
+    assert content_of(texts)["examples"]["excerpts"][3] == f"{HOSTILE}text 3\nof a play"
 
 
-def test_the_worst_the_best_and_the_wrong_are_shown() -> None:
+def test_the_worst_the_best_the_wrong_and_the_extreme_are_shown() -> None:
     random = np.random.default_rng(0)
     correlations = random.random(2000)
     correlations[7] = np.nan
     label = np.zeros(2000)
     prediction = np.where(np.arange(2000) % 400 == 399, 1.0, 0.0)
-    chosen = choose({"label": label, "prediction": prediction}, correlations)
+    totals = Totals(ComponentIndex((ComponentGroup.of("conv.weight", 0, 3),)), [])
+    weights = random.random((2000, 3), np.float32)
+    weights[1001, 2], weights[1003, 0] = 5.0, -5.0
+    totals.add(np.arange(2000), weights)
+    chosen = choose({"label": label, "prediction": prediction}, correlations, totals)
     assert len(chosen) == len(np.unique(chosen)) == MAX_SHOWN
     order = np.argsort(np.nan_to_num(correlations, nan=0.5))
-    assert {*order[:80], *order[-80:], 7, 399, 799, 1199, 1599, 1999} <= set(chosen.tolist())
-    np.testing.assert_array_equal(choose({"label": label, "prediction": prediction}, correlations), chosen)
+    assert {*order[:80], *order[-80:], 7, 399, 799, 1001, 1003, 1199, 1599, 1999} <= set(chosen.tolist())
+    np.testing.assert_array_equal(choose({"label": label, "prediction": prediction}, correlations, totals), chosen)
 
 
 def test_history_adds_up_stages_and_lists_warnings(tmp_path: Path) -> None:
@@ -193,7 +360,7 @@ def test_history_adds_up_stages_and_lists_warnings(tmp_path: Path) -> None:
     history = history_of(run)
     assert history.num_commands == 3
     assert history.num_unreadable == 2 + len(entries)
-    assert history.stages["ablate"].said == "10 masks"
+    assert history.stages["ablate"].said == ["10 masks"]
     assert [(stage, text) for _, stage, text in history.warnings] == [
         ("ablate", "a shard is [damaged]"),
         ("fit", "an actor has died"),
@@ -205,82 +372,26 @@ def test_history_adds_up_stages_and_lists_warnings(tmp_path: Path) -> None:
     np.testing.assert_allclose(history.stages["fit"].seconds, seconds[2], atol=1e-6)
 
 
+def test_after_a_rerun_the_page_says_what_the_masks_have_cost(tmp_path: Path) -> None:
+    run = synthetic_run(tmp_path / "run", 10)
+    texts = {
+        "1": "10 masks in 60.0 s (0.2 masks/s); 0 masks there already.",
+        "2": "15 masks in 30.0 s (0.2 masks/s); 10 masks there already.",
+        "3": "15 masks: all there already.",
+    }
+    for name, text in texts.items():
+        lines = [(0, 'configuration: {"stages": ["ablate"]}'), (60 // int(name), text)]
+        entries = [
+            {"time": f"2026-11-29T12:0{at // 60}:{at % 60:02d}+00:00", "message": said, "stage": "ablate"}
+            | {"level": "INFO", "logger": "coar_dist.console.saying"}
+            for at, said in lines
+        ]
+        run.storage.write(f"logs/{name}.log", "".join(json.dumps(entry) + "\n" for entry in entries).encode())
+    ablated = history_of(run).stages["ablate"]
+    assert ablated.seconds == 90.0
+    assert ablated.said == [texts["1"], texts["2"]]
+
+
 def _lines(run: Any, name: str) -> list[bytes]:
     lines: list[bytes] = run.storage.read(f"logs/{name}").splitlines()
     return [line for line in lines if b"time" in line]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[webdriver.Chrome]:
-    with chromium() as opened:
-        yield opened
-
-
-def test_in_a_browser_nothing_goes_wrong_at_any_size(
-    browser: webdriver.Chrome, images: Run, texts: Run, tmp_path: Path
-) -> None:
-    numbers = reported(tmp_path / "numbers", 12, kind="numbers")
-    for run, width, scheme in (
-        (images, 1200, "light"),
-        (images, 390, "dark"),
-        (texts, 390, "light"),
-        (numbers, 800, "dark"),
-    ):
-        show(browser, page_of(run), width, scheme)
-        browser.find_elements(By.CSS_SELECTOR, "button.example")[-1].click()
-        assert browser.find_element(By.CSS_SELECTOR, "#detail h3").text.startswith("Example ")
-        browser.find_element(By.CSS_SELECTOR, ".weights button").click()
-        assert browser.find_elements(By.CSS_SELECTOR, "#gallery figure")
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-        paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
-        assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 24, 28)"}[scheme]
-        assert browser.get_log("browser") == []
-
-
-def test_tables_are_sorted_by_their_numbers(browser: webdriver.Chrome, images: Run) -> None:
-    show(browser, page_of(images), 1200)
-    head = "#layers thead th:nth-child(3)"
-    column = "return [...document.querySelectorAll('#layers tbody td:nth-child(3)')].map(cell => +cell.dataset.value)"
-    for direction, sign in (("ascending", 1), ("descending", -1)):
-        browser.find_element(By.CSS_SELECTOR, f"{head} button").click()
-        assert browser.find_element(By.CSS_SELECTOR, head).get_attribute("aria-sort") == direction
-        values = np.array(browser.execute_script(column)) * sign
-        assert (np.diff(values) > 0).all()
-
-
-def test_examples_are_filtered_ordered_and_linked_to(browser: webdriver.Chrome, images: Run, texts: Run) -> None:
-    examples = content_of(images)["examples"]
-    show(browser, page_of(images), 1200)
-
-    def set_to(name: str, value: str) -> list[int]:
-        browser.execute_script(
-            "const field = document.forms.filter.elements[arguments[0]]; field.value = arguments[1];"
-            "field.dispatchEvent(new Event('input', {bubbles: true}))",
-            name,
-            value,
-        )
-        return [int(card.get_attribute("data-id")) for card in browser.find_elements(By.CSS_SELECTOR, "button.example")]
-
-    wrong = [example for example in examples if example["label"] != example["prediction"]]
-    assert set_to("right", "wrong") == [example["id"] for example in wrong][:36]
-    assert f"{len(wrong)} of 500" in browser.find_element(By.NAME, "count").text
-    of_class = [example["id"] for example in wrong if example["label"] == 2]
-    assert set_to("label", "2") == of_class[:36]
-    set_to("label", "")
-    set_to("right", "")
-    defined = [example for example in examples if example["correlation"] is not None]
-    best = sorted(defined, key=lambda example: -example["correlation"])
-    assert set_to("order", "best")[:20] == [example["id"] for example in best][:20]
-    browser.find_element(By.CSS_SELECTOR, ".more").click()
-    assert len(browser.find_elements(By.CSS_SELECTOR, "button.example")) == 72
-    chosen = examples[100]["id"]
-    assert set_to("text", str(chosen)) == [chosen]
-    browser.find_element(By.CSS_SELECTOR, "button.example").click()
-    link = browser.current_url
-    assert link.endswith(f"#example-{chosen}")
-    browser.get("about:blank")
-    browser.get(link)
-    assert browser.find_element(By.CSS_SELECTOR, "#detail h3").text == f"Example {chosen}"
-    show(browser, page_of(texts), 1200)
-    assert set_to("text", "TEXT 7") == [7]
-    assert browser.get_log("browser") == []

@@ -106,6 +106,7 @@ function figureButtons(name, svg) {
 // A box that scrolls sideways, with a shadow at the side where there is more.
 function scrolls(box) {
   const update = () => {
+    if (!box.clientWidth) return; // not shown: what it says then stays, so that what is below stays where it is
     box.classList.toggle("more-right", box.scrollLeft + box.clientWidth < box.scrollWidth - 2);
     box.classList.toggle("more-left", box.scrollLeft > 2);
   };

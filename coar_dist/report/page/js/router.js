@@ -3,7 +3,6 @@
 const home = document.getElementById("home"), view = document.getElementById("view"), title = document.title;
 let homeHash = "", homeScroll = 0;
 window.history.scrollRestoration = "manual";
-addEventListener("scroll", () => { if (!home.hidden) homeScroll = scrollY; }, { passive: true });
 
 function decoded(part) {
   try { return decodeURIComponent(part); } catch { return part; }
@@ -23,6 +22,7 @@ function route() {
   const hash = location.hash.slice(1), wasHome = !home.hidden;
   const component = /^component-(.+)$/s.exec(hash), example = /^example-(\d+)$/.exec(hash);
   if (component || example) {
+    if (wasHome) homeScroll = scrollY;
     view.replaceChildren(...(component ? componentPage(decoded(component[1])) : examplePage(Number(example[1]))).filter(Boolean));
     home.hidden = true;
     view.hidden = false;
@@ -31,12 +31,11 @@ function route() {
     view.focus({ preventScroll: true });
     return;
   }
-  const back = homeScroll;
   view.hidden = true;
   view.replaceChildren();
   home.hidden = false;
   document.title = title;
-  if (!wasHome && hash === homeHash) scrollTo(0, back); else goTo(hash);
+  if (!wasHome && hash === homeHash) scrollTo(0, homeScroll); else goTo(hash);
   homeHash = hash;
 }
 

@@ -1,0 +1,273 @@
+"""The report page in Chromium: every kind of link, what can be ticked, sorted and downloaded, at three widths and in
+both themes, without a word on the console."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import numpy as np
+import pytest
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+
+from coar_dist.api import Run
+from tests.report.browser import chromium, show
+from tests.report.synthetic import synthetic_run
+from tests.report.test_page import HOSTILE, content_of, page_of, report
+
+N = 40
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[webdriver.Chrome]:
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Images of 4 classes and 2 sites; names have markup, quotes and a slash in them."""
+    root, columns = tmp_path_factory.mktemp("browser") / "run", {"site": 7 + np.arange(N) % 2}
+    run = Run(synthetic_run(root, N, hostile=f"{HOSTILE}'\"/% é", columns=columns, has_errors=True))
+    report(run.directory)
+    return run
+
+
+def find(browser: webdriver.Chrome, selector: str) -> WebElement:
+    return browser.find_element(By.CSS_SELECTOR, selector)
+
+
+def click(browser: webdriver.Chrome, selector: str) -> str:
+    """Clicks an element as a script does, wherever it is; returns the address without the file."""
+    browser.execute_script(
+        "const at = document.querySelector(arguments[0]);"
+        "at.dispatchEvent(new MouseEvent('click', {bubbles: true, cancelable: true, view: window}))",
+        selector,
+    )
+    time.sleep(0.05)
+    return browser.current_url.partition("#")[2]
+
+
+def title(browser: webdriver.Chrome) -> str:
+    return find(browser, "#view h1").text
+
+
+def is_at(browser: webdriver.Chrome, name: str) -> bool:
+    """Whether a part of the page is shown with its beginning in sight, below the bar."""
+    top, bar, height, left = browser.execute_script(
+        "return [document.getElementById(arguments[0]).getBoundingClientRect().top,"
+        "document.querySelector('header nav').getBoundingClientRect().bottom, innerHeight,"
+        "document.documentElement.scrollHeight - innerHeight - scrollY]",
+        name,
+    )
+    return bool(bar - 2 <= top < height / 2 or (left < 2 and top < height))
+
+
+@pytest.mark.parametrize("width", [390, 900, 1400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_view_fits_at_any_width_in_both_themes(
+    browser: webdriver.Chrome, run: Run, width: int, scheme: str
+) -> None:
+    show(browser, page_of(run), width, scheme)
+    paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 24, 28)"}[scheme]
+    for place in ("quality", "run", "example-3", f"component-{quote(run.components.name_of(3))}"):
+        browser.execute_script("location.hash = arguments[0]", place)
+        time.sleep(0.05)
+        wide = browser.execute_script("return document.documentElement.scrollWidth")
+        assert wide <= width, place
+        sizes = "svg => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width"
+        scales = browser.execute_script(f"return [...document.querySelectorAll('figure svg')].map({sizes})")
+        assert [scale for scale in scales if 0 < scale < 0.999] == []  # where there is no room they scroll
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (900, "light"), (1400, "dark")])
+def test_every_kind_of_link_lands_where_it_points(browser: webdriver.Chrome, run: Run, width: int, scheme: str) -> None:
+    show(browser, page_of(run), width, scheme)
+    names = run.components.names()
+
+    def fits() -> None:
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+
+    for name in ("components", "examples", "maps", "quality", "run", "result"):
+        assert click(browser, f"header nav a[href='#{name}']") == name
+        assert is_at(browser, name), name
+        fits()
+    assert click(browser, ".judgement a") == "quality"
+    assert find(browser, "#quality details").get_attribute("open") is not None
+    for link in (
+        "#strongest td a",
+        "#strongest .thumb",
+        "#component-table tbody a",
+        "#list a.card",
+        "#grids svg a",
+        "#by-group svg a",
+    ):
+        browser.get(f"file://{page_of(run)}#maps")
+        place = click(browser, link)
+        kind, _, name = place.partition("-")
+        if kind == "component":
+            assert unquote(name) in names
+            assert place == f"component-{quote(unquote(name), safe='!~*()' + chr(39))}"
+            assert title(browser) == unquote(name)
+        else:
+            assert title(browser) == f"Example {name}"
+        fits()
+        assert browser.execute_script("return scrollY") == 0
+        browser.back()
+        assert is_at(browser, "maps")
+    assert click(browser, "#confusion svg a").startswith("examples:label=")
+    assert is_at(browser, "examples")
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#list .card")) >= 1
+    assert all(card.text.count("taken for") == 1 for card in browser.find_elements(By.CSS_SELECTOR, "#list .card"))
+
+    first = title_after(browser, run, f"component-{quote(names[5])}")
+    assert first == names[5]
+    for link in (".steps a:last-child", "td a", ".cards a.card", ".waterfall a", ".cards a.card", ".cards a.card"):
+        before = title(browser)
+        assert click(browser, f"#view {link}")
+        after = title(browser)
+        assert after != before
+        browser.back()
+        time.sleep(0.05)
+        assert title(browser) == before
+        browser.forward()
+        time.sleep(0.05)
+        assert title(browser) == after
+        fits()
+    assert click(browser, ".steps a") == "examples"
+    assert is_at(browser, "examples")
+    assert title_after(browser, run, "component-nothing") == "nothing"
+    assert "no page of this component" in find(browser, "#view").text
+    assert title_after(browser, run, "example-4000") == "Example 4000"
+    assert title_after(browser, run, "component-%E0%A4%A") == "%E0%A4%A"
+    assert browser.get_log("browser") == []
+
+
+def title_after(browser: webdriver.Chrome, run: Run, place: str) -> str:
+    """Opens an address anew."""
+    browser.get("about:blank")
+    browser.get(f"file://{page_of(run)}#{place}")
+    return title(browser)
+
+
+def test_what_is_ticked_off_is_predicted_with_its_measured_error(browser: webdriver.Chrome, run: Run) -> None:
+    show(browser, page_of(run), 1400)
+    title_after(browser, run, "example-7")
+    weights, names = run.weights([7])[0].astype(float), run.components.names()
+    two = np.argsort(-np.abs(weights))[:2]
+    for component in two:
+        click(browser, f".waterfall input[data-component='{component}']")
+    said = find(browser, ".whatif .lead").text
+    value = run.intercepts([7])[0] + weights.sum() - weights[two].sum()
+    masks, margins = run.margins("evaluation_0.1")
+    error = np.sqrt(np.square(run.predict(masks, [7])[:, 0] - margins[:, 7]).mean())
+    assert said.startswith(f"Prediction: margin {value:.2f} ± {error:.3f}".replace("-", "−"))
+    assert "Not measured" in find(browser, ".whatif").text
+    browser.execute_script(
+        "const field = document.querySelector('.whatif input'); field.value = arguments[0];"
+        "field.dispatchEvent(new Event('input', {bubbles: true}))",
+        names[int(np.argsort(-np.abs(weights))[15])],
+    )
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".chips button")) == 3
+    click(browser, ".chips button")
+    click(browser, ".steps a:last-child")  # what is off stays off on the next example
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".chips button")) == 2
+    assert browser.get_log("browser") == []
+
+
+def test_components_are_found_sorted_and_grouped(browser: webdriver.Chrome, run: Run) -> None:
+    show(browser, page_of(run), 1400)
+
+    def set_to(form: str, name: str, value: str) -> None:
+        browser.execute_script(
+            "const field = document.getElementById(arguments[0]).elements[arguments[1]]; field.value = arguments[2];"
+            "field.dispatchEvent(new Event('input', {bubbles: true}))",
+            *(form, name, value),
+        )
+
+    def column(number: int) -> list[str]:
+        cells = browser.find_elements(By.CSS_SELECTOR, f"#component-table tbody td:nth-child({number})")
+        return [cell.text for cell in cells]
+
+    set_to("component-filter", "text", "BLOCK1.")
+    assert {name.split(".")[0] for name in column(2)} == {"block1"}
+    assert find(browser, "#component-filter output").text == "8 of 24"
+    set_to("component-filter", "by", "0")
+    heads = [head.text for head in browser.find_elements(By.CSS_SELECTOR, "#component-table thead th")]
+    assert heads[7:11] == ["0", "1", "2", "3"]
+    for sign in (-1, 1):
+        click(browser, "#component-table thead th:nth-child(8) button")
+        values = [float(text.replace("−", "-")) for text in column(8)]
+        assert (sign * np.diff(values) >= 0).all()
+    click(browser, "#components .tools .small:last-child")
+    assert browser.get_log("browser") == []
+
+    examples = run.examples()
+    set_to("filter", "right", "wrong")
+    wrong = np.flatnonzero(examples["label"] != examples["prediction"])
+    shown = [
+        card.get_attribute("href").rpartition("-")[2] for card in browser.find_elements(By.CSS_SELECTOR, "#list a")
+    ]
+    assert [int(i) for i in shown] == wrong.tolist()
+    set_to("filter", "right", "")
+    set_to("filter", "group2", "1")
+    assert find(browser, "#filter output").text == f"{(examples['site'] == 8).sum()} of {N}"
+    set_to("filter", "order", "best")
+    best = int(find(browser, "#list a").get_attribute("href").rpartition("-")[2])
+    correlations = np.where(examples["site"] == 8, run.evaluation()["correlation"], -2)
+    assert best == int(np.argmax(correlations))
+
+
+def test_tables_and_figures_are_downloaded(browser: webdriver.Chrome, run: Run, tmp_path: Path) -> None:
+    behaviour = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", behaviour)
+    show(browser, page_of(run), 1400)
+    tables = browser.find_elements(By.CSS_SELECTOR, "table")
+    buttons = browser.execute_script(
+        "return [...document.querySelectorAll('button')].filter(b => b.title.includes('table')).length"
+    )
+    assert buttons >= len(tables)
+
+    def downloaded(name: str) -> bytes:
+        for _ in range(100):
+            if (tmp_path / name).is_file():
+                return (tmp_path / name).read_bytes()
+            time.sleep(0.05)
+        raise AssertionError(f"no {name} among {[path.name for path in tmp_path.iterdir()]}")
+
+    click(browser, "button[title='Download this table: components']")
+    rows = list(csv.reader(io.StringIO(downloaded("run-components.csv").decode())))
+    weights = run.weights().astype(np.float64)
+    assert rows[0][:3] == ["rank", "component", "mean effect"]
+    order = [run.components.names().index(row[1]) for row in rows[1:]]
+    np.testing.assert_allclose([float(row[2]) for row in rows[1:]], weights.mean(axis=0)[order], rtol=1e-4)
+    click(browser, "button[title='Download this table: correlations']")
+    rows = list(csv.reader(io.StringIO(downloaded("run-correlations.csv").decode())))
+    assert float(rows[1][4]) == pytest.approx(run.evaluation("coar", "evaluation_0.1")["correlation"].mean())
+    click(browser, "figure[data-name='figure1'] button[title^='Download']")
+    svg = downloaded("run-figure1.svg").decode()
+    assert svg.startswith("<svg")
+    assert "var(" not in svg
+    click(browser, "figure[data-name='figure1'] button:last-of-type")
+    assert Image.open(io.BytesIO(downloaded("run-figure1.png"))).size[0] > 500
+    assert browser.get_log("browser") == []
+
+
+def test_a_run_without_classes_of_one_example_has_a_page(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    run = Run(synthetic_run(tmp_path / "run", 1, num_layers=1, per_layer=1, kind="numbers"))
+    report(run.directory)
+    show(browser, page_of(run), 390)
+    for place in ("example-0", f"component-{quote(run.components.name_of(0))}", "maps"):
+        browser.get(f"file://{page_of(run)}#{place}")
+        time.sleep(0.05)
+    assert content_of(run)["maps"]["confusion"] is None
+    assert browser.get_log("browser") == []
