@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from coar_dist.config.methods import label_of
 from coar_dist.errors import MissingWorkError
-from coar_dist.report.drawing import COLOURS, FAINT, MARKERS, STYLE, ShownFigure
+from coar_dist.report.drawing import FAINT, STYLE, ShownFigure, look_of
 from coar_dist.report.numbers import number
 from coar_dist.store.circuits import MAGNITUDE, SIGNED, CircuitScores, CircuitTable
 from coar_dist.store.run_directory import RunDirectory
@@ -40,11 +40,12 @@ def draw_circuit(found: CircuitScores) -> Figure:
         panels = figure.subplots(1, len(_PANELS), sharey=True)
         for axes, (ranking, (title, score, name)) in zip(panels, _PANELS.items(), strict=True):
             for i, (method, values) in enumerate(found.scores.items()):
+                colour, marker = look_of(method, i)
                 axes.plot(
                     found.sizes,
                     found.faithfulness[method, ranking],
-                    color=COLOURS[i % len(COLOURS)],
-                    marker=MARKERS[i % len(MARKERS)],
+                    color=colour,
+                    marker=marker,
                     markersize=4,
                     linewidth=1.3,
                     label=f"{label_of(method)}, {name} {number(values[score])}",

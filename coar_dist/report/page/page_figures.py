@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
+from coar_dist.report.circuit_figures import circuit_figures
 from coar_dist.report.drawing import inline_svg, save_figure
 from coar_dist.report.figures import draw_budgets, draw_correlations, draw_distributions, draw_layers
 from coar_dist.report.output_names import OutputName
@@ -95,6 +96,16 @@ def figures_of(found: Gathered, summary: Summary, output: OutputName) -> list[Pa
                 "Share of the absolute weight by layer, and by class.",
             )
         )
+    figures += [
+        PageFigure(
+            name,
+            "quality",
+            figure,
+            title,
+            "The strongest components alone, by their share of all: 1 is the whole model, 0 what is left without any.",
+        )
+        for name, (figure, title) in circuit_figures(found.run).items()
+    ]
     return figures
 
 
