@@ -41,7 +41,8 @@ def verdict_of(run: RunDirectory, summary: Summary) -> Verdict:
     column = summary.trained_column or 0
     method, ceiling = summary.methods[0], list(summary.ceilings.values())[column]
     mean = float(method.correlation.mean[column])
-    of = f"that ablate {100 * summary.fractions[column]:.3g}% of the {counted(run.components.num_components, 'component')}"
+    components = counted(run.components.num_components, "component")
+    of = f"that ablate {100 * summary.fractions[column]:.3g}% of the {components}"
     if not np.isfinite(mean):
         return Verdict(
             f"How well {method.label} predicts new ablations is undefined.",
