@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,8 +25,9 @@ from coar_dist.cluster.parts import Result, Started, Tasks, run_parts
 from coar_dist.cluster.pool import cause
 from coar_dist.cluster.resources import Cluster
 from coar_dist.cluster.shared_value import SharedValue, unpacked
+from coar_dist.cluster.worker import LogCollector, LogLines
 from coar_dist.config.schema import ClusterConfig
-from coar_dist.errors import ClusterError, CoarDistError, NotOnThisNodeError
+from coar_dist.errors import ClusterError, CoarDistError, CoarWarning, NotOnThisNodeError, warn
 
 _T = TypeVar("_T")
 _Function = Callable[[Any, Any], Any]
@@ -160,6 +162,42 @@ def _receive(sent: tuple[SharedValue, list[ObjectRef[Any]]]) -> Any:
     return unpacked(content)
 
 
+@dataclass(frozen=True)
+class _Said:
+    """What a part had to say in a task's process, where nobody reads it.
+
+    Attributes:
+        log: lines of this package's loggers.
+        warnings: of this package, in the words of the command line.
+    """
+
+    log: LogLines
+    warnings: tuple[str, ...]
+
+    def repeat(self) -> None:
+        """Log and warn here; each warning once, however many parts have it."""
+        for level, text in self.log:
+            _log.log(level, "%s", text)
+        for text in self.warnings:
+            warn(text)
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[Callable[[], _Said]]:
+    """Gives what tells afterwards what was logged and warned of within."""
+    collector = LogCollector.attached()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", CoarWarning)
+            yield lambda: _Said(collector.drain(), tuple(str(found.message) for found in caught if _is_own(found)))
+    finally:
+        collector.detach()
+
+
+def _is_own(found: warnings.WarningMessage) -> bool:
+    return issubclass(found.category, CoarWarning)
+
+
 class RayTasks(Tasks):
     """Tasks of ``function(shared, item)``, each with the resources of one actor.
 
@@ -188,7 +226,9 @@ class RayTasks(Tasks):
     def _part(function: _Function, sent: Any, item: Any, num_threads: int) -> Iterator[Any]:
         yield Started()
         torch.set_num_threads(num_threads)
-        yield Result(function(_receive(sent), item))
+        with _listening() as said:
+            value = function(_receive(sent), item)
+        yield Result(value), said()
 
     @override
     def num_wanted(self, num_left: int) -> int:
@@ -248,8 +288,12 @@ class RayTasks(Tasks):
         return Loss(cause(error), node_died=True)
 
     def _answer(self, task: Any) -> Started | Result:
-        answer: Started | Result = ray.get(next(task))
-        return answer
+        answer: Started | tuple[Result, _Said] = ray.get(next(task))
+        if isinstance(answer, Started):
+            return answer
+        result, said = answer
+        said.repeat()
+        return result
 
 
 class _KeepingTasks(RayTasks):
@@ -266,8 +310,10 @@ class _KeepingTasks(RayTasks):
     def _part(function: _Function, sent: Any, item: Any, num_threads: int) -> Iterator[Any]:
         yield Started()
         torch.set_num_threads(num_threads)
-        yield function(_receive(sent), item)
-        yield None  # the driver fetches this, which shows that the value is there
+        with _listening() as said:
+            value = function(_receive(sent), item)
+        yield value
+        yield said()  # the driver fetches this, which shows that the value is there
 
     @override
     def submit(self, item: Any) -> Any:
@@ -282,8 +328,11 @@ class _KeepingTasks(RayTasks):
             self._started.add(task)
             return super()._answer(task)
         reference = next(task)
-        is_there = next(task, None)
-        ray.get(reference if is_there is None else is_there)  # raises what the part raised
+        said = next(task, None)
+        if said is None:
+            ray.get(reference)  # raises what the part raised
+        else:
+            ray.get(said).repeat()
         return Result((self._numbers[task], reference))
 
 

@@ -202,6 +202,10 @@ class LogCollector(logging.Handler):
         logger.addHandler(collector)
         return collector
 
+    def detach(self) -> None:
+        """What is logged from now on is not kept."""
+        logging.getLogger("coar_dist").removeHandler(self)
+
     @override
     def emit(self, record: logging.LogRecord) -> None:
         self._lines.append((record.levelno, record.getMessage()))

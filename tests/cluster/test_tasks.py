@@ -16,7 +16,7 @@ from coar_dist.cluster.parts import Result, Started, Tasks, run_parts
 from coar_dist.cluster.ray_tasks import on_cluster
 from coar_dist.cluster.resources import Cluster
 from coar_dist.config.schema import ClusterConfig
-from coar_dist.errors import ClusterError
+from coar_dist.errors import ClusterError, CoarWarning, warn
 
 TIMEOUT_S, STEP_S = 10.0, 1.0
 DIED, NODE_DIED = Loss("it crashed.", node_died=False), Loss("its node died.", node_died=True)
@@ -155,6 +155,7 @@ def test_a_killed_worker_and_too_few_cpus_on_ray(ray_cluster: None, tmp_path: An
         pass
 
 
+@pytest.mark.filterwarnings("ignore:6 is made")  # once more, when it is made again
 def test_what_is_kept_is_read_by_later_tasks_and_made_again_where_it_is_lost(ray_cluster: None, tmp_path: Any) -> None:
     """The second value is made from the first; Ray says of either that it is lost when it is read first."""
     from ray import ObjectRef
@@ -167,6 +168,7 @@ def test_what_is_kept_is_read_by_later_tasks_and_made_again_where_it_is_lost(ray
 
     def first(folder: Any, item: int) -> Any:
         (folder / f"{item}.{len(list(folder.iterdir()))}").touch()
+        warn(f"{item} is made")
         return np.full(200_000, item)
 
     def second(values: Any) -> Any:
@@ -181,7 +183,8 @@ def test_what_is_kept_is_read_by_later_tasks_and_made_again_where_it_is_lost(ray
     made.mkdir()
     with on_cluster(ClusterConfig(max_actors=2, start_timeout_s=60), way_out="") as execute:
         assert execute.width == 2
-        firsts = execute.keep(first, made, [5, 6])
+        with pytest.warns(CoarWarning, match="5 is made"), pytest.warns(CoarWarning, match="6 is made"):
+            firsts = execute.keep(first, made, [5, 6])
         before: list[ObjectRef[Any]] = [value.reference for value in firsts]  # type: ignore[attr-defined]
         kept = execute.keep_one(second, firsts)
         assert [int(value.read()[0]) for value in firsts] == [5, 6]

@@ -8,6 +8,7 @@ import re
 import socket
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +24,7 @@ from coar_dist.cluster.parts import Result, Started
 from coar_dist.cluster.ranges import WorkRange
 from coar_dist.cluster.worker import Worker
 from coar_dist.cluster.writing import WriteError
-from coar_dist.errors import ClusterError, StorageError
+from coar_dist.errors import ClusterError, CoarWarning, StorageError, warn
 from tests.models import local_storage
 
 _log = logging.getLogger("coar_dist.some.module")
@@ -64,7 +65,28 @@ def test_a_part_of_a_computation_runs_on_the_threads_that_it_is_given() -> None:
     sent = packed("shared"), []
     part = ray_tasks.RayTasks._part
     answers = part(lambda shared, item: (shared, item, torch.get_num_threads()), sent, 7, 3)
-    assert list(answers) == [Started(), Result(("shared", 7, 3))]
+    started, (result, said) = answers
+    assert (started, result) == (Started(), Result(("shared", 7, 3)))
+    assert (said.log, said.warnings) == ((), ())
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_a_part_says_is_said_where_its_answer_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+    def part(shared: str, item: int) -> int:
+        _log.info("part %d", item)
+        warn(f"design.seed of {shared}")
+        warnings.warn("of another library", stacklevel=1)
+        return item
+
+    _, (result, said) = ray_tasks.RayTasks._part(part, (packed("this"), []), 7, 1)
+    assert result == Result(7)
+    assert said.log == ((logging.INFO, "part 7"),)
+    assert said.warnings == ("design.seed of this",)
+    _log.info("afterwards")
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "coar_dist"), pytest.warns(CoarWarning, match=r"^design\.seed of this$"):
+        said.repeat()
+    assert caplog.messages == ["part 7"]
 
 
 def ready(kind: type[Worker], overlaps: bool = True) -> Any:
