@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from coar_dist.report.drawing import FAINT, METHOD_COLOURS, STYLE, ShownFigure
 from coar_dist.report.numbers import number
 
+PNG = b"\x89PNG"
+"""How a PNG begins."""
 _EXCERPT = 90
 CLASS_NAME = 24
 """Letters of a class's name in a figure."""
@@ -71,7 +73,8 @@ def draw_predictions(
             axes.xaxis.set_major_locator(MaxNLocator(4))
             if example.image is not None:
                 inset = axes.inset_axes((0.03, 0.64, 0.33, 0.33))
-                inset.imshow(imread(io.BytesIO(example.image)), cmap="gray")
+                kind = "png" if example.image.startswith(PNG) else "jpeg"
+                inset.imshow(imread(io.BytesIO(example.image), format=kind), cmap="gray")
                 inset.set_axis_off()
             elif example.excerpt is not None:
                 axes.set_xlabel(textwrap.fill(example.excerpt[:_EXCERPT], 45), fontsize=6.5)

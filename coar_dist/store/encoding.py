@@ -27,6 +27,8 @@ _MAGIC = b"PAR1"
 _LENGTH_AND_MAGIC = 8
 _READ_ACROSS = 2**18
 """Columns that lie so near to each other are read together."""
+_READ_AT_ONCE = 2**23
+"""Bytes of the rows that are decoded together."""
 _FOOTER_CHECKSUM = re.compile(rb'\{"footer_sha256": "([0-9a-f]{64})"')
 _UNKNOWN = "0" * 64
 
@@ -111,7 +113,12 @@ def read_columns(file: StoredFile, tail: bytes, metadata: Mapping[str, Any], col
             if _sha256(parts.between(*ranges[column])) != checksums[column]:
                 raise WrongError(f"is damaged: column {column!r} does not have the checksum it was written with")
         source = pq.ParquetFile(pa.PythonFile(parts, mode="r"), metadata=footer, pre_buffer=False)
-        return source.read(columns=wanted, use_threads=False)
+        num_bytes = footer.row_group(0).total_byte_size
+        if num_bytes < _READ_AT_ONCE:
+            return source.read(columns=wanted, use_threads=False)
+        # Some rows after the other: what they are decoded from is not in memory for all of them.
+        rows = max(_READ_AT_ONCE * footer.num_rows // num_bytes, 1)
+        return pa.Table.from_batches(source.iter_batches(batch_size=rows, columns=wanted, use_threads=False))
     except (pa.ArrowException, KeyError) as error:  # of a file with right checksums that no writer here has made
         raise WrongError(f"is damaged: it is no Parquet file of these columns ({in_one_line(error)})") from error
 
@@ -131,10 +138,10 @@ class _Parts(io.RawIOBase):
         return memoryview(b"")
 
     @override
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int = -1) -> Any:
         content = self.between(self._position, self._size if size < 0 else self._position + size)
         self._position += len(content)
-        return bytes(content)
+        return content  # pyarrow reads a memoryview without a copy
 
     @override
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:

@@ -1,12 +1,8 @@
-"""An evaluated run of any size, of random numbers and no model.
-
-``python -m tests.report.synthetic DIR N D`` makes one.
-"""
+"""An evaluated run of any size, of random numbers and no model."""
 
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +25,8 @@ from tests.models import local_storage
 
 _ALPHA = 0.1
 _NUM_MASKS = 60
+_DRAWN = 2**22
+_PICTURES = 2000
 
 
 def synthetic_run(
@@ -42,6 +40,7 @@ def synthetic_run(
     num_classes: int = 4,
     columns: Mapping[str, NDArray[Any]] | None = None,
     has_errors: bool = False,
+    side: int = 8,
 ) -> RunDirectory:
     """A run whose margins are linear in the masks but for noise, and whose attributions are the truth but for noise.
 
@@ -55,6 +54,7 @@ def synthetic_run(
         hostile: put into every name and text.
         num_classes: of the examples.
         columns: of the examples, besides.
+        side: pixels of the images.
         has_errors: whether the weights have standard errors, of a tenth of their sizes.
     """
     components = ComponentIndex(
@@ -83,14 +83,15 @@ def synthetic_run(
     masks = {name: entry.masks(0, _NUM_MASKS).astype(np.float32) for name, entry in run.held_out.items()}
     for first, end in run.margins(TRAIN_DESIGN).blocks:
         n = end - first
-        weights = random.standard_normal((n, d), np.float32)
+        weights = _normal(random, n, d)
         weights *= (scale / np.sqrt(d)).astype(np.float32)
         weights += np.float32(0.05)
         weights[: max(num_constant - first, 0)] = 0.0
         for name, of_design in masks.items():
             noise = 0.3 * random.standard_normal((_NUM_MASKS, n)) * (np.abs(weights).sum(axis=1) > 0)
             parts[name].append((of_design @ weights.T + 2.0 + noise).astype(np.float32))
-        guessed = random.standard_normal((n, d), np.float32) * (weights != 0)
+        guessed = _normal(random, n, d)
+        guessed[: max(num_constant - first, 0)] = 0.0
         guessed *= np.float32(0.1 * weights.std())
         guessed += weights
         quality = np.where(np.abs(weights).sum(axis=1) > 0, 0.9, np.nan)
@@ -109,20 +110,28 @@ def synthetic_run(
     margins = random.standard_normal(num_examples).astype(np.float32)
     ExampleTable(run).write(labels, predictions, margins, {**(texts if kind == "texts" else {}), **(columns or {})})
     if kind == "images":
-        previews = PreviewTable(run)
+        previews, pictures = PreviewTable(run), [_picture(i, side) for i in range(min(num_examples, _PICTURES))]
         for first, end in previews.missing():
-            previews.write((first, end), [_picture(i) for i in range(first, end)], 8, 8)
+            previews.write((first, end), [pictures[i % len(pictures)] for i in range(first, end)], side, side)
     evaluate(run, ["coar"], lambda done: None)
     measure_ceilings(run, "coar", lambda done: None)
     return run
 
 
-def _picture(example_id: int) -> bytes:
-    pixels = np.full((8, 8, 3), [example_id % 251, example_id // 251 % 251, 128], np.uint8)
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG")
+def _normal(random: np.random.Generator, num_rows: int, width: int) -> np.ndarray:
+    """Normal float32; of many each row is cut out of the same ones somewhere else, as drawing them takes longest."""
+    if num_rows * width <= _DRAWN:
+        return random.standard_normal((num_rows, width), np.float32)
+    pool = random.standard_normal(_DRAWN + width, np.float32)
+    return np.stack([pool[start : start + width] for start in random.integers(0, _DRAWN, num_rows)])
+
+
+def _picture(example_id: int, side: int) -> bytes:
+    """A PNG of one colour if small, else a JPEG of noise."""
+    content, colour = io.BytesIO(), [example_id % 251, example_id // 251 % 251, 128]
+    pixels = np.full((side, side, 3), colour, np.uint8)
+    if side > 8:
+        grey = np.random.default_rng(example_id).normal(128, 40, (side // 4, side // 4)).clip(0, 255).astype(np.uint8)
+        pixels = np.stack([np.kron(grey, np.ones((4, 4), np.uint8))] * 3, axis=-1)
+    Image.fromarray(pixels).save(content, "JPEG" if side > 8 else "PNG")
     return content.getvalue()
-
-
-if __name__ == "__main__":
-    synthetic_run(Path(sys.argv[1]), int(sys.argv[2]), 16, int(sys.argv[3]) // 16)

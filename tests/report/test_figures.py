@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.evaluation.intervals import means_of
@@ -32,9 +33,11 @@ def summary() -> Summary:
     return Summary(held_out, 0.05, methods, {"evaluation_0.05": None}, [])
 
 
-def shown(example_id: int) -> PredictedExample:
-    values = np.linspace(-0.00123, 0.00456, 9)
-    return PredictedExample(example_id, 3, 0.9, values, values, None, "a text " * 30)
+def shown(example_id: int, kind: str = "") -> PredictedExample:
+    values, content = np.linspace(-0.00123, 0.00456, 9), io.BytesIO()
+    if kind:
+        Image.new("RGB", (8, 8)).save(content, kind)
+    return PredictedExample(example_id, 3, 0.9, values, values, content.getvalue() or None, "a text " * 30)
 
 
 def layers(*names: str) -> LayerShares:
@@ -52,6 +55,7 @@ FIGURES = {
     "distributions": lambda: draw_distributions(summary()),
     "one prediction": lambda: draw_predictions([shown(3)], "COAR + gradients", "log-odds", {}),
     "predictions": lambda: draw_predictions([shown(i) for i in range(4)], "COAR + gradients", "log-odds", {3: "three"}),
+    "pictures": lambda: draw_predictions([shown(3, "PNG"), shown(4, "JPEG")], "COAR", "margin", {}),
 }
 
 

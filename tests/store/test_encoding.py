@@ -42,6 +42,21 @@ def test_columns_come_back_whatever_the_length_of_the_footer(num_columns: int, t
             np.testing.assert_array_equal(matrix_of(found.columns[name]), columns[name])
 
 
+@pytest.mark.parametrize("compress", [False, True])
+def test_large_columns_are_decoded_some_rows_at_a_time(
+    compress: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coar_dist.store.encoding._READ_AT_ONCE", 400)
+    storage, values = LocalStorage(str(tmp_path)), np.random.default_rng(0).normal(size=(100, 7)).astype(np.float32)
+    texts = pa.array([f"text {i}" if i % 3 else None for i in range(100)])
+    write_table(storage, "file", {"values": matrix_column(values), "text": texts}, BELONGS, compress)
+    found = read_content(storage, "file", "fit", BELONGS)
+    assert found is not None
+    assert found.columns["values"].num_chunks > 5
+    np.testing.assert_array_equal(matrix_of(found.columns["values"]), values)
+    assert found.columns["text"].to_pylist() == texts.to_pylist()
+
+
 def test_each_byte_that_changes_and_each_that_is_cut_off_is_noticed(tmp_path: Path) -> None:
     storage = Rehearsal(LocalStorage(str(tmp_path)))
     write_table(storage, "file", {"id": pa.array([1, 2]), "value": pa.array([0.5, -1.0])}, BELONGS)

@@ -17,6 +17,7 @@ from coar_dist.report.page.examples import ShownExamples
 from coar_dist.report.page.gather import Gathered
 from coar_dist.report.page.groupings import Grouping, in_words, other_columns
 from coar_dist.report.page.maps import MAX_GROUPS, maps_of
+from coar_dist.report.predictions import PNG
 
 _EXTREME_GROUPS = 4
 _MAX_EXCERPTS = 400_000
@@ -188,5 +189,5 @@ def _in_steps(of_group: Numbers) -> list[Any]:
 
 
 def _data_url(image: bytes) -> str:
-    kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
+    kind = "png" if image.startswith(PNG) else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"

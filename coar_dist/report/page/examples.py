@@ -22,6 +22,8 @@ NUM_MASKS = 100
 NUM_NEAREST = 6
 _WEIGHT_BYTES = 560_000
 """Of all weights on the page, before they become text: all of every example, or else its strongest ones."""
+_VALUES_AT_ONCE = 2**22
+"""Weights of shown examples that are ranked at once."""
 _FEATURED = 40
 """Strongest components whose extreme examples are shown."""
 _SEED = 0
@@ -107,34 +109,35 @@ class ExampleDetails:
             Rows here and rows of the block of the examples that are shown.
         """
         _, at, within = np.intersect1d(self.ids, example_ids, assume_unique=True, return_indices=True)
-        if not at.size:
-            return at, within
-        of_block = weights[within]
-        self._intercepts[at] = intercepts[within]
-        self._whole[at] = intercepts[within] + of_block.sum(axis=1, dtype=np.float64)
         self._compared[at] = of_shown_components[within, : self._compared.shape[1]]
+        for start in range(0, len(at), step := max(_VALUES_AT_ONCE // weights.shape[1], 1)):
+            few = slice(start, start + step)
+            self._add(at[few], weights[within[few]], intercepts[within[few]])
+        return at, within
+
+    def _add(self, at: NDArray[np.int64], weights: NDArray[np.float32], intercepts: NDArray[np.float64]) -> None:
+        self._intercepts[at] = intercepts
+        self._whole[at] = intercepts + weights.sum(axis=1, dtype=np.float64)
         if self._components is None:
-            self._weights[at] = of_block
+            self._weights[at] = weights
         else:
             k = self._components.shape[1]
-            largest = np.argpartition(-np.abs(of_block), k - 1, axis=1)[:, :k]
-            values = np.take_along_axis(of_block, largest, axis=1)
+            largest = np.argpartition(-np.abs(weights), k - 1, axis=1)[:, :k]
+            values = np.take_along_axis(weights, largest, axis=1)
             order = np.lexsort((largest, -np.abs(values)), axis=1)
             self._components[at] = np.take_along_axis(largest, order, axis=1)
             self._weights[at] = np.take_along_axis(values, order, axis=1)
         for masks, predicted in zip(self._masks, self._predicted, strict=True):
-            predicted[at] = predict(masks, of_block, intercepts[within]).T
-        return at, within
+            predicted[at] = predict(masks, weights, intercepts).T
 
     def add_errors(self, at: NDArray[np.int64], within: NDArray[np.int64], errors: NDArray[np.float32] | None) -> None:
         """Add (n, num_components) standard errors of a block, or None where it has none; rows are those of ``add``."""
         if errors is None:
             self._errors_of_weights = None
         elif self._errors_of_weights is not None and at.size:
-            of_block = errors[within]
-            columns = slice(None) if self._components is None else self._components[at]
+            rows = within[:, None]
             self._errors_of_weights[at] = (
-                of_block if isinstance(columns, slice) else np.take_along_axis(of_block, columns, axis=1)
+                errors[within] if self._components is None else errors[rows, self._components[at]]
             )
 
     def result(self) -> ShownExamples:
