@@ -45,8 +45,8 @@ OWNERS = {
     "pydantic": ["config/"],
     "pyarrow": ["store/", "tasks/examples/parquet_table.py"],  # there a user's own Parquet files
     "fsspec": ["store/object_storage.py"],
-    "cuml": ["regression/backends.py"],
-    "cupy": ["regression/backends.py"],
+    "cuml": ["regression/cuml_backend.py"],
+    "cupy": ["regression/cuml_backend.py"],
     "captum": ["baselines/"],
     "matplotlib": ["report/", "result/"],  # in result/ for annotations alone, as pandas
     "jinja2": ["report/page/render.py"],

@@ -134,7 +134,7 @@ def _point(
         sources = GateSources(gradients, baseline)
     observations = Observations(train, () if sources is None else sources.gradients)
     solver, sizes = solver_of(observations, config)
-    backend, _ = choose_backend(config.backend, config.method, solver, train.num_components)
+    backend, _ = choose_backend(config.backend, config.method, solver)
     _log.info("%s from %d masks: %s (%s)", method, num_masks, solver, sizes)
     held_out = SampledMargins.of(run.margins(design_name), sample)
     with warnings.catch_warnings():

@@ -13,7 +13,14 @@ from coar_dist.cluster.execution import Execute, in_this_process
 from coar_dist.config.methods import GRADIENT_RIDGE, LEAVE_ONE_OUT, METHODS, Origin
 from coar_dist.config.schema import RegressionConfig, penalty_range
 from coar_dist.errors import ConfigError, warn
-from coar_dist.regression.backends import Backend, choose_backend, device, identity_of_backend, name_of_backend
+from coar_dist.regression.backends import (
+    COEFFICIENTS,
+    Backend,
+    choose_backend,
+    device,
+    identity_of_backend,
+    name_of_backend,
+)
 from coar_dist.regression.budget import Passes, spend
 from coar_dist.regression.cross_validation import extended
 from coar_dist.regression.gate_sources import GateSources
@@ -98,7 +105,7 @@ def plan_passes(run: RunDirectory, config: RegressionConfig, cost: float, budget
     store.require_complete()
     observations = Observations(store, sources.gradients)
     solver, _ = solver_of(observations, config)
-    backend, _ = choose_backend(config.backend, config.method, solver, store.num_components)
+    backend, _ = choose_backend(config.backend, config.method, solver)
     fit = gradient_plan(observations, sources, config, solver, backend, execute)
     pilot = (observations.num_gradient_masks, store.num_masks)
     return spend(fit.decision, pilot, design.ablation_fraction, design.masks_per_round, cost, budget)
@@ -117,7 +124,7 @@ def _fit_method(
     observations = Observations(store, () if sources is None else sources.gradients)
     blocks = store.blocks
     solver, sizes = solver_of(observations, config)
-    backend, why = choose_backend(config.backend, config.method, solver, store.num_components)
+    backend, why = choose_backend(config.backend, config.method, solver)
     settings = _settings(store, config, solver, backend)
     if sources is not None:
         settings |= sources.settings(blocks)
@@ -171,7 +178,7 @@ def solver_of(observations: Observations, config: RegressionConfig) -> tuple[str
             f"the lasso needs the Gram matrix of {num_components} components, {lasso / 1e9:.2g} GB with its copies, "
             f"and regression.memory_gb is {config.memory_gb:g}. Raise it, or use regression.method=ridge."
         )
-    needs_vectors = config.backend not in ("auto", "torch")
+    needs_vectors = config.backend not in ("auto", *COEFFICIENTS)
     return choose_solver(num_masks, num_components, memory, bool(observations.gradients), needs_vectors)
 
 

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from coar_dist.cluster.execution import Kept
 from coar_dist.regression import lasso
-from coar_dist.regression.backends import Backend, LassoTarget, lasso_weights
+from coar_dist.regression.backends import Backend, lasso_weights
 from coar_dist.regression.cross_validation import r2_on_new_masks
 from coar_dist.regression.fitted import Fitted, where
 from coar_dist.regression.lasso_path import HeldOut, PathChoice, choose_on_path
 from coar_dist.regression.masks import PackedMasks
 from coar_dist.regression.observations import HeldMargins, Observations
+from coar_dist.regression.reduced import LassoTarget
 from coar_dist.regression.shared import SharedFactor
 from coar_dist.regression.statistics import Gram, MarginStatistics, margin_statistics
 from coar_dist.store.tables import Attributions

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from coar_dist.cluster.execution import Kept
 from coar_dist.regression import ridge
-from coar_dist.regression.backends import Backend, ridge_weights
+from coar_dist.regression.backends import COEFFICIENTS, Backend, ridge_weights
 from coar_dist.regression.cross_validation import (
     ROUNDING_ERROR,
     Choice,
@@ -175,14 +175,15 @@ class RidgePlan:
         self, factor: AnyFactor, projected: ridge.Projected, penalties: NDArray[np.float64]
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Weights (n, d), and what they give for the mean mask (n,)."""
-        if not isinstance(factor, DualFactor) or self.backend != "torch":
+        coefficients_of = COEFFICIENTS.get(self.backend) if isinstance(self.backend, str) else None
+        if not isinstance(factor, DualFactor) or coefficients_of is None:
             found = ridge_weights(self.backend, factor.whole(), projected, penalties)
             if factor.scale is not None:
                 found = factor.scale.cpu().numpy()[:, None] * found
             return np.ascontiguousarray(found.T, dtype=np.float32), self.design.mean @ found
         weights = np.empty((len(penalties), factor.num_components), dtype=np.float32)
         at_mean = np.zeros(len(penalties))
-        for columns, rows in factor.weight_rows(ridge.coefficients(factor, projected, penalties)):
+        for columns, rows in factor.weight_rows(coefficients_of(factor, projected, penalties)):
             some = rows.cpu().numpy()
             weights[:, columns] = some.T
             at_mean += self.design.mean[columns] @ some

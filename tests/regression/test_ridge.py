@@ -88,11 +88,11 @@ def test_a_solver_of_ones_own_is_held_to_the_objective() -> None:
         ridge_weights(says(exact * np.nan), factor, part, penalties)
     with pytest.raises(TaskError, match=r"ridge:solve' raises AttributeError: 'NoneType'"):
         ridge_weights("coar_dist.regression.ridge:solve", None, part, penalties)  # type: ignore[arg-type]
-    for check in (lambda name: check_backend(name, "ridge"), lambda name: choose_backend(name, "ridge", "primal", 9)):
+    for check in (lambda name: check_backend(name, "ridge"), lambda name: choose_backend(name, "ridge", "primal")):
         with pytest.raises(ConfigError, match=r"regression\.backend='nowhere:solve' cannot be imported"):
             check("nowhere:solve")
     with pytest.raises(ConfigError, match=r"by_torch' needs a factorisation"):
-        choose_backend(by_torch, "ridge", "iterative", 9)
+        choose_backend(by_torch, "ridge", "iterative")
     assert identity_of_backend(by_torch) == identity_of_backend("tests.regression.test_ridge:by_torch")
     assert re.fullmatch(r"tests\.regression\.test_ridge:by_torch sha256:[0-9a-f]{64}", identity_of_backend(by_torch))
     assert identity_of_backend("torch") == "torch"
@@ -451,39 +451,6 @@ def test_least_squares_by_conjugate_gradients_has_minimum_norm() -> None:
     solver = IterativeRidge(operator, trace_quadrature(operator, "cpu"), 1e-10)
     weights = solver.solve(torch.from_numpy(block.centred_cross(design)), np.zeros(5))
     np.testing.assert_allclose(weights, solve(factor, part, np.zeros(5)), rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has a CUDA device")
-def test_cuml_is_refused_without_a_device() -> None:
-    assert choose_backend("auto", "ridge", "primal", 100) == ("torch", "no CUDA device")
-    assert choose_backend("sklearn", "lasso", "primal", 100)[0] == "sklearn"
-    with pytest.raises(ConfigError, match=r"regression\.backend='cuml' cannot run here: (no CUDA|cuml is not)"):
-        check_backend("cuml", "ridge")
-    with pytest.raises(ConfigError, match=r"backend='sklearn' needs a factorisation"):
-        choose_backend("sklearn", "ridge", "iterative", 100)
-
-
-def test_auto_takes_cuml_where_it_suits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coar_dist.regression.backends._has_cuml", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert choose_backend("auto", "ridge", "primal", 688)[0] == "cuml"
-    for method, solver, size in (("lasso", "primal", 688), ("ridge", "iterative", 688), ("ridge", "dual", 82_944)):
-        backend, why = choose_backend("auto", method, solver, size)
-        assert backend == "torch"
-        assert why
-
-
-def test_cuml_takes_the_arguments_that_it_is_given() -> None:
-    """Its call contract, which holds without a device."""
-    models = pytest.importorskip("cuml.linear_model", reason="cuml is not installed")
-    import inspect
-
-    models.Ridge(alpha=np.ones(3), fit_intercept=False, solver="svd", output_type="numpy")
-    settings = {"alpha": 0.1, "fit_intercept": False, "tol": 1e-6, "max_iter": 10, "output_type": "numpy"}
-    models.Lasso(**settings)
-    models.ElasticNet(l1_ratio=0.5, **settings)
-    for model in (models.Ridge, models.Lasso, models.ElasticNet):
-        assert {"X", "y"} <= set(inspect.signature(model.fit).parameters)
 
 
 def test_conjugate_gradients_do_not_take_what_is_no_number_for_converged(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import RegressionConfig
 from coar_dist.designs.independent import Bernoulli
-from coar_dist.regression import backends, lasso, ridge
+from coar_dist.regression import cuml_backend, lasso, reduced, ridge
 from coar_dist.regression.factor import Factor, factorise
 from coar_dist.regression.fit import fit
 from coar_dist.regression.statistics import MASKS_PER_BATCH, Gram, MarginStatistics, gram, margin_statistics
@@ -110,7 +110,7 @@ def ridge_section(section: Section) -> None:
             section.skip(f"cuML svd and lsmr, {problem.about}", why)
             continue
         try:
-            took, weights = timed(section, 2, backends.cuml_ridge, factor, projected, penalties)
+            took, weights = timed(section, 2, cuml_backend.cuml_ridge, factor, projected, penalties)
             problem.report("cuML svd", took, weights, 9 * d**3 / product)
             took, weights = timed(section, 2, by_lsmr, factor, projected, problem.penalty)
             problem.report(f"cuML lsmr, {weights.shape[1]} of the examples", took, weights, None)
@@ -152,7 +152,7 @@ def by_lsmr(factor: Factor, projected: ridge.Projected, penalty: float) -> NDArr
     import cupy
     from cuml.linear_model import Ridge
 
-    rows, targets = backends.reduced_problem(factor, projected.cross[:, :8])
+    rows, targets = reduced.reduced_problem(factor, projected.cross[:, :8])
     model = Ridge(alpha=penalty, fit_intercept=False, solver="lsmr", output_type="numpy")
     model.fit(cupy.from_dlpack(rows), cupy.from_dlpack(targets.contiguous()))
     return np.asarray(model.coef_, dtype=np.float64).reshape(targets.shape[1], -1).T
@@ -200,10 +200,10 @@ def lasso_section(section: Section) -> None:
             section.skip(f"cuML, {about}", reason or "one target at a time")
             continue
         few = problem.of(torch.arange(4, device=section.device))
-        target = backends.LassoTarget(few, alphas[:4], 1.0, start[:, :4], tolerance)
+        target = reduced.LassoTarget(few, alphas[:4], 1.0, start[:, :4], tolerance)
         factor = factorise(whole, section.device)
         try:
-            took, weights = timed(section, 2, backends.cuml_lasso, factor, target)
+            took, weights = timed(section, 2, cuml_backend.cuml_lasso, factor, target)
         except Exception as error:  # as above
             section.fail(f"cuML, {about}", error)
             continue
