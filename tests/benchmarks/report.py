@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.report [--sizes 10x240 500x2304 ...] [--folder DIR]
 
-Every size is examples x components: a run of random weights with standard errors, images of 64 x 64 pixels, 10 classes
+Every size is examples x components: a run of random weights, images of 64 x 64 pixels, 10 classes
 and a column of 5 values. The page is made in a process of its own, whose greatest memory is printed. Chromium loads it
 three times, until everything that it shows is there; the median is printed, and without Chromium nothing.
 """
@@ -52,7 +52,6 @@ def measure(folder: Path, num_examples: int, num_components: int) -> dict[str, f
         num_components // num_layers,
         num_classes=10,
         columns={"site": np.arange(num_examples) % 5},
-        has_errors=True,
         side=64,
     )
     done = subprocess.run([sys.executable, "-c", _PROGRAM, str(folder)], stdout=subprocess.PIPE, text=True, check=True)

@@ -18,11 +18,24 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
 from coar_dist.api import Run
+from coar_dist.report.page.encoding import unpacked
+from coar_dist.store.responses import Response, Responses, ResponseTable
 from tests.report.browser import chromium, show
 from tests.report.synthetic import synthetic_run
 from tests.report.test_page import HOSTILE, content_of, page_of, report
 
 N = 40
+_values = np.random.default_rng(0).standard_normal
+RESPONSES = {
+    3: Responses(_values((3, 3, 3)).astype(np.float16), (Response(7, 2.5, _values((4, 5)).astype(np.float32)),)),
+    4: Responses(
+        None,
+        (
+            Response(8, 2.5, _values(6).astype(np.float32), 2, np.full((4, 4), 0.25, np.float32)),
+            Response(9, 1.5, np.array(1.5, np.float32)),
+        ),
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Images of 4 classes and 2 sites; names have markup, quotes and a slash in them."""
     root, columns = tmp_path_factory.mktemp("browser") / "run", {"site": 7 + np.arange(N) % 2}
     run = Run(synthetic_run(root, N, hostile=f"{HOSTILE}'\"/% é", columns=columns, has_errors=True))
+    ResponseTable(run.directory).write((0, 24), RESPONSES)
     report(run.directory)
     return run
 
@@ -181,6 +195,29 @@ def test_what_is_ticked_off_is_predicted_with_its_measured_error(browser: webdri
     click(browser, ".chips button")
     click(browser, ".steps a:last-child")  # what is off stays off on the next example
     assert len(browser.find_elements(By.CSS_SELECTOR, ".chips button")) == 2
+    assert browser.get_log("browser") == []
+
+
+def test_what_a_component_looks_at_is_drawn(browser: webdriver.Chrome, run: Run) -> None:
+    looks = content_of(run)["looks"]
+    assert set(looks) == {"3", "4"}
+    for component_id, of in RESPONSES.items():
+        for shown, response in zip(looks[str(component_id)]["examples"], of.examples, strict=True):
+            assert (shown["id"], shown["strength"]) == (response.example_id, response.strength)
+            found = unpacked(shown["activation"]).reshape(shown["activation"]["shape"])
+            np.testing.assert_allclose(found, response.activation, atol=0.02 * np.abs(response.activation).max())
+    show(browser, page_of(run), 900)
+    title_after(browser, run, f"component-{quote(run.components.name_of(3))}")
+    drawn = [
+        len(of.find_elements(By.TAG_NAME, "svg")) for of in browser.find_elements(By.CSS_SELECTOR, ".looks figure")
+    ]
+    assert drawn == [1, 1, 1, 1]  # a kernel of three channels, and one example
+    assert browser.find_elements(By.CSS_SELECTOR, ".looks .over img")
+    title_after(browser, run, f"component-{quote(run.components.name_of(4))}")
+    positions = [span.text.strip() for span in browser.find_elements(By.CSS_SELECTOR, ".looks .tokens span")]
+    assert positions == ["2", "3", "4", "5", "6", "7"]
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".looks svg.cells")) == 1  # attention
+    assert click(browser, ".looks figcaption a") == "example-8"
     assert browser.get_log("browser") == []
 
 

@@ -16,6 +16,7 @@ from coar_dist.report.page.encoding import floats, integers, scaled
 from coar_dist.report.page.examples import ShownExamples
 from coar_dist.report.page.gather import Gathered
 from coar_dist.report.page.groupings import Grouping, in_words, other_columns
+from coar_dist.report.page.looks import packed_looks
 from coar_dist.report.page.maps import MAX_GROUPS, maps_of
 from coar_dist.report.predictions import PNG
 
@@ -55,6 +56,7 @@ def content_of(found: Gathered, output: OutputName, fractions: list[float]) -> d
         "groupings": [_of_grouping(grouping) for grouping in found.groupings],
         "components": _of_components(found.components, found.groupings, found.run.num_examples),
         "examples": _of_examples(found),
+        "looks": packed_looks(found.looks),
         "others": _others(found),
         "maps": maps_of(found),
     }

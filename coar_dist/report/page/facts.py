@@ -63,7 +63,7 @@ def findings_of(found: Gathered, summary: Summary, history: History, output: Out
     if aside:
         names = listed(aside, _MAX_LISTED)
         texts.append(f"{len(aside):,} damaged or foreign files were set aside and made again: {names}.")
-    texts += found.damaged_previews if aside or found.damaged_previews else ["No file was damaged."]
+    texts += found.damaged if aside or found.damaged else ["No file was damaged."]
     if history.num_unreadable:
         texts.append(f"unreadable: {counted(history.num_unreadable, 'line')} of the logs.")
     return texts

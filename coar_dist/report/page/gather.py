@@ -12,12 +12,14 @@ from coar_dist.report.page.components import MAX_COMPARED, ComponentDetails, Sho
 from coar_dist.report.page.examples import ExampleDetails, ShownExamples, choose
 from coar_dist.report.page.groupings import Grouping, groupings_of
 from coar_dist.report.page.layers import LayerShares
+from coar_dist.report.page.looks import looks_of
 from coar_dist.report.page.totals import Totals
 from coar_dist.report.predictions import PredictedExample
 from coar_dist.report.summary import MethodSummary, Summary
 from coar_dist.store.class_names import read_class_names
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.previews import PreviewTable
+from coar_dist.store.responses import Responses
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
 from coar_dist.store.tables import AttributionTable
 
@@ -37,8 +39,9 @@ class Gathered:
         layers: shares of the weight by layer.
         components: the strongest ones.
         examples: those that are shown.
+        looks: by component id what it looks at, of the strongest ones.
         images: by example id PNG or JPEG files, of shown examples and of those that a shown component matters most for.
-        damaged_previews: what is wrong with the files whose pictures are not shown.
+        damaged: what is wrong with the files whose pictures are not shown.
     """
 
     run: RunDirectory
@@ -51,16 +54,19 @@ class Gathered:
     layers: LayerShares
     components: ShownComponents
     examples: ShownExamples
+    looks: dict[int, Responses]
     images: dict[int, bytes]
-    damaged_previews: list[str]
+    damaged: list[str]
 
     @property
     def in_galleries(self) -> NDArray[np.int64]:
-        """Ids of the examples that the shown components matter most for, those of the strongest component first."""
+        """Ids of the examples that components look at, and of those that they matter most for, those of the strongest
+        component first."""
         shown = self.components
         ids = np.concatenate([shown.raised, shown.lowered], axis=1)
         are_there = np.concatenate([shown.raised_by, shown.lowered_by], axis=1) != 0
-        return np.array(list(dict.fromkeys(ids[are_there].tolist())), dtype=np.int64)
+        looked_at = [example.example_id for looks in self.looks.values() for example in looks.examples]
+        return np.array(list(dict.fromkeys([*looked_at, *ids[are_there].tolist()])), dtype=np.int64)
 
     def excerpt_of(self, example_id: int) -> str | None:
         """The beginning of an example's text, where the run has it."""
@@ -115,6 +121,7 @@ def gather(run: RunDirectory, summary: Summary) -> Gathered:
         examples.add_errors(at, within, errors)
         if errors is not None:
             components.add_errors(errors)
+    looks, damaged_looks = looks_of(run, components.ids)
     found = Gathered(
         run=run,
         method=method,
@@ -126,12 +133,13 @@ def gather(run: RunDirectory, summary: Summary) -> Gathered:
         layers=totals.layers(),
         components=components.result(),
         examples=examples.result(),
+        looks=looks,
         images={},
-        damaged_previews=[],
+        damaged=damaged_looks,
     )
     images, damaged = PreviewTable(run).read(np.union1d(chosen, found.in_galleries).tolist())
     found.images.update(images)
-    found.damaged_previews.extend(damaged)
+    found.damaged.extend(damaged)
     return found
 
 

@@ -34,7 +34,7 @@ FOLDER = "report"
 PAGE = f"{FOLDER}/index.html"
 _PAGE_BYTES = 2_950_000
 """Of the whole page; pictures fill what the rest leaves."""
-_SCRIPTS = ("base", "data", "tables", "charts", "components", "examples", "maps", "overview", "router")
+_SCRIPTS = ("base", "data", "tables", "charts", "looks", "components", "examples", "maps", "overview", "router")
 """Files of ``js/`` in the order in which they are run, as one script."""
 
 

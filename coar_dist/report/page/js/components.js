@@ -120,6 +120,3 @@ function componentPage(name) {
     similarTo(i),
   ];
 }
-
-// What a component looks at, where the run has kept that.
-function looksOf() { return null; }

@@ -1,0 +1,64 @@
+// What a component looks at: the kernel of a filter, activations on examples, attention.
+
+// Values as squares, one colour, as strong as the value; negative ones in another.
+function cells(values, height, width, size, { color = "var(--active)", below = "var(--neutral)", title = "", largest = Math.max(...values.map(Math.abs), 1e-30) } = {}) {
+  const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, class: "cells", role: "img", "aria-label": title, preserveAspectRatio: "none" });
+  if (size) { svg.style.width = `${width * size}px`; svg.style.height = `${height * size}px`; }
+  values.forEach((value, k) => {
+    const share = Math.abs(value) / largest;
+    if (share < .01) return;
+    svg.append(titled(draw("rect", { x: k % width, y: Math.floor(k / width), width: 1.02, height: 1.02, fill: value < 0 ? below : color, "fill-opacity": share.toFixed(2) }), text(value)));
+  });
+  return svg;
+}
+
+function kernelOf(kernel) {
+  const [channels, height, width] = kernel.shape, values = Array.from(unpack(kernel)), size = Math.max(6, Math.min(22, Math.floor(110 / width)));
+  const largest = Math.max(...values.map(Math.abs), 1e-30), names = channels === 3 ? ["red", "green", "blue"] : null;
+  return Array.from({ length: Math.min(channels, 8) }, (_, c) => {
+    const part = cells(values.slice(c * height * width, (c + 1) * height * width), height, width, size, { title: `kernel, channel ${c}`, largest });
+    part.style.background = "var(--card)";
+    return make("figure", {}, part, make("figcaption", { textContent: channels === 1 ? "kernel" : `kernel, ${names ? names[c] : `channel ${c}`}` }));
+  });
+}
+
+// The positions of a text by their strengths: over its tokens where the run has them.
+function stripOf(response, values) {
+  const largest = Math.max(...values.map(Math.abs), 1e-30), tokens = content.tokens?.[response.id];
+  const spans = values.map((value, k) => {
+    const place = response.first + k;
+    const part = make("span", { textContent: tokens?.[place] ?? `${place} `, title: `position ${place}: ${text(value)}` });
+    part.style.background = `color-mix(in srgb, ${value < 0 ? "var(--neutral)" : "var(--active)"} ${(55 * Math.abs(value) / largest).toFixed(0)}%, transparent)`;
+    return part;
+  });
+  return make("div", { className: "tokens" }, response.first ? "… " : "", ...spans);
+}
+
+function responseOf(response) {
+  const shape = response.activation.shape, values = Array.from(unpack(response.activation)), parts = [];
+  const picture = content.images[response.id] ? pictureOf(response.id) : null;
+  if (shape.length === 2) {
+    const map = cells(values, shape[0], shape[1], picture ? 0 : 128 / Math.max(...shape), { title: `activation on example ${response.id}` });
+    parts.push(picture ? make("span", { className: "over" }, picture, map) : map);
+  } else {
+    if (shape.length === 1) parts.push(stripOf(response, values));
+    const shown = shape.length === 0 || !content.tokens?.[response.id] ? pictureOf(response.id) : null;
+    if (shown) parts.push(shown.tagName === "IMG" ? make("span", { className: "portrait" }, shown) : shape.length === 1 ? null : make("div", { className: "tokens" }, shown));
+  }
+  if (response.pattern) {
+    const [queries, keys] = response.pattern.shape;
+    const map = cells(Array.from(unpack(response.pattern)), queries, keys, Math.max(4, Math.min(12, 160 / keys)), { title: "attention" });
+    map.style.background = "var(--card)";
+    parts.push(make("div", {}, map, make("span", { className: "note", textContent: "attention: a row per query, a column per key" })));
+  }
+  const of = placeOf.has(response.id) ? make("a", { href: `#example-${response.id}`, textContent: `example ${response.id}` }) : `example ${response.id}`;
+  return make("figure", {}, ...parts, make("figcaption", {}, of, `: ${text(response.strength)}`, classesOf(response.id) ? `, ${classesOf(response.id)}` : ""));
+}
+
+function looksOf(id) {
+  const looks = content.looks[id];
+  if (!looks || !looks.kernel && !looks.examples.length) return null;
+  return make("section", {}, make("h2", { textContent: "What it looks at" }),
+    make("p", { className: "note", textContent: "The examples on which its activation is greatest, and where in them. That is what it responds to; what it does to the output stands below." }),
+    make("div", { className: "looks" }, ...(looks.kernel ? kernelOf(looks.kernel) : []), ...looks.examples.map(responseOf)));
+}
