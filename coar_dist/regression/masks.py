@@ -22,6 +22,12 @@ def components_at_once(num_rows: int) -> int:
     return max(_VALUES_AT_ONCE // max(num_rows, _FEWEST_ROWS), 1)
 
 
+def unpacked(bits: torch.Tensor, num_components: int) -> torch.Tensor:
+    """0/1 (m, d) uint8 of packed ones (m, ceil(d / 8)) uint8, least significant bit first, where these are."""
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return bits.unsqueeze(2).bitwise_right_shift(places).bitwise_and_(1).flatten(1)[:, :num_components]
+
+
 @dataclass(frozen=True)
 class PackedMasks:
     """All masks of a design, or some of them.
@@ -50,6 +56,20 @@ class PackedMasks:
             stop = min(start + step, self.num_components)
             packed = self.bits[:, start // 8 : -(-stop // 8)]
             yield slice(start, stop), np.unpackbits(packed, axis=1, count=stop - start, bitorder="little")
+
+    def __len__(self) -> int:
+        return len(self.bits)
+
+    def on(self, device: str) -> torch.Tensor:
+        """0/1 (m, d) uint8, unpacked on the device."""
+        if torch.device(device).type == "cpu":
+            return torch.from_numpy(np.unpackbits(self.bits, axis=1, count=self.num_components, bitorder="little"))
+        return unpacked(torch.from_numpy(self.bits).to(device), self.num_components)
+
+    def parts(self, num_rows: int) -> Iterator[PackedMasks]:
+        """Batches of so many masks, without a copy."""
+        for start in range(0, len(self.bits), num_rows):
+            yield self.part(start, start + num_rows)
 
     def rows(self, num_rows: int) -> Iterator[NDArray[np.bool_]]:
         """Batches of masks (num_batch, d)."""

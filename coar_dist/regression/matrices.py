@@ -62,12 +62,12 @@ class Matrices:
         """X'X of all masks."""
         if self.grams:
             return Gram.total(part.read() for part in self.grams)
-        return gram(self.masks.read().rows(MASKS_PER_BATCH), device())
+        return gram(self.masks.read().parts(MASKS_PER_BATCH), device())
 
 
 def gram_part(masks: Kept[PackedMasks], limits: tuple[int, int]) -> Gram:
     """X'X of masks ``first .. end - 1``."""
-    return gram(masks.read().part(*limits).rows(MASKS_PER_BATCH), device())
+    return gram(masks.read().part(*limits).parts(MASKS_PER_BATCH), device())
 
 
 def _check_design(design: DesignStatistics) -> None:

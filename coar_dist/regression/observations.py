@@ -38,8 +38,7 @@ class Margins(ABC):
         """Masks ``start .. stop - 1``, all by default, and margins (num_batch, n), in mask order, in batches."""
         position = start
         for margins in self.parts(start, self.masks.num_masks if stop is None else stop):
-            batch = self.masks.part(position, position + len(margins))
-            yield next(batch.rows(len(margins))), margins
+            yield self.masks.part(position, position + len(margins)), margins
             position += len(margins)
 
     def whole(self) -> NDArray[np.floating[Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,8 +25,18 @@ _EXACT_IN_FLOAT32 = 2**24
 _VALUES_AT_ONCE = 2**24
 """Ones and zeros in float64 at a time; 128 MB."""
 
-MaskBatches = Iterable[NDArray[np.bool_]]
-MarginBatches = Iterable[tuple[NDArray[np.bool_], NDArray[np.floating[Any]]]]
+
+class Bits(Protocol):
+    """Masks that are packed where they are: an eighth of their bytes goes to a device, where they are unpacked."""
+
+    def __len__(self) -> int: ...
+
+    def on(self, device: str) -> torch.Tensor:
+        """0/1 (num_masks, d) uint8."""
+
+
+MaskBatches = Iterable[NDArray[np.bool_] | Bits]
+MarginBatches = Iterable[tuple[NDArray[np.bool_] | Bits, NDArray[np.floating[Any]]]]
 
 
 @dataclass(frozen=True)
@@ -149,7 +159,7 @@ def gram(batches: MaskBatches, device: str) -> Gram:
     """X'X of the given masks, exact: products of 0/1 add up in float32, or in bfloat16 tensor cores with float32 sums.
 
     Args:
-        batches: (num_batch, d) bool.
+        batches: (num_batch, d) bool, or packed.
         device: where the products are computed.
 
     Raises:
@@ -164,8 +174,7 @@ def gram(batches: MaskBatches, device: str) -> Gram:
         if recent is not None and num_recent + len(masks) >= _EXACT_IN_FLOAT32:
             total = recent.double() if total is None else total.add_(recent)
             recent, num_recent = None, 0
-        bits = torch.from_numpy(masks.view(np.uint8)).to(device)
-        recent = _add_product(recent, bits)
+        recent = _add_product(recent, _on(masks, device))
         num_recent += len(masks)
         num_masks += len(masks)
     if recent is None:
@@ -200,7 +209,7 @@ def margin_statistics(
     """One pass over the margins of one example block.
 
     Args:
-        batches: masks (num_batch, d) bool and margins (num_batch, n), in mask order.
+        batches: masks (num_batch, d) bool, or packed, and margins (num_batch, n), in mask order.
         device: where the products are computed, in float64.
         shift: (n,) float64; None is the margins of the first mask.
 
@@ -215,11 +224,12 @@ def margin_statistics(
         if shift is None:
             shift = margins[0].astype(np.float64)
         y = torch.from_numpy(margins).to(device).double() - torch.from_numpy(shift).to(device)
+        bits = _on(masks, device)
         if not sums:
-            sizes = ((masks.shape[1], y.shape[1]), (y.shape[1],), (y.shape[1],))
+            sizes = ((bits.shape[1], y.shape[1]), (y.shape[1],), (y.shape[1],))
             sums = tuple(torch.zeros(size, dtype=torch.float64, device=device) for size in sizes)
-        for columns in _column_slices(masks):
-            x = torch.from_numpy(masks[:, columns].view(np.uint8)).to(device).double()
+        for columns in _column_slices(bits):
+            x = bits[:, columns].double()
             sums[0][columns].addmm_(x.T, y)
         sums[1].add_(y.sum(dim=0))
         sums[2].add_((y * y).sum(dim=0))
@@ -243,7 +253,11 @@ def require_finite(margins: NDArray[np.floating[Any]], position: int) -> None:
         )
 
 
-def _column_slices(masks: NDArray[np.bool_]) -> Iterator[slice]:
-    step = max(_VALUES_AT_ONCE // len(masks), 1)
-    for start in range(0, masks.shape[1], step):
+def _on(masks: NDArray[np.bool_] | Bits, device: str) -> torch.Tensor:
+    return torch.from_numpy(masks.view(np.uint8)).to(device) if isinstance(masks, np.ndarray) else masks.on(device)
+
+
+def _column_slices(bits: torch.Tensor) -> Iterator[slice]:
+    step = max(_VALUES_AT_ONCE // len(bits), 1)
+    for start in range(0, bits.shape[1], step):
         yield slice(start, start + step)

@@ -360,7 +360,7 @@ def test_masks_with_gradients_come_first_whatever_the_number_of_blocks(num_block
     np.testing.assert_array_equal(block.whole(), World().margins(whole)[:, :4])
     for start, stop in ((0, 60), (5, 15), (15, 45), (20, 60), (30, 31)):
         parts = list(block.batches(start, stop))
-        np.testing.assert_array_equal(np.concatenate([masks for masks, _ in parts]), whole[start:stop])
+        np.testing.assert_array_equal(np.concatenate([masks.on("cpu") for masks, _ in parts]), whole[start:stop])
         np.testing.assert_array_equal(
             np.concatenate([margins for _, margins in parts]), World().margins(whole[start:stop])[:, :4]
         )
@@ -373,7 +373,7 @@ def test_margins_less_a_prior_mean_keep_their_own_sum_of_squares(tmp_path: Path)
     residuals = Residuals(BlockMargins((0, 4), packed(masks), store), mean, "cpu")
     read = list(residuals.batches())
     exact = margins.astype(float)[:, :4] - masks @ mean.T.astype(float)
-    np.testing.assert_array_equal(np.concatenate([part for part, _ in read]), masks)
+    np.testing.assert_array_equal(np.concatenate([part.on("cpu") for part, _ in read]), masks)
     np.testing.assert_allclose(np.concatenate([part for _, part in read]), exact, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(residuals.whole(), exact, rtol=1e-12, atol=1e-12)
     y = margins.astype(float)[:, :4]

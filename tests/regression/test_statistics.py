@@ -10,8 +10,10 @@ import torch
 
 from coar_dist.errors import MissingWorkError, NonFiniteMarginError
 from coar_dist.regression import statistics
+from coar_dist.regression.masks import unpacked
 from coar_dist.regression.statistics import Gram, gram, margin_statistics
-from tests.regression.problems import batches, fitted, problem
+from tests.models import random_masks
+from tests.regression.problems import batches, fitted, packed, problem
 
 
 def test_statistics_are_exact() -> None:
@@ -103,3 +105,17 @@ def test_no_masks_and_nan_are_refused() -> None:
     margins[70, 3] = np.nan
     with pytest.raises(NonFiniteMarginError, match="mask 70 and example 3"):
         margin_statistics(batches(masks, 32, margins))
+
+
+@pytest.mark.parametrize("num_components", [1, 8, 13, 64])
+def test_packed_masks_are_unpacked_where_they_are_used(num_components: int) -> None:
+    """As on a device, where an eighth of the bytes arrives, and as on the CPU."""
+    masks = random_masks(21, num_components)
+    of_design = packed(masks)
+    on_device = unpacked(torch.from_numpy(of_design.bits), num_components)
+    assert on_device.dtype == torch.uint8
+    for found in (on_device, of_design.on("cpu")):
+        np.testing.assert_array_equal(found.numpy(), masks)
+    parts = list(of_design.parts(8))
+    assert [len(part) for part in parts] == [8, 8, 5]
+    np.testing.assert_array_equal(gram(parts, "cpu").products, gram([masks], "cpu").products)
