@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import ablation, alternatives, calibration, chaos, estimators, regression, scale
+from tests.benchmarks.gpu import __main__ as gpu
 from tests.benchmarks.gpu.__main__ import SECTIONS
 from tests.benchmarks.gpu.results import Results
 from tests.benchmarks.rehearsal import __main__ as rehearsal
@@ -130,6 +131,20 @@ runpy.run_module("tests.benchmarks.gpu", run_name="__main__")
 """
 
 
+def test_gpu_command_runs_whole_runs_and_bare_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some sections, tiny, here; the slow test below has the others."""
+    sections = ["ridge", "run", "language", "values", "setup_b"]
+    monkeypatch.setattr("sys.argv", ["gpu", "--out", str(tmp_path), "--smoke", "--sections", *sections])
+    assert gpu.main() == 0, capsys.readouterr().out
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["failed"] == {}
+    assert not any(row["fails"] for row in found["rows"])
+    (same,) = (row for row in found["rows"] if row["what"] == "files of two runs")
+    assert same["value"] == 0.0
+
+
 @pytest.mark.slow
 def test_gpu_command_smoke(tmp_path: Path) -> None:
     """Every section, tiny, on the CPU, in a process without what the command does not need: Ray runs elsewhere."""
@@ -143,7 +158,7 @@ def test_gpu_command_smoke(tmp_path: Path) -> None:
     assert [name for name in SECTIONS if not any(row["section"] == name for row in found["rows"])] == []
     assert not any(row["fails"] for row in found["rows"])
     skipped = [row["section"] for row in found["rows"] if row["note"].startswith("skipped")]
-    assert sorted(skipped) == ["lasso", "ray", "ridge"]
+    assert sorted(skipped) == ["lasso", "ray", "ridge", "run", "setup_b"]
     halved = [row for row in found["rows"] if row["section"] == "memory" and "halvings" in row["note"]]
     assert halved
     assert not halved[0]["note"].startswith("0 ")

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from coar_dist.ablation.folding import fold_batch_norms
 from coar_dist.ablation.graphs import RecordedFunction
-from coar_dist.ablation.placement import lay_out, with_layout
+from coar_dist.ablation.placement import lay_out, layout_of, with_layout
 from coar_dist.components.discovery import discover
 from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
@@ -91,20 +91,71 @@ class CausalLM(nn.Module):
         return self.head(self.ln_f(self.blocks(x)))
 
 
+class GatedBlock(nn.Module):
+    """A block of Llama 3 (Dubey et al. 2024): grouped queries, rotary positions, a gated MLP."""
+
+    def __init__(self, width: int, num_heads: int, num_groups: int, hidden: int) -> None:
+        super().__init__()
+        self.size, self.ratio = width // num_heads, num_heads // num_groups
+        self.norm, self.mlp_norm = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj, self.v_proj = (nn.Linear(width, num_groups * self.size, bias=False) for _ in range(2))
+        self.o_proj = nn.Linear(width, width, bias=False)
+        self.gate_proj, self.up_proj = (nn.Linear(width, hidden, bias=False) for _ in range(2))
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm(x)
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (project(normed).unflatten(-1, (-1, self.size)).transpose(1, 2) for project in projections)
+        q, k = rotated(q), rotated(k)
+        k, v = (part.repeat_interleave(self.ratio, dim=1) for part in (k, v))
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.o_proj(mixed.transpose(1, 2).flatten(2))
+        normed = self.mlp_norm(x)
+        return x + self.down_proj(functional.silu(self.gate_proj(normed)) * self.up_proj(normed))
+
+
+def rotated(heads: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021) of (batch, heads, positions, size)."""
+    half = heads.shape[-1] // 2
+    speeds = 5e5 ** -(torch.arange(half, device=heads.device) / half)
+    angles = torch.arange(heads.shape[-2], device=heads.device).unsqueeze(1) * speeds
+    cos, sin = angles.cos().to(heads.dtype), angles.sin().to(heads.dtype)
+    a, b = heads[..., :half], heads[..., half:]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+class GatedLM(nn.Module):
+    """Llama 3.2 1B for ``width`` 2048, ``depth`` 16, 32 heads in 8 groups, ``hidden`` 8,192, ``vocabulary`` 128,256."""
+
+    def __init__(self, width: int, depth: int, heads: tuple[int, int], hidden: int, vocabulary: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, width)
+        self.blocks = nn.Sequential(*[GatedBlock(width, *heads, hidden) for _ in range(depth)])
+        self.norm, self.head = nn.RMSNorm(width), nn.Linear(width, vocabulary, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.norm(self.blocks(self.embed(tokens))))
+
+
 def build(name: str, num_examples: int, is_tiny: bool, seed: int = 0) -> tuple[Task, ComponentIndex]:
     """A task with random weights, on the CPU.
 
     Args:
-        name: of ``MODELS``.
+        name: of ``MODELS``, or ``llama``.
         num_examples: in random pixels or tokens.
         is_tiny: a model of the same kind that a CPU runs in milliseconds.
         seed: of weights and examples.
     """
     torch.manual_seed(seed)
-    if name == "gpt2":
-        sizes = (16, 2, 2, 101, 12) if is_tiny else (768, 12, 12, 50257, 128)
-        model: nn.Module = CausalLM(*sizes)
-        tokens = torch.randint(0, sizes[3], (num_examples, sizes[4]))
+    if name in ("gpt2", "llama"):
+        vocabulary, length = (101, 12) if is_tiny else (50257 if name == "gpt2" else 128256, 128)
+        if name == "gpt2":
+            model: nn.Module = CausalLM(*((16, 2, 2) if is_tiny else (768, 12, 12)), vocabulary, length)
+        else:
+            model = GatedLM(*((16, 2, (4, 2), 24) if is_tiny else (2048, 16, (32, 8), 8192)), vocabulary)
+        tokens = torch.randint(0, vocabulary, (num_examples, length))
         examples, output = ExampleSet(tokens, tokens), "next_token_margin"
         # Input features of every map of the blocks: 64,512 in GPT-2 small, as in the paper's setup.
         groups = [
@@ -151,7 +202,8 @@ class BareForward:
         fold_batch_norms(model, ComponentIndex(()))
         dtype = getattr(torch, precision)
         self._model = model.to(dtype)
-        layout = lay_out(self._model)
+        layout = layout_of(self._model)
+        lay_out(self._model, layout)
         inputs = task.examples.inputs
         assert isinstance(inputs, Tensor)
         inputs = with_layout(inputs.to(device), layout)

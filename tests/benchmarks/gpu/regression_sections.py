@@ -18,7 +18,7 @@ from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import RegressionConfig
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.regression import cuml_backend, lasso, reduced, ridge
-from coar_dist.regression.factor import Factor, factorise
+from coar_dist.regression.factor import factorise
 from coar_dist.regression.fit import fit
 from coar_dist.regression.statistics import MASKS_PER_BATCH, Gram, MarginStatistics, gram, margin_statistics
 from coar_dist.store.reader import RunReader
@@ -86,7 +86,7 @@ def bounds(section: Section, product: float, name: str, num_bytes: int) -> tuple
 
 def ridge_section(section: Section) -> None:
     """Solvers of one ridge problem with one penalty for all: time, and the normal equations' residual in float64."""
-    sizes = [(400, 30, 8)] if section.is_tiny else [(12_000, 688, 1024), (30_000, 2304, 1024), (40_000, 22_720, 1024)]
+    sizes = [(400, 30, 8)] if section.is_tiny else [(12_000, 688, 512), (30_000, 2304, 512), (40_000, 22_720, 1024)]
     for m, d, n in sizes:
         if section.is_over(f"{d} components"):
             return
@@ -105,17 +105,19 @@ def ridge_section(section: Section) -> None:
         took, weights = timed(section, rounds, by_cholesky, problem)
         problem.report("torch Cholesky", took, weights, (d**3 / 3 + 2 * d * d * n) / product)
         reason = why_no_cuml(section)
-        if reason or d > 10_000:
-            why = reason or "they factorise, or go through, 22,720 rows once more"
-            section.skip(f"cuML svd and lsmr, {problem.about}", why)
+        if reason:
+            section.skip(f"cuML, {problem.about}", reason)
             continue
         try:
-            took, weights = timed(section, 2, cuml_backend.cuml_ridge, factor, projected, penalties)
-            problem.report("cuML svd", took, weights, 9 * d**3 / product)
-            took, weights = timed(section, 2, by_lsmr, factor, projected, problem.penalty)
-            problem.report(f"cuML lsmr, {weights.shape[1]} of the examples", took, weights, None)
-        except Exception as error:  # a library that does not work here leaves the rest to be measured
-            section.fail(f"cuML, {problem.about}", error)
+            of_each = np.geomspace(problem.penalty / 100, problem.penalty * 100, n)
+            took, weights = timed(section, 2, cuml_backend.cuml_ridge, factor, projected, of_each)
+            known = ridge.solve(factor, projected, of_each)
+            error = float(np.abs(weights - known).max() / np.abs(known).max())
+            what = f"cuML, a penalty for each example, {problem.about}"
+            section.add(what, took, "s", limit=solve, limit_name="s, torch's of one penalty", kind="cost")
+            section.add(f"{what}: error", error, limit=RIDGE_ERROR, limit_name="allowed", kind="error")
+        except Exception as failure:  # a library that does not work here leaves the rest to be measured
+            section.fail(f"cuML, {problem.about}", failure)
 
 
 @dataclass(frozen=True)
@@ -145,17 +147,6 @@ def by_cholesky(problem: RidgeProblem) -> torch.Tensor:
     shifted = problem.matrix.clone()
     shifted.diagonal().add_(problem.penalty)
     return torch.cholesky_solve(problem.cross, torch.linalg.cholesky(shifted))
-
-
-def by_lsmr(factor: Factor, projected: ridge.Projected, penalty: float) -> NDArray[np.float64]:
-    """cuML's iterative solver on the first 8 examples, which it takes one at a time."""
-    import cupy
-    from cuml.linear_model import Ridge
-
-    rows, targets = reduced.reduced_problem(factor, projected.cross[:, :8])
-    model = Ridge(alpha=penalty, fit_intercept=False, solver="lsmr", output_type="numpy")
-    model.fit(cupy.from_dlpack(rows), cupy.from_dlpack(targets.contiguous()))
-    return np.asarray(model.coef_, dtype=np.float64).reshape(targets.shape[1], -1).T
 
 
 def timed(section: Section, rounds: int, function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
