@@ -1,0 +1,198 @@
+"""How much two sides agree, example by example and component by component, read in blocks of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coar_dist.report.comparison.sides import Matching, Side
+from coar_dist.report.notebook import has_standard_errors
+from coar_dist.store.agreement import metrics_of
+from coar_dist.store.run_directory import TRAIN_DESIGN
+
+NUM_STRONGEST = 10
+"""Components of an example whose overlap is told."""
+NUM_LARGEST = 100
+"""Differences that are told one by one."""
+BEYOND = 1.96
+"""Of |z|: 5% of differences are beyond it where there are none but errors."""
+_MOST_VALUES = 2**21
+"""Weights of one side that are in memory at a time; as float64 and ranks they take some hundred MB."""
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found; NaN where it is undefined.
+
+    Attributes:
+        of_examples: (n,) float64 each, over the common components: ``spearman`` and ``pearson`` correlation of weights,
+            undefined where either side has a constant or a weight that is not finite; ``top_10``, how many of the ten
+            strongest components are the same; ``size_one`` and ``size_other``, root mean squares of weights;
+            ``difference``, that of their differences; and, with standard errors on both sides, ``beyond``, the share of
+            components whose difference is more than 1.96 standard errors.
+        of_components: (num_common,) float64 each, over the examples whose weights are finite: ``mean_one``,
+            ``mean_other``, ``mean_difference`` (one less the other), its ``standard_error`` by the spread over
+            examples, and ``pearson``, the correlation over examples.
+        largest: the largest differences of single weights, the largest first; where both sides have standard errors,
+            of those the ones with the largest |z|. ``example_id`` and ``component`` (its place among the common ones)
+            int64, ``one``, ``other``, ``difference``, ``z``.
+        num_strongest: of ``top_10``; fewer than ten where there are no more components.
+    """
+
+    of_examples: dict[str, Floats]
+    of_components: dict[str, Floats]
+    largest: dict[str, NDArray[np.int64] | Floats]
+    num_strongest: int
+
+
+def measure(
+    one: Side, other: Side, matching: Matching, on_progress: Callable[[int], None] = lambda done: None
+) -> Measured:
+    """Compare all weights that two sides have in common.
+
+    Args:
+        one, other: the sides.
+        matching: of them.
+        on_progress: called with the number of examples that are done.
+
+    Raises:
+        MissingWorkError, DamagedFileError: attributions are missing or damaged.
+    """
+    ids, (of_one, of_other) = matching.example_ids, matching.components
+    with_errors = all(has_standard_errors(side.reader, ids, side.method) for side in (one, other))
+    num_strongest = min(NUM_STRONGEST, len(of_one))
+    columns = ["spearman", "pearson", "top_10", "size_one", "size_other", "difference"]
+    of_examples = {name: np.full(len(ids), np.nan) for name in [*columns, *(["beyond"] if with_errors else [])]}
+    moments, largest = _Moments(len(of_one)), _Largest()
+    for rows in _chunks(one, other, ids, max(len(one.reader.components), len(other.reader.components))):
+        chosen = ids[rows].tolist()
+        first = one.reader.weights(chosen, one.method)[:, of_one].astype(np.float64)
+        second = other.reader.weights(chosen, other.method)[:, of_other].astype(np.float64)
+        z = np.full_like(first, np.nan)
+        if with_errors:
+            errors = [
+                side.reader.standard_errors(chosen, side.method)[:, of_side].astype(np.float64)
+                for side, of_side in ((one, of_one), (other, of_other))
+            ]
+            scale = np.sqrt(errors[0] ** 2 + errors[1] ** 2)
+            np.divide(first - second, scale, out=z, where=scale > 0)
+        is_known = np.isfinite(first).all(axis=1) & np.isfinite(second).all(axis=1)
+        known, first, second, z = rows[is_known], first[is_known], second[is_known], z[is_known]
+        if len(known):
+            found = metrics_of(np.ascontiguousarray(first.T), np.ascontiguousarray(second.T))
+            of_examples["spearman"][known], of_examples["pearson"][known] = found["spearman"], found["correlation"]
+            of_examples["top_10"][known] = _overlap(first, second, num_strongest)
+            for name, values in (("size_one", first), ("size_other", second), ("difference", first - second)):
+                of_examples[name][known] = np.sqrt((values**2).mean(axis=1))
+            if with_errors:
+                of_examples["beyond"][known] = (np.abs(z) > BEYOND).mean(axis=1)
+            moments.add(first, second)
+            largest.add(ids[known], first, second, z, with_errors)
+        on_progress(int(rows[-1]) + 1)
+    return Measured(of_examples, moments.columns(), largest.columns(), num_strongest)
+
+
+def _chunks(one: Side, other: Side, ids: NDArray[np.int64], num_components: int) -> Iterator[NDArray[np.int64]]:
+    """Rows of ``ids``, those of a block of files together, as far as memory allows."""
+    blocks = max((side.reader.directory.margins(TRAIN_DESIGN).blocks for side in (one, other)), key=_length)
+    most = max(_MOST_VALUES // num_components, 1)
+    for first, end in blocks:
+        rows = np.flatnonzero((ids >= first) & (ids < end))
+        for start in range(0, len(rows), most):
+            yield rows[start : start + most]
+
+
+def _length(blocks: list[tuple[int, int]]) -> int:
+    return blocks[0][1] - blocks[0][0]
+
+
+def _overlap(first: Floats, second: Floats, num: int) -> Floats:
+    """How many of the strongest ``num`` of each row are the same."""
+    is_strong = []
+    for values in (first, second):
+        places = np.argpartition(-np.abs(values), num - 1, axis=1)[:, :num]
+        strong = np.zeros(values.shape, dtype=np.bool_)
+        np.put_along_axis(strong, places, True, axis=1)
+        is_strong.append(strong)
+    return (is_strong[0] & is_strong[1]).sum(axis=1).astype(np.float64)
+
+
+class _Moments:
+    """Means and central products over examples, which cost no digits where weights have a large offset (Chan, Golub and
+    LeVeque 1983)."""
+
+    def __init__(self, num_components: int) -> None:
+        self._num = 0
+        self._means = np.zeros((3, num_components))  # of one, of the other, of the difference
+        self._squares = np.zeros((3, num_components))
+        self._products = np.zeros(num_components)
+        self._least, self._most = np.full((2, num_components), np.inf), np.full((2, num_components), -np.inf)
+
+    def add(self, first: Floats, second: Floats) -> None:
+        """Examples, (n, num_components) each."""
+        n, before = len(first), self._num
+        self._num += n
+        values = np.stack([first, second, first - second])
+        means = values.mean(axis=1)
+        centred = values - means[:, None]
+        shift = means - self._means
+        weight = before * n / self._num
+        self._squares += (centred**2).sum(axis=1) + shift**2 * weight
+        self._products += (centred[0] * centred[1]).sum(axis=0) + shift[0] * shift[1] * weight
+        self._means += shift * n / self._num
+        self._least = np.minimum(self._least, values[:2].min(axis=1))
+        self._most = np.maximum(self._most, values[:2].max(axis=1))
+
+    def columns(self) -> dict[str, Floats]:
+        """As of ``Measured``."""
+        nothing = np.full(self._products.shape, np.nan)
+        if not self._num:
+            return dict.fromkeys(("mean_one", "mean_other", "mean_difference", "standard_error", "pearson"), nothing)
+        varies = (self._most > self._least).all(axis=0)
+        lengths = np.sqrt(self._squares[0]) * np.sqrt(self._squares[1])
+        pearson = np.divide(self._products, lengths, out=nothing.copy(), where=varies & (lengths > 0))
+        variance = self._squares[2] / (self._num - 1) if self._num > 1 else nothing
+        return {
+            "mean_one": self._means[0],
+            "mean_other": self._means[1],
+            "mean_difference": self._means[2],
+            "standard_error": np.sqrt(variance / self._num),
+            "pearson": np.clip(pearson, -1.0, 1.0),
+        }
+
+
+class _Largest:
+    """The largest differences so far."""
+
+    def __init__(self) -> None:
+        self._ids = np.empty((2, 0), dtype=np.int64)
+        self._values = np.empty((4, 0))
+        self._keys = np.empty(0)
+
+    def add(self, ids: NDArray[np.int64], first: Floats, second: Floats, z: Floats, by_z: bool) -> None:
+        """Of examples (n,) the weights and z (n, num_components)."""
+        difference = first - second
+        keys = np.abs(z if by_z else difference).reshape(-1)
+        keys = np.where(np.isfinite(keys), keys, -1.0)
+        places = np.argpartition(-keys, min(NUM_LARGEST, keys.size - 1))[:NUM_LARGEST]
+        rows, columns = np.unravel_index(places, first.shape)
+        values = [each.reshape(-1)[places] for each in (first, second, difference, z)]
+        self._ids = np.concatenate([self._ids, [ids[rows], columns]], axis=1)
+        self._values = np.concatenate([self._values, values], axis=1)
+        self._keys = np.concatenate([self._keys, keys[places]])
+        best = np.argsort(-self._keys, kind="stable")[:NUM_LARGEST]
+        best = best[self._keys[best] > 0]
+        self._ids, self._values, self._keys = self._ids[:, best], self._values[:, best], self._keys[best]
+
+    def columns(self) -> dict[str, NDArray[np.int64] | Floats]:
+        """As of ``Measured``."""
+        names = ("one", "other", "difference", "z")
+        return {
+            "example_id": self._ids[0],
+            "component": self._ids[1],
+            **dict(zip(names, self._values, strict=True)),
+        }
