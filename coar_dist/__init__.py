@@ -4,6 +4,7 @@ Shah, Ilyas, Madry: "Decomposing and Editing Predictions by Modeling Model Compu
 
     run = coar_dist.attribute(model, inputs, targets)     what every component does for every example: a Run
     run = coar_dist.open_run("runs/mine")                 the same, from its files
+    coar_dist.compare(run, other)                         two runs or methods side by side: a Comparison
     coar_dist.find_components(model)                      what can be ablated
     coar_dist.ablated_outputs(model, ...)                 true outputs under given masks
     coar_dist.prompts(tokenizer, texts, ...)              examples for language models: an ExampleSet
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from coar_dist.config.schema import ComponentRule, ExampleGroup
     from coar_dist.editing.edit import Edit
     from coar_dist.editing.edit_record import load_edit
+    from coar_dist.report.comparison.compared import Comparison
+    from coar_dist.result.comparing import compare
     from coar_dist.result.result import Result
     from coar_dist.result.run import Run
     from coar_dist.tasks.example_set import ExampleSet
@@ -39,6 +42,7 @@ __version__ = VERSION
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # whoever uses a library says where its log goes
 
 __all__ = [
+    "Comparison",
     "ComponentGroup",
     "ComponentIndex",
     "ComponentRule",
@@ -51,6 +55,7 @@ __all__ = [
     "__version__",
     "ablated_outputs",
     "attribute",
+    "compare",
     "find_components",
     "load_edit",
     "open_run",
@@ -58,6 +63,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "Comparison": "coar_dist.report.comparison.compared",
     "ComponentGroup": "coar_dist.components.groups",
     "ComponentIndex": "coar_dist.components.index",
     "ComponentRule": "coar_dist.config.schema",
@@ -69,6 +75,7 @@ _HOME = {
     "Slices": "coar_dist.components.groups",
     "ablated_outputs": "coar_dist.ablation.direct",
     "attribute": "coar_dist.api",
+    "compare": "coar_dist.result.comparing",
     "find_components": "coar_dist.components.overview",
     "load_edit": "coar_dist.editing.edit_record",
     "open_run": "coar_dist.api",

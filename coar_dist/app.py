@@ -46,6 +46,8 @@ def main() -> None:
             return
         if sys.argv[1:2] == ["inspect"]:
             sys.exit(_inspect(sys.argv[2:]))
+        if sys.argv[1:2] == ["compare"]:
+            sys.exit(_compare(sys.argv[2:]))
         if sys.argv[1:2] in (["import-research"], ["export-research"]):
             sys.exit(_interchange(sys.argv[1], sys.argv[2:]))
         sys.argv[1:] = [_LISTED_COMPONENTS.sub(r"components.selector=\1", argument) for argument in sys.argv[1:]]
@@ -139,6 +141,14 @@ def _inspect(arguments: list[str]) -> int:
         print(usage, file=sys.stderr)
         return 2
     return 0 if inspect_run(storage_at(values["run.dir"]), verify == "true", Terminal()) else 1
+
+
+def _compare(arguments: list[str]) -> int:
+    """``coar-dist compare run.dir=... other=...``: no model, no Ray, no run is changed."""
+    from coar_dist.console.saying import Terminal
+    from coar_dist.report.comparison.command import run_compare
+
+    return run_compare(arguments, Terminal())
 
 
 def _interchange(command: str, arguments: list[str]) -> int:

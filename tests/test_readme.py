@@ -236,7 +236,7 @@ def composed(overrides: list[str]) -> Config:
 @pytest.mark.parametrize("line", OURS, ids=list(OURS))
 def test_a_command_is_one_that_the_program_takes(line: str, composing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = [argument.replace("s3://", "").replace("/shared", "shared") for argument in OURS[line]]
-    if here[:1] == ["inspect"]:
+    if here[:1] in (["inspect"], ["compare"]):
         monkeypatch.setattr("sys.argv", ["coar-dist", *here])
         with pytest.raises(SystemExit) as ended:
             main()

@@ -49,7 +49,7 @@ OWNERS = {
     "cupy": ["regression/cuml_backend.py"],
     "captum": ["baselines/"],
     "matplotlib": ["report/", "result/"],  # in result/ for annotations alone, as pandas
-    "jinja2": ["report/page/render.py"],
+    "jinja2": ["report/page/render.py", "report/comparison/render.py"],
     "pandas": ["report/", "result/", "components/index.py", "components/overview.py", "editing/edit.py"],
     "sklearn": ["regression/backends.py", "evaluation/circuit_scores.py", "tasks/examples/arrays.py"],
     "scipy": ["regression/factor.py", "report/page/components.py"],

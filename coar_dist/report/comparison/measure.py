@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coar_dist.report.comparison.sides import Matching, Side
 from coar_dist.report.notebook import has_standard_errors
-from coar_dist.store.agreement import metrics_of
+from coar_dist.store.agreement import average_ranks, correlation_of
 from coar_dist.store.run_directory import TRAIN_DESIGN
 
 NUM_STRONGEST = 10
@@ -20,8 +21,9 @@ NUM_LARGEST = 100
 BEYOND = 1.96
 """Of |z|: 5% of differences are beyond it where there are none but errors."""
 _MOST_VALUES = 2**21
-"""Weights of one side that are in memory at a time; as float64 and ranks they take some hundred MB."""
+"""Weights of one side that are compared at a time; as float64 and ranks they take some hundred MB."""
 Floats = NDArray[np.float64]
+Weights = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,7 @@ class Measured:
     num_strongest: int
 
 
-def measure(
-    one: Side, other: Side, matching: Matching, on_progress: Callable[[int], None] = lambda done: None
-) -> Measured:
+def measure(one: Side, other: Side, matching: Matching, on_progress: Callable[[int], None] | None = None) -> Measured:
     """Compare all weights that two sides have in common.
 
     Args:
@@ -62,63 +62,107 @@ def measure(
     Raises:
         MissingWorkError, DamagedFileError: attributions are missing or damaged.
     """
-    ids, (of_one, of_other) = matching.example_ids, matching.components
-    with_errors = all(has_standard_errors(side.reader, ids, side.method) for side in (one, other))
-    num_strongest = min(NUM_STRONGEST, len(of_one))
+    ids, sides = matching.example_ids, (one, other)
+    with_errors = all(has_standard_errors(side.reader, ids, side.method) for side in sides)
+    num_common = matching.components.shape[1]
+    num_strongest = min(NUM_STRONGEST, num_common)
     columns = ["spearman", "pearson", "top_10", "size_one", "size_other", "difference"]
     of_examples = {name: np.full(len(ids), np.nan) for name in [*columns, *(["beyond"] if with_errors else [])]}
-    moments, largest = _Moments(len(of_one)), _Largest()
-    for rows in _chunks(one, other, ids, max(len(one.reader.components), len(other.reader.components))):
-        chosen = ids[rows].tolist()
-        first = one.reader.weights(chosen, one.method)[:, of_one].astype(np.float64)
-        second = other.reader.weights(chosen, other.method)[:, of_other].astype(np.float64)
-        z = np.full_like(first, np.nan)
-        if with_errors:
-            errors = [
-                side.reader.standard_errors(chosen, side.method)[:, of_side].astype(np.float64)
-                for side, of_side in ((one, of_one), (other, of_other))
-            ]
-            scale = np.sqrt(errors[0] ** 2 + errors[1] ** 2)
-            np.divide(first - second, scale, out=z, where=scale > 0)
-        is_known = np.isfinite(first).all(axis=1) & np.isfinite(second).all(axis=1)
-        known, first, second, z = rows[is_known], first[is_known], second[is_known], z[is_known]
-        if len(known):
-            found = metrics_of(np.ascontiguousarray(first.T), np.ascontiguousarray(second.T))
-            of_examples["spearman"][known], of_examples["pearson"][known] = found["spearman"], found["correlation"]
-            of_examples["top_10"][known] = _overlap(first, second, num_strongest)
-            for name, values in (("size_one", first), ("size_other", second), ("difference", first - second)):
-                of_examples[name][known] = np.sqrt((values**2).mean(axis=1))
-            if with_errors:
-                of_examples["beyond"][known] = (np.abs(z) > BEYOND).mean(axis=1)
-            moments.add(first, second)
-            largest.add(ids[known], first, second, z, with_errors)
-        on_progress(int(rows[-1]) + 1)
+    moments, largest = _Moments(num_common), _Largest()
+    for rows in _blocks(one, other, ids):
+        chosen, pairs = ids[rows].tolist(), list(zip(sides, matching.components, strict=True))
+        weights = [_columns(side.reader.weights(chosen, side.method), own) for side, own in pairs]
+        errors = [_columns(side.reader.standard_errors(chosen, side.method), own) for side, own in pairs if with_errors]
+        is_known = np.isfinite(weights[0]).all(axis=1) & np.isfinite(weights[1]).all(axis=1)
+        places = np.flatnonzero(is_known)
+        step = max(_MOST_VALUES // num_common, 1)
+        for part in (places[start : start + step] for start in range(0, len(places), step)):
+            of_part, (first, second) = rows[part], (each[part] for each in weights)
+            found = _of_examples(first, second, num_strongest)
+            exact = first.astype(np.float64), second.astype(np.float64)
+            z = None
+            if errors:
+                z = _ratio(exact[0] - exact[1], np.hypot(*(each[part].astype(np.float64) for each in errors)))
+                found["beyond"] = (np.abs(z) > BEYOND).mean(axis=1)
+            for name, values in found.items():
+                of_examples[name][of_part] = values
+            moments.add(*exact)
+            largest.add(ids[of_part], *exact, z)
+        if on_progress is not None:
+            on_progress(int(rows[-1]) + 1)
     return Measured(of_examples, moments.columns(), largest.columns(), num_strongest)
 
 
-def _chunks(one: Side, other: Side, ids: NDArray[np.int64], num_components: int) -> Iterator[NDArray[np.int64]]:
-    """Rows of ``ids``, those of a block of files together, as far as memory allows."""
+def _columns(values: Weights, places: NDArray[np.int64]) -> Weights:
+    """Some columns; all of them without a copy."""
+    return values if np.array_equal(places, np.arange(values.shape[1])) else values[:, places]
+
+
+def _of_examples(first: Weights, second: Weights, num_strongest: int) -> dict[str, Floats]:
+    """As of ``Measured``, of weights that are finite, (n, num_common)."""
+    exact: dict[str, NDArray[Any]] = {
+        "size_one": first,
+        "size_other": second,
+        "difference": first.astype(np.float64) - second,
+    }
+    return {
+        "spearman": _rank_correlation(first, second),
+        "pearson": correlation_of(first.T, second.T),
+        "top_10": _overlap(first, second, num_strongest),
+        **{
+            name: np.sqrt(np.einsum("ij,ij->i", values, values, dtype=np.float64) / values.shape[1])
+            for name, values in exact.items()
+        },
+    }
+
+
+def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+    return np.asarray(np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0))
+
+
+def _blocks(one: Side, other: Side, ids: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Rows of ``ids`` whose attributions are in one file of the side with the longer files."""
     blocks = max((side.reader.directory.margins(TRAIN_DESIGN).blocks for side in (one, other)), key=_length)
-    most = max(_MOST_VALUES // num_components, 1)
     for first, end in blocks:
         rows = np.flatnonzero((ids >= first) & (ids < end))
-        for start in range(0, len(rows), most):
-            yield rows[start : start + most]
+        if len(rows):
+            yield rows
 
 
 def _length(blocks: list[tuple[int, int]]) -> int:
     return blocks[0][1] - blocks[0][0]
 
 
-def _overlap(first: Floats, second: Floats, num: int) -> Floats:
-    """How many of the strongest ``num`` of each row are the same."""
+def _rank_correlation(first: Weights, second: Weights) -> Floats:
+    """Spearman's correlation (n,) of rows; NaN where one is constant."""
+    ranks = np.empty((2, *first.shape), dtype=np.float32)  # whole numbers below 2**24
+    has_ties = np.zeros(len(first), dtype=np.bool_)
+    for values, of_side in zip((first, second), ranks, strict=True):
+        order = np.argsort(values, axis=1)
+        ordered = np.take_along_axis(values, order, axis=1)
+        has_ties |= (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
+        np.put_along_axis(of_side, order, np.arange(values.shape[1], dtype=np.float32)[None], axis=1)
+    num = first.shape[1]
+    apart = np.square(ranks[0] - ranks[1], dtype=np.float64).sum(axis=1)
+    found = 1.0 - 6.0 * apart / max(num * (num**2 - 1.0), 1.0)
+    tied = np.flatnonzero(has_ties | (num == 1))
+    if len(tied):
+        found[tied] = correlation_of(average_ranks(first[tied].T), average_ranks(second[tied].T))
+    return np.asarray(found)
+
+
+def _overlap(first: Weights, second: Weights, num: int) -> Floats:
+    """How many of the strongest ``num`` of each row are the same; what is 0 is not strong."""
     is_strong = []
     for values in (first, second):
-        places = np.argpartition(-np.abs(values), num - 1, axis=1)[:, :num]
-        strong = np.zeros(values.shape, dtype=np.bool_)
-        np.put_along_axis(strong, places, True, axis=1)
+        sizes = np.abs(values)
+        least = np.partition(sizes, -num, axis=1)[:, -num, None]
+        strong = (sizes >= least) & (sizes > 0)
+        for row in np.flatnonzero(strong.sum(axis=1) > num):  # several are as strong as the last of them
+            strong[row] = False
+            strong[row, np.argsort(-sizes[row], kind="stable")[:num]] = True
         is_strong.append(strong)
-    return (is_strong[0] & is_strong[1]).sum(axis=1).astype(np.float64)
+    return np.asarray((is_strong[0] & is_strong[1]).sum(axis=1), dtype=np.float64)
 
 
 class _Moments:
@@ -173,10 +217,11 @@ class _Largest:
         self._values = np.empty((4, 0))
         self._keys = np.empty(0)
 
-    def add(self, ids: NDArray[np.int64], first: Floats, second: Floats, z: Floats, by_z: bool) -> None:
-        """Of examples (n,) the weights and z (n, num_components)."""
+    def add(self, ids: NDArray[np.int64], first: Floats, second: Floats, z: Floats | None) -> None:
+        """Of examples (n,) the weights and, where there are standard errors, z (n, num_components)."""
         difference = first - second
-        keys = np.abs(z if by_z else difference).reshape(-1)
+        keys = np.abs(difference if z is None else z).reshape(-1)
+        z = np.full_like(first, np.nan) if z is None else z
         keys = np.where(np.isfinite(keys), keys, -1.0)
         places = np.argpartition(-keys, min(NUM_LARGEST, keys.size - 1))[:NUM_LARGEST]
         rows, columns = np.unravel_index(places, first.shape)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from coar_dist.config.methods import label_of
 from coar_dist.errors import ConfigError, RunMismatchError, counted, shortened
+from coar_dist.store.methods import fitted_methods
 from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN
 
@@ -45,6 +46,7 @@ class Matching:
         example_ids: (n,) int64, rising.
         components: (2, num_common) int64: the ids of each common component in either run, in the order of the first.
         only: names of the components of one side alone, of either.
+        share_masks: whether both were fitted to the same masks.
         differences: what differs besides, (what, of one, of the other).
         notes: what is to be kept in mind.
     """
@@ -53,6 +55,7 @@ class Matching:
     example_ids: NDArray[np.int64]
     components: NDArray[np.int64]
     only: tuple[list[str], list[str]]
+    share_masks: bool
     differences: list[tuple[str, str, str]]
     notes: list[str]
 
@@ -61,22 +64,28 @@ def match(one: Side, other: Side) -> Matching:
     """Match components by name and examples by id.
 
     Raises:
-        ConfigError: both sides are the same, or components have no names of their own, or no name in common.
+        ConfigError: both sides are the same, a run does not have the method, or components have no names of their own,
+            or no name in common.
         RunMismatchError: the sides have other examples.
     """
+    for side in (one, other):
+        fitted = fitted_methods(side.reader.directory)
+        if side.method not in fitted:
+            raise ConfigError(f"methods={side.method}: {side.where} has {', '.join(fitted) or 'no attributions yet'}.")
     is_one_run = one.where == other.where
     if is_one_run and one.method == other.method:
         there = f"methods=[{one.method},...]"
         raise ConfigError(f"both sides are {one.method} of {one.where}. Name two methods, as {there}, or another run.")
     notes = _check_examples(one, other)
     components, only = _common(one, other)
-    if _share_masks(one, other):
-        notes.append(
-            "Both are of the same masks, so that errors of one are found in the other: z is smaller than it would be "
-            "for masks of their own."
-        )
     return Matching(
-        _names(one, other), np.sort(one.example_ids), components, only, _differences(one, other), notes
+        _names(one, other),
+        np.sort(one.example_ids),
+        components,
+        only,
+        _share_masks(one, other),
+        _differences(one, other),
+        notes,
     )
 
 
@@ -99,8 +108,8 @@ def _check_examples(one: Side, other: Side) -> list[str]:
         RunMismatchError: they do not.
     """
     ids = [np.sort(side.example_ids) for side in (one, other)]
-    if not np.array_equal(*ids):
-        in_both = np.intersect1d(*ids)
+    if not np.array_equal(ids[0], ids[1]):
+        in_both = np.intersect1d(ids[0], ids[1])
         where = f"{one.where} has {counted(len(ids[0]), 'example')}, and {other.where} has {len(ids[1]):,}"
         if not len(in_both):
             raise RunMismatchError(f"{where}, none of them with the same id: nothing can be compared.")
