@@ -1,6 +1,6 @@
 """What the report page costs: its size, the time and memory to make it, and the time to load it.
 
-    python -m tests.benchmarks.report [--sizes 10x240 500x2304 ...] [--folder DIR]
+    python -m tests.benchmarks.report [--sizes 10x240 500x2304 ...] [--folder DIR] [--no-browser]
 
 Every size is examples x components: a run of random weights, images of 64 x 64 pixels, 10 classes
 and a column of 5 values. The page is made in a process of its own, whose greatest memory is printed. Chromium loads it
@@ -37,13 +37,14 @@ began = time.perf_counter()
 run = RunDirectory.open(storage_at(sys.argv[1]))
 write_page(run, summarise(run))
 seconds = time.perf_counter() - began
-print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(json.dumps([seconds, time.process_time(), used.ru_maxrss * 1024]))
 """
 
 
-def measure(folder: Path, num_examples: int, num_components: int) -> dict[str, float]:
-    """Make a run and its page: ``bytes``, ``seconds``, ``memory`` in bytes, ``load`` in seconds (NaN without
-    Chromium)."""
+def measure(folder: Path, num_examples: int, num_components: int, has_browser: bool = True) -> dict[str, float]:
+    """Make a run and its page: ``bytes``, ``seconds``, ``cpu`` seconds with the start of the process, ``memory`` in
+    bytes, ``load`` in seconds (NaN without Chromium)."""
     num_layers = 16
     synthetic_run(
         folder,
@@ -55,9 +56,15 @@ def measure(folder: Path, num_examples: int, num_components: int) -> dict[str, f
         side=64,
     )
     done = subprocess.run([sys.executable, "-c", _PROGRAM, str(folder)], stdout=subprocess.PIPE, text=True, check=True)
-    seconds, memory = json.loads(done.stdout.splitlines()[-1])
+    seconds, cpu, memory = json.loads(done.stdout.splitlines()[-1])
     page = folder / "report" / "index.html"
-    return {"bytes": page.stat().st_size, "seconds": seconds, "memory": memory, "load": _load(page)}
+    return {
+        "bytes": page.stat().st_size,
+        "seconds": seconds,
+        "cpu": cpu,
+        "memory": memory,
+        "load": _load(page) if has_browser else float("nan"),
+    }
 
 
 def _load(page: Path) -> float:
@@ -78,16 +85,17 @@ def main() -> None:
     """Print a row per size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=SIZES, help="EXAMPLESxCOMPONENTS")
+    parser.add_argument("--no-browser", action="store_true", help="do not load the page")
     parser.add_argument("--folder", type=Path, default=None, help="where runs are made and removed again")
     arguments = parser.parse_args()
     table = Table(title="The report page")
-    for name in ("examples", "components", "page, MB", "made in, s", "memory, GB", "loaded in, s"):
+    for name in ("examples", "components", "page, MB", "made in, s", "CPU, s", "memory, GB", "loaded in, s"):
         table.add_column(name, justify="right")
     for size in arguments.sizes:
         num_examples, num_components = map(int, size.split("x"))
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            found = measure(Path(folder) / "run", num_examples, num_components)
-        numbers = (found["bytes"] / 1e6, found["seconds"], found["memory"] / 1e9, found["load"])
+            found = measure(Path(folder) / "run", num_examples, num_components, not arguments.no_browser)
+        numbers = (found["bytes"] / 1e6, found["seconds"], found["cpu"], found["memory"] / 1e9, found["load"])
         table.add_row(f"{num_examples:,}", f"{num_components:,}", *(f"{number:.2f}" for number in numbers))
         print(size, *(f"{number:.2f}" for number in numbers), flush=True)
     Console(width=100).print(table)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import ablation, alternatives, calibration, chaos, estimators, regression, scale
+from tests.benchmarks import ablation, alternatives, calibration, chaos, estimators, regression, report, scale
 from tests.benchmarks.gpu import __main__ as gpu
 from tests.benchmarks.gpu.__main__ import SECTIONS
 from tests.benchmarks.gpu.results import Results
@@ -55,6 +55,12 @@ def test_scale_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     printed = capsys.readouterr().out
     assert "Schedule: 20 actors, 5,000 ranges" in printed
     assert "Resume from 29 shards" in printed
+
+
+def test_report_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["report", "--sizes", "20x32", "--no-browser"])
+    report.main()
+    assert re.search(r"│ +20 │ +32 │ +0\.\d+ │ +\d", capsys.readouterr().out)
 
 
 @pytest.mark.slow
