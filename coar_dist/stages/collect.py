@@ -27,7 +27,7 @@ from coar_dist.stages.values import value_of_run
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.record import damaged_record
 from coar_dist.store.run_directory import RunDirectory
-from coar_dist.tasks.example_set import EXCERPT
+from coar_dist.tasks.example_set import FOR_THE_EYE
 from coar_dist.tasks.task import Task
 
 _log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def collect(
     """
     terminal, hold = session.terminal, session.take()
     if not session.config.run.previews:
-        shown = {name: values for name, values in task.examples.columns.items() if name != EXCERPT}
+        shown = {name: values for name, values in task.examples.columns.items() if name not in FOR_THE_EYE}
         task = replace(task, examples=replace(task.examples, columns=shown))
     if missing.has_examples and ExampleTable(run).update(task.examples.columns):
         terminal.say("columns of examples.parquet are new or have changed: written.")

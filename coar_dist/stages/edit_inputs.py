@@ -25,7 +25,7 @@ from coar_dist.store.examples import ExampleTable
 from coar_dist.store.reader import RunReader
 from coar_dist.store.record import fingerprint_of
 from coar_dist.store.run_directory import RunDirectory
-from coar_dist.tasks.example_set import EXCERPT
+from coar_dist.tasks.example_set import FOR_THE_EYE
 from coar_dist.tasks.examples.source import SOURCE_ID
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import Task
@@ -191,6 +191,6 @@ def _named(value: Any) -> Any:
 def _digest(columns: Mapping[str, NDArray[Any]]) -> str:
     """SHA-256 over columns of examples, without their excerpts, which only the report shows."""
     digest = hashlib.sha256()
-    for name, values in sorted((name, values) for name, values in columns.items() if name != EXCERPT):
+    for name, values in sorted((name, values) for name, values in columns.items() if name not in FOR_THE_EYE):
         digest.update(f"{name} {values.dtype} {values.shape};".encode() + np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()

@@ -23,7 +23,9 @@ _CONSTANTS = (type(None), bool, int, float, str)
 RESERVED_COLUMNS = ("example_id", "label", "prediction", "margin")
 """Columns of ``examples.parquet`` that the ablate stage fills itself."""
 _fingerprints: dict[Any, str] = {}  # of tensors in files, whose names say what is in them
-EXCERPT = "excerpt"
+EXCERPT, TOKENS = "excerpt", "tokens"
+FOR_THE_EYE = (EXCERPT, TOKENS)
+"""Columns on which no result depends."""
 """The column with the beginning of an example's text, for the eye alone."""
 
 

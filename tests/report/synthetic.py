@@ -21,6 +21,7 @@ from coar_dist.store.examples import ExampleTable
 from coar_dist.store.previews import PreviewTable
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDesign, RunDirectory
 from coar_dist.store.tables import Attributions, AttributionTable
+from coar_dist.tasks.examples.tokens import TOKEN_END
 from tests.models import local_storage
 
 _ALPHA = 0.1
@@ -106,7 +107,9 @@ def synthetic_run(
     labels = random.integers(0, num_classes, num_examples) if classes else None
     is_wrong = random.random(num_examples) < 0.1
     predictions = None if labels is None else np.where(is_wrong, (labels + 1) % num_classes, labels)
-    texts = {"excerpt": np.array([f"{hostile}text {i}\nof a play" for i in range(num_examples)])}
+    excerpts = [f"{hostile}text {i}\nof a play" for i in range(num_examples)]
+    tokens = [TOKEN_END.join(text.partition(" ")) for text in excerpts]
+    texts = {"excerpt": np.array(excerpts), "tokens": np.array(tokens)}
     margins = random.standard_normal(num_examples).astype(np.float32)
     ExampleTable(run).write(labels, predictions, margins, {**(texts if kind == "texts" else {}), **(columns or {})})
     if kind == "images":

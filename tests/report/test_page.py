@@ -321,6 +321,7 @@ def test_names_and_texts_are_no_markup(texts: Run) -> None:
     text = page_of(texts).read_text()
     assert "<img src=x" not in text
     assert "&lt;img src=x onerror=alert(1)&gt;" in text
+    assert content_of(texts)["tokens"]["3"] == list(f"{HOSTILE}text 3\nof a play".partition(" "))
     assert content_of(texts)["examples"]["excerpts"][3] == f"{HOSTILE}text 3\nof a play"
 
 

@@ -57,6 +57,7 @@ def content_of(found: Gathered, output: OutputName, fractions: list[float]) -> d
         "components": _of_components(found.components, found.groupings, found.run.num_examples),
         "examples": _of_examples(found),
         "looks": packed_looks(found.looks),
+        "tokens": _tokens(found),
         "others": _others(found),
         "maps": maps_of(found),
     }
@@ -172,6 +173,21 @@ def _others(found: Gathered) -> dict[str, Any]:
             break
         others[str(example_id)] = [label, prediction, excerpt]
     return others
+
+
+def _tokens(found: Gathered) -> dict[str, list[str]]:
+    """Of the shown examples and of those that components look at, by example id."""
+    left, tokens = _MAX_EXCERPTS, {}
+    looked_at = [example.example_id for looks in found.looks.values() for example in looks.examples]
+    for example_id in dict.fromkeys([*looked_at, *found.examples.ids.tolist()]):
+        of_example = found.tokens_of(example_id)
+        if of_example is None:
+            break
+        left -= sum(map(len, of_example)) + 3 * len(of_example) + 10
+        if left < 0:
+            break
+        tokens[str(example_id)] = of_example
+    return tokens
 
 
 def _labels(found: Gathered) -> list[int]:

@@ -23,6 +23,9 @@ from coar_dist.store.responses import Responses
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
 from coar_dist.store.tables import AttributionTable
 
+_TOKEN_END = "\x1f"
+"""As ``coar_dist.tasks`` puts it between the tokens of a text."""
+
 
 @dataclass(frozen=True)
 class Gathered:
@@ -72,6 +75,11 @@ class Gathered:
         """The beginning of an example's text, where the run has it."""
         excerpts = self.table.get("excerpt")
         return None if excerpts is None or excerpts.dtype.kind != "U" else str(excerpts[example_id])
+
+    def tokens_of(self, example_id: int) -> list[str] | None:
+        """The texts of an example's first tokens, where the run has them."""
+        tokens = self.table.get("tokens")
+        return None if tokens is None or tokens.dtype.kind != "U" else str(tokens[example_id]).split(_TOKEN_END)
 
     def predictions(self) -> list[PredictedExample]:
         """The shown examples as a figure takes them."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from coar_dist.store.class_names import class_in_words
 
 CLASS, RIGHT_OR_WRONG = "class", "right or wrong"
-_ALWAYS = ("example_id", "label", "prediction", "margin", "excerpt")
+_ALWAYS = ("example_id", "label", "prediction", "margin", "excerpt", "tokens")
 _MAX_VALUES = 24
 """Distinct values of a column up to which it groups examples; classes may be any number."""
 _MAX_GROUPINGS = 6

@@ -11,7 +11,7 @@ import numpy as np
 from coar_dist.errors import TaskError, warn
 from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.examples.source import tensor_of
-from coar_dist.tasks.examples.tokens import padded, token_ids, tokenizer_of, with_excerpts
+from coar_dist.tasks.examples.tokens import padded, token_ids, tokenizer_of, with_excerpts, with_tokens
 
 
 def prompts(
@@ -167,7 +167,8 @@ class AnswerPrompts:
             pairs = {"input_ids": tensor_of(padded(of_pairs, self.encoder)[0]), "attention_mask": tensor_of(mask)}
         targets = np.column_stack([mask.sum(axis=1) - 1, np.array(tokens_of_answers, dtype=np.int64)])
         inputs = {"input_ids": tensor_of(input_ids), "attention_mask": tensor_of(mask)}
-        return ExampleSet(inputs, tensor_of(targets), with_excerpts(columns, texts), pairs)
+        columns = with_tokens(with_excerpts(columns, texts), tokens, self.encoder.decode)
+        return ExampleSet(inputs, tensor_of(targets), columns, pairs)
 
     def _warn_of_joints(
         self,

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coar_dist.errors import ConfigError, TaskError
-from coar_dist.tasks.example_set import EXCERPT, ExampleSet
+from coar_dist.tasks.example_set import EXCERPT, TOKENS, ExampleSet
 from coar_dist.tasks.examples.huggingface import Gathered, HubRows, Pairs
 from coar_dist.tasks.examples.source import SOURCE_ID, IndexedSource, StreamedSource, tensor_of
-from coar_dist.tasks.examples.tokens import padded, token_ids, tokenizer_of, with_excerpts
+from coar_dist.tasks.examples.tokens import padded, token_ids, tokenizer_of, with_excerpts, with_tokens
 from coar_dist.tasks.outputs import IGNORED_TOKEN
 
 BYTES = "bytes"
@@ -45,7 +45,8 @@ def text_file(
 
     Returns:
         Inputs ``input_ids`` (num_examples, length) int64, by keyword, and the same as targets; no window is padded, and
-        a rest shorter than ``length`` is left out. ``source_id`` is the window's first token, ``excerpt`` its text.
+        a rest shorter than ``length`` is left out. ``source_id`` is the window's first token, ``excerpt`` its text,
+        ``tokens`` the texts of its tokens.
 
     Raises:
         ConfigError: a number is out of range, or a mark is no regular expression.
@@ -80,6 +81,9 @@ def text_file(
             return bytes(window.tolist()).decode(errors="replace")
         return str(encoder.decode(window.tolist(), clean_up_tokenization_spaces=False))
 
+    def token_text(token: int) -> str:
+        return decoded(np.array([token]))
+
     def load(ids: NDArray[np.int64]) -> ExampleSet:
         chosen = windows[starts[ids]]
         texts = [decoded(window) for window in chosen]
@@ -88,16 +92,17 @@ def text_file(
             for name, pattern in patterns.items()
         }
         input_ids = tensor_of(chosen)
-        columns = with_excerpts({**columns, SOURCE_ID: starts[ids]}, texts)
+        columns = with_tokens(with_excerpts({**columns, SOURCE_ID: starts[ids]}, texts), chosen, token_text)
         return ExampleSet({"input_ids": input_ids}, input_ids.clone(), columns)
 
     return IndexedSource(len(starts), load)
 
 
 def _pattern(name: str, expression: Any) -> re.Pattern[str]:
-    if name in (SOURCE_ID, EXCERPT) or not isinstance(expression, str):
+    if name in (SOURCE_ID, EXCERPT, TOKENS) or not isinstance(expression, str):
         raise ConfigError(
-            f"marks.{name}={expression!r}: must be a regular expression, under a name but {SOURCE_ID} and {EXCERPT}."
+            f"marks.{name}={expression!r}: must be a regular expression, under a name but {SOURCE_ID}, {EXCERPT} and "
+            f"{TOKENS}."
         )
     try:
         return re.compile(expression)
@@ -127,7 +132,7 @@ def huggingface_text(
     Returns:
         Inputs ``input_ids`` and ``attention_mask``, (num_examples, length) int64 each, padded on the right to the
         longest of the chosen texts; targets are the ``input_ids`` with -100 at padding. ``source_id`` is the row,
-        ``excerpt`` the beginning of the text.
+        ``excerpt`` the beginning of the text, ``tokens`` the texts of its first tokens.
 
     Raises:
         TaskError: a column is missing, a row is no text, or a text has fewer than two tokens.
@@ -154,6 +159,7 @@ def huggingface_text(
         input_ids, mask = padded(tokens, encoder)
         targets = np.where(mask == 1, input_ids, IGNORED_TOKEN)
         inputs = {"input_ids": tensor_of(input_ids), "attention_mask": tensor_of(mask)}
-        return ExampleSet(inputs, tensor_of(targets), with_excerpts(gathered.columns(), texts))
+        columns_of = with_tokens(with_excerpts(gathered.columns(), texts), tokens, encoder.decode)
+        return ExampleSet(inputs, tensor_of(targets), columns_of)
 
     return rows.source(load, None)

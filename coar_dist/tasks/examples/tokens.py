@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coar_dist.tasks.example_set import EXCERPT
+from coar_dist.tasks.example_set import EXCERPT, TOKENS
 from coar_dist.tasks.examples.pixels import missing
 
 _EXCERPT_LENGTH = 300
+TOKEN_END = "\x1f"
+"""Between the texts of tokens in their column."""
 
 
 def with_excerpts(columns: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
@@ -20,6 +22,35 @@ def with_excerpts(columns: dict[str, Any], texts: Sequence[str]) -> dict[str, An
         return columns
     cut = [text if len(text) <= _EXCERPT_LENGTH else f"{text[: _EXCERPT_LENGTH - 1]}…" for text in texts]
     return {**columns, EXCERPT: np.array(cut)}
+
+
+def with_tokens(
+    columns: dict[str, Any], tokens: Sequence[Sequence[int]] | NDArray[np.int64], text_of: Callable[[int], str]
+) -> dict[str, Any]:
+    """The columns, and the texts of the first tokens of every example, one after the other with ``TOKEN_END`` between
+    them, where no column of the user's has that name.
+
+    Args:
+        columns: of the examples.
+        tokens: their ids.
+        text_of: one token's text.
+    """
+    if TOKENS in columns:
+        return columns
+    known: dict[int, str] = {}
+    joined = []
+    for ids in tokens:
+        parts: list[str] = []
+        length = 0
+        for token in map(int, ids):
+            if token not in known:
+                known[token] = text_of(token).replace(TOKEN_END, "\N{REPLACEMENT CHARACTER}")
+            length += len(known[token]) + 1
+            if length > _EXCERPT_LENGTH:
+                break
+            parts.append(known[token])
+        joined.append(TOKEN_END.join(parts))
+    return {**columns, TOKENS: np.array(joined)}
 
 
 def tokenizer_of(name: str) -> Any:

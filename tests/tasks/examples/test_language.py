@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from coar_dist.errors import CoarWarning, ConfigError, TaskError
 from coar_dist.tasks.examples.answers import prompts
 from coar_dist.tasks.examples.prompts import huggingface_answers
+from coar_dist.tasks.examples.tokens import TOKEN_END
 from coar_dist.tasks.outputs import next_token_margin
 from tests.tasks.examples.making import built
 
@@ -73,6 +74,7 @@ def test_windows_of_tokens(tmp_path: Path, tokenizer: str) -> None:
     examples = built("text_file", path=str(tmp_path / "text.txt"), tokenizer=tokenizer, length=4)
     assert examples.targets.reshape(-1).tolist() == [ID[word] for word in text.split()][:12]
     assert examples.columns["excerpt"].tolist() == ["the sky is blue", "the sea is deep", "is the sky blue"]
+    assert examples.columns["tokens"][0].split(TOKEN_END) == ["the", "sky", "is", "blue"]
 
 
 def test_long_texts_are_cut_in_their_excerpts(tmp_path: Path) -> None:
@@ -80,6 +82,7 @@ def test_long_texts_are_cut_in_their_excerpts(tmp_path: Path) -> None:
     for length, expected in [(300, "x" * 300), (301, "x" * 299 + "…")]:
         examples = built("text_file", path=str(tmp_path / "text.txt"), length=length)
         assert examples.columns["excerpt"].tolist() == [expected] * 2
+        assert examples.columns["tokens"].tolist() == [TOKEN_END.join("x" * 150)] * 2
 
 
 def test_marks_count_matches_in_each_window(tmp_path: Path, tokenizer: str) -> None:

@@ -142,6 +142,13 @@ function whatIfBox(i) {
   return { box, update };
 }
 
+// A text as the model reads it.
+function tokensOf(id) {
+  const tokens = content.tokens[id];
+  return tokens ? make("details", {}, make("summary", { textContent: plural(tokens.length, "token") }),
+    make("div", { className: "tokens" }, ...tokens.map((token, k) => make("span", { textContent: token, title: `position ${k}` })))) : null;
+}
+
 function nearestTo(i) {
   if (!numNearest) return null;
   const found = row(E.nearest, i, numNearest).map((other, k) => [E.ids[other], row(E.cosines, i, numNearest)[k]]);
@@ -168,6 +175,7 @@ function examplePage(id) {
       E.prediction[i] !== null ? ["the model says", make("span", { className: isWrong(i) ? "wrong" : "", textContent: classWord(E.prediction[i]) })] : null,
       [`${content.output}, measured`, text(E.margin[i])], [`${content.output}, predicted`, text(E.whole[i])], ["correlation on held-out masks", correlation(E.correlation[i])],
       ...Object.entries(E.columns).map(([name, values]) => [name, values[i]])])),
+    tokensOf(id),
     make("section", {}, make("h2", { textContent: "Its strongest components" }),
       make("p", { className: "note", textContent: `What keeping each adds to the ${content.output}, from the linear model's value with everything ablated up to that with everything kept. No mask ablates everything, so the model itself may give another value there.${errors}` }),
       kept.length ? waterfall(i, update) : make("p", { textContent: "All its weights are 0." }), make("div", { className: "tools" }, csv)),

@@ -18,13 +18,13 @@ function kernelOf(kernel) {
   return Array.from({ length: Math.min(channels, 8) }, (_, c) => {
     const part = cells(values.slice(c * height * width, (c + 1) * height * width), height, width, size, { title: `kernel, channel ${c}`, largest });
     part.style.background = "var(--card)";
-    return make("figure", {}, part, make("figcaption", { textContent: channels === 1 ? "kernel" : `kernel, ${names ? names[c] : `channel ${c}`}` }));
+    return make("figure", {}, part, make("figcaption", { title: "in colour above 0, grey below", textContent: channels === 1 ? "kernel" : `kernel, ${names ? names[c] : `channel ${c}`}` }));
   });
 }
 
 // The positions of a text by their strengths: over its tokens where the run has them.
 function stripOf(response, values) {
-  const largest = Math.max(...values.map(Math.abs), 1e-30), tokens = content.tokens?.[response.id];
+  const largest = Math.max(...values.map(Math.abs), 1e-30), tokens = content.tokens[response.id];
   const spans = values.map((value, k) => {
     const place = response.first + k;
     const part = make("span", { textContent: tokens?.[place] ?? `${place} `, title: `position ${place}: ${text(value)}` });
@@ -38,11 +38,11 @@ function responseOf(response) {
   const shape = response.activation.shape, values = Array.from(unpack(response.activation)), parts = [];
   const picture = content.images[response.id] ? pictureOf(response.id) : null;
   if (shape.length === 2) {
-    const map = cells(values, shape[0], shape[1], picture ? 0 : 128 / Math.max(...shape), { title: `activation on example ${response.id}` });
+    const map = cells(values.map(value => Math.max(value, 0)), shape[0], shape[1], picture ? 0 : 128 / Math.max(...shape), { title: `activation on example ${response.id}` });
     parts.push(picture ? make("span", { className: "over" }, picture, map) : map);
   } else {
     if (shape.length === 1) parts.push(stripOf(response, values));
-    const shown = shape.length === 0 || !content.tokens?.[response.id] ? pictureOf(response.id) : null;
+    const shown = shape.length === 0 || !content.tokens[response.id] ? pictureOf(response.id) : null;
     if (shown) parts.push(shown.tagName === "IMG" ? make("span", { className: "portrait" }, shown) : shape.length === 1 ? null : make("div", { className: "tokens" }, shown));
   }
   if (response.pattern) {
@@ -59,6 +59,6 @@ function looksOf(id) {
   const looks = content.looks[id];
   if (!looks || !looks.kernel && !looks.examples.length) return null;
   return make("section", {}, make("h2", { textContent: "What it looks at" }),
-    make("p", { className: "note", textContent: "The examples on which its activation is greatest, and where in them. That is what it responds to; what it does to the output stands below." }),
+    make("p", { className: "note", textContent: "The examples on which its activation is greatest, and, in colour, where in them it is above 0. That is what it responds to; what it does to the output stands below." }),
     make("div", { className: "looks" }, ...(looks.kernel ? kernelOf(looks.kernel) : []), ...looks.examples.map(responseOf)));
 }
