@@ -137,6 +137,7 @@ runpy.run_module("tests.benchmarks.gpu", run_name="__main__")
 """
 
 
+@pytest.mark.filterwarnings("ignore:nothing can be said about components")  # of few masks
 def test_gpu_command_runs_whole_runs_and_bare_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
