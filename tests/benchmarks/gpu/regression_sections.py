@@ -20,6 +20,7 @@ from coar_dist.designs.independent import Bernoulli
 from coar_dist.regression import cuml_backend, lasso, reduced, ridge
 from coar_dist.regression.factor import factorise
 from coar_dist.regression.fit import fit
+from coar_dist.regression.masks import PackedMasks
 from coar_dist.regression.statistics import MASKS_PER_BATCH, Gram, MarginStatistics, gram, margin_statistics
 from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDesign, RunDirectory
@@ -47,12 +48,18 @@ def batches(arrays: Arrays) -> list[slice]:
     return [slice(start, start + MASKS_PER_BATCH) for start in range(0, len(arrays[0]), MASKS_PER_BATCH)]
 
 
+def packed(masks: NDArray[np.bool_]) -> PackedMasks:
+    """As a fit has them."""
+    return PackedMasks(np.packbits(masks, axis=1, bitorder="little"), masks.shape[1])
+
+
 def products(arrays: Arrays, device: str) -> Gram:
-    return gram((arrays[0][rows] for rows in batches(arrays)), device)
+    return gram(packed(arrays[0]).parts(MASKS_PER_BATCH), device)
 
 
 def cross_products(arrays: Arrays, device: str) -> MarginStatistics:
-    return margin_statistics(((arrays[0][rows], arrays[1][rows]) for rows in batches(arrays)), device)
+    margins = (arrays[1][rows] for rows in batches(arrays))
+    return margin_statistics(zip(packed(arrays[0]).parts(MASKS_PER_BATCH), margins, strict=True), device)
 
 
 def statistics(arrays: Arrays, device: str) -> tuple[Gram, MarginStatistics]:
@@ -60,7 +67,7 @@ def statistics(arrays: Arrays, device: str) -> tuple[Gram, MarginStatistics]:
 
 
 def sufficient_statistics(section: Section) -> None:
-    """X'X and X'Y from arrays on the host, as a share of the slower of products and upload."""
+    """X'X and X'Y from packed masks on the host, as a share of the slower of products and upload."""
     sizes = [(600, 40, 8)] if section.is_tiny else [(50_000, 2304, 1024), (20_000, 22_720, 1024)]
     of_gram, name = ("bfloat16", "bfloat16 product") if section.is_cuda else ("float32", "float32 product")
     for m, d, n in sizes:
@@ -68,17 +75,18 @@ def sufficient_statistics(section: Section) -> None:
             return
         arrays = synthetic(m, d, n)
         about = f"{m:,} masks x {d:,} components"
-        took, _ = timed(section, 2, products, arrays, section.device)
-        bound, what = bounds(section, 2 * m * d * d / section.limits[of_gram], name, m * d + 8 * d * d)
+        masks = packed(arrays[0])
+        took, _ = timed(section, 2, lambda: gram(masks.parts(MASKS_PER_BATCH), section.device))
+        bound, what = bounds(section, 2 * m * d * d / section.limits[of_gram], name, m * d / 8 + 4 * d * d)
         section.add(f"X'X, {about}", took, "s", limit=bound, limit_name=what, kind="cost")
 
         took, _ = timed(section, 2, cross_products, arrays, section.device)
         product = 2 * m * d * n / section.limits["float64"]
-        bound, what = bounds(section, product, "float64 product", m * d + 4 * m * n + 8 * d * n)
+        bound, what = bounds(section, product, "float64 product", m * d / 8 + 4 * m * n + 8 * d * n)
         section.add(f"X'Y, {about} x {n:,} examples", took, "s", limit=bound, limit_name=what, kind="cost")
 
 
-def bounds(section: Section, product: float, name: str, num_bytes: int) -> tuple[float, str]:
+def bounds(section: Section, product: float, name: str, num_bytes: float) -> tuple[float, str]:
     """The larger of the product's time and the time of what crosses between host and device."""
     upload = num_bytes / section.limits["upload"] if section.is_cuda else 0.0
     return max((product, f"s, {name}"), (upload, "s, upload and download"))
