@@ -53,8 +53,12 @@ def packed(masks: NDArray[np.bool_]) -> PackedMasks:
     return PackedMasks(np.packbits(masks, axis=1, bitorder="little"), masks.shape[1])
 
 
+def of_packed(masks: PackedMasks, device: str) -> Gram:
+    return gram(masks.parts(MASKS_PER_BATCH), device)
+
+
 def products(arrays: Arrays, device: str) -> Gram:
-    return gram(packed(arrays[0]).parts(MASKS_PER_BATCH), device)
+    return of_packed(packed(arrays[0]), device)
 
 
 def cross_products(arrays: Arrays, device: str) -> MarginStatistics:
@@ -75,8 +79,7 @@ def sufficient_statistics(section: Section) -> None:
             return
         arrays = synthetic(m, d, n)
         about = f"{m:,} masks x {d:,} components"
-        masks = packed(arrays[0])
-        took, _ = timed(section, 2, lambda: gram(masks.parts(MASKS_PER_BATCH), section.device))
+        took, _ = timed(section, 2, of_packed, packed(arrays[0]), section.device)
         bound, what = bounds(section, 2 * m * d * d / section.limits[of_gram], name, m * d / 8 + 4 * d * d)
         section.add(f"X'X, {about}", took, "s", limit=bound, limit_name=what, kind="cost")
 
