@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from coar_dist.errors import TaskError
+from coar_dist.tasks.models_attention import attention_only
 from coar_dist.tasks.models_clip import clip_zero_shot
 from coar_dist.tasks.models_hub import timm_model, torchvision_model, transformers_config, transformers_model
 from coar_dist.tasks.models_vit import small_vit
@@ -149,6 +150,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "cifar_resnet": cifar_resnet,
     "mini_resnet": mini_resnet,
     "small_vit": small_vit,
+    "attention_only": attention_only,
     "torchvision": torchvision_model,
     "timm": timm_model,
     "transformers": transformers_model,

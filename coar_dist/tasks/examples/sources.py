@@ -8,6 +8,7 @@ from coar_dist.tasks.examples.arrays import digits, npz_images, numpy_arrays, pa
 from coar_dist.tasks.examples.folders import celeba, image_folder, waterbirds
 from coar_dist.tasks.examples.huggingface import huggingface_images
 from coar_dist.tasks.examples.prompts import huggingface_answers
+from coar_dist.tasks.examples.repeated import repeated_tokens
 from coar_dist.tasks.examples.source import Source
 from coar_dist.tasks.examples.texts import huggingface_text, text_file
 from coar_dist.tasks.examples.torchvision_sets import torchvision_dataset
@@ -23,6 +24,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "huggingface_answers": huggingface_answers,
     "torchvision_dataset": torchvision_dataset,
     "text_file": text_file,
+    "repeated_tokens": repeated_tokens,
     "waterbirds": waterbirds,
     "celeba": celeba,
 }

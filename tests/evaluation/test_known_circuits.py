@@ -1,0 +1,122 @@
+"""Attributions of models whose circuit is known, because it was written by hand or by a compiler."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+import coar_dist
+from coar_dist.api import Run
+from coar_dist.config.schema import AblationConfig
+from coar_dist.result.circuit import Circuit
+from coar_dist.tasks.task import Task
+from tests.evaluation.constructed import (
+    DECOYS,
+    INDUCTION,
+    PREVIOUS_TOKEN,
+    induction_model,
+    induction_task,
+    switches_task,
+)
+
+SMALL = AblationConfig(mode="weights", rows_per_forward=64, compile=False)
+SILENT = Console(file=io.StringIO())
+
+
+def attributed(task: Task, run_dir: Path, **options: Any) -> Run:
+    given: dict[str, Any] = {
+        "num_gradient_masks": 0,
+        "baselines": ["leave_one_out"],
+        "previews": False,
+        "ablation": SMALL,
+    }
+    given["stages"] = ("ablate", "fit")
+    return coar_dist.attribute(
+        task.model,
+        task.examples.inputs,
+        task.examples.targets,
+        output_function=task.output_function.name,
+        run_dir=run_dir,
+        cluster="process",
+        console=SILENT,
+        **{**given, **options},
+    )
+
+
+def test_the_hand_written_heads_do_induction() -> None:
+    task = induction_task()
+    inputs, cases = task.examples.inputs, task.examples
+    assert isinstance(inputs, dict)
+    logits = induction_model()(inputs["input_ids"])[:, -1]
+    assert logits.argmax(dim=1).tolist() == cases.targets[:, 1].tolist()
+    assert isinstance(cases.counterfactual, dict)
+    assert induction_model()(**cases.counterfactual)[:, -1].argmax(dim=1).tolist() == cases.targets[:, 2].tolist()
+
+
+@pytest.mark.parametrize("value", ["zero_weights", "zero", "mean", "resample", "counterfactual"])
+def test_the_two_heads_that_work_are_told_from_their_decoys(tmp_path: Path, value: str) -> None:
+    task = induction_task(24)
+    pairs = {"counterfactual": task.examples.counterfactual} if value == "counterfactual" else {}
+    made = attributed(task, tmp_path, components="heads", num_masks=200, ablation_value=value, **pairs)
+    circuit = made.circuit([0.0, 0.0625, 0.125, 1.0], [PREVIOUS_TOKEN, INDUCTION], console=SILENT)
+    scores = circuit.to_pandas()
+    assert made.components.num_components == 16
+    assert scores.loc["coar", ["auroc", "average_precision"]].tolist() == [1.0, 1.0]
+    assert scores.loc["coar", "auroc_per_example"] > 0.999
+    weights = dict(zip(made.names, made.values.mean(axis=0).tolist(), strict=True))
+    # The decoys' weights are an error of the fit alone.
+    assert max(abs(weights[name]) for name in DECOYS) < 0.05 * weights[INDUCTION]
+    if value == "resample":  # another sequence's output is another one for each mask
+        return
+    assert circuit.found.faithfulness["coar", "signed"][2] == pytest.approx(1.0, abs=0.1)
+    assert circuit.found.faithfulness["coar", "signed"][1] == pytest.approx(0.0, abs=0.1)
+
+
+def with_others(main: Tensor, units: Tensor) -> Tensor:
+    """What the first two units make, and a little of each of the others."""
+    return main + 0.02 * units[:, 2:].sum(dim=1)
+
+
+def either(units: Tensor) -> Tensor:
+    return with_others(torch.maximum(units[:, 0], units[:, 1]), units)
+
+
+def backup(units: Tensor) -> Tensor:
+    first, second = units[:, 0], units[:, 1]
+    return with_others(torch.where(first != 0, first, 0.8 * second), units)
+
+
+def both(units: Tensor) -> Tensor:
+    return with_others(units[:, 0] * units[:, 1], units)
+
+
+def circuit_of(combine: Any, run_dir: Path, num_masks: int = 300, num_units: int = 20) -> tuple[Run, Circuit]:
+    task = switches_task(num_units, combine)
+    made = attributed(task, run_dir, components="linear_rows", num_masks=num_masks, ablation_fraction=0.2)
+    return made, made.circuit([0.0, 0.05, 0.1, 0.5, 1.0], "necessary", console=SILENT)
+
+
+@pytest.mark.parametrize("combine", [either, backup, both])
+def test_pairs_tell_which_components_are_necessary(tmp_path: Path, combine: Any) -> None:
+    made, circuit = circuit_of(combine, tmp_path)
+    assert circuit.known == made.names[:2]
+    scores = circuit.to_pandas()
+    assert scores.loc["coar", "auroc"] == 1.0
+    alone = made.by_method("leave_one_out").values.mean(axis=0)
+    weights = made.values.mean(axis=0)
+    # A redundant component and a backup do nothing alone: leave-one-out has them among the unimportant ones.
+    if combine is either:
+        assert scores.loc["leave_one_out", "auroc"] < 1.0
+        assert min(weights[:2]) > 2 * abs(alone[:2]).max()
+    elif combine is backup:
+        assert alone[1] == 0.0
+        assert scores.loc["leave_one_out", "auroc"] < 0.6
+        assert weights[1] > 0.1
+    else:
+        assert scores.loc["leave_one_out", "auroc"] == 1.0
