@@ -35,7 +35,7 @@ from coar_dist.store.record import RUN_FILE
 from coar_dist.store.values import differs_by_example, value_in_words
 from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import output_function
-from coar_dist.tasks.training import check_training, loss_for
+from coar_dist.tasks.training import check_training, loss_for, measuring_loss
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -51,8 +51,10 @@ def check_train_stage(session: Session) -> None:
         return
     output_function(task.output_function)  # whose name may be wrong, which is not for train.loss to say
     loss = loss_for(train, task.output_function)
-    examples = [examples_of(session, "train.examples"), examples_of(session, "task.examples")]
-    check_training(untrained_task(session).model, examples, train, loss)
+    model = untrained_task(session).model
+    check_training(model, {loss: examples_of(session, "train.examples")}, train)
+    measured = measuring_loss(loss, task.output_function)
+    check_training(model, {measured: examples_of(session, "task.examples")}, train)
 
 
 def check_ablate_stage(session: Session) -> None:

@@ -23,7 +23,7 @@ def _run(session: Session) -> None:
     from coar_dist.stages.inputs import examples_of
     from coar_dist.tasks.build import build_model
     from coar_dist.tasks.trained_checkpoint import CHECKPOINT, write_checkpoint
-    from coar_dist.tasks.training import loss_for, train_model
+    from coar_dist.tasks.training import loss_for, measuring_loss, train_model
 
     train, task = session.config.train, session.config.task
     if train is None:
@@ -36,6 +36,7 @@ def _run(session: Session) -> None:
         say(f"{where} is there already.")
         return
     loss = loss_for(train, task.output_function)
+    measured = measuring_loss(loss, task.output_function)
     with session.progress(train.epochs, "epochs") as progress:
         trained, accuracy = train_model(
             lambda: build_model(task.model),
@@ -44,11 +45,12 @@ def _run(session: Session) -> None:
             train,
             lambda epoch, value: progress.update(epoch, f"loss {value:.3f}"),
             loss,
+            measured,
         )
         seconds = progress.seconds
     del session.examples["train.examples"]  # nobody needs them any more
     write_checkpoint(session.storage, trained, settings)
-    of_what = "accuracy of next tokens" if loss == "next_token" else "accuracy"
+    of_what = "accuracy of next tokens" if measured == "next_token" else "accuracy"
     say(f"{of_what} {accuracy:.4f} after {counted(train.epochs, 'epoch')} in {seconds:.1f} s; {where}")
 
 

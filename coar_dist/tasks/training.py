@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,7 @@ def train_model(
     config: TrainConfig,
     on_epoch: Callable[[int, float], None],
     loss: str = "cross_entropy",
+    measured_by: str | None = None,
 ) -> tuple[nn.Module, float]:
     """SGD or AdamW with a one-cycle learning rate, seeded throughout.
 
@@ -37,6 +38,7 @@ def train_model(
             accuracy.
         on_epoch: called with the number of finished epochs and the epoch's mean loss.
         loss: a key of ``LOSSES``.
+        measured_by: the one that reads the targets of ``test``; None: ``loss``.
 
     Returns:
         The model in eval mode, on the CPU, and its accuracy on ``test``.
@@ -49,7 +51,8 @@ def train_model(
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = build_model()
-        check_training(model, (train, test), config, loss)
+        check_training(model, {loss: train}, config)
+        check_training(model, {measured_by or loss: test}, config)
         model = model.to(device)
         steps_per_epoch = -(-len(train) // config.batch_size)
         optimizer = OPTIMIZERS[config.optimizer](model, config)
@@ -76,7 +79,7 @@ def train_model(
                 )
             on_epoch(epoch + 1, total_loss / len(train))
     model.eval()
-    measured = accuracy(model, test, loss=loss)
+    measured = accuracy(model, test, loss=measured_by or loss)
     if measured < config.minimum_accuracy:
         raise TrainingError(
             f"the trained model has accuracy {measured:.4f}, below train.minimum_accuracy={config.minimum_accuracy}. "
@@ -85,21 +88,20 @@ def train_model(
     return model.cpu(), measured
 
 
-def check_training(model: nn.Module, examples: Iterable[ExampleSet], config: TrainConfig, loss: str) -> None:
+def check_training(model: nn.Module, examples: Mapping[str, ExampleSet], config: TrainConfig) -> None:
     """Check what can be checked before a model is trained.
 
     Args:
         model: untrained.
-        examples: for training and for testing.
+        examples: by the key of ``LOSSES`` that reads their targets.
         config: what ``train_model`` is given.
-        loss: a key of ``LOSSES``.
 
     Raises:
         ConfigError: the optimizer is unknown.
         TaskError: the examples do not fit the model or the loss.
     """
     look_up("train.optimizer", config.optimizer, OPTIMIZERS)
-    for some in examples:
+    for loss, some in examples.items():
         Task(model, some, OUTPUT_FUNCTIONS[LOSSES[loss].checked_as]).check()
 
 
@@ -122,6 +124,11 @@ def loss_for(config: TrainConfig, output_function: str) -> str:
     )
 
 
+def measuring_loss(loss: str, output_function: str) -> str:
+    """The loss that reads what the output function does, whatever the model is trained on; ``loss`` where none does."""
+    return next((name for name, other in LOSSES.items() if output_function in other.reads_as), loss)
+
+
 @torch.no_grad()
 def accuracy(model: nn.Module, examples: ExampleSet, batch_size: int = 512, loss: str = "cross_entropy") -> float:
     """Share of the targets that count whose logit is the largest: of examples, or of their next tokens."""
@@ -142,6 +149,11 @@ def _classes(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 def _next_tokens(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (num_positions, vocabulary) and the token that comes next (num_positions,)."""
     return logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten()
+
+
+def _answers(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (num_rows, vocabulary) where prompts end, and the answers' tokens (num_rows,)."""
+    return logits[torch.arange(len(targets), device=logits.device), targets[:, 0]], targets[:, 1]
 
 
 @dataclass(frozen=True)
@@ -167,6 +179,7 @@ class Loss:
 LOSSES = {
     "cross_entropy": Loss(_classes, "margin", ("margin", "logsumexp_margin", "logit", "loss")),
     "next_token": Loss(_next_tokens, "next_token_margin", ("next_token_margin",)),
+    "answer_token": Loss(_answers, "answer_token_margin", ("answer_token_margin",)),
 }
 
 

@@ -54,6 +54,7 @@ GIVEN = {
     "digits_text": [],
     "digits_vit": [],
     "imagenet_resnet50": ["task.examples.arguments.path=x"],
+    "induction": [],
     "imagenet_vit_b16": ["task.examples.arguments.path=x"],
     "text_gpt2": ["task.examples.arguments.path=x"],
     "tinystories_gpt2": [],
@@ -140,7 +141,7 @@ def test_it_composes_and_is_valid(name: str, estimator: str) -> None:
     assert bool(config.gradients.num_masks) == (estimator != "coar")
     trained = ablation_fraction(config, 500)
     assert trained in held_out_fractions(config, trained)
-    if name not in ("digits", "cifar10_resnet20", "cifar10_resnet", "cifar10_backdoor"):
+    if name not in ("digits", "cifar10_resnet20", "cifar10_resnet", "cifar10_backdoor", "induction"):
         assert not config.baselines  # as many masks as components
 
 
@@ -200,6 +201,7 @@ HUB = {
         ("digits_text", 720),
         ("digits_vit", 1_792),
         ("text_gpt2", 2_016),
+        ("induction", 16),
     ],
 )
 def test_numbers_of_components(name: str, count: int) -> None:

@@ -16,6 +16,7 @@ from coar_dist.api import Run
 from coar_dist.config.schema import AblationConfig
 from coar_dist.result.circuit import Circuit
 from coar_dist.tasks.task import Task
+from tests.evaluation.compiled import reverse_task, used_by_the_compiler
 from tests.evaluation.constructed import (
     DECOYS,
     INDUCTION,
@@ -41,7 +42,7 @@ def attributed(task: Task, run_dir: Path, **options: Any) -> Run:
         task.model,
         task.examples.inputs,
         task.examples.targets,
-        output_function=task.output_function.name,
+        output_function=task.output_function.compute,
         run_dir=run_dir,
         cluster="process",
         console=SILENT,
@@ -120,3 +121,33 @@ def test_pairs_tell_which_components_are_necessary(tmp_path: Path, combine: Any)
         assert weights[1] > 0.1
     else:
         assert scores.loc["leave_one_out", "auroc"] == 1.0
+
+
+def of_compiled(tmp_path: Path, value: str, **options: Any) -> Circuit:
+    task = reverse_task(24)
+    made = attributed(task, tmp_path / value, ablation_value=value, **options)
+    return made.circuit([0.0, 0.5, 1.0], used_by_the_compiler(task, made.components), console=SILENT)
+
+
+def test_the_compiled_model_reverses() -> None:
+    task = reverse_task()
+    assert isinstance(task.examples.inputs, dict)
+    assert bool((task.output_function(task.model(**task.examples.inputs), task.examples.targets) > 0.9).all())
+
+
+@pytest.mark.parametrize("value", ["zero_weights", "mean"])
+def test_heads_and_mlps_that_a_compiler_uses_are_found(tmp_path: Path, value: str) -> None:
+    circuit = of_compiled(tmp_path, value, components=["heads", "mlp_blocks"], num_masks=150, ablation_fraction=0.15)
+    assert circuit.known == ["L0H0", "L3H0", "L0.mlp", "L1.mlp", "L2.mlp"]
+    assert circuit.to_pandas().loc["coar", "auroc"] == 1.0
+
+
+def test_neurons_that_a_compiler_uses_rank_above_the_others(tmp_path: Path) -> None:
+    circuit = of_compiled(tmp_path, "zero_weights", components="neurons", num_masks=300, ablation_fraction=0.04)
+    scores = circuit.to_pandas()["auroc"]
+    # Some of the 68 are for lengths and places that no example has.
+    assert circuit.known is not None
+    assert len(circuit.known) == 68
+    assert scores["coar"] > 0.7
+    assert scores["leave_one_out"] > 0.7
+    assert scores["random"] < 0.6

@@ -21,6 +21,7 @@ from coar_dist.tasks.training import (
     _augmented,
     accuracy,
     loss_for,
+    measuring_loss,
     train_model,
 )
 from tests.hub_models import MODELS
@@ -93,11 +94,15 @@ def test_a_language_model_learns_with_adamw_as_by_a_plain_loop(tmp_path: Path) -
 
 def test_the_loss_follows_from_the_output_function() -> None:
     expected = {**dict.fromkeys(("margin", "logsumexp_margin", "logit", "loss"), "cross_entropy")}
-    expected |= {"next_token_margin": "next_token"}
+    expected |= {"next_token_margin": "next_token", "answer_token_margin": "answer_token"}
     assert {name: loss_for(TrainConfig(), name) for name in expected} == expected
     assert loss_for(TrainConfig(loss="next_token"), "my_module:mine") == "next_token"
+    assert measuring_loss("next_token", "answer_token_margin") == "answer_token"
+    assert measuring_loss("next_token", "my_module:mine") == "next_token"
     for name in set(OUTPUT_FUNCTIONS) - set(expected) | {"my_module:mine"}:
-        with pytest.raises(ConfigError, match=r"train\.loss must be set, to one of cross_entropy, next_token"):
+        with pytest.raises(
+            ConfigError, match=r"train\.loss must be set, to one of cross_entropy, next_token, answer_token"
+        ):
             loss_for(TrainConfig(), name)
 
 

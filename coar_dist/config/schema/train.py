@@ -17,8 +17,8 @@ class TrainConfig(Part):
 
     examples: ExamplesConfig = field(default_factory=ExamplesConfig)
     loss: str | None = None
-    """``cross_entropy`` of class labels or ``next_token``, its mean over next tokens; None: what the task's output
-    function reads."""
+    """``cross_entropy`` of class labels, ``next_token``, its mean over next tokens, or ``answer_token``, that of the
+    token after a prompt; None: what the task's output function reads."""
     optimizer: str = "sgd"
     """``sgd`` with Nesterov momentum .9, or ``adamw`` for transformers."""
     epochs: Count = 20
@@ -34,4 +34,4 @@ class TrainConfig(Part):
     """Where the model is trained; None: on a GPU where this process sees one."""
     seed: Seed = 0
     minimum_accuracy: Accuracy = 0.0
-    """Accuracy on the task's examples (of next tokens, for language models) below which the stage fails."""
+    """Accuracy on the task's examples (language models: of next tokens, or answers) below which the stage fails."""
