@@ -240,7 +240,7 @@ def test_components_are_found_sorted_and_grouped(browser: webdriver.Chrome, run:
     assert find(browser, "#component-filter output").text == "8 of 24"
     set_to("component-filter", "by", "0")
     heads = [head.text for head in browser.find_elements(By.CSS_SELECTOR, "#component-table thead th")]
-    assert heads[7:11] == ["0", "1", "2", "3"]
+    assert heads[7:11] == ["class 0", "class 1", "class 2", "class 3"]
     for sign in (-1, 1):
         click(browser, "#component-table thead th:nth-child(8) button")
         values = [float(text.replace("−", "-")) for text in column(8)]

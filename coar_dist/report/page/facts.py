@@ -81,6 +81,10 @@ def facts_of(run: RunDirectory, history: History) -> list[tuple[str, str]]:
     facts.append(("components", f"{run.components.num_components:,} in {counted(len(groups), 'parameter')}"))
     if run.engine_plan is not None:
         facts.append(("forward passes", ", ".join(f"{name} {value}" for name, value in run.engine_plan.items())))
-    facts += [(f"identity: {name}", str(value)) for name, value in run.identity.items()]
-    facts += [(f"version: {name}", str(value)) for name, value in run.versions.items()]
     return facts
+
+
+def identity_of(run: RunDirectory) -> list[tuple[str, str]]:
+    """What the run's margins depend on, and the versions that it was made with."""
+    versions = [(f"version of {name}", str(value)) for name, value in run.versions.items()]
+    return [(name, str(value)) for name, value in run.identity.items()] + versions

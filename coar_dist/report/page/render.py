@@ -15,7 +15,7 @@ from coar_dist.errors import counted
 from coar_dist.report import numbers
 from coar_dist.report.output_names import output_name
 from coar_dist.report.page.content import content_of, with_images
-from coar_dist.report.page.facts import facts_of, findings_of, tiles_of
+from coar_dist.report.page.facts import facts_of, findings_of, identity_of, tiles_of
 from coar_dist.report.page.gather import Gathered, gather
 from coar_dist.report.page.history import history_of
 from coar_dist.report.page.layers import LayerShares
@@ -93,6 +93,7 @@ def _rendered(found: Gathered, summary: Summary, figures: list[InlineFigure]) ->
         "ceiling_label": CEILING_LABEL,
         "designs": run.designs,
         "facts": facts_of(run, history),
+        "identity": identity_of(run),
         "version": run.versions["coar-dist"],
         "counted": counted,
         **{name: getattr(numbers, name) for name in ("number", "mean_of", "ceiling_of", "in_time")},

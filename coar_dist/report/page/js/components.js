@@ -39,7 +39,7 @@ function componentTable() {
     ];
     if (C.errors) columns.push({ name: "error of one", value: i => C.errors[i], title: "standard error of the effect on one example, root mean square: how well the masks determine it" });
     if (g !== null && !manyGroups(C.by_group[g])) {
-      content.groupings[g].values.forEach((name, k) => columns.push({ name, value: i => meansOf(i, g)[k][1], cell: i => {
+      content.groupings[g].values.forEach((name, k) => columns.push({ name: groupWord(g, name), value: i => meansOf(i, g)[k][1], cell: i => {
         const mean = meansOf(i, g)[k][1], cell = make("td", { className: "n", textContent: signed(mean) });
         if (isNumber(mean)) cell.style.background = `color-mix(in srgb, var(--${sideOf(mean)}) ${Math.min(70, Math.abs(mean) / (3 * C.strength[0]) * 70).toFixed(0)}%, transparent)`;
         return cell;

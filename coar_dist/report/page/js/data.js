@@ -51,6 +51,9 @@ function classesOf(id) {
   return other ? classText(other[0], other[1]) : "";
 }
 
+// A group as it is spoken of where its grouping is not named.
+const groupWord = (g, name) => /^[\d.-]+$/.test(name) ? `${content.groupings[g].name} ${name}` : name;
+
 // Ids and weights of an example that the page holds, the strongest first.
 function weightsOf(i) {
   const values = row(E.weights, i, E.num_weights);

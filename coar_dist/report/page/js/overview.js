@@ -7,7 +7,7 @@ function overview() {
   const classes = content.groupings.findIndex(grouping => grouping.name === "class");
   function mattersFor(i) {
     const means = classes >= 0 ? meansOf(i, classes).filter(([, mean]) => isNumber(mean)).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).slice(0, 2) : [];
-    return make("span", { className: "classes" }, ...means.map(([name, mean]) => make("span", { className: "class" }, shorten(/^\d+$/.test(name) ? `class ${name}` : name, 24), " ", make("b", { className: sideOf(mean), textContent: signed(mean) }))));
+    return make("span", { className: "classes" }, ...means.map(([name, mean]) => make("span", { className: "class" }, shorten(groupWord(classes, name), 24), " ", make("b", { className: sideOf(mean), textContent: signed(mean) }))));
   }
   function few(i) {
     const found = [...row(C.raised, i, gallery).map((id, k) => [id, row(C.raised_by, i, gallery)[k]]), ...row(C.lowered, i, gallery).map((id, k) => [id, row(C.lowered_by, i, gallery)[k]])]
