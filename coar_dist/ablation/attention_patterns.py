@@ -8,6 +8,7 @@ that it belongs to. What the fused one does not give is computed from its querie
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -57,23 +58,28 @@ def heads_of(model: nn.Module, components: ComponentIndex) -> dict[int, tuple[st
     return found
 
 
-def attention_of(
-    model: nn.Module, modules: Collection[str], num_rows: int, run: Callable[[], object]
-) -> dict[str, Tensor]:
-    """What heads attend to in one pass.
+def watch_attention(
+    model: nn.Module,
+    modules: Collection[str],
+    num_rows: int,
+    see: Callable[[str, Tensor], None],
+    run: Callable[[], object],
+) -> set[str]:
+    """Look at what heads attend to in one pass.
 
     Args:
         model: in eval mode; it is as before on every exit.
         modules: names of attention modules.
         num_rows: examples of the pass.
+        see: given a module's name and (num_rows, num_heads, queries, keys), of which it keeps what it needs. Attention
+            that is neither PyTorch's softmax nor its fused function, and that of windows, is not seen.
         run: the pass.
 
     Returns:
-        By the name of each module that shows it once: (num_rows, num_heads, queries, keys). Attention that is neither
-        PyTorch's softmax nor its fused function, and that of windows, is not in it.
+        The modules that were seen once; of those seen several times nobody can say which is meant.
     """
     sites = {site.module: site for site in attention_sites(model) if site.module in modules}
-    watcher = _Watcher(sites, num_rows)
+    watcher = _Watcher(sites, num_rows, see)
     with contextlib.ExitStack() as stack:
         for name in sites:
             module = model.get_submodule(name)
@@ -83,7 +89,7 @@ def attention_of(
             stack.callback(module.register_forward_hook(watcher.leave, always_call=True).remove)
         with torch.no_grad(), modules_called(), watcher:
             run()
-    return {name: found[0] for name, found in watcher.found.items() if len(found) == 1}
+    return {name for name, num in watcher.seen.items() if num == 1}
 
 
 @contextlib.contextmanager
@@ -99,11 +105,11 @@ def _computed_openly(module: nn.MultiheadAttention) -> Iterator[None]:
 class _Watcher(TorchFunctionMode):
     """Notes the softmaxes over keys within attention modules that are being called."""
 
-    def __init__(self, sites: Mapping[str, AttentionSite], num_rows: int) -> None:
+    def __init__(self, sites: Mapping[str, AttentionSite], num_rows: int, see: Callable[[str, Tensor], None]) -> None:
         super().__init__()
-        self._sites, self._num_rows = sites, num_rows
+        self._sites, self._num_rows, self._see = sites, num_rows, see
         self._running: list[str] = []
-        self.found: dict[str, list[Tensor]] = {}
+        self.seen = Counter[str]()
 
     def enter(self, name: str, _module: nn.Module, _inputs: Any) -> None:
         """A module is called."""
@@ -133,7 +139,8 @@ class _Watcher(TorchFunctionMode):
         pattern = pattern.detach().float().nan_to_num()
         sums = pattern.sum(dim=-1)
         if bool(((sums - 1).abs() < _SUM_TOLERANCE).logical_or(sums == 0).all()):
-            self.found.setdefault(site.module, []).append(pattern)
+            self.seen[site.module] += 1
+            self._see(site.module, pattern)
 
 
 def _pattern(

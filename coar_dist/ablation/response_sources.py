@@ -45,11 +45,16 @@ class Source:
         return "decoder" in self.taps[0].place.module
 
     @property
-    def num_bytes(self) -> float:
-        """That the responses take at most, about."""
+    def positions(self) -> tuple[int, ...]:
+        """The shape of what an example has of one channel."""
         layout = self.taps[0].layout
         assert layout is not None
-        return float(len(self.component_ids) * NUM_KEPT * (math.prod(kept_shape(layout.positions[-2:])) + _ROW_BYTES))
+        return layout.positions
+
+    @property
+    def num_bytes(self) -> float:
+        """That the responses take at most, about."""
+        return float(len(self.component_ids) * NUM_KEPT * (math.prod(kept_shape(self.positions[-2:])) + _ROW_BYTES))
 
     def begin(self, example_ids: Tensor, counted: Tensor | None) -> None:
         """A pass of some examples begins."""

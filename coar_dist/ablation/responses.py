@@ -8,6 +8,7 @@ Neuronpedia: those with the largest activation at any position.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coar_dist.ablation.attention_patterns import LONGEST_SIDE as PATTERN_SIDE
-from coar_dist.ablation.attention_patterns import attention_of, heads_of, scaled_down
+from coar_dist.ablation.attention_patterns import heads_of, scaled_down, watch_attention
 from coar_dist.ablation.response_sources import NUM_KEPT, Source, counted_range
 from coar_dist.ablation.site_means import padding_of
 from coar_dist.ablation.site_taps import Tap, find_layouts, taps_of, watch
@@ -30,7 +31,10 @@ from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.task import call_model
 
 _NUM_ROWS, _NUM_ROWS_ON_GPU = 32, 128
-_ROWS_WITH_PATTERNS = 16
+_MOST_TOKENS, _MOST_TOKENS_ON_GPU = 2**12, 2**15
+"""Of a pass, whose logits may be of a large vocabulary."""
+_ROWS_WITH_PATTERNS, _MOST_PAIRS = 16, 2**22
+"""Examples, and pairs of query and key, of a pass that looks at attention, for each head."""
 _FEW, _MORE = 2, 3
 
 
@@ -93,7 +97,10 @@ def responses_of(
             found |= source.responses(lengths[source.is_in_decoder])
         else:
             without |= dict.fromkeys(source.component_ids.tolist(), source.why)
-    found = _with_patterns(model, heads, found, lengths[False], run)
+    of_heads = (source for source in sources if not heads.keys().isdisjoint(source.component_ids.tolist()))
+    longest = max((math.prod(source.positions) for source in of_heads), default=1)
+    num_rows = min(max(_MOST_PAIRS // max(longest, 1) ** 2, 1), _ROWS_WITH_PATTERNS)
+    found = _with_patterns(model, heads, found, lengths[False], num_rows, run)
     return FoundResponses({i: Responses(kernels.get(i), tuple(each)) for i, each in found.items()}, num_bytes, without)
 
 
@@ -143,7 +150,7 @@ def _stream(
     def see(tap: Tap, activation: Tensor, channel_axis: int) -> None:
         source_of[id(tap)].see(tap, activation, channel_axis)
 
-    start, num_rows = 0, _NUM_ROWS_ON_GPU if device.type == "cuda" else _NUM_ROWS
+    start, num_rows = 0, _rows_of_a_pass(examples, device)
     while start < len(examples) and sources:
         rows = range(start, min(start + num_rows, len(examples)))
         inputs = examples.rows(rows.start, rows.stop).inputs
@@ -165,6 +172,13 @@ def _stream(
             num_rows //= 2
             continue  # what is kept already of these examples is not kept twice
         start = rows.stop
+
+
+def _rows_of_a_pass(examples: ExampleSet, device: torch.device) -> int:
+    is_gpu = device.type == "cuda"
+    num_rows, most_tokens = (_NUM_ROWS_ON_GPU, _MOST_TOKENS_ON_GPU) if is_gpu else (_NUM_ROWS, _MOST_TOKENS)
+    lengths = [len(t[0]) for _, t in examples.tensors() if t.ndim == 2 and not t.is_floating_point()]
+    return max(min(num_rows, most_tokens // max(lengths, default=1)), 1)
 
 
 def _kernels(model: nn.Module, components: ComponentIndex, examples: ExampleSet) -> dict[int, NDArray[np.float16]]:
@@ -191,29 +205,34 @@ def _with_patterns(
     heads: dict[int, tuple[str, range]],
     found: dict[int, list[Response]],
     padding: Tensor | None,
+    num_rows: int,
     run: Callable[[Iterable[int]], None],
 ) -> dict[int, list[Response]]:
-    """The responses of heads with what they attend to, from another pass of their examples."""
-    wanted: dict[int, list[int]] = {}
-    for component_id in heads:
+    """The responses of heads with what they attend to, from other passes of their examples, ``num_rows`` at a time."""
+    wanted: dict[tuple[str, int], list[int]] = {}
+    for component_id, (module, _) in heads.items():
         for each in found.get(component_id, []):
-            wanted.setdefault(each.example_id, []).append(component_id)
+            wanted.setdefault((module, each.example_id), []).append(component_id)
     patterns: dict[tuple[int, int], NDArray[np.float32]] = {}
-    ids, modules = sorted(wanted), {module for module, _ in heads.values()}
-    for start in range(0, len(ids), _ROWS_WITH_PATTERNS):
-        rows = ids[start : start + _ROWS_WITH_PATTERNS]
-        of_modules = attention_of(model, modules, len(rows), partial(run, rows))
-        for row, example_id in enumerate(rows):
-            for component_id in wanted[example_id]:
-                module, of_component = heads[component_id]
-                if module in of_modules:
-                    pattern = of_modules[module][row, list(of_component)].mean(dim=0)
+    ids, modules = sorted({example_id for _, example_id in wanted}), {module for module, _ in heads.values()}
+    for start in range(0, len(ids), num_rows):
+        if not modules:
+            break
+        rows = ids[start : start + num_rows]
+
+        def see(module: str, pattern: Tensor, rows: Sequence[int] = rows) -> None:
+            for row, example_id in enumerate(rows):
+                for component_id in wanted.get((module, example_id), []):
+                    of_component = pattern[row, list(heads[component_id][1])].mean(dim=0)
                     counted = None if padding is None else padding[example_id]
-                    patterns[component_id, example_id] = _counted_pattern(pattern, counted)
-    for component_id in {component_id for component_id, _ in patterns}:
-        found[component_id] = [
-            replace(each, pattern=patterns.get((component_id, each.example_id))) for each in found[component_id]
-        ]
+                    patterns[component_id, example_id] = _counted_pattern(of_component, counted)
+
+        modules &= watch_attention(model, modules, len(rows), see, partial(run, rows))
+    for component_id, (module, _) in heads.items():
+        if module in modules and component_id in found:
+            found[component_id] = [
+                replace(each, pattern=patterns.get((component_id, each.example_id))) for each in found[component_id]
+            ]
     return found
 
 

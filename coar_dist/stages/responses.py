@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -13,9 +15,10 @@ from coar_dist.ablation.device_map import spread_over_devices
 from coar_dist.ablation.placement import placed
 from coar_dist.ablation.responses import FoundResponses, responses_of
 from coar_dist.cluster.dispatch import executing
+from coar_dist.cluster.place import joins_a_cluster
 from coar_dist.components.index import ComponentIndex
+from coar_dist.config.schema import PROCESS
 from coar_dist.errors import counted, listed
-from coar_dist.stages.prediction import seconds_per_pass
 from coar_dist.stages.session import Session
 from coar_dist.store.responses import ResponseTable
 from coar_dist.store.run_directory import RunDirectory
@@ -29,7 +32,7 @@ _log = logging.getLogger(__name__)
 def write_responses(session: Session, run: RunDirectory, task: Task, components: ComponentIndex) -> None:
     """Write what the components look at, where the run lacks it and it fits ``run.responses_mb``.
 
-    It takes about a forward pass over the examples, by one actor: here where the work is small.
+    It takes about a forward pass over the examples, on a joined cluster by one of its workers, else here.
     """
     config = session.config
     table = ResponseTable(run)
@@ -45,12 +48,10 @@ def write_responses(session: Session, run: RunDirectory, task: Task, components:
         config.run.responses_mb,
         config.ablation.device_map,
     )
-
-    def predict() -> float:
-        return 2 * len(task.examples) * seconds_per_pass(config, task.model, task.examples)
-
+    # Of workers the weights may be known to them alone; else starting them would take longer than the pass.
+    cluster = config.cluster if joins_a_cluster(config.cluster) else replace(config.cluster, where=PROCESS)
     started = time.perf_counter()
-    with executing(config.cluster, predict, "Use run.responses_mb=0.") as execute:
+    with executing(cluster, lambda: math.inf, "Use run.responses_mb=0.") as execute:
         (found,) = execute(_on_an_actor, shared, [None])
     if found.num_bytes > config.run.responses_mb * _MB:
         _log.info(

@@ -254,6 +254,31 @@ def test_a_layer_as_a_whole_is_the_norm_over_its_parts() -> None:
     check(found.responses[1].examples, torch.cat(parts, dim=-1).norm(dim=-1))
 
 
+def test_an_expert_is_looked_at_by_its_routing_weight_and_shared_attention_by_nobody() -> None:
+    from transformers import AlbertConfig, AlbertModel, MixtralConfig, MixtralForCausalLM
+
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 30}
+    heads: dict[str, Any] = {**sizes, "num_attention_heads": 2}
+    experts = {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+    model = MixtralForCausalLM(MixtralConfig(**heads, **experts)).eval()
+    inputs = {"input_ids": torch.randint(0, 30, (10, 7), generator=torch.Generator().manual_seed(0))}
+    kept: list[tuple[Tensor, Tensor]] = []
+    layer = model.model.layers[1].mlp.experts
+    handle = layer.register_forward_pre_hook(lambda _module, given: kept.append((given[1], given[2])))
+    with torch.no_grad():
+        model(**inputs)
+    handle.remove()
+    found = found_by(model, discover(model, "experts"), inputs)
+    ((chosen, weights),) = kept
+    for expert in range(4):
+        check(found.responses[4 + expert].examples, torch.where(chosen == expert, weights, 0).sum(dim=1).reshape(10, 7))
+
+    shared = AlbertModel(AlbertConfig(embedding_size=8, **heads)).eval()  # one layer, called twice
+    examples = found_by(shared, discover(shared, "heads"), inputs).responses[0].examples
+    assert len(examples) == 8
+    assert all(each.pattern is None for each in examples)
+
+
 def test_half_precision_and_channels_of_a_group_alone() -> None:
     model = randomise(SmallResNet()).bfloat16()
     images = small_task(20).examples.inputs.bfloat16()
