@@ -20,4 +20,5 @@ function overview() {
     make("thead", {}, make("tr", {}, ...head.map((name, k) => make("th", { scope: "col", className: k === 1 || k === 2 ? "n" : "", textContent: name })))),
     make("tbody", {}, ...strongest.map(i => make("tr", {}, make("td", {}, componentLink(C.ids[i]), make("span", { className: "note kind", textContent: groupOf(C.ids[i]).kind })),
       barCell(C.mean[i], largest), make("td", { className: "n", textContent: text(C.strength[i]) }), ...(classes >= 0 ? [make("td", {}, mattersFor(i))] : []), make("td", {}, make("span", { className: "thumbs" }, ...few(i)))))))));
+  place.append(make("div", { className: "tools" }, csvButton("strongest components", () => [["component", "kind", "mean effect", "mean |effect|"], ...strongest.map(i => [C.names[i], groupOf(C.ids[i]).kind, C.mean[i], C.strength[i]])])));
 }
