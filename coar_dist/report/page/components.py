@@ -4,7 +4,7 @@ means by group, and which are alike. From a second reading of the attributions, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,27 @@ class ShownComponents:
     by_group: list[NDArray[np.float64] | None]
     similar: NDArray[np.int64]
     cosines: NDArray[np.float64]
+
+    def first(self, num: int) -> ShownComponents:
+        """The strongest ``num``, all of those that are compared among them."""
+        of_each = (
+            "ids",
+            "mean",
+            "strength",
+            "spread",
+            "raised",
+            "raised_by",
+            "lowered",
+            "lowered_by",
+            "edges",
+            "histogram",
+        )
+        return replace(
+            self,
+            **{name: getattr(self, name)[:num] for name in of_each},
+            standard_errors=None if self.standard_errors is None else self.standard_errors[:num],
+            by_group=[None if means is None else means[:num] for means in self.by_group],
+        )
 
 
 class ComponentDetails:

@@ -21,7 +21,7 @@ from coar_dist.report.page.maps import MAX_GROUPS, maps_of
 from coar_dist.report.predictions import PNG
 
 _EXTREME_GROUPS = 4
-_MAX_EXCERPTS = 400_000
+_MAX_EXCERPTS = 300_000
 """Letters of texts of the examples that are not shown and stand in galleries."""
 
 
@@ -146,7 +146,7 @@ def _of_examples(found: Gathered) -> dict[str, Any]:
         if shown.components is None
         else integers(shown.components, found.run.components.num_components),
         "weights": scaled(shown.weights),
-        "standard_errors": None if shown.standard_errors is None else scaled(shown.standard_errors),
+        "standard_errors": None if shown.standard_errors is None else scaled(shown.standard_errors, "i8"),
         "num_weights": shown.weights.shape[1],
         "base": floats(shown.intercepts),
         "whole": floats(shown.whole),

@@ -6,7 +6,7 @@ predictions of the model, those that the strongest components matter most for, a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,19 @@ class ShownExamples:
     nearest: NDArray[np.int64]
     cosines: NDArray[np.float64]
     num_compared: int
+
+    def strongest(self, num: int) -> ShownExamples:
+        """The same with the ``num`` strongest weights of every example, or with all where there are no more."""
+        if num >= self.weights.shape[1]:
+            return self
+        order = _order(self.weights)[:, :num]
+        errors = self.standard_errors
+        return replace(
+            self,
+            components=order if self.components is None else np.take_along_axis(self.components, order, axis=1),
+            weights=np.take_along_axis(self.weights, order, axis=1),
+            standard_errors=None if errors is None else np.take_along_axis(errors, order, axis=1),
+        )
 
 
 class ExampleDetails:
@@ -124,7 +137,7 @@ class ExampleDetails:
             k = self._components.shape[1]
             largest = np.argpartition(-np.abs(weights), k - 1, axis=1)[:, :k]
             values = np.take_along_axis(weights, largest, axis=1)
-            order = np.lexsort((largest, -np.abs(values)), axis=1)
+            order = _order(values, largest)
             self._components[at] = np.take_along_axis(largest, order, axis=1)
             self._weights[at] = np.take_along_axis(values, order, axis=1)
         for masks, predicted in zip(self._masks, self._predicted, strict=True):
@@ -163,6 +176,12 @@ class ExampleDetails:
             cosines,
             self._compared.shape[1],
         )
+
+
+def _order(weights: NDArray[np.float32], ids: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """(n, k) places by falling absolute weight in each row; equal ones by rising id, which is the place by default."""
+    ids = np.broadcast_to(np.arange(weights.shape[1]), weights.shape) if ids is None else ids
+    return np.asarray(np.lexsort((ids, -np.abs(weights)), axis=1))
 
 
 def kept_weights(num_shown: int, num_components: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from coar_dist.store.responses import Responses
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
 from coar_dist.store.tables import AttributionTable
 
+_FEW_WEIGHTS = 32
+"""Of an example, however little room there is."""
 _TOKEN_END = "\x1f"
 """As ``coar_dist.tasks`` puts it between the tokens of a text."""
 
@@ -75,6 +77,19 @@ class Gathered:
         """The beginning of an example's text, where the run has it."""
         excerpts = self.table.get("excerpt")
         return None if excerpts is None or excerpts.dtype.kind != "U" else str(excerpts[example_id])
+
+    def smaller(self) -> Gathered | None:
+        """The same with fewer components, of which less is known, and fewer weights of each example; None where there
+        are few already."""
+        num_weights, num_components = self.examples.weights.shape[1], len(self.components.ids)
+        if num_weights <= _FEW_WEIGHTS and num_components <= MAX_COMPARED and not self.looks:
+            return None
+        return replace(
+            self,
+            components=self.components.first(max(num_components // 2, MAX_COMPARED)),
+            examples=self.examples.strongest(max(num_weights // 2, _FEW_WEIGHTS)),
+            looks=dict(list(self.looks.items())[: len(self.looks) // 2]),
+        )
 
     def tokens_of(self, example_id: int) -> list[str] | None:
         """The texts of an example's first tokens, where the run has them."""

@@ -74,8 +74,8 @@ def shown_groups(grouping: Grouping, values: NDArray[np.float64]) -> NDArray[np.
     """
     if len(grouping.values) <= MAX_GROUPS:
         return np.arange(len(grouping.values))
-    known = np.nan_to_num(values - np.nanmean(values, axis=0), nan=0.0)
-    return np.sort(np.argsort(-np.square(known).sum(axis=1), kind="stable")[:MAX_GROUPS])
+    known = np.nan_to_num(values, nan=0.0)
+    return np.sort(np.argsort(-np.square(known - known.mean(axis=0)).sum(axis=1), kind="stable")[:MAX_GROUPS])
 
 
 def _cluster(found: Gathered, number: int) -> dict[str, Any] | None:

@@ -67,7 +67,6 @@ def _rendered(found: Gathered, summary: Summary, figures: list[InlineFigure]) ->
     run = found.run
     history, output = history_of(run), output_name(run.identity, found.class_names)
     layers = _layer_rows(found.layers)
-    content = content_of(found, output, summary.fractions)
     parts: dict[str, Any] = {
         "title": run.storage.location.rstrip("/").rpartition("/")[2],
         "output": output,
@@ -85,8 +84,6 @@ def _rendered(found: Gathered, summary: Summary, figures: list[InlineFigure]) ->
         "forecasts": [forecast_in_words(curve, run.num_examples) for curve in summary.curves],
         "layers": layers,
         "largest_share": max((row.share for row in layers), default=1.0),
-        "found": found,
-        "num_columns": len(found.groupings),
         "edits": _edits(run),
         "findings": findings_of(found, summary, history, output),
         "history": history,
@@ -102,9 +99,14 @@ def _rendered(found: Gathered, summary: Summary, figures: list[InlineFigure]) ->
         loader=jinja2.FunctionLoader(_file), autoescape=True, undefined=jinja2.StrictUndefined
     )
     template = environment.get_template("page.html")
-    bare = template.render(**parts, content=_json(with_images(found, content, 0)))
-    room = _PAGE_BYTES - len(bare.encode())
-    return template.render(**parts, content=_json(with_images(found, content, room)))
+    while True:
+        content = content_of(found, output, summary.fractions)
+        bare = template.render(**parts, found=found, content=_json(with_images(found, content, 0)))
+        room = _PAGE_BYTES - len(bare.encode())
+        smaller = found.smaller() if room < 0 else None
+        if smaller is None:
+            return template.render(**parts, found=found, content=_json(with_images(found, content, room)))
+        found = smaller
 
 
 def _json(content: dict[str, Any]) -> Markup:
