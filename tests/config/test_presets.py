@@ -53,7 +53,11 @@ GIVEN = {
     "digits_cue": [],
     "digits_text": [],
     "digits_vit": [],
+    "greater_than_gpt2": [],
+    "greater_than_qwen": [],
     "imagenet_resnet50": ["task.examples.arguments.path=x"],
+    "indirect_objects_gpt2": [],
+    "indirect_objects_qwen": [],
     "induction": [],
     "imagenet_vit_b16": ["task.examples.arguments.path=x"],
     "text_gpt2": ["task.examples.arguments.path=x"],
@@ -173,6 +177,16 @@ def test_published_numbers_of_masks_by_estimator(name: str, num_masks: int) -> N
 
 HUB = {
     "gpt2": {"model_type": "gpt2"},
+    "Qwen/Qwen2.5-0.5B": {
+        "model_type": "qwen2",
+        "settings": {
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+        },
+    },
     "microsoft/phi-2": {
         "model_type": "phi",
         "settings": {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 32},
@@ -202,6 +216,10 @@ HUB = {
         ("digits_vit", 1_792),
         ("text_gpt2", 2_016),
         ("induction", 16),
+        ("indirect_objects_gpt2", 156),
+        ("greater_than_gpt2", 156),
+        ("indirect_objects_qwen", 360),
+        ("greater_than_qwen", 360),
     ],
 )
 def test_numbers_of_components(name: str, count: int) -> None:

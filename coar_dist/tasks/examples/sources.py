@@ -10,6 +10,7 @@ from coar_dist.tasks.examples.huggingface import huggingface_images
 from coar_dist.tasks.examples.prompts import huggingface_answers
 from coar_dist.tasks.examples.repeated import repeated_tokens
 from coar_dist.tasks.examples.source import Source
+from coar_dist.tasks.examples.templates import greater_than, indirect_objects
 from coar_dist.tasks.examples.texts import huggingface_text, text_file
 from coar_dist.tasks.examples.torchvision_sets import torchvision_dataset
 
@@ -25,6 +26,8 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "torchvision_dataset": torchvision_dataset,
     "text_file": text_file,
     "repeated_tokens": repeated_tokens,
+    "indirect_objects": indirect_objects,
+    "greater_than": greater_than,
     "waterbirds": waterbirds,
     "celeba": celeba,
 }
