@@ -16,7 +16,7 @@ from coar_dist.console.tables import new_table
 from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunNotFoundError, counted, listed
 from coar_dist.report.numbers import number
 from coar_dist.stages.session import Session
-from coar_dist.stages.stage import Stage
+from coar_dist.stages.stage import OF_PASSES, Stage
 from coar_dist.store.circuits import CIRCUIT_FOLDER, SIGNED, CircuitScores, CircuitTable
 from coar_dist.store.methods import fitted_methods
 from coar_dist.store.run_directory import RunDirectory
@@ -213,20 +213,7 @@ def _curve(found: CircuitScores) -> Table:
 
 CIRCUIT_STAGE = Stage(
     "circuit",
-    reads=(
-        "circuit",
-        "task",
-        "train",
-        "run.previews",
-        "ablation.masks_per_shard",
-        "ablation.shard_seconds",
-        "ablation.mode",
-        "ablation.rows_per_forward",
-        "ablation.compile",
-        "ablation.cuda_graphs",
-        "ablation.device_map",
-        "cluster",
-    ),
+    reads=("circuit", *OF_PASSES),
     run=_run,
     check=_check,
     reads_with={"ablation.reference.source": ("ablation.reference",)},

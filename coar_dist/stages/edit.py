@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from coar_dist.errors import DamagedFileError, MissingWorkError, RunNotFoundError
 from coar_dist.stages.session import Session
-from coar_dist.stages.stage import Stage
+from coar_dist.stages.stage import OF_PASSES, Stage
 from coar_dist.store.edits import EDITS, EditStore
 from coar_dist.store.locations import storage_at
 from coar_dist.store.run_directory import RunDirectory
@@ -85,20 +85,7 @@ def _made_already(session: Session, storage: Storage, fingerprint: str) -> Edit 
 
 EDIT = Stage(
     "edit",
-    reads=(
-        "edit",
-        "task",
-        "train",
-        "run.previews",
-        "ablation.masks_per_shard",
-        "ablation.shard_seconds",
-        "ablation.mode",
-        "ablation.rows_per_forward",
-        "ablation.compile",
-        "ablation.cuda_graphs",
-        "ablation.device_map",
-        "cluster",
-    ),
+    reads=("edit", *OF_PASSES),
     run=_run,
     check=_check,
 )

@@ -16,6 +16,22 @@ if TYPE_CHECKING:  # who asks what a stage reads needs no run directory
     from coar_dist.stages.session import Session
 
 
+OF_PASSES = (
+    "task",
+    "train",
+    "run.previews",
+    "ablation.masks_per_shard",
+    "ablation.shard_seconds",
+    "ablation.mode",
+    "ablation.rows_per_forward",
+    "ablation.compile",
+    "ablation.cuda_graphs",
+    "ablation.device_map",
+    "cluster",
+)
+"""What a stage reads that runs passes of its own in a run that is there."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage.
