@@ -17,11 +17,13 @@ EDIT, EDIT_OF_ONE = "edit", "edit, a target"
 """The edit stage; of one target where nobody knows yet how many have an edit of their own."""
 PROCESS_BYTES = 4e8
 """Of Python and torch, before any array."""
-_REPORT_S = 2.5
+_REPORT_S = 4.0
 """Figures, tables and page, whatever the run, and loading what draws them."""
+_SHOWN_S, _SHOWN_COMPONENTS = 6e-8, 2400
+"""Of the report: of a weight of the components that it shows one by one; and how many these are at most."""
 _ROW_BYTES, TABLE_ROW_BYTES = 45.0, 69.0
 """Of an example's attributions beside the weights; and of an example in a table of the evaluation."""
-_PAGE_BYTES, _PAGE_FILES = 1.8e6, 11
+_PAGE_BYTES, _PAGE_FILES = 3.5e6, 11
 """Of the report."""
 REQUESTS, FOOTER_BYTES = 2, 1e4
 """Of an opened file: for its footer and for its columns; and the former's size."""
@@ -171,15 +173,16 @@ class EditPasses:
 def report_need(sizes: Sizes, speed: Speed) -> Need:
     """Of the report stage."""
     methods, num_designs = sizes.num_methods, len(sizes.held_out)
-    # The weights of one method, for the layers and for the galleries; margins of shown examples; and all tables.
+    # The weights of one method, for the layers and for what is shown; margins of shown examples; and all tables.
     tables = TABLE_ROW_BYTES * sizes.num_examples * num_designs * (methods + 1)
-    read = 2.0 * sizes.attribution_bytes + sizes.bytes_of(max(sizes.held_out, default=0)) + tables
-    openings = (CHECKS * methods + 8) * sizes.num_blocks + (methods + 2) * num_designs + sizes.num_held_out_shards
+    read = 2.0 * sizes.attribution_bytes + sum(sizes.bytes_of(num) for num in sizes.held_out) + tables
+    openings = (CHECKS * methods + 8 + num_designs) * sizes.num_blocks + (methods + 2) * num_designs
     read += FOOTER_BYTES * openings
     block = min(sizes.block_size, sizes.num_examples) * sizes.num_components
     return Need(
         "report",
         _REPORT_S
+        + _SHOWN_S * sizes.num_examples * min(sizes.num_components, _SHOWN_COMPONENTS)
         + read / speed.verified
         + sizes.in_large_arrays(2.0 * sizes.attribution_bytes)
         + REQUESTS * openings * speed.request_s,

@@ -42,6 +42,9 @@ class Grouping:
     def sums(self, example_ids: NDArray[np.int64], rows: NDArray[np.floating[Any]]) -> tuple[Any, NDArray[np.float64]]:
         """Group numbers and sums (num_found, width) of rows (n, width), over the examples of each group."""
         codes = self.codes[example_ids]
+        if len(self.values) <= _MAX_VALUES:
+            members = codes == np.arange(len(self.values))[:, None]
+            return np.arange(len(self.values)), (members.astype(rows.dtype) @ rows).astype(np.float64)
         order = np.argsort(codes, kind="stable")
         order = order[codes[order] >= 0]
         if not order.size:
