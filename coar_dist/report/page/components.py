@@ -136,7 +136,7 @@ class ComponentDetails:
             else:
                 with np.errstate(invalid="ignore"):
                     by_group.append((sums / grouping.counts[:, None]).T)
-        whole = self._num_errors == self._totals.num_examples > 0
+        whole = self._num_errors == self._totals.num_examples > 0 and bool(np.isfinite(self._error_squares).any())
         similar, cosines = _most_similar(self._gram)
         return ShownComponents(
             self.ids,

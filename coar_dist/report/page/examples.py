@@ -160,13 +160,14 @@ class ExampleDetails:
             for predicted, true in zip(self._predicted, self._true, strict=True)
         ]
         nearest, cosines = _nearest(self._compared)
+        of_weights = self._errors_of_weights
         return ShownExamples(
             self.ids,
             self._designs,
             self._column,
             self._components,
             self._weights,
-            self._errors_of_weights,
+            None if of_weights is None or np.isnan(of_weights).all() else of_weights,
             self._intercepts,
             self._whole,
             self._predicted[self._column],

@@ -93,7 +93,7 @@ def figures_of(found: Gathered, summary: Summary, output: OutputName) -> list[Pa
                 "maps",
                 draw_layers(found.layers),
                 "share of absolute weight by layer and class",
-                "Share of the absolute weight by layer, and by class.",
+                "Share of the absolute weight by layer, and by class where there are classes.",
             )
         )
     figures += [

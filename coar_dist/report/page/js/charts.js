@@ -42,7 +42,7 @@ function histogram(name, edges, counts) {
       `${plural(count, "example")}, weights ${text(low + i / counts.length * (high - low))} to ${text(low + (i + 1) / counts.length * (high - low))}`));
   });
   svg.append(draw("line", { x1: left, x2: width - left, y1: height - bottom, y2: height - bottom, stroke: "var(--faint)" }));
-  if (low < 0 && high > 0) svg.append(draw("line", { x1: x(0), x2: x(0), y1: top, y2: height - bottom + 4, stroke: "currentColor" }), words("0", x(0), height - bottom + 15, { "text-anchor": "middle" }));
+  if (low < 0 && high > 0) svg.append(draw("line", { x1: x(0), x2: x(0), y1: top, y2: height - bottom + 4, stroke: "currentColor" }), x(0) - left > 60 && width - left - x(0) > 60 ? words("0", x(0), height - bottom + 15, { "text-anchor": "middle" }) : "");
   svg.append(words(text(low), left, height - bottom + 15), words(text(high), width - left, height - bottom + 15, { "text-anchor": "end" }));
   svg.append(words(`most in a bar: ${most.toLocaleString("en")}`, left, 11, { fill: "var(--faint)" }), words("weight", width / 2, height - 3, { "text-anchor": "middle", fill: "var(--faint)" }));
   return svg;

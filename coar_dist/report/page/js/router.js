@@ -14,7 +14,7 @@ function goTo(hash) {
   const element = name ? document.getElementById(name) : null;
   if (!element) { scrollTo(0, 0); return; }
   for (let box = element; box; box = box.parentElement) if (box.tagName === "DETAILS") box.open = true;
-  element.querySelector(":scope > details")?.setAttribute("open", "");
+  if (element.firstElementChild?.tagName === "DETAILS") element.firstElementChild.open = true;
   element.scrollIntoView({ block: "start" });
 }
 
