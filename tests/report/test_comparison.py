@@ -98,7 +98,8 @@ def test_all_that_scipy_says_of_all_weights_at_once(
         row = components.loc[name]
         assert row.mean_one == pytest.approx(first[:, j].mean())
         assert row.mean_difference == pytest.approx(difference[:, j].mean(), rel=1e-9, abs=1e-12)
-        assert row.standard_error == pytest.approx(stats.sem(difference[:, j]), rel=1e-9)
+        assert row.spread == pytest.approx(difference[:, j].std(ddof=1), rel=1e-9)
+        assert row.standard_error == pytest.approx(np.hypot(*errors.astype(np.float64))[:, j].mean(), rel=1e-6)
         assert row.pearson == pytest.approx(stats.pearsonr(first[:, j], second[:, j]).statistic, abs=1e-9)
     order = np.argsort(-np.abs(z), axis=None)[:100]
     rows, columns = np.unravel_index(order, z.shape)
@@ -132,6 +133,7 @@ def test_components_are_matched_by_name_whatever_their_order(tmp_path: Path) -> 
         back.components.mean_difference[found.components.index], -found.components.mean_difference
     )
     assert "z" not in found.largest.columns
+    assert "standard_error" not in found.components.columns
 
 
 def test_what_is_constant_or_not_finite_never_passes_for_a_correlation(
@@ -226,6 +228,8 @@ def test_what_cannot_be_compared_is_one_message(tmp_path: Path) -> None:
     two = run_of(tmp_path / "two", random_weights(5, 1))
     with pytest.raises(StorageError, match="cannot be written"):
         coar_dist.compare(one, two).write_report(tmp_path / "file" / "page.html")
+    with pytest.raises(StorageError, match="one cannot be written: it is a folder"):
+        run_compare(["run.dir=nothing", "other=nothing", f"page={tmp_path / 'one'}"], Terminal(Console(quiet=True)))
 
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"

@@ -9,7 +9,7 @@ from coar_dist.console.saying import Terminal
 from coar_dist.console.tables import new_table
 from coar_dist.errors import ConfigError, counted
 from coar_dist.interchange.ids import parse_ids
-from coar_dist.report.comparison.compared import Comparison
+from coar_dist.report.comparison.compared import Comparison, page_at
 from coar_dist.report.comparison.sides import Side, chosen_examples
 from coar_dist.store.locations import storage_at
 from coar_dist.store.reader import RunReader
@@ -40,6 +40,7 @@ def run_compare(arguments: Sequence[str], terminal: Terminal) -> int:
         print(_USAGE, file=sys.stderr)
         return 2
     terminal.stage = "compare"
+    page = page_at(values.get("page", "comparison.html"))  # refused now, not after a minute of reading
     readers = [RunReader(RunDirectory.open(storage_at(values[key]))) for key in ("run.dir", "other") if key in values]
     one, other = (_side(readers[i % len(readers)], method, values) for i, method in enumerate(_methods(values)))
     with terminal.progress(len(one.example_ids), "examples") as progress:
@@ -48,7 +49,7 @@ def run_compare(arguments: Sequence[str], terminal: Terminal) -> int:
     for note in comparison.notes:
         terminal.say(note)
     _print(comparison, terminal)
-    page = comparison.write_report(values.get("page", "comparison.html"))
+    comparison.write_report(page)
     terminal.say(f"{page}, and {page.with_suffix('')}.examples.csv, .components.csv and .largest.csv")
     return 0
 

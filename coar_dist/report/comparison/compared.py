@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,8 +79,10 @@ class Comparison:
     @property
     def components(self) -> DataFrame:
         """A row per common component, by ``name``: ``kind``, ``layer``, ``mean_one`` and ``mean_other``, its weights in
-        the mean over examples, ``mean_difference`` (one less the other) with its ``standard_error`` by the spread over
-        examples, and ``pearson``, the correlation over examples, NaN where either side is constant."""
+        the mean over examples, ``mean_difference`` (one less the other), the ``spread`` of differences, their standard
+        deviation over examples, and ``pearson``, the correlation over examples, NaN where either side is constant.
+        Where both sides have standard errors, ``standard_error`` is at least that of the mean difference: as if the
+        errors of all examples, which come from the same masks, were one."""
         from pandas import DataFrame, Index
 
         columns = self._component_columns()
@@ -120,7 +123,7 @@ class Comparison:
             >>> comparison.write_report("comparison.html").name  # doctest: +SKIP
             'comparison.html'
         """
-        page = Path(path)
+        page = page_at(path)
         matching, measured = self._matching, self._measured
         shown = ShownComparison(
             names=self.names,
@@ -138,7 +141,6 @@ class Comparison:
         )
         tables = {"examples": self.examples, "components": self.components, "largest": self.largest}
         try:
-            page.parent.mkdir(parents=True, exist_ok=True)
             for name, table in tables.items():
                 table.to_csv(page.with_suffix(f".{name}.csv"))
             page.write_text(rendered(shown), encoding="utf-8")
@@ -172,6 +174,23 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         return "".join(f"<p>{html.escape(line)}</p>" for line in (self.summary, *self.notes))
+
+
+def page_at(path: str | Path) -> Path:
+    """Where a page is to be written; its folder is made.
+
+    Raises:
+        StorageError: it cannot be written there.
+    """
+    page = Path(path)
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{page} cannot be written: {error.strerror}.") from error
+    if page.is_dir() or not os.access(page if page.exists() else page.parent, os.W_OK):
+        what = "it is a folder" if page.is_dir() else "Permission denied"
+        raise StorageError(f"{page} cannot be written: {what}. Name another page.")
+    return page
 
 
 def _summary(matching: Matching, measured: Measured) -> str:

@@ -32,8 +32,8 @@ document.getElementById("example-table").append(tableOf("examples", [
 
 document.getElementById("component-table").append(tableOf("components", [
   word("component", "name"), word("kind", "kind"), ...has(components, "layer") ? [say("layer", "layer")] : [],
-  say(one, "mean_one"), say(other, "mean_other"), apart(components, "mean_difference"), say("±", "half"), r("r", "pearson", "correlation over examples"),
-], components, { sort: has(components, "layer") ? 7 : 6, down: false, page: 15 }));
+  say(one, "mean_one"), say(other, "mean_other"), apart(components, "mean_difference"), ...has(components, "half") ? [say("±", "half")] : [], say("spread", "spread"), r("r", "pearson", "correlation over examples"),
+], components, { sort: 6 + has(components, "layer") + has(components, "half"), down: false, page: 15 }));
 
 document.getElementById("largest-table").append(tableOf("largest differences", [
   say("example", "id", { cell: row => make("td", { className: "n", textContent: row.id }) }), word("component", "name"),

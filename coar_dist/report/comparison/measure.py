@@ -37,11 +37,13 @@ class Measured:
             ``difference``, that of their differences; and, with standard errors on both sides, ``beyond``, the share of
             components whose difference is more than 1.96 standard errors.
         of_components: (num_common,) float64 each, over the examples whose weights are finite: ``mean_one``,
-            ``mean_other``, ``mean_difference`` (one less the other), its ``standard_error`` by the spread over
-            examples, and ``pearson``, the correlation over examples.
+            ``mean_other``, ``mean_difference`` (one less the other), the ``spread`` of the differences, their standard
+            deviation over examples, and ``pearson``, the correlation over examples; and, with standard errors on both
+            sides, a ``standard_error`` that is at least that of the mean difference: as if the errors of all examples,
+            which come from the same masks, were one.
         largest: the largest differences of single weights, the largest first; where both sides have standard errors,
-            of those the ones with the largest |z|. ``example_id`` and ``component`` (its place among the common ones)
-            int64, ``one``, ``other``, ``difference``, ``z``.
+            those with the largest |z|. ``example_id`` and ``component`` (its place among the common ones) int64,
+            ``one``, ``other``, ``difference``, ``z``.
         num_strongest: of ``top_10``; fewer than ten where there are no more components.
     """
 
@@ -80,13 +82,14 @@ def measure(one: Side, other: Side, matching: Matching, on_progress: Callable[[i
             of_part, (first, second) = rows[part], (each[part] for each in weights)
             found = _of_examples(first, second, num_strongest)
             exact = first.astype(np.float64), second.astype(np.float64)
-            z = None
+            z = both = None
             if errors:
-                z = _ratio(exact[0] - exact[1], np.hypot(*(each[part].astype(np.float64) for each in errors)))
+                both = np.hypot(*(each[part].astype(np.float64) for each in errors))
+                z = _ratio(exact[0] - exact[1], both)
                 found["beyond"] = (np.abs(z) > BEYOND).mean(axis=1)
             for name, values in found.items():
                 of_examples[name][of_part] = values
-            moments.add(*exact)
+            moments.add(*exact, both)
             largest.add(ids[of_part], *exact, z)
         if on_progress is not None:
             on_progress(int(rows[-1]) + 1)
@@ -174,10 +177,13 @@ class _Moments:
         self._means = np.zeros((3, num_components))  # of one, of the other, of the difference
         self._squares = np.zeros((3, num_components))
         self._products = np.zeros(num_components)
+        self._errors: Floats | None = None
         self._least, self._most = np.full((2, num_components), np.inf), np.full((2, num_components), -np.inf)
 
-    def add(self, first: Floats, second: Floats) -> None:
-        """Examples, (n, num_components) each."""
+    def add(self, first: Floats, second: Floats, errors: Floats | None) -> None:
+        """Examples, (n, num_components) each; ``errors`` are those of the differences."""
+        if errors is not None:
+            self._errors = errors.sum(axis=0) + (0.0 if self._errors is None else self._errors)
         n, before = len(first), self._num
         self._num += n
         values = np.stack([first, second, first - second])
@@ -195,7 +201,7 @@ class _Moments:
         """As of ``Measured``."""
         nothing = np.full(self._products.shape, np.nan)
         if not self._num:
-            return dict.fromkeys(("mean_one", "mean_other", "mean_difference", "standard_error", "pearson"), nothing)
+            return dict.fromkeys(("mean_one", "mean_other", "mean_difference", "spread", "pearson"), nothing)
         varies = (self._most > self._least).all(axis=0)
         lengths = np.sqrt(self._squares[0]) * np.sqrt(self._squares[1])
         pearson = np.divide(self._products, lengths, out=nothing.copy(), where=varies & (lengths > 0))
@@ -204,8 +210,9 @@ class _Moments:
             "mean_one": self._means[0],
             "mean_other": self._means[1],
             "mean_difference": self._means[2],
-            "standard_error": np.sqrt(variance / self._num),
+            "spread": np.sqrt(variance),
             "pearson": np.clip(pearson, -1.0, 1.0),
+            **({} if self._errors is None else {"standard_error": self._errors / self._num}),
         }
 
 
