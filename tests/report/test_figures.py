@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from coar_dist.config.methods import METHODS
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.evaluation.intervals import means_of
 from coar_dist.report.attribution_figures import draw_components, draw_waterfall
+from coar_dist.report.drawing import LOWERS, RAISES, look_of
 from coar_dist.report.figures import draw_correlations, draw_distributions, draw_layers
 from coar_dist.report.numbers import signed
 from coar_dist.report.page.groupings import CLASS, Grouping
@@ -67,6 +69,14 @@ def test_all_that_is_drawn_lies_within_the_figure(name: str) -> None:
     assert min(drawn.x0, drawn.y0) > -0.02
     assert drawn.x1 < width + 0.02
     assert drawn.y1 < height + 0.02
+
+
+def test_every_method_has_a_look_of_its_own_and_none_that_of_a_sign() -> None:
+    looks = [look_of(method) for method in METHODS]
+    assert len(set(looks)) == len(looks)
+    assert not {colour for colour, _ in looks} & {RAISES, LOWERS}
+    assert look_of("research_2024") == look_of("research")
+    assert look_of("random", 0) != look_of("magnitude", 1)
 
 
 def test_a_number_is_written_with_its_sign() -> None:
