@@ -29,6 +29,13 @@ function text(value, sign = false) {
   return (value < 0 ? "−" : sign && value > 0 ? "+" : "") + shown;
 }
 
+// Values to the last digit that an error of two digits leaves.
+function withError(value, error) {
+  if (!isNumber(error) || error <= 0) return [text(value), text(error)];
+  const digits = Math.min(Math.max(1 - Math.floor(Math.log10(error)), 0), 6);
+  return [value, error].map(of => of.toFixed(digits).replace("-", "−"));
+}
+
 const signed = value => text(value, true);
 const correlation = value => isNumber(value) ? value.toFixed(2) : "undefined";
 const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;

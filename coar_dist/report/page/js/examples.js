@@ -42,7 +42,8 @@ function columnsOf(i) {
 function showExamples() {
   const found = chosenExamples(), place = document.getElementById("list");
   filter.elements.count.textContent = `${found.length} of ${E.ids.length}`;
-  place.replaceChildren(cards(...found.slice(0, numShown).map(i => card(E.ids[i], make("span", { textContent: `r ${correlation(E.correlation[i])}` }),
+  const pictures = Object.keys(content.images).length, few = `Pictures of ${pictures.toLocaleString("en")} of ${plural(content.num_images, "example")}, as many as the page has room for.`;
+  place.replaceChildren(pictures < content.num_images ? make("p", { className: "note", textContent: few }) : "", cards(...found.slice(0, numShown).map(i => card(E.ids[i], make("span", { textContent: `r ${correlation(E.correlation[i])}` }),
     make("span", { className: isWrong(i) ? "wrong" : "", textContent: classText(E.label[i], E.prediction[i]) }), make("span", { className: "note", textContent: columnsOf(i) })))),
     make("div", { className: "tools" },
       found.length > numShown ? button(`${found.length - numShown} more`, () => { numShown += 4 * PAGE; showExamples(); }, { className: "more" }) : null,
@@ -127,14 +128,16 @@ function whatIfBox(i) {
     for (const tick of document.querySelectorAll(".waterfall input")) tick.checked = !off.has(Number(tick.dataset.component));
     chips.replaceChildren(...ablated.map(id => button(`${nameOf(id)} ×`, () => { off.delete(id); update(); }, { title: "keep it again" })));
     clear.hidden = !off.size;
-    if (!ablated.length) { result.replaceChildren(make("p", { className: "note", textContent: "Nothing is ticked off yet." })); return; }
+    const elsewhere = unknown ? `${plural(unknown, "component")} ticked off on other examples: the page holds no weight of this example for ${unknown === 1 ? "it" : "them"}, so it is small.` : "";
+    if (!ablated.length) { result.replaceChildren(make("p", { className: "note", textContent: elsewhere || "Nothing is ticked off yet." })); return; }
+    const [said, by] = withError(value, error), [kept] = withError(whole, error);
     const low = Math.min(0, whole, value - error), high = Math.max(0, whole, value + error), spread = high - low || 1, x = of => `${100 * (of - low) / spread}%`;
     const place = (className, from, to) => { const part = make("i", { className }); part.style.left = x(Math.min(from, to)); if (from !== to) part.style.width = `${Math.abs(to - from) / spread * 100}%`; return part; };
     const far = share > Math.max(...content.fractions) ? " More is ablated here than in any measured mask: the error may be larger." : "";
     result.replaceChildren(
-      make("p", { className: "lead", textContent: `Prediction: ${content.output} ${text(value)} ± ${text(error)}, ${signed(value - whole)} from ${text(whole)} with everything kept.` }),
+      make("p", { className: "lead", textContent: `Prediction: ${content.output} ${said} ± ${by}, ${signed(value - whole)} from ${kept} with everything kept.` }),
       make("div", { className: "track wide" }, place("zero", 0, 0), place("band", value - error, value + error), place(sideOf(value - whole), whole, value), place("mark", value, value)),
-      make("p", { className: "note", textContent: `Not measured. ± is the root mean square error of such predictions of this example, measured on ${plural(E.num_masks, "held-out mask")} that ablate ${text(100 * fraction)}% of the components.${far}${unknown ? ` ${plural(unknown, "component")} ticked off elsewhere: the page holds no weight for this example, which is small.` : ""}` }));
+      make("p", { className: "note", textContent: `Not measured. ± is the root mean square error of such predictions of this example, measured on ${plural(E.num_masks, "held-out mask")} that ablate ${text(100 * fraction)}% of the components.${far} ${elsewhere}` }));
   }
   const held = E.components ? `The page holds the ${E.num_weights} strongest of ${content.num_components.toLocaleString("en")} components of each example.` : "";
   const box = make("section", { className: "whatif" }, make("h2", { textContent: "What if" }),
