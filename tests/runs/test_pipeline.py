@@ -73,6 +73,7 @@ def test_the_run_directory_holds_what_it_promises(small_run: RunReader) -> None:
         "logs",
         "margins",
         "previews",
+        "responses",
         "run.json",
         "slices.parquet",
     ]
