@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import ablation, alternatives, calibration, chaos, estimators, regression, report, scale
+from tests.benchmarks import ablation, alternatives, calibration, chaos, circuits, estimators, regression, report, scale
 from tests.benchmarks.gpu import __main__ as gpu
 from tests.benchmarks.gpu.__main__ import SECTIONS
 from tests.benchmarks.gpu.results import Results
@@ -47,6 +47,14 @@ def test_regression_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     printed = capsys.readouterr().out
     for part in ("RidgeCV(alpha_per_target=True)", "lasso_path", "Parts of a ridge fit", "Setup A: 200 masks"):
         assert part in printed
+
+
+def test_circuits_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["circuits", "--cases", "backup", "--scale", "0.3"])
+    circuits.main()
+    printed = capsys.readouterr().out
+    assert re.search(r"backup  zero_weights  COAR +1\.000 +\.\d{3}", printed)
+    assert re.search(r"backup  zero_weights  Leave-one-out +\.\d{3}", printed)
 
 
 def test_scale_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
-from torch import Tensor
 
 import coar_dist
 from coar_dist.api import Run
@@ -25,6 +23,7 @@ from tests.evaluation.constructed import (
     induction_task,
     switches_task,
 )
+from tests.evaluation.logic import backup, both, either
 
 SMALL = AblationConfig(mode="weights", rows_per_forward=64, compile=False)
 SILENT = Console(file=io.StringIO())
@@ -77,24 +76,6 @@ def test_the_two_heads_that_work_are_told_from_their_decoys(tmp_path: Path, valu
         return
     assert circuit.found.faithfulness["coar", "signed"][2] == pytest.approx(1.0, abs=0.1)
     assert circuit.found.faithfulness["coar", "signed"][1] == pytest.approx(0.0, abs=0.1)
-
-
-def with_others(main: Tensor, units: Tensor) -> Tensor:
-    """What the first two units make, and a little of each of the others."""
-    return main + 0.02 * units[:, 2:].sum(dim=1)
-
-
-def either(units: Tensor) -> Tensor:
-    return with_others(torch.maximum(units[:, 0], units[:, 1]), units)
-
-
-def backup(units: Tensor) -> Tensor:
-    first, second = units[:, 0], units[:, 1]
-    return with_others(torch.where(first != 0, first, 0.8 * second), units)
-
-
-def both(units: Tensor) -> Tensor:
-    return with_others(units[:, 0] * units[:, 1], units)
 
 
 def circuit_of(combine: Any, run_dir: Path, num_masks: int = 300, num_units: int = 20) -> tuple[Run, Circuit]:

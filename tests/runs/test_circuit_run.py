@@ -18,6 +18,7 @@ from coar_dist.api import Run
 from coar_dist.config.schema import AblationConfig, CircuitConfig, ClusterConfig, Config, EvaluationConfig, RunConfig
 from coar_dist.errors import CoarWarning, ConfigError, MissingWorkError, RunMismatchError
 from coar_dist.evaluation.necessary import masks_of_pairs, necessary
+from coar_dist.report.page.render import PAGE
 from coar_dist.stages.pipeline import run_stages
 from coar_dist.store.circuits import MAGNITUDE, SIGNED, CircuitTable
 from tests.models import randomise, slow_margins, small_task
@@ -213,6 +214,7 @@ def test_the_stage_runs_among_others(tmp_path: Path) -> None:
     run_stages(config, Console(file=output, width=120), task)
     assert "CPR (higher is better)" in output.getvalue()
     assert (tmp_path / "circuit/faithfulness.svg").stat().st_size > 5000
+    assert "faithfulness of circuits by size" in (tmp_path / PAGE).read_text()
     config.circuit.known = ["L9"]
     with pytest.raises(ConfigError, match=r"circuit\.known: there is no component 'L9'"):
         run_stages(config, Console(file=io.StringIO()), task)

@@ -61,6 +61,8 @@ def test_circuits_of_language_models(tmp_path: Path, name: str, model_type: str,
     assert run.directory.identity["ablation.value"] == "counterfactual"
     assert set(CircuitTable(run.directory).read().scores) == {"gradient_ridge", "coar", "random"}
     if name == "greater_than_gpt2":  # the same with neurons
-        config = preset(name, *small, "components.selector=neurons", f"run.dir={tmp_path / 'neurons'}")
+        config = preset(
+            name, *small, "components.selector=neurons", "design.num_masks=60", f"run.dir={tmp_path / 'neurons'}"
+        )
         run_stages(config, Console(file=io.StringIO()))
         assert coar_dist.open_run(tmp_path / "neurons").components.num_components == 2 * 64
