@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from coar_dist.config.schema.edit import RANDOM
 from coar_dist.designs.given import Listed, packed
 from coar_dist.evaluation.circuit_scores import (
     auroc,
@@ -107,12 +108,14 @@ class Circuits:
     of_ranking: Mapping[Key, str]
 
     @classmethod
-    def of(cls, weights: Mapping[tuple[str, int], Weights], sizes: list[float]) -> Circuits:
+    def of(cls, weights: Mapping[tuple[str, int], Weights], sizes: list[float], rises: bool = True) -> Circuits:
         """The circuits of all methods.
 
         Args:
             weights: by method and draw.
             sizes: shares of the components, ascending.
+            rises: whether the whole model's mean output is above that with every component ablated; where it is below,
+                as of a loss, the signed ranking begins with the components that lower it most.
         """
         shares = np.array(sizes, dtype=np.float64)
         d = len(next(iter(weights.values())).mean)
@@ -121,7 +124,8 @@ class Circuits:
         of_ranking: dict[Key, str] = {}
         for (method, draw), found in weights.items():
             for ranking in RANKINGS:
-                masks = masks_of(strongest_first(found.mean, ranking == MAGNITUDE), inner(counts, d))
+                towards_full = found.mean if rises or method == RANDOM else -found.mean
+                masks = masks_of(strongest_first(towards_full, ranking == MAGNITUDE), inner(counts, d))
                 if len(masks):
                     design = Listed.of(packed(masks), d)
                     name = design_name(design)

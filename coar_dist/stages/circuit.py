@@ -140,16 +140,16 @@ def _scored(
     from coar_dist.evaluation.necessary import masks_of_pairs
 
     d = run.components.num_components
-    if config.known == NECESSARY:
-        pairs = Listed.of(packed(masks_of_pairs(d)), d)
-        outputs = circuit_run.mean_outputs({_ENDS: ends(d), _PAIRS: pairs})
+    pairs = {_PAIRS: Listed.of(packed(masks_of_pairs(d)), d)} if config.known == NECESSARY else {}
+    outputs = circuit_run.mean_outputs({_ENDS: ends(d), **pairs})
+    full, none = outputs[_ENDS].tolist()
+    if pairs:
         is_known = _necessary(config, run, outputs)
     weights = {(method, 0): Weights.of(run, method, is_known) for method in methods}
     for draw in range(config.random_draws):
         weights[RANDOM, draw] = Weights.random(d, config.seed, draw, is_known)
-    circuits = Circuits.of(weights, config.sizes)
+    circuits = Circuits.of(weights, config.sizes, rises=full >= none)
     outputs = circuit_run.mean_outputs({_ENDS: ends(d), **circuits.designs})
-    full, none = outputs[_ENDS].tolist()
     return scored(circuits, weights, outputs, full, none, is_known)
 
 

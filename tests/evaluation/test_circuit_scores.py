@@ -83,6 +83,16 @@ def test_areas_are_those_of_the_benchmark() -> None:
     assert not np.array_equal(curve, best.outputs["mine", MAGNITUDE])
 
 
+def test_what_lowers_an_output_comes_first_where_the_whole_model_lowers_it() -> None:
+    """As of a loss: the same circuits as of its negative."""
+    weights = RANDOM.normal(size=20)
+    found = {("mine", 0): Weights(weights, np.abs(weights), {})}
+    negative = {("mine", 0): Weights(-weights, np.abs(weights), {})}
+    of_loss, of_negative = Circuits.of(found, [0.2, 0.5], rises=False), Circuits.of(negative, [0.2, 0.5])
+    assert of_loss.of_ranking == of_negative.of_ranking
+    assert of_loss.of_ranking != Circuits.of(found, [0.2, 0.5]).of_ranking
+
+
 def test_sizes_are_rounded_down_without_losing_one() -> None:
     assert num_kept(np.array(MIB_SIZES), 16).tolist() == [0, 0, 0, 0, 0, 0, 1, 3, 8, 16]
     assert num_kept(np.array([0.29]), 100).tolist() == [29]  # .29 * 100 is 28.999999999999996

@@ -66,7 +66,8 @@ def test_circuits_are_the_strongest_components_with_the_rest_ablated(tmp_path: P
     for method in ("coar", "leave_one_out"):
         mean = made.weights(method=method).mean(axis=0, dtype=float)
         for ranking in (SIGNED, MAGNITUDE):
-            order = np.argsort(-(np.abs(mean) if ranking == MAGNITUDE else mean), kind="stable")
+            score = np.abs(mean) if ranking == MAGNITUDE else mean * np.sign(full - none)
+            order = np.argsort(-score, kind="stable")
             masks = np.zeros((len(SIZES), d), dtype=bool)
             for row, size in enumerate(SIZES):
                 masks[row, order[: int(size * d)]] = True
@@ -133,7 +134,8 @@ def test_what_takes_the_place_of_components_is_that_of_the_run(tmp_path: Path, v
     circuit = made.circuit([0.0, 0.5, 1.0], console=Console(file=io.StringIO()))
     stored = coar_dist.open_run(tmp_path).directory.identity["ablation.value"]
     assert stored == value
-    order = np.argsort(-made.weights(method="coar").mean(axis=0, dtype=float), kind="stable")
+    rises = np.sign(circuit.found.full - circuit.found.none)
+    order = np.argsort(-made.weights(method="coar").mean(axis=0, dtype=float) * rises, kind="stable")
     masks = np.zeros((3, 12), dtype=bool)
     masks[1, order[:6]], masks[2] = True, True
     if value != "resample":  # which draws for every mask
