@@ -23,6 +23,8 @@ _SHOWN_S, _SHOWN_COMPONENTS = 6e-8, 2400
 """Of the report: of a weight of the components that it shows one by one; and how many these are at most."""
 _ROW_BYTES, TABLE_ROW_BYTES = 45.0, 69.0
 """Of an example's attributions beside the weights; and of an example in a table of the evaluation."""
+_SHOWN_BYTES = 16.0
+"""For each weight of a block that is read for the report, as it is decoded some rows at a time."""
 _PAGE_BYTES, _PAGE_FILES = 3.5e6, 11
 """Of the report."""
 REQUESTS, FOOTER_BYTES = 2, 1e4
@@ -186,7 +188,7 @@ def report_need(sizes: Sizes, speed: Speed) -> Need:
         + read / speed.verified
         + sizes.in_large_arrays(2.0 * sizes.attribution_bytes)
         + REQUESTS * openings * speed.request_s,
-        PROCESS_BYTES + READ_BYTES * block,
+        PROCESS_BYTES + _SHOWN_BYTES * block,
         read,
         _PAGE_BYTES,
         REQUESTS * openings,

@@ -125,7 +125,9 @@ def evaluate_need(sizes: Sizes, shares: list[float], config: RegressionConfig, s
     return Need(
         "evaluate",
         seconds + read / speed.verified + REQUESTS * openings * speed.request_s,
-        PROCESS_BYTES + memory + READ_BYTES * block,
+        PROCESS_BYTES
+        + memory
+        + (8.0 * _COPIES if points else READ_BYTES) * block,  # a point is fitted as all masks are
         read,
         num_designs * (methods + 1) * TABLE_ROW_BYTES * n + curves,
         REQUESTS * openings,
