@@ -16,6 +16,7 @@ from coar_dist.report.numbers import half, half_95, number
 from coar_dist.store.agreement import METRICS
 from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable
 from coar_dist.store.ceilings import Ceiling, CeilingTable, why_no_ceiling
+from coar_dist.store.fingerprints import KnownFingerprints
 from coar_dist.store.methods import methods_of
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
 from coar_dist.store.tables import EvaluationTable
@@ -137,16 +138,18 @@ def summarise(run: RunDirectory) -> Summary:
     if not held_out:
         raise MissingWorkError(f"{run.storage} {NO_HELD_OUT}")
     methods = methods_of(run)
-    summaries = [_method(run, method, _metrics(run, method, list(held_out))) for method in methods]
+    fingerprints = KnownFingerprints(remembers=True)
+    summaries = [_method(run, method, _metrics(run, method, list(held_out), fingerprints)) for method in methods]
+    curves = [_curve(run, method, fingerprints) for method in filter(is_fitted, methods)]
     return Summary(
         held_out,
         run.design(TRAIN_DESIGN).ablation_fraction,
         summaries,
         {
-            name: CeilingTable(run, name).read() if why_no_ceiling(design) is None else None
+            name: CeilingTable(run, name, fingerprints=fingerprints).read() if why_no_ceiling(design) is None else None
             for name, design in held_out.items()
         },
-        [curve for curve in (_curve(run, method) for method in filter(is_fitted, methods)) if curve is not None],
+        [curve for curve in curves if curve is not None],
     )
 
 
@@ -198,9 +201,11 @@ def _undefined(summary: Summary) -> list[str]:
     return lines
 
 
-def _metrics(run: RunDirectory, method: str, held_out: list[str]) -> dict[str, NDArray[np.float64]]:
+def _metrics(
+    run: RunDirectory, method: str, held_out: list[str], fingerprints: KnownFingerprints
+) -> dict[str, NDArray[np.float64]]:
     """For each name of ``METRICS`` (num_examples, num_designs)."""
-    tables = [EvaluationTable(run, method, name).read() for name in held_out]
+    tables = [EvaluationTable(run, method, name, fingerprints).read() for name in held_out]
     return {name: np.stack([table[name] for table in tables], axis=1) for name in METRICS}
 
 
@@ -240,9 +245,9 @@ def _num_masks(run: RunDirectory, name: str) -> str:
             return f"{counted(run.baselines[name]['num_steps'], 'step')}"
 
 
-def _curve(run: RunDirectory, method: str) -> CurveSummary | None:
+def _curve(run: RunDirectory, method: str, fingerprints: KnownFingerprints) -> CurveSummary | None:
     design_name = run.held_out_as_trained()
-    curve = None if design_name is None else BudgetCurveTable(run, method, design_name).read()
+    curve = None if design_name is None else BudgetCurveTable(run, method, design_name, fingerprints).read()
     if curve is None:
         return None
     return CurveSummary(

@@ -178,7 +178,7 @@ def report_need(sizes: Sizes, speed: Speed) -> Need:
     # The weights of one method, for the layers and for what is shown; margins of shown examples; and all tables.
     tables = TABLE_ROW_BYTES * sizes.num_examples * num_designs * (methods + 1)
     read = 2.0 * sizes.attribution_bytes + sum(sizes.bytes_of(num) for num in sizes.held_out) + tables
-    openings = (CHECKS * methods + 8 + num_designs) * sizes.num_blocks + (methods + 2) * num_designs
+    openings = (methods + 5 + num_designs) * sizes.num_blocks + (methods + 2) * num_designs
     read += FOOTER_BYTES * openings
     block = min(sizes.block_size, sizes.num_examples) * sizes.num_components
     return Need(

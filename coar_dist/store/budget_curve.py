@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from coar_dist.store.fingerprints import KnownFingerprints
 from coar_dist.store.parquet import is_made_with, read_current, write_table
 from coar_dist.store.record import fingerprint_of
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
@@ -36,20 +37,24 @@ class BudgetCurve:
 class BudgetCurveTable:
     """The table of one method, on the held-out design of the training masks' ablation fraction."""
 
-    def __init__(self, run: RunDirectory, method: str, design_name: str) -> None:
+    def __init__(
+        self, run: RunDirectory, method: str, design_name: str, fingerprints: KnownFingerprints | None = None
+    ) -> None:
+        """``fingerprints``: of the attributions, for who reads many tables."""
         self._run, self._storage = run, run.storage
+        self._fingerprints = fingerprints or KnownFingerprints()
         self.method, self.design_name = method, design_name
         self.file = f"{FOLDER}/{method}.parquet"
 
     def _current(self) -> dict[str, Any]:
         """The attributions, which know their masks and their regression, and the held-out masks, as they are now."""
-        store = self._run.margins(self.design_name)
+        store, attributions = self._run.margins(self.design_name), AttributionTable(self._run, self.method)
         return {
             **self._run.belongs_to("budget_curve"),
             "design": store.fingerprint,
             "num_masks": store.num_masks,
             "num_train_masks": self._run.margins(TRAIN_DESIGN).num_masks,
-            "attributions": AttributionTable(self._run, self.method).settings_fingerprint(store.blocks),
+            "attributions": self._fingerprints.of(self.method, lambda: attributions.settings_fingerprint(store.blocks)),
         }
 
     def is_complete(self, settings: Mapping[str, Any]) -> bool:
@@ -83,7 +88,9 @@ class BudgetCurveTable:
             DamagedFileError: it is damaged.
         """
         types = {"example_id": pa.int64(), "num_masks": pa.int64(), "correlation": pa.float64()}
-        found = read_current(self._storage, self.file, "evaluate", self._current, list(types), types=types)
+        found = self._fingerprints.tried(
+            lambda: read_current(self._storage, self.file, "evaluate", self._current, list(types), types=types)
+        )
         if found is None:
             return None
         table = found.columns

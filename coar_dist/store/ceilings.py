@@ -19,6 +19,7 @@ from coar_dist.config.schema import MIN_CEILING_MASKS
 from coar_dist.config.schema.values import Count
 from coar_dist.designs.design import MaskDesign
 from coar_dist.errors import MissingWorkError
+from coar_dist.store.fingerprints import KnownFingerprints
 from coar_dist.store.parquet import is_made_with, read_current, read_metadata, write_table
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.tables import AttributionTable
@@ -97,15 +98,24 @@ def why_no_ceiling(design: MaskDesign) -> str | None:
 class CeilingTable:
     """The ceiling on one held-out design, estimated with the attributions of one method taken away."""
 
-    def __init__(self, run: RunDirectory, design_name: str, method: str | None = None) -> None:
-        """``method``: of the attributions; None reads what is there, whichever it was made with."""
+    def __init__(
+        self,
+        run: RunDirectory,
+        design_name: str,
+        method: str | None = None,
+        fingerprints: KnownFingerprints | None = None,
+    ) -> None:
+        """``method``: of the attributions; None reads what is there, whichever it was made with. ``fingerprints``: of
+        the attributions, for who reads many tables."""
         self._run, self._storage = run, run.storage
+        self._fingerprints = fingerprints or KnownFingerprints()
         self.design_name, self.method = design_name, method
         self.file = f"evaluation/{CEILING}.{design_name}.parquet"
 
     def _belongs_to(self, method: str) -> dict[str, Any]:
         store = self._run.margins(self.design_name)
         partners = partners_of(self.design_name)
+        attributions = AttributionTable(self._run, method)
         pairs = self._run.margins(partners) if partners in self._run.designs else None
         settings = {
             "design": store.fingerprint,
@@ -113,7 +123,7 @@ class CeilingTable:
             "partners": None if pairs is None else pairs.fingerprint,
             "num_pairs": 0 if pairs is None else pairs.num_masks,
             "method": method,
-            "attributions": AttributionTable(self._run, method).settings_fingerprint(store.blocks),
+            "attributions": self._fingerprints.of(method, lambda: attributions.settings_fingerprint(store.blocks)),
         }
         return {**self._run.belongs_to("evaluation"), "settings": settings}
 
@@ -153,14 +163,16 @@ class CeilingTable:
         reason = why_no_ceiling(self._run.design(self.design_name))
         if reason is not None:
             raise MissingWorkError(f"{where}: no ceiling of linear models is estimated, because {reason}.")
-        found = read_current(
-            self._storage,
-            self.file,
-            "evaluate",
-            self._expected,
-            kind=_Metadata,
-            types={"correlation": pa.float64()},
-            num_rows=self._run.num_examples,
+        found = self._fingerprints.tried(
+            lambda: read_current(
+                self._storage,
+                self.file,
+                "evaluate",
+                self._expected,
+                kind=_Metadata,
+                types={"correlation": pa.float64()},
+                num_rows=self._run.num_examples,
+            )
         )
         if found is None:
             raise MissingWorkError(f"{where} is missing or of earlier attributions: run the evaluate stage.")

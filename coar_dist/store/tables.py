@@ -18,6 +18,7 @@ from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError
 from coar_dist.store.agreement import METRICS
 from coar_dist.store.aside import set_aside_wrong
 from coar_dist.store.columns import matrix_column, matrix_of, matrix_type
+from coar_dist.store.fingerprints import KnownFingerprints
 from coar_dist.store.methods import attribution_file, fitted_methods
 from coar_dist.store.parquet import Content, is_made_with, read_content, read_current, read_metadata, write_table
 from coar_dist.store.record import fingerprint_of
@@ -262,19 +263,24 @@ class EvaluationTable:
     stage has run.
     """
 
-    def __init__(self, run: RunDirectory, method: str, design_name: str) -> None:
+    def __init__(
+        self, run: RunDirectory, method: str, design_name: str, fingerprints: KnownFingerprints | None = None
+    ) -> None:
+        """``fingerprints``: of the attributions, for who reads many tables."""
         self._run, self._storage = run, run.storage
         self.method = method
         self.design_name = design_name
+        self._fingerprints = fingerprints or KnownFingerprints()
         self.file = f"evaluation/{method}.{design_name}.parquet"
 
     def _belongs_to(self) -> dict[str, Any]:
         """The attributions and the masks that the metrics are to be of, as they are now."""
         store = self._run.margins(self.design_name)
+        attributions = AttributionTable(self._run, self.method)
         settings = {
             "design": store.fingerprint,
             "num_masks": store.num_masks,
-            "attributions": AttributionTable(self._run, self.method).settings_fingerprint(store.blocks),
+            "attributions": self._fingerprints.of(self.method, lambda: attributions.settings_fingerprint(store.blocks)),
             "metrics": list(METRICS),
         }
         return {**self._run.belongs_to("evaluation"), "settings": settings}
@@ -312,10 +318,12 @@ class EvaluationTable:
             DamagedFileError: it is damaged.
         """
         types = dict.fromkeys(METRICS, pa.float64())
-        found = read_current(
-            *(self._storage, self.file, "evaluate", self._belongs_to, METRICS),
-            types=types,
-            num_rows=self._run.num_examples,
+        found = self._fingerprints.tried(
+            lambda: read_current(
+                *(self._storage, self.file, "evaluate", self._belongs_to, METRICS),
+                types=types,
+                num_rows=self._run.num_examples,
+            ),
         )
         if found is None:
             where = self._storage.where(self.file)
