@@ -18,16 +18,8 @@ RAISES, LOWERS = "#0072b2", "#d55e00"
 """What raises an output and what lowers it, after Okabe and Ito: told apart by the colour-blind, and used for nothing
 else."""
 METHOD_COLOURS = (
-    "#00795a",
-    "#9a4c95",
-    "#8a6a00",
-    "#4a4a8c",
-    "#7a5230",
-    "#5f6b75",
-    "#b0205e",
-    "#3f7d20",
-    "#00667a",
-    "#6e6e00",
+    *("#00795a", "#9a4c95", "#8a6a00", "#4a4a8c", "#7a5230"),
+    *("#b0205e", "#3f7d20", "#00667a", "#6e6e00", "#5f6b75"),
 )
 """Of methods, by their places in the registry; their markers differ, too."""
 NEUTRAL = "#6b7886"

@@ -70,19 +70,19 @@ function scatter(predicted, measured) {
 
 const shorten = (name, most) => name.length > most ? `${name.slice(0, most - 1)}…` : name;
 
-// A map of cells. of: {rows, columns, value(r, c), href(r, c), says(r, c), signed, cell: [width, height], title}
+// A map of cells. of: {rows, columns, value(r, c), href(r, c), says(r, c), signed, numbered, cell: [width, height], title}
 function heatmap(of) {
   const [wide, tall] = of.cell ?? [20, 18];
   const left = 8 + 6.3 * Math.min(Math.max(...of.rows.map(name => name.length), 1), 30);
   const longest = Math.min(Math.max(...of.columns.map(name => name.length), 1), 24);
-  const upright = longest * 6.5 > wide, top = upright ? 10 + 6.3 * longest : 18;
+  const upright = longest * 6.5 > wide && !of.numbered, top = upright ? 10 + 6.3 * longest : 18;
   const width = left + wide * of.columns.length + 8, height = top + tall * of.rows.length + 6;
   const svg = frame(width, height, of.title);
   let largest = 0;
   of.rows.forEach((_, r) => of.columns.forEach((_, c) => { const value = of.value(r, c); if (isNumber(value)) largest = Math.max(largest, Math.abs(value)); }));
-  const stride = Math.max(Math.ceil(13 / wide), 1);
+  const stride = of.numbered ? Math.ceil((longest * 6.5 + 4) / wide) : 1;
   of.columns.forEach((name, c) => {
-    if (!upright && c % stride && of.columns.length > 30) return;
+    if (!upright && c % stride) return;
     const at = left + (c + .5) * wide;
     svg.append(upright ? words(shorten(name, 24), at + 4, top - 5, { transform: `rotate(-90 ${at + 4} ${top - 5})` })
       : words(name, at, top - 5, { "text-anchor": "middle", "font-size": wide < 14 ? 9 : 11 }));
@@ -95,7 +95,7 @@ function heatmap(of) {
       const place = { x: left + c * wide, y: top + r * tall, width: wide - 1, height: tall - 1 };
       const fill = of.signed ? `var(--${sideOf(value)})` : "var(--neutral)";
       const cell = titled(draw("g", {}, draw("rect", { ...place, fill: "var(--card)" }),
-        draw("rect", { ...place, fill, "fill-opacity": (largest ? Math.abs(value) / largest : 0).toFixed(3) }),
+        draw("rect", { ...place, fill, "fill-opacity": (largest ? (Math.abs(value) / largest) ** .7 : 0).toFixed(3) }),
         of.count ? words(value ? String(value) : "", place.x + wide / 2, place.y + tall / 2 + 4, { "text-anchor": "middle" }) : null), of.says(r, c));
       const href = of.href?.(r, c);
       svg.append(href ? draw("a", { href, tabindex: -1 }, cell) : cell);

@@ -8,7 +8,7 @@ function mapOf(name, map, caption, csv) {
 
 function gridMap(grid) {
   const mean = unpack(grid.mean), at = (r, c) => r * grid.width + c, columns = Array.from({ length: grid.width }, (_, c) => String(c));
-  const map = heatmap({ rows: grid.rows, columns, signed: true, title: `mean effect by layer and ${grid.kind}`, cell: grid.width > 64 ? [10, 14] : grid.width > 24 ? [14, 16] : [22, 18],
+  const map = heatmap({ rows: grid.rows, columns, signed: true, numbered: true, title: `mean effect by layer and ${grid.kind}`, cell: grid.width > 64 ? [10, 14] : grid.width > 24 ? [14, 16] : [22, 18],
     value: (r, c) => mean[at(r, c)], says: (r, c) => `${nameOf(grid.ids[at(r, c)])}: ${signed(mean[at(r, c)])}`,
     href: (r, c) => rowOfId.has(grid.ids[at(r, c)]) ? componentHash(nameOf(grid.ids[at(r, c)])) : null });
   const all = () => [["component", "row", "column", "mean effect"], ...grid.ids.map((id, k) => [id, k]).filter(([id]) => id >= 0).map(([id, k]) => [nameOf(id), grid.rows[Math.floor(k / grid.width)], k % grid.width, mean[k]])];
