@@ -93,7 +93,9 @@ def _run(session: Session) -> None:
         ConfigError: as the check; or the mean output breaks without all or none of the components.
         RunMismatchError: model, examples or reference are not those of the run.
     """
-    from coar_dist.report.circuit_figures import draw_circuit  # matplotlib takes seconds to load
+    from coar_dist.cluster.dispatch import connected  # ray and matplotlib take seconds to load
+    from coar_dist.cluster.place import may_be_here
+    from coar_dist.report.circuit_figures import draw_circuit
     from coar_dist.report.drawing import save_figure
     from coar_dist.stages.circuit_inputs import checked_task
     from coar_dist.stages.circuit_run import CircuitRun
@@ -109,6 +111,8 @@ def _run(session: Session) -> None:
     if table.is_complete(settings, methods):
         terminal.say(f"{run.storage.where(table.file)} is there already.")
     else:
+        if not may_be_here(session.config.cluster):
+            session.keep(connected(session.config.cluster))  # for the ends, and then for what they decide
         circuit_run = CircuitRun(session, run, checked_task(session, run))
         table.write(_scored(config, run, circuit_run, methods, is_known), settings, methods)
     found = table.read()

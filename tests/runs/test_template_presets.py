@@ -43,8 +43,8 @@ def saved_model(root: Path, model_type: str, digits: int) -> str:
     ("name", "model_type", "digits", "components"),
     [
         ("indirect_objects_gpt2", "gpt2", 2, 6),
-        ("greater_than_gpt2", "gpt2", 2, 6),
-        ("indirect_objects_qwen", "qwen2", 1, 10),
+        pytest.param("greater_than_gpt2", "gpt2", 2, 6, marks=pytest.mark.slow),
+        pytest.param("indirect_objects_qwen", "qwen2", 1, 10, marks=pytest.mark.slow),
         ("greater_than_qwen", "qwen2", 1, 10),
     ],
 )
