@@ -28,13 +28,12 @@ from coar_dist.errors import ConfigError
 from coar_dist.regression.dual import AnyFactor, DualFactor
 from coar_dist.regression.masks import PackedMasks
 from coar_dist.regression.ridge import Projected, explained_and_outside
-from coar_dist.regression.sizes import FEWEST_JUDGES, num_judges
+from coar_dist.regression.sizes import FEWEST_JUDGES, FEWEST_OF_NOISE, num_judges
 from coar_dist.regression.statistics import DesignStatistics
 from coar_dist.store.tables import NUM_GROUPS
 
 SATURATED = 1e-9
 """A share of freedom left to the residuals below which there is none."""
-_FEWEST_OF_NOISE = 64
 _MANY = 128
 """Masks from which on their spread tells how well a mean over them is known. Of fewer, those that seem to tell it well
 often happen to lack large errors."""
@@ -213,7 +212,7 @@ def noise_of(errors: torch.Tensor, left: torch.Tensor) -> NDArray[np.float64]:
 
     NaN where there are too few masks, or one alone decides its own prediction.
     """
-    if len(errors) < _FEWEST_OF_NOISE:
+    if len(errors) < FEWEST_OF_NOISE:
         return np.full(errors.shape[1], np.nan)
     found = (errors**2 * left).mean(dim=0)
     return np.asarray(torch.where(found.isfinite(), found, torch.nan).cpu().numpy())

@@ -24,6 +24,8 @@ _FEWEST_MASKS = 16
 """Fewest masks that are fitted to show what fewer would have given."""
 FEWEST_JUDGES = 32
 """Masks that must be left out in turn to choose a penalty, or to tell an R2."""
+FEWEST_OF_NOISE = 64
+"""The same for standard errors, which need a variance."""
 _MOST_JUDGES = 2048
 _MOST_COORDINATES = 2**25
 """Of the judges; 256 MB."""

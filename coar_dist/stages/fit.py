@@ -17,7 +17,7 @@ from coar_dist.stages.executing import executing_fits
 from coar_dist.stages.session import Session
 from coar_dist.stages.stage import Stage
 from coar_dist.store.reader import LARGEST_R2_NEW_ERROR, RunReader
-from coar_dist.store.run_directory import RunDirectory
+from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
 
 _THERE = "is there already"
 _NUMBERS: dict[str, tuple[str, Callable[[NDArray[np.float64]], np.floating[Any]], str]] = {
@@ -43,6 +43,7 @@ def _run(session: Session) -> None:
     from coar_dist.baselines.leave_one_out import fit_leave_one_out
     from coar_dist.baselines.tables import fit_gradient_baseline
     from coar_dist.regression.fit import fit
+    from coar_dist.regression.sizes import FEWEST_OF_NOISE
 
     run, config = session.open_run(), session.config
     session.take()
@@ -69,6 +70,8 @@ def _run(session: Session) -> None:
         reason = _why_not_told(run, result.method)
         if reason:
             session.terminal.say(f"R2 of {result.method} on new masks: {reason}. Held-out masks tell (evaluate stage).")
+    if config.regression.standard_errors and run.design(TRAIN_DESIGN).num_masks < FEWEST_OF_NOISE:
+        session.terminal.say(f"standard errors: not known, they take {FEWEST_OF_NOISE} masks without gradients.")
 
 
 def _why_not_told(run: RunDirectory, method: str) -> str:
