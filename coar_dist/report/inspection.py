@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from coar_dist.console.saying import Terminal
 from coar_dist.console.tables import new_table
 from coar_dist.errors import RunNotFoundError, counted, listed_ranges
+from coar_dist.store.circuits import CIRCUIT_FOLDER
 from coar_dist.store.class_names import CLASS_NAMES, CLASS_NAMES_FILE
 from coar_dist.store.lock import holder_of
 from coar_dist.store.parquet import why_wrong
@@ -101,6 +102,10 @@ def inspect_run(storage: Storage, read_everything: bool, terminal: Terminal) -> 
         elif tables:
             say(f"{folder}: {counted(len(tables), 'file')}")
     _list(say, wrong, "to be removed; the next run of their stage makes them again")
+    circuit = f"{CIRCUIT_FOLDER}/circuit.parquet"
+    if storage.size(circuit) is not None:
+        wrong += filter(None, [why_wrong(storage, circuit, run.belongs_to(CIRCUIT_FOLDER), everything)])
+        say(f"{CIRCUIT_FOLDER}: scores; their masks: coar-dist inspect run.dir={storage.location}/{CIRCUIT_FOLDER}")
     aside = _set_aside({"": storage.files(), **folders, **shards})
     _list(say, aside, "set aside earlier; they are not used, and may be deleted")
     if not everything:

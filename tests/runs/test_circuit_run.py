@@ -16,11 +16,14 @@ import coar_dist
 from coar_dist.ablation.actor import AblationActor
 from coar_dist.api import Run
 from coar_dist.config.schema import AblationConfig, CircuitConfig, ClusterConfig, Config, EvaluationConfig, RunConfig
+from coar_dist.console.saying import Terminal
 from coar_dist.errors import CoarWarning, ConfigError, MissingWorkError, RunMismatchError
 from coar_dist.evaluation.necessary import masks_of_pairs, necessary
+from coar_dist.report.inspection import inspect_run
 from coar_dist.report.page.render import PAGE
 from coar_dist.stages.pipeline import run_stages
 from coar_dist.store.circuits import MAGNITUDE, SIGNED, CircuitTable
+from coar_dist.store.locations import storage_at
 from tests.models import randomise, slow_margins, small_task
 from tests.small_run import without_ray
 
@@ -217,6 +220,13 @@ def test_the_stage_runs_among_others(tmp_path: Path) -> None:
     assert "CPR (higher is better)" in output.getvalue()
     assert (tmp_path / "circuit/faithfulness.svg").stat().st_size > 5000
     assert "faithfulness of circuits by size" in (tmp_path / PAGE).read_text()
+    listing = io.StringIO()
+    assert inspect_run(storage_at(tmp_path), True, Terminal(Console(file=listing, width=200)))
+    assert f"circuit: scores; their masks: coar-dist inspect run.dir={tmp_path}/circuit" in listing.getvalue()
+    assert inspect_run(storage_at(tmp_path / "circuit"), True, Terminal(Console(file=io.StringIO(), width=200)))
+    damaged = tmp_path / "circuit/circuit.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    assert not inspect_run(storage_at(tmp_path), True, Terminal(Console(file=io.StringIO(), width=200)))
     config.circuit.known = ["L9"]
     with pytest.raises(ConfigError, match=r"circuit\.known: there is no component 'L9'"):
         run_stages(config, Console(file=io.StringIO()), task)
