@@ -16,7 +16,6 @@ from coar_dist.config.schema import (
     CIRCUIT,
     CONSTANTS,
     MEAN,
-    NECESSARY,
     PLAN,
     PROCESS,
     RAY,
@@ -298,11 +297,6 @@ def _check_value(config: Config) -> None:
 
 
 def _check_circuit(circuit: CircuitConfig) -> None:
-    if circuit.known != NECESSARY and circuit.threshold != CircuitConfig().threshold:
-        raise ConfigError(
-            f"circuit.threshold={circuit.threshold} has no effect with circuit.known={circuit.known}: it belongs to "
-            f"circuit.known={NECESSARY}. Leave one out."
-        )
     if circuit.random_draws == 0 and circuit.seed != CircuitConfig().seed:
         raise ConfigError(f"circuit.seed={circuit.seed} has no effect with circuit.random_draws=0. Leave it out.")
 

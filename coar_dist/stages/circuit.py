@@ -45,6 +45,7 @@ def _check(session: Session) -> None:
         pass  # the stage itself says so
     if components is not None:
         known_ids(config, components)
+        _require_some(config, components.num_components)
     if methods is not None:
         _chosen(config, methods)
 
@@ -71,6 +72,15 @@ def known_ids(config: CircuitConfig, components: ComponentIndex) -> NDArray[np.b
     if is_known.all():
         raise ConfigError(f"circuit.known={config.known}: these are all {d:,} components. Name some of them.")
     return is_known
+
+
+def _require_some(config: CircuitConfig, num_components: int) -> None:
+    """Refuse sizes none of which holds a component."""
+    if config.sizes[-1] * num_components < 1.0:
+        raise ConfigError(
+            f"circuit.sizes={list(config.sizes)}: none of them holds one of {num_components:,} components. The "
+            f"smallest that does is {1 / num_components:.2g}."
+        )
 
 
 def _chosen(config: CircuitConfig, there: list[str]) -> list[str]:
@@ -107,6 +117,7 @@ def _run(session: Session) -> None:
     if not methods:
         raise MissingWorkError(f"{run.storage} has no attributions to rank components by: run the fit stage.")
     is_known = known_ids(config, run.components)
+    _require_some(config, run.components.num_components)
     settings, table = _settings(config), CircuitTable(run)
     if table.is_complete(settings, methods):
         terminal.say(f"{run.storage.where(table.file)} is there already.")
@@ -187,11 +198,11 @@ def print_circuit(session: Session, run: RunDirectory, found: CircuitScores) -> 
     terminal.print(
         f"\nCircuits of the strongest components, all others ablated. Mean output {found.full:.4g} of the whole model, "
         f"{found.none:.4g} without any component.\nCPR (higher is better) by signed, CMD (0 is best) by absolute mean "
-        f"weight, as in the MIB benchmark."
+        f"weight, as in the MIB benchmark{'' if found.sizes[-1] == 1.0 else f'; areas up to size {found.sizes[-1]:g}'}."
     )
     terminal.print_table(_scores(found))
     if found.reason is None:
-        terminal.print("\nFaithfulness by share of the components, by signed mean weight:")
+        terminal.print("\nFaithfulness by number of components, by signed mean weight:")
         terminal.print_table(_curve(found))
 
 

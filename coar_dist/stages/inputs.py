@@ -16,7 +16,15 @@ from coar_dist.cluster.place import joins_a_cluster
 from coar_dist.components.discovery import check_components, discover
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import block_size
-from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError, RunNotFoundError, TaskError
+from coar_dist.errors import (
+    ConfigError,
+    DamagedFileError,
+    MissingWorkError,
+    RunMismatchError,
+    RunNotFoundError,
+    TaskError,
+    shortened,
+)
 from coar_dist.stages.session import Session
 from coar_dist.store.storage import Storage
 from coar_dist.tasks.build import build_examples, build_task, built_away, model_with_weights, untrained_model
@@ -24,7 +32,7 @@ from coar_dist.tasks.elsewhere import AsHere, is_without_weights, with_origin
 from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import output_function
 from coar_dist.tasks.task import Task
-from coar_dist.tasks.trained_checkpoint import CHECKPOINT
+from coar_dist.tasks.trained_checkpoint import CHECKPOINT, model_settings, trained_with
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -122,8 +130,22 @@ def trained_in(session: Session) -> Storage | None:
         return None
     if session.storage.size(CHECKPOINT) is None:
         where = session.storage.where(CHECKPOINT)
-        raise MissingWorkError(f"{where} is missing: run the train stage, or set task.model.checkpoint.")
+        raise MissingWorkError(
+            f"{where} is missing: run the train stage, or set task.model.checkpoint. (Where the run was made in "
+            f"Python, go on there: coar_dist.attribute with its arguments.)"
+        )
+    _refuse_other_model(session)
     return session.storage
+
+
+def _refuse_other_model(session: Session) -> None:
+    """Another model's weights cannot be loaded into the one that the configuration says."""
+    stored = trained_with(session.storage)
+    for key, value in model_settings(session.config.task.model).items():
+        if key in stored and stored[key] != value:
+            where = session.storage.where(CHECKPOINT)
+            said = shortened(f"{key} is {value!r}, but {where} was trained with {stored[key]!r}.")
+            raise RunMismatchError(f"{said} Give the options that the run was made with, e.g. experiment=...")
 
 
 def components_of(session: Session, model: nn.Module) -> ComponentIndex:

@@ -10,6 +10,7 @@ from coar_dist.errors import DamagedFileError, RunMismatchError, counted, shorte
 from coar_dist.stages.session import Session
 from coar_dist.stages.stage import Stage
 from coar_dist.store.aside import set_aside
+from coar_dist.store.record import RUN_FILE
 
 
 def _check(session: Session) -> None:
@@ -32,6 +33,12 @@ def _run(session: Session) -> None:
     session.untrained = None  # the trained one takes its place
     say, where = session.terminal.say, session.storage.where(CHECKPOINT)
     settings = _settings(train, task.model)
+    names = session.storage.files()
+    if RUN_FILE in names and not any(name.startswith(CHECKPOINT) for name in names):
+        raise RunMismatchError(
+            f"{session.storage} holds a run of a model that was not trained there (it has no {CHECKPOINT}). Use "
+            f"another run.dir, or leave the train stage out."
+        )
     if _is_trained(session, settings):
         say(f"{where} is there already.")
         return
@@ -56,10 +63,9 @@ def _run(session: Session) -> None:
 
 def _settings(train: TrainConfig, model: ModelConfig) -> dict[str, Any]:
     """What a trained model depends on, by key; it is stored in the checkpoint."""
-    settings: dict[str, Any] = {"task.model.source": model.source}
-    settings |= {f"task.model.arguments.{name}": value for name, value in model.arguments.items()}
-    settings |= {"task.model.input_mean": model.input_mean, "task.model.input_std": model.input_std}
-    return settings | {f"train.{name}": value for name, value in asdict(train).items()}
+    from coar_dist.tasks.trained_checkpoint import model_settings
+
+    return model_settings(model) | {f"train.{name}": value for name, value in asdict(train).items()}
 
 
 def _is_trained(session: Session, settings: dict[str, Any]) -> bool:

@@ -195,6 +195,7 @@ def _check_class_labels(name: str, outputs: Any, targets: Tensor) -> None:
         raise TaskError(
             f"{name} needs logits of shape (num_examples, num_classes >= 2), but the model gives {tuple(logits.shape)}."
             + (" For a language model use answer_token_margin or next_token_margin." if logits.ndim == 3 else "")
+            + (" For one number an example use value or squared_error." if logits.shape[1:] == (1,) else "")
         )
     if targets.ndim != 1 or targets.is_floating_point():
         raise TaskError(

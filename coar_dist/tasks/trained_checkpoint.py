@@ -11,12 +11,30 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from coar_dist.config.schema import ModelConfig
 from coar_dist.errors import DamagedFileError
 from coar_dist.store.storage import Storage
 from coar_dist.tasks.checkpoints import state_to_save
 from coar_dist.tasks.example_set import fingerprint_of_tensors
 
 CHECKPOINT = "model.safetensors"
+
+
+def model_settings(model: ModelConfig) -> dict[str, Any]:
+    """What the architecture of a trained model depends on, by key."""
+    settings: dict[str, Any] = {"task.model.source": model.source}
+    settings |= {f"task.model.arguments.{name}": value for name, value in model.arguments.items()}
+    return settings | {"task.model.input_mean": model.input_mean, "task.model.input_std": model.input_std}
+
+
+def trained_with(storage: Storage) -> dict[str, Any]:
+    """The settings in the checkpoint's header, which is not verified; empty where it cannot be read."""
+    content = storage.read(CHECKPOINT)
+    try:
+        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        return dict(json.loads(metadata["train"]))
+    except (ValueError, KeyError, TypeError):  # who reads the weights says what is damaged
+        return {}
 
 
 def write_checkpoint(storage: Storage, model: nn.Module, settings: Mapping[str, Any]) -> None:

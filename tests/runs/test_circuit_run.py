@@ -195,8 +195,8 @@ def test_wrong_calls_say_what_is_there(tmp_path: Path) -> None:
         made.circuit(known="*")
     with pytest.raises(ConfigError, match=r"sizes=\[1.0, 0.5\]: must be two or more shares of the components"):
         made.circuit([1.0, 0.5])
-    with pytest.raises(ConfigError, match=r"threshold=0.5 has no effect with known=None"):
-        made.circuit(settings=CircuitConfig(threshold=0.5))
+    with pytest.raises(ConfigError, match=r"sizes=\[0.01, 0.02\]: none of them holds one of 12 .* does is 0.083"):
+        made.circuit([0.01, 0.02])
     with pytest.raises(ConfigError, match="circuit: a run that was opened from its files has no model"):
         coar_dist.open_run(tmp_path).circuit()
     task = small_task(9)

@@ -38,7 +38,7 @@ document.getElementById("component-table").append(tableOf("components", [
 document.getElementById("largest-table").append(tableOf("largest differences", [
   say("example", "id", { cell: row => make("td", { className: "n", textContent: row.id }) }), word("component", "name"),
   say(one, "one"), say(other, "other"), apart(largest, "difference"), ...has(largest, "z") ? [say("z", "z")] : [],
-], largest, { sort: has(largest, "z") ? 5 : 4, down: true, page: 15 }));
+], largest, { sort: null, page: 15 })); // the largest of either sign first
 
 function correlations() {
   const [width, height, left, bottom, top] = [340, 260, 14, 34, 18], { edges: [low, high], counts } = content.histogram;

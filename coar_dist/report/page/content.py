@@ -25,13 +25,14 @@ _MAX_EXCERPTS = 300_000
 """Letters of texts of the examples that are not shown and stand in galleries."""
 
 
-def content_of(found: Gathered, output: OutputName, fractions: list[float]) -> dict[str, Any]:
+def content_of(found: Gathered, output: OutputName, fractions: list[float], most_ablated: int) -> dict[str, Any]:
     """Everything but the pictures.
 
     Args:
         found: in the run.
         output: what outputs are called.
         fractions: ablation fractions of the held-out designs.
+        most_ablated: components that some held-out mask ablates.
     """
     components = found.run.components
     starts = zip(components.groups, components.offsets.tolist(), strict=False)
@@ -42,6 +43,7 @@ def content_of(found: Gathered, output: OutputName, fractions: list[float]) -> d
         "num_examples": found.run.num_examples,
         "num_components": components.num_components,
         "fractions": fractions,
+        "most_ablated": most_ablated,
         "groups": [
             {
                 "name": group.name,

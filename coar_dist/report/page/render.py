@@ -11,6 +11,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from coar_dist.designs.design import MaskDesign
 from coar_dist.errors import counted
 from coar_dist.report import numbers
 from coar_dist.report.output_names import output_name
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 FOLDER = "report"
 PAGE = f"{FOLDER}/index.html"
+_MASKS_AT_ONCE = 64
 _PAGE_BYTES = 2_950_000
 """Of the whole page; pictures fill what the rest leaves."""
 _SCRIPTS = ("base", "data", "tables", "charts", "looks", "components", "examples", "maps", "overview", "router")
@@ -61,6 +63,12 @@ def write_page(run: RunDirectory, summary: Summary) -> None:
     output = output_name(run.identity, found.class_names)
     figures = saved(run.storage, FOLDER, figures_of(found, summary, output))
     run.storage.write(PAGE, _rendered(found, summary, figures).encode())
+
+
+def _most_ablated(design: MaskDesign) -> int:
+    starts = range(0, design.num_masks, _MASKS_AT_ONCE)
+    masks = (design.masks(start, min(start + _MASKS_AT_ONCE, design.num_masks)) for start in starts)
+    return max(int((~some).sum(axis=1).max()) for some in masks)
 
 
 def _rendered(found: Gathered, summary: Summary, figures: list[InlineFigure]) -> str:
@@ -99,8 +107,9 @@ def _rendered(found: Gathered, summary: Summary, figures: list[InlineFigure]) ->
         loader=jinja2.FunctionLoader(_file), autoescape=True, undefined=jinja2.StrictUndefined
     )
     template = environment.get_template("page.html")
+    most_ablated = max(map(_most_ablated, summary.held_out.values()))
     while True:
-        content = content_of(found, output, summary.fractions)
+        content = content_of(found, output, summary.fractions, most_ablated)
         bare = template.render(**parts, found=found, content=_json(with_images(found, content, 0)))
         room = _PAGE_BYTES - len(bare.encode())
         smaller = found.smaller() if room < 0 else None

@@ -108,7 +108,7 @@ class AnswerPrompts:
         """One token for each answer, all different.
 
         Raises:
-            TaskError: an answer is not one token, or two are the same.
+            TaskError: an answer is not one token, or not known, or two are the same.
         """
         for text in answers:
             if text not in self._token_of:
@@ -118,6 +118,8 @@ class AnswerPrompts:
                         f"{where}: the answer {text!r} is {len(ids)} tokens of {self.name}, {ids}, but must be one. "
                         f"Choose another word, or write it with or without the blank before it."
                     )
+                if ids[0] == getattr(self.encoder, "unk_token_id", None) and text != self.encoder.unk_token:
+                    raise TaskError(f"{where}: {self.name} does not know the answer {text!r}. Choose another word.")
                 self._token_of[text] = ids[0]
         tokens = [self._token_of[text] for text in answers]
         if len(set(tokens)) != len(tokens):

@@ -263,6 +263,7 @@ def test_prompts_in_python(tokenizer: str) -> None:
     [
         ({"answers": [" yes"]}, ConfigError, r"answers=\[' yes'\]: there must be at least two"),
         ({"answers": [" yes", " not so"]}, TaskError, r"row 0 .*' not so' is 2 tokens .* Choose another word"),
+        ({"answers": [" yes", " zebra"]}, TaskError, "does not know the answer ' zebra'"),
         ({"answers": [" yes", "yes"]}, TaskError, "two of its answers are the same token"),
         ({"answers": [" no", " {reply}"]}, TaskError, "has no column 'reply'; it has passage, question, answer"),
         ({"template": "{question"}, ConfigError, r"expected '}' before end of string; write \{\{ for a brace"),

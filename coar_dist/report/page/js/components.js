@@ -103,7 +103,9 @@ function componentPage(name) {
       make("p", {}, make("a", { href: "#components", textContent: "All components" }))];
   }
   const group = groupOf(C.ids[i]), mean = C.mean[i];
-  const does = `Keeping it ${mean < 0 ? "lowers" : "raises"} the ${content.output} by ${text(Math.abs(mean))} in the mean over ${plural(content.num_examples, "example")}.`;
+  const half = isNumber(C.spread[i]) ? halfOfMean(i) : NaN, by = text(Math.abs(mean)), over = `in the mean over ${plural(content.num_examples, "example")}`;
+  const does = half >= Math.abs(mean) ? `What keeping it does to the ${content.output} cannot be told from 0 ${over}: ${signed(mean)} ± ${text(half)}.`
+    : `Keeping it ${mean < 0 ? "lowers" : "raises"} the ${content.output} by ${by}${isNumber(half) ? ` ± ${text(half)}` : ""} ${over}.`;
   return [
     make("nav", { className: "steps" }, make("a", { href: "#components", textContent: "All components" }), step(i ? componentHash(C.names[i - 1]) : "", "← stronger"), step(i + 1 < C.num ? componentHash(C.names[i + 1]) : "", "weaker →")),
     make("h1", { textContent: name }), make("p", { className: "lead", textContent: does }),

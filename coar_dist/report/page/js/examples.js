@@ -109,7 +109,7 @@ function whatIf(i) {
   const errors = row(E.errors, i, content.fractions.length), share = ablated.length / content.num_components;
   let nearest = 0;
   content.fractions.forEach((fraction, k) => { if (Math.abs(fraction - share) < Math.abs(content.fractions[nearest] - share)) nearest = k; });
-  return { ablated, unknown, value, error: errors[nearest], fraction: content.fractions[nearest], share };
+  return { ablated, unknown, value, error: errors[nearest], fraction: content.fractions[nearest] };
 }
 
 function whatIfBox(i) {
@@ -124,20 +124,20 @@ function whatIfBox(i) {
   });
   const clear = button("Keep all again", () => { off.clear(); update(); });
   function update() {
-    const { ablated, unknown, value, error, fraction, share } = whatIf(i), whole = E.whole[i];
+    const { ablated, unknown, value, error, fraction } = whatIf(i), whole = E.whole[i];
     for (const tick of document.querySelectorAll(".waterfall input")) tick.checked = !off.has(Number(tick.dataset.component));
     chips.replaceChildren(...ablated.map(id => button(`${nameOf(id)} ×`, () => { off.delete(id); update(); }, { title: "keep it again" })));
     clear.hidden = !off.size;
     const elsewhere = unknown ? `${plural(unknown, "component")} ticked off on other examples: the page holds no weight of this example for ${unknown === 1 ? "it" : "them"}, so it is small.` : "";
     if (!ablated.length) { result.replaceChildren(make("p", { className: "note", textContent: elsewhere || "Nothing is ticked off yet." })); return; }
     const [said, by] = withError(value, error), [kept] = withError(whole, error);
-    const low = Math.min(0, whole, value - error), high = Math.max(0, whole, value + error), spread = high - low || 1, x = of => `${100 * (of - low) / spread}%`;
+    const far = ablated.length > content.most_ablated, around = far ? 0 : error; // no error was measured so far away
+    const low = Math.min(0, whole, value - around), high = Math.max(0, whole, value + around), spread = high - low || 1, x = of => `${100 * (of - low) / spread}%`;
     const place = (className, from, to) => { const part = make("i", { className }); part.style.left = x(Math.min(from, to)); if (from !== to) part.style.width = `${Math.abs(to - from) / spread * 100}%`; return part; };
-    const far = share > Math.max(...content.fractions) ? " More is ablated here than in any measured mask: the error may be larger." : "";
     result.replaceChildren(
-      make("p", { className: "lead", textContent: `Prediction: ${content.output} ${said} ± ${by}, ${signed(value - whole)} from ${kept} with everything kept.` }),
-      make("div", { className: "track wide" }, place("zero", 0, 0), place("band", value - error, value + error), place(sideOf(value - whole), whole, value), place("mark", value, value)),
-      make("p", { className: "note", textContent: `Not measured. ± is the root mean square error of such predictions of this example, measured on ${plural(E.num_masks, "held-out mask")} that ablate ${text(100 * fraction)}% of the components.${far} ${elsewhere}` }));
+      make("p", { className: "lead", textContent: `Prediction: ${content.output} ${said}${far ? ", with an unknown error" : ` ± ${by}`}, ${signed(value - whole)} from ${kept} with everything kept.` }),
+      make("div", { className: "track wide" }, place("zero", 0, 0), ...(far ? [] : [place("band", value - error, value + error)]), place(sideOf(value - whole), whole, value), place("mark", value, value)),
+      make("p", { className: "note", textContent: `Not measured. ${far ? `No held-out mask ablates more than ${plural(content.most_ablated, "component")}, so how far off this is was not measured.` : `± is the root mean square error of such predictions of this example, measured on ${plural(E.num_masks, "held-out mask")} that ablate ${text(100 * fraction)}% of the components.`} ${elsewhere}` }));
   }
   const held = E.components ? `The page holds the ${E.num_weights} strongest of ${content.num_components.toLocaleString("en")} components of each example.` : "";
   const box = make("section", { className: "whatif" }, make("h2", { textContent: "What if" }),
@@ -157,7 +157,7 @@ function nearestTo(i) {
   const found = row(E.nearest, i, numNearest).map((other, k) => [E.ids[other], row(E.cosines, i, numNearest)[k]]);
   const of = E.num_compared < content.num_components ? `the ${plural(E.num_compared, "strongest component")}` : "all components";
   return make("section", {}, make("h2", { textContent: "Nearest examples" }),
-    make("p", { className: "note", textContent: `By the cosine of the effects of ${of}, among the ${plural(E.ids.length, "shown example")}. The ${content.output} depends on an example's label, so examples of one class are near each other for that alone.` }),
+    make("p", { className: "note", textContent: `By the cosine of the effects of ${of}, among the ${plural(E.ids.length, "shown example")}.${E.label.some(label => label !== null) ? ` The ${content.output} depends on an example's label, so examples of one class are near each other for that alone.` : ""}` }),
     cards(...found.map(([id, cosine]) => card(id, make("span", { textContent: `cosine ${correlation(cosine)}` }), make("span", { textContent: classesOf(id) })))));
 }
 

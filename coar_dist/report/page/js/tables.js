@@ -42,6 +42,7 @@ for (const figure of document.querySelectorAll("figure.drawn")) {
 
 // A table of rows that are made as they are shown.
 // columns: {name, value(row), cell(row)?, text: bool, title}; value sorts and is downloaded, cell is shown.
+// sort is a column, or null for rows that come in their order.
 function tableOf(name, columns, rows, { sort = 0, down = true, page = 50 } = {}) {
   let shown = page, order = rows;
   const body = make("tbody");
@@ -60,6 +61,7 @@ function tableOf(name, columns, rows, { sort = 0, down = true, page = 50 } = {})
     more.hidden = order.length <= shown;
   }
   function arrange() {
+    if (sort === null) { fill(); return; }
     const { value } = columns[sort], sign = down ? -1 : 1;
     const compare = columns[sort].text ? (a, b) => String(value(a)).localeCompare(String(value(b)), undefined, { numeric: true })
       : (a, b) => value(a) - value(b);
