@@ -7,6 +7,6 @@
 set -eu
 
 case "${1:-}" in
-    "" | -* | +* | "~"* | *=* | inspect | import-research | export-research) set -- coar-dist "$@" ;;
+    "" | -* | +* | "~"* | *=* | inspect | compare | import-research | export-research) set -- coar-dist "$@" ;;
 esac
 exec "$@"

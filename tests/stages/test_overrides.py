@@ -37,7 +37,11 @@ def test_what_a_stage_reads_is_taken(config: Config, overrides: list[str]) -> No
     [
         (config_of(["fit", "evaluate"]), "design.num_masks=10", "add the ablate stage"),
         (config_of(["fit", "report"]), "estimator=budget", "add the ablate stage"),
-        (config_of(["fit"]), "train.epochs=3", "add the train stage or add the ablate stage or add the edit stage"),
+        (
+            config_of(["fit"]),
+            "train.epochs=3",
+            "add the train stage or add the ablate stage or add the circuit stage or add the edit stage",
+        ),
         (config_of(["ablate"]), "regression.memory_gb=4", "set budget or add the fit stage or add the evaluate stage"),
         (config_of(["ablate"], budget=200.0), "regression.shared_penalty=true", "add the fit stage"),
         (config_of(["evaluate"]), "regression.num_penalties=9", "add the ablate stage or add the fit stage"),
@@ -48,11 +52,15 @@ def test_what_a_stage_reads_is_taken(config: Config, overrides: list[str]) -> No
         ),
         (config_of(["evaluate"]), "evaluation.seed=3", "add the ablate stage"),
         (config_of(["edit"]), "ablation.precision=bfloat16", "add the ablate stage"),
-        (config_of(["fit", "report"]), "run.previews=false", "add the ablate stage or add the edit stage"),
+        (
+            config_of(["fit", "report"]),
+            "run.previews=false",
+            "add the ablate stage or add the circuit stage or add the edit stage",
+        ),
         (
             config_of(["report"]),
             "cluster.address=auto",
-            "add the ablate stage or add the fit stage or add the evaluate stage or add the edit stage",
+            "add the ablate stage or add the fit stage or add the evaluate stage or add the circuit stage or add the edit stage",
         ),
     ],
 )
