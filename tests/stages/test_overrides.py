@@ -60,7 +60,8 @@ def test_what_a_stage_reads_is_taken(config: Config, overrides: list[str]) -> No
         (
             config_of(["report"]),
             "cluster.address=auto",
-            "add the ablate stage or add the fit stage or add the evaluate stage or add the circuit stage or add the edit stage",
+            "add the ablate stage or add the fit stage or add the evaluate stage or add the circuit stage "
+            "or add the edit stage",
         ),
     ],
 )
