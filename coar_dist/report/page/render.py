@@ -11,7 +11,6 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from coar_dist.designs.design import MaskDesign
 from coar_dist.errors import counted
 from coar_dist.report import numbers
 from coar_dist.report.output_names import output_name
@@ -25,6 +24,7 @@ from coar_dist.report.page.verdict import verdict_of
 from coar_dist.report.summary import Summary, forecast_in_words
 from coar_dist.store.ceilings import CEILING_LABEL
 from coar_dist.store.edits import edit_names
+from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.store.values import value_in_words
 
@@ -65,10 +65,9 @@ def write_page(run: RunDirectory, summary: Summary) -> None:
     run.storage.write(PAGE, _rendered(found, summary, figures).encode())
 
 
-def _most_ablated(design: MaskDesign) -> int:
-    starts = range(0, design.num_masks, _MASKS_AT_ONCE)
-    masks = (design.masks(start, min(start + _MASKS_AT_ONCE, design.num_masks)) for start in starts)
-    return max(int((~some).sum(axis=1).max()) for some in masks)
+def _most_ablated(margins: MarginStore) -> int:
+    """Of the masks in the shards: those of an imported design cannot be drawn again."""
+    return max(int((~masks).sum(axis=1).max()) for masks, _ in margins.read(None, _MASKS_AT_ONCE))
 
 
 def _rendered(found: Gathered, summary: Summary, figures: list[InlineFigure]) -> str:
@@ -107,7 +106,7 @@ def _rendered(found: Gathered, summary: Summary, figures: list[InlineFigure]) ->
         loader=jinja2.FunctionLoader(_file), autoescape=True, undefined=jinja2.StrictUndefined
     )
     template = environment.get_template("page.html")
-    most_ablated = max(map(_most_ablated, summary.held_out.values()))
+    most_ablated = max(_most_ablated(run.margins(name)) for name in summary.held_out)
     while True:
         content = content_of(found, output, summary.fractions, most_ablated)
         bare = template.render(**parts, found=found, content=_json(with_images(found, content, 0)))
