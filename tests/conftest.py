@@ -78,6 +78,13 @@ def _one_thread() -> None:
 
 
 @pytest.fixture
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of many small files that are not about what is left after a power cut: beside others that write much, each
+    wait for the disk takes tenths of a second."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
 def package_log() -> Iterator[None]:
     """The package's log as it was before: an actor's process is its own, where its handler may stay."""
     logger = logging.getLogger("coar_dist")

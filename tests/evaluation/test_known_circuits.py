@@ -25,6 +25,8 @@ from tests.evaluation.constructed import (
 )
 from tests.evaluation.logic import backup, both, either
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
 SMALL = AblationConfig(mode="weights", rows_per_forward=64, compile=False)
 SILENT = Console(file=io.StringIO())
 

@@ -27,6 +27,8 @@ from coar_dist.store.locations import storage_at
 from tests.models import randomise, slow_margins, small_task
 from tests.small_run import without_ray
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
 SIZES = [0.0, 0.1, 0.25, 0.5, 0.75, 1.0]
 NO_PLAN = AblationConfig(mode="weights", rows_per_forward=7, compile=False)
 
