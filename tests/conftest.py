@@ -79,8 +79,10 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of many small files that are not about what a power cut leaves: each wait for the disk takes tenths of a
-    second beside others that write much."""
+    """For tests of many small files that are not about what a power cut leaves.
+
+    Beside others that write much, each wait for the disk takes tenths of a second.
+    """
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
