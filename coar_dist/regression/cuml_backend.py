@@ -1,7 +1,7 @@
 """Ridge and lasso by cuML (RAPIDS 26.10), on a CUDA device.
 
 What its source demands: two rows or more; one penalty per target from ridge's ``svd`` solver alone, which factorises
-what it is given anew at each call; one target at a time of the coordinate descent, which ends where the largest weight,
+what it is given at each call; one target at a time of the coordinate descent, which ends where the largest weight,
 or its relative change, is below the tolerance. So ridge gets the problem in the factor's own coordinates, where it is
 diagonal and falls into small pieces, and the lasso gets targets of variance 1.
 """

@@ -303,7 +303,7 @@ def test_the_first_sentence_is_the_result(
     of = replace(of, mean=ceiling) if of is not None and ceiling is not None else None
     method = replace(summary.methods[0], correlation=means)
     found = verdict_of(
-        texts.directory, replace(summary, methods=[method], ceilings=dict.fromkeys(summary.held_out, of))
+        texts.directory, replace(summary, methods=[method], ceilings=dict.fromkeys(summary.held_out, of)), ""
     )
     assert found.grade == grade
     assert found.sentence.endswith(sentence)

@@ -37,15 +37,31 @@ def tiles_of(run: RunDirectory, summary: Summary, history: History) -> list[tupl
     return tiles
 
 
+def unablated_of(found: Gathered, output: OutputName) -> str:
+    """How large outputs are, beside which effects are, and how good the model is: a sentence."""
+    margins = found.table["margin"].astype(np.float64)
+    known = margins[np.isfinite(margins)]
+    size = f"the mean {output.one} is {known.mean():.3g}" if known.size else ""
+    right = _right(found)
+    said = ", and ".join(filter(None, [size, right and f"the {right}"]))
+    return f"Without ablation {said}." if said else ""
+
+
+def _right(found: Gathered) -> str:
+    """How often the model is right; empty where examples have no classes, or none are predicted."""
+    label, prediction = (found.table[name].astype(np.float64) for name in ("label", "prediction"))
+    if not (np.isfinite(label).all() and np.isfinite(prediction).all()):
+        return ""
+    num_right = int((label == prediction).sum())
+    return f"model is right on {num_right:,} of {counted(found.run.num_examples, 'example')}"
+
+
 def findings_of(found: Gathered, summary: Summary, history: History, output: OutputName) -> list[str]:
     """What is to be known about the data before the results are trusted."""
     texts, run = [], found.run
-    label, prediction = (found.table[name].astype(np.float64) for name in ("label", "prediction"))
-    if np.isfinite(label).all():
-        wrong = int((label != prediction).sum())
-        texts.append(
-            f"The unablated model is right on {run.num_examples - wrong:,} of {counted(run.num_examples, 'example')}."
-        )
+    right = _right(found)
+    if right:
+        texts.append(f"The unablated {right}.")
     for method in summary.methods:
         if is_fitted(method.method):
             constant = np.flatnonzero(np.isnan(RunReader(run).quality(method=method.method)["r2"]))

@@ -15,7 +15,7 @@ from coar_dist.errors import counted
 from coar_dist.report import numbers
 from coar_dist.report.output_names import output_name
 from coar_dist.report.page.content import content_of, with_images
-from coar_dist.report.page.facts import facts_of, findings_of, identity_of, tiles_of
+from coar_dist.report.page.facts import facts_of, findings_of, identity_of, tiles_of, unablated_of
 from coar_dist.report.page.gather import Gathered, gather
 from coar_dist.report.page.history import history_of
 from coar_dist.report.page.layers import LayerShares
@@ -79,7 +79,7 @@ def _rendered(found: Gathered, summary: Summary, figures: list[InlineFigure]) ->
         "output": output,
         "subtitle": f"{counted(run.components.num_components, 'component')}, "
         f"{counted(run.num_examples, 'example')}; ablated: {value_in_words(run.identity)}",
-        "verdict": verdict_of(run, summary),
+        "verdict": verdict_of(run, summary, unablated_of(found, output)),
         "css": Markup(_file("page.css")),
         "js": Markup(f'"use strict";\n(() => {{\n{"".join(_file(f"js/{name}.js") for name in _SCRIPTS)}}})();'),
         "tiles": tiles_of(run, summary, history),

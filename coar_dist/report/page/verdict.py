@@ -8,11 +8,8 @@ import numpy as np
 
 from coar_dist.errors import counted
 from coar_dist.report.numbers import number
-from coar_dist.report.output_names import output_name
 from coar_dist.report.summary import MethodSummary, Summary
 from coar_dist.store.ceilings import Ceiling, why_no_ceiling
-from coar_dist.store.class_names import read_class_names
-from coar_dist.store.examples import ExampleTable
 from coar_dist.store.run_directory import RunDirectory
 
 AS_GOOD, GOOD, FAIR = 0.95, 0.85, 0.6
@@ -35,11 +32,16 @@ class Verdict:
     grade: str
 
 
-def verdict_of(run: RunDirectory, summary: Summary) -> Verdict:
+def verdict_of(run: RunDirectory, summary: Summary, unablated: str) -> Verdict:
     """The verdict on the first method, at the training fraction where that was held out.
 
     The judgement is relative to the ceiling of linear models: a share of .95 of it is within what is not known of the
     ceiling itself in most runs, and below .6 the weights explain less than .36 of what a linear model could.
+
+    Args:
+        run: evaluated.
+        summary: of the run.
+        unablated: what ends the judgement, of the model as it is.
     """
     column = summary.trained_column or 0
     method, ceiling = summary.methods[0], list(summary.ceilings.values())[column]
@@ -68,22 +70,7 @@ def verdict_of(run: RunDirectory, summary: Summary) -> Verdict:
         grade = "unknown"
     judgement += f" Mean over {counted(int(method.correlation.num_defined[column]), 'example')}, on masks {of}."
     better = _better(summary, method, column)
-    return Verdict(sentence, f"{judgement}{better} {_unablated(run)}", grade)
-
-
-def _unablated(run: RunDirectory) -> str:
-    """How large outputs are, beside which effects are, and how good the model is."""
-    examples = ExampleTable(run).read()
-    margins = np.asarray(examples["margin"], np.float64)
-    known = margins[np.isfinite(margins)]
-    one = output_name(run.identity, read_class_names(run)).one
-    said = f"Without ablation the mean {one} is {known.mean():.3g}" if known.size else ""
-    label, prediction = (np.asarray(examples[name], np.float64) for name in ("label", "prediction"))
-    if np.isfinite(label).all() and np.isfinite(prediction).all():
-        right = int((label == prediction).sum())
-        accuracy = f"the model is right on {right:,} of {counted(run.num_examples, 'example')}"
-        said = f"{said}, and {accuracy}" if said else f"Without ablation {accuracy}"
-    return f"{said}." if said else ""
+    return Verdict(sentence, f"{judgement}{better} {unablated}", grade)
 
 
 def _against(mean: float, ceiling: Ceiling) -> tuple[str, str]:
