@@ -16,13 +16,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from coar_dist.config.arguments import parsed
 from coar_dist.config.composition import check_code, typed_config
 from coar_dist.config.help_text import ALL, help_body
 from coar_dist.config.hydra_errors import explained
 from coar_dist.config.schema import Config
 from coar_dist.config.secrets import check_no_secrets
 from coar_dist.config.sweeps import run_dir_of_job, swept_by
-from coar_dist.errors import CoarDistError, counted
+from coar_dist.errors import CoarDistError, UsageError, counted
 from coar_dist.process import INTERRUPTED, end_interrupted, end_when_nobody_reads, prepare_process, show_error
 from coar_dist.version import VERSION
 
@@ -135,11 +136,12 @@ def _inspect(arguments: list[str]) -> int:
     from coar_dist.store.locations import storage_at
 
     usage = "usage: coar-dist inspect run.dir=... [verify=true]   (verify: read every byte of a large run, too)"
-    values = dict(argument.partition("=")[::2] for argument in arguments)
-    verify = values.pop("verify", "false").lower()
-    if set(values) != {"run.dir"} or verify not in ("true", "false"):
-        print(usage, file=sys.stderr)
-        return 2
+    values = parsed(arguments, ["run.dir", "verify"], usage)
+    verify = values.get("verify", "false").lower()
+    if verify not in ("true", "false"):
+        raise UsageError(f"verify={values['verify']}: must be true or false.\n{usage}")
+    if "run.dir" not in values:
+        raise UsageError(f"run.dir=... is missing: which run to inspect.\n{usage}")
     return 0 if inspect_run(storage_at(values["run.dir"]), verify == "true", Terminal()) else 1
 
 

@@ -1,7 +1,7 @@
 """Named errors for everything that a user, a disk or a cluster can cause, and words that messages share.
 
-Every message names the value, the place and the way out. The command line prints it in one
-paragraph and exits with 1; a traceback is printed when ``HYDRA_FULL_ERROR=1`` is set.
+Every message names the value, the place and the way out. The command line prints it in one paragraph and exits with 1,
+or with 2 where its arguments are wrong; a traceback is printed when ``HYDRA_FULL_ERROR=1`` is set.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ class CoarDistError(Exception):
 
 class ConfigError(CoarDistError, ValueError):
     """A configuration value is wrong, unknown, or has no effect in the chosen combination."""
+
+
+class UsageError(ConfigError):
+    """A command was called with an argument that it does not take, or without one that it needs."""
 
 
 class NoComponentsError(CoarDistError, ValueError):

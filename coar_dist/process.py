@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from coar_dist.config.secrets import without_secrets
-from coar_dist.errors import CoarDistError, CoarWarning
+from coar_dist.errors import CoarDistError, CoarWarning, UsageError
 
 INTERRUPTED = 130
 """The exit code after SIGINT or SIGTERM."""
@@ -52,11 +52,11 @@ def show_error(error: CoarDistError) -> int:
     """Print an error on standard error, without secrets.
 
     Returns:
-        The exit code.
+        The exit code: 2 of wrong arguments, as of the shell's own commands, else 1.
     """
     text = Text.assemble((type(error).__name__, "bold red"), f": {without_secrets(str(error))}")
     Console(stderr=True).print(text, soft_wrap=True)
-    return 1
+    return 2 if isinstance(error, UsageError) else 1
 
 
 def _stop_in_time() -> None:

@@ -31,7 +31,7 @@ from coar_dist.app import checked_config, main
 from coar_dist.config.combinations import validate
 from coar_dist.config.schema import Config
 from coar_dist.console.saying import Terminal
-from coar_dist.errors import CoarDistError
+from coar_dist.errors import CoarDistError, UsageError
 from coar_dist.interchange.command import run_command
 from coar_dist.stages.pipeline import run_stages
 from tests.models import randomise, small_task
@@ -242,8 +242,9 @@ def test_a_command_is_one_that_the_program_takes(line: str, composing: Path, mon
             main()
         assert ended.value.code == 1  # there is no such run; 2 would be the usage
     elif here[:1] in (["import-research"], ["export-research"]):
-        with pytest.raises(CoarDistError):  # there is no such file; without an error it would be the usage
+        with pytest.raises(CoarDistError) as raised:  # there is no such file
             run_command(here[0], here[1:], Terminal(Console(file=io.StringIO())))
+        assert not isinstance(raised.value, UsageError)
     elif here[:1] not in (
         ["--help"],
         ["--help=all"],

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from coar_dist.config.arguments import parsed
 from coar_dist.config.methods import RESEARCH
 from coar_dist.console.saying import Terminal
-from coar_dist.errors import ConfigError, counted
+from coar_dist.errors import ConfigError, UsageError, counted
 from coar_dist.interchange.attribution_files import open_attributions, read_attributions
 from coar_dist.interchange.exporting import export_attributions, export_margins
 from coar_dist.interchange.ids import parse_ids
@@ -28,14 +28,19 @@ _KEYS = {
     ("export-research", "margins"): ("design", "name", "dtype"),
     ("export-research", "attributions"): ("method", "standardised_by", "num_masks", "dtype"),
 }
-_USAGE = """\
+_USAGE = {
+    ("import-research", "margins"): """\
 usage: coar-dist import-research margins=FOLDER run.dir=... [design=train] [name=test_margins] [components=FILE.json]
-                 [ablation_fraction=0.05] [rows=complete] [leave_out=3,17-20]
-       coar-dist import-research attributions=FILE.pt run.dir=... standardised_by=FOLDER|train|0.05|nothing
-                 [num_masks=50000] [method=research] [leave_out=3,17-20] [nan=zero]
-       coar-dist export-research margins=FOLDER run.dir=... [design=train] [name=test_margins] [dtype=float16]
-       coar-dist export-research attributions=FILE.pt run.dir=... [method=...] [dtype=float16]
-                 [standardised_by=train] [num_masks=50000]"""
+                 [ablation_fraction=0.05] [rows=complete] [leave_out=3,17-20]""",
+    ("import-research", "attributions"): """\
+usage: coar-dist import-research attributions=FILE.pt run.dir=... standardised_by=FOLDER|train|0.05|nothing
+                 [num_masks=50000] [method=research] [leave_out=3,17-20] [nan=zero]""",
+    ("export-research", "margins"): """\
+usage: coar-dist export-research margins=FOLDER run.dir=... [design=train] [name=test_margins] [dtype=float16]""",
+    ("export-research", "attributions"): """\
+usage: coar-dist export-research attributions=FILE.pt run.dir=... [method=...] [dtype=float16]
+                 [standardised_by=train] [num_masks=50000]""",
+}
 
 
 def run_command(command: str, arguments: list[str], terminal: Terminal) -> int:
@@ -47,35 +52,42 @@ def run_command(command: str, arguments: list[str], terminal: Terminal) -> int:
         terminal: where results are printed.
 
     Returns:
-        The exit code: 2, with the usage on standard error, where the arguments are none of those.
+        The exit code.
 
     Raises:
-        CoarDistError: anything that a user can put right; the message says how.
+        UsageError: the arguments are none of those; the message names the wrong one.
+        CoarDistError: anything else that a user can put right; the message says how.
     """
-    values = dict(argument.partition("=")[::2] for argument in arguments)
-    kinds = [kind for kind in ("margins", "attributions") if values.get(kind)]
-    if (
-        len(kinds) != 1
-        or not values.get("run.dir")
-        or values.keys()
-        - {
-            *kinds,
-            "run.dir",
-            *_KEYS[command, kinds[0]],
-        }
-    ):
-        print(_USAGE, file=sys.stderr)
-        return 2
-    storage, path = storage_at(values["run.dir"]), Path(values[kinds[0]])
+    kind, values = _parsed(command, arguments)
+    storage, path = storage_at(values["run.dir"]), Path(values[kind])
     action = {
         ("import-research", "margins"): _import_margins,
         ("import-research", "attributions"): _import_attributions,
         ("export-research", "margins"): _export_margins,
         ("export-research", "attributions"): _export_attributions,
-    }[command, kinds[0]]
+    }[command, kind]
     terminal.stage = command.partition("-")[0]
     action(path, storage, values, terminal)
     return 0
+
+
+def _parsed(command: str, arguments: list[str]) -> tuple[str, dict[str, str]]:
+    """What is imported or exported, and the arguments by key.
+
+    Raises:
+        UsageError: they are wrong.
+    """
+    kinds = ("margins", "attributions")
+    named = [kind for kind in kinds if any(argument.partition("=")[0] == kind for argument in arguments)]
+    usage = "\n".join(_USAGE[command, kind] for kind in named or kinds)
+    taken = [key for kind in named or kinds for key in (kind, *_KEYS[command, kind])]
+    values = parsed(arguments, list(dict.fromkeys(["run.dir", *taken])), usage)
+    if len(named) != 1:
+        what = "margins=... and attributions=... are given" if named else "margins=... or attributions=... is missing"
+        raise UsageError(f"{what}: one of them says what to {command.partition('-')[0]}.\n{usage}")
+    if "run.dir" not in values:
+        raise UsageError(f"run.dir=... is missing: the run directory.\n{usage}")
+    return named[0], values
 
 
 def _import_margins(path: Path, storage: Storage, values: Mapping[str, str], terminal: Terminal) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from coar_dist.api import open_run
 from coar_dist.console.saying import Terminal
-from coar_dist.errors import ConfigError, MissingWorkError
+from coar_dist.errors import ConfigError, MissingWorkError, UsageError
 from coar_dist.interchange.command import run_command
 from coar_dist.interchange.ids import in_ranges, parse_ids
 from tests.commands import run_forked
@@ -133,18 +133,23 @@ def test_mistakes_are_named(
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "message"),
     [
-        ["import-research"],
-        ["import-research", "margins=store"],
-        ["import-research", "margins=store", "attributions=a.pt", "run.dir=run"],
-        ["import-research", "margins=store", "run.dir=run", "method=research"],
-        ["export-research", "attributions=a.pt", "run.dir=run", "leave_out=1"],
+        (["import-research"], "margins=... or attributions=... is missing"),
+        (["import-research", "margins=store"], "run.dir=... is missing"),
+        (["import-research", "margins=store", "attributions=a.pt", "run.dir=run"], "are given: one of them says"),
+        (["import-research", "margins=store", "run.dir=run", "metod=research"], "no argument is called metod"),
+        (["import-research", "margins=store", "run.dir=run", "row=all"], "called row. Did you mean rows?"),
+        (["export-research", "attributions=a.pt", "run.dir=run", "leave_out=1"], "no argument is called leave_out"),
     ],
 )
-def test_other_arguments_show_the_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(*arguments)[0] == 2
-    assert capsys.readouterr().err.startswith("usage: coar-dist import-research margins=FOLDER")
+def test_wrong_arguments_are_named_before_the_usage_of_what_is_asked_for(arguments: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        command(*arguments)
+    first, _, usage = str(raised.value).partition("\n")
+    assert message in first
+    assert usage.startswith(f"usage: coar-dist {arguments[0]}")
+    assert str(raised.value).count("\n") < 6
 
 
 def test_the_command_line_shows_an_error_in_one_message(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
 from coar_dist.console.saying import Terminal
 from coar_dist.designs.independent import Bernoulli
-from coar_dist.errors import ConfigError, RunMismatchError, RunNotFoundError, StorageError
+from coar_dist.errors import ConfigError, RunMismatchError, RunNotFoundError, StorageError, UsageError
 from coar_dist.report.comparison import measure as measuring
 from coar_dist.report.comparison.command import run_compare
 from coar_dist.store.examples import ExampleTable
@@ -269,14 +269,24 @@ def test_the_command_writes_the_page_and_whole_tables(page: Path) -> None:
     assert sum(content["histogram"]["counts"]) == 2099
 
 
-def test_the_command_says_what_it_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    terminal = Terminal(Console(file=io.StringIO()))
-    for arguments in ([], ["run.dir=a"], ["run.dir=a", "other=b", "method=coar"]):
-        assert run_compare(arguments, terminal) == 2
-        assert "usage: coar-dist compare run.dir=... other=..." in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], r"^run\.dir=\.\.\. is missing"),
+        (["run.dir=a"], r"^other=\.\.\. or methods=\[\.\.\.\] is missing: what to compare a with"),
+        (["run.dir=a", "other=b", "method=coar"], r"^method=coar: no argument is called method\. Did you mean methods"),
+    ],
+)
+def test_a_wrong_argument_of_the_command_is_named(arguments: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as raised:
+        run_compare(arguments, Terminal(Console(quiet=True)))
+    assert "usage: coar-dist compare run.dir=... other=..." in str(raised.value)
+
+
+def test_wrong_ids_of_the_command_are_named(tmp_path: Path) -> None:
     run_of(tmp_path / "run", random_weights(5))
     with pytest.raises(ConfigError, match="examples='x'"):
-        run_compare([f"run.dir={tmp_path / 'run'}", "methods=[coar]", "examples=x"], terminal)
+        run_compare([f"run.dir={tmp_path / 'run'}", "methods=[coar]", "examples=x"], Terminal(Console(quiet=True)))
 
 
 def test_the_page_in_a_browser(page: Path) -> None:

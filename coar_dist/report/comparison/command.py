@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 
+from coar_dist.config.arguments import parsed
 from coar_dist.console.saying import Terminal
 from coar_dist.console.tables import new_table
-from coar_dist.errors import ConfigError, counted
+from coar_dist.errors import ConfigError, UsageError, counted
 from coar_dist.interchange.ids import parse_ids
 from coar_dist.report.comparison.compared import Comparison, page_at
 from coar_dist.report.comparison.sides import Side, chosen_examples
@@ -15,7 +15,7 @@ from coar_dist.store.locations import storage_at
 from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import RunDirectory
 
-_KEYS = {"run.dir", "other", "methods", "examples", "page"}
+_KEYS = ("run.dir", "other", "methods", "examples", "page")
 _SHOWN = 10
 _USAGE = """\
 usage: coar-dist compare run.dir=... other=... [methods=[coar,gradient_ridge]] [examples=0-49,60] [page=comparison.html]
@@ -30,15 +30,20 @@ def run_compare(arguments: Sequence[str], terminal: Terminal) -> int:
         terminal: where it is printed.
 
     Returns:
-        The exit code: 2, with the usage on standard error, where the arguments are none of those.
+        The exit code.
 
     Raises:
-        CoarDistError: anything that a user can put right; the message says how.
+        UsageError: the arguments are none of those; the message names the wrong one.
+        CoarDistError: anything else that a user can put right; the message says how.
     """
-    values = dict(argument.partition("=")[::2] for argument in arguments)
-    if not values.get("run.dir") or values.keys() - _KEYS or not (values.get("other") or values.get("methods")):
-        print(_USAGE, file=sys.stderr)
-        return 2
+    values = parsed(arguments, _KEYS, _USAGE)
+    if "run.dir" not in values:
+        raise UsageError(f"run.dir=... is missing: one of the runs.\n{_USAGE}")
+    if "other" not in values and "methods" not in values:
+        raise UsageError(
+            f"other=... or methods=[...] is missing: what to compare {values['run.dir']} with, another run or two "
+            f"methods of this one.\n{_USAGE}"
+        )
     terminal.stage = "compare"
     page = page_at(values.get("page", "comparison.html"))  # refused now, not after a minute of reading
     readers = [RunReader(RunDirectory.open(storage_at(values[key]))) for key in ("run.dir", "other") if key in values]
