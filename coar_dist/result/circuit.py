@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from coar_dist.components.index import ComponentIndex
@@ -28,11 +29,14 @@ class Circuit:
     components: ComponentIndex
 
     def __repr__(self) -> str:
-        best = max(self.found.scores, key=lambda method: self.found.scores[method]["cpr"])
+        scores = {method: values["cpr"] for method, values in self.found.scores.items() if isfinite(values["cpr"])}
+        largest = f"{max(scores.values()):.3f}" if scores else "undefined"
+        best = [label_of(method) for method, score in scores.items() if f"{score:.3f}" == largest]
+        who = f"tie of {listed(best)} at " if len(best) > 1 else "".join(f"{name} " for name in best)
         known = "" if self.found.known is None else f", known {listed(self.known or [], most=5)}"
         return (
             f"Circuit({counted(len(self.found.scores), 'ranking')} at {counted(len(self.found.sizes), 'size')}{known}; "
-            f"largest CPR: {label_of(best)} {self.found.scores[best]['cpr']:.3f})"
+            f"largest CPR: {who}{largest})"
         )
 
     @property

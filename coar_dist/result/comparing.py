@@ -39,8 +39,9 @@ def compare(
         examples: ids of those to compare, as numbers or as ``"0-49,60"``; None: all, which both must have.
 
     Returns:
-        Data frames (``examples``, ``components``, ``largest``, ``differences``), a ``summary`` in words, and
-        ``write_report``, which writes them as a page.
+        Data frames (``examples``, ``components``, ``largest``, ``differences``), in whose columns ``one`` is ``a`` and
+        ``other`` is ``b``; a ``summary`` in words, ``warnings`` where the two are of other outputs, examples or
+        ablations, and ``write_report``, which writes it all as a page.
 
     Raises:
         ConfigError: no component has the same name; a method or an example is not there; both are the same.

@@ -40,6 +40,7 @@ def run_of(
     method: str = "coar",
     seed: int = 0,
     labels: np.ndarray[Any, Any] | None = None,
+    alpha: float = 0.1,
     **identity: Any,
 ) -> Run:
     """A run with these attributions, (num_examples, num_components)."""
@@ -53,7 +54,7 @@ def run_of(
         **identity,
     }
     run = RunDirectory.create(local_storage(root), whole, components, len(weights))
-    run.set_designs({TRAIN_DESIGN: RunDesign("train", Bernoulli(components.num_components, 50, 0.1, seed))})
+    run.set_designs({TRAIN_DESIGN: RunDesign("train", Bernoulli(components.num_components, 50, alpha, seed))})
     for first, end in run.margins(TRAIN_DESIGN).blocks:
         nothing = np.full(end - first, np.nan)
         of_block = None if errors is None else errors[first:end].astype(np.float32)
@@ -110,7 +111,8 @@ def test_all_that_scipy_says_of_all_weights_at_once(
     shown = f"{examples.spearman.mean():.3f}".replace("0.", ".", 1)
     assert f"Weights of one and other have a mean rank correlation of {shown} per example (" in found.summary
     assert "over 61 examples and 23 components" in found.summary
-    assert found.notes == []
+    assert (found.notes, found.warnings) == ([], [])
+    assert repr(found).splitlines()[1:] == ["Columns: one is one; other is other."]
     assert {"ablation.examples_per_block", "train.seed", "run"} == set(found.differences.index)
 
 
@@ -185,7 +187,7 @@ def test_examples_are_matched_by_id(tmp_path: Path) -> None:
     ):
         assert found.examples.index.tolist() == list(range(30))
         assert found.examples.pearson[7] == pytest.approx(stats.pearsonr(first[7], second[7]).statistic, abs=1e-6)
-        assert "are not the same data" in found.notes[0]
+        assert "are not the same data" in found.warnings[0]
     with pytest.raises(RunMismatchError, match="none of them with the same id"):
         coar_dist.compare(one[35:], other)
     with pytest.raises(ConfigError, match=r"examples names example 40, but .*one has examples 0\.\.39"):
@@ -195,6 +197,37 @@ def test_examples_are_matched_by_id(tmp_path: Path) -> None:
     relabelled = run_of(tmp_path / "relabelled", second, labels=labels, examples="sha256:abc")
     with pytest.raises(RunMismatchError, match="the labels of 1 of 40 examples differ, the first of them 11"):
         coar_dist.compare(one, relabelled)
+
+
+def test_what_makes_weights_those_of_other_questions_is_warned_of(tmp_path: Path) -> None:
+    weights, terms = random_weights(30), {"output_function": "margin", "ablation.value": "mean"}
+    one = run_of(tmp_path / "one", weights, **terms)
+    assert coar_dist.compare(one, run_of(tmp_path / "same", weights, seed=3, **terms)).warnings == []
+    for changed, said in (
+        ({"output_function": "logit:3"}, "The output functions differ: margin of one, logit:3 of other"),
+        ({"ablation.value": "zero"}, "replaced by differs: mean activations in one, activations zero in other."),
+        ({"ablation.reference": "sha256:1"}, "mean activations in other, but not the same ones: ablation.reference."),
+        ({"examples": "sha256:1"}, "The examples are not the same data"),
+        ({"alpha": 0.25}, "Masks ablate 0.1 of the components in one and 0.25 in other"),
+    ):
+        root = tmp_path / said[:20] / "other"
+        found = coar_dist.compare(one, run_of(root, weights + 1, **{**terms, **changed}))
+        assert len(found.warnings) == 1
+        assert said in found.warnings[0]
+        assert f"Warning: {found.warnings[0]}" in repr(found)
+        printed = io.StringIO()
+        arguments = [f"run.dir={one.path}", f"other={root}", f"page={tmp_path / 'page.html'}"]
+        run_compare(arguments, Terminal(Console(file=printed, width=300)))
+        assert found.warnings[0] in printed.getvalue()
+        page = (tmp_path / "page.html").read_text()
+        assert page.index('<div class="warning"') < page.index('<p class="sentence">')
+
+
+def test_components_are_held_against_each_other_before_examples(tmp_path: Path) -> None:
+    one = run_of(tmp_path / "one", random_weights(30))
+    other = run_of(tmp_path / "other", random_weights(20), {"a": 20, "b": 3})
+    with pytest.raises(ConfigError, match="matched by name"):
+        coar_dist.compare(one, other)
 
 
 def test_two_methods_of_a_run_share_their_masks(tmp_path: Path) -> None:
@@ -307,7 +340,13 @@ def test_the_page_in_a_browser(page: Path) -> None:
         def first(table: str) -> str:
             return str(browser.execute_script(f"return document.querySelector('#{table} tbody tr').textContent"))
 
-        assert first("component-table").startswith("c")
+        sizes = browser.execute_script(
+            "return [...document.querySelectorAll('#component-table td.barred')].map(c => Math.abs(c.dataset.value))"
+        )
+        assert len(sizes) == 15
+        assert sizes == sorted(sizes, reverse=True)
+        components = pd.read_csv(page.with_suffix(".components.csv"))
+        assert sizes[0] == pytest.approx(components.mean_difference.abs().max(), rel=1e-5)
         browser.execute_script("document.querySelector('#component-table th button').click()")
         assert first("component-table").startswith(f"conv{HOSTILE}[0]")
         browser.execute_script("document.querySelector('#component-table th button').click()")

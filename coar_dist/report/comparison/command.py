@@ -51,6 +51,8 @@ def run_compare(arguments: Sequence[str], terminal: Terminal) -> int:
     with terminal.progress(len(one.example_ids), "examples") as progress:
         comparison = Comparison.of(one, other, progress.update)
     terminal.say(comparison.summary)
+    for warning in comparison.warnings:
+        terminal.warn(warning)
     for note in comparison.notes:
         terminal.say(note)
     _print(comparison, terminal)

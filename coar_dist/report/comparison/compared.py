@@ -25,10 +25,14 @@ _FEWEST = 20
 
 
 class Comparison:
-    """Two runs, or two methods of a run, side by side: what ``coar_dist.compare`` returns.
+    """Two runs, or two methods of a run, side by side: what ``coar_dist.compare(a, b)`` returns.
+
+    Columns named ``one`` or ``..._one`` are of ``a``, those named ``other`` or ``..._other`` of ``b``; a difference is
+    one less the other.
 
     Attributes:
-        names: what the two are called: ``one`` and ``other`` in the names of columns.
+        names: what ``one`` and ``other`` are called for people, on the page and in the summary.
+        warnings: where the two explain other outputs, other examples, or other ablations.
         only_one, only_other: names of the components of one alone, which are not compared.
         notes: what is to be kept in mind.
 
@@ -36,13 +40,15 @@ class Comparison:
         >>> comparison = coar_dist.compare(run, run, methods=("coar", "leave_one_out"))
         >>> comparison.examples.columns[:3].tolist(), comparison.components.shape[0]
         (['label', 'prediction', 'spearman'], 12)
+        >>> dict(zip(("one", "other"), comparison.names))
+        {'one': 'COAR', 'other': 'Leave-one-out'}
     """
 
     def __init__(self, one: Side, other: Side, matching: Matching, measured: Measured) -> None:
         self._one, self._other, self._matching, self._measured = one, other, matching, measured
         self.names = matching.names
         self.only_one, self.only_other = matching.only
-        self.notes = [*matching.notes, *_notes(matching, measured)]
+        self.warnings, self.notes = matching.warnings, _notes(matching, measured)
 
     @classmethod
     def of(cls, one: Side, other: Side, on_progress: Callable[[int], None] | None = None) -> Comparison:
@@ -128,6 +134,7 @@ class Comparison:
         shown = ShownComparison(
             names=self.names,
             summary=self.summary,
+            warnings=self.warnings,
             notes=self.notes,
             example_ids=matching.example_ids,
             labels=self._labels(),
@@ -169,11 +176,14 @@ class Comparison:
         return {"example_id": columns.pop("example_id"), "name": names, **columns}
 
     def __repr__(self) -> str:
-        lines = [f"{type(self).__name__}: {self.summary}", *self.notes]
-        return "\n".join(lines)
+        return "\n".join([f"{type(self).__name__}: {self.summary}", *self._said()])
 
     def _repr_html_(self) -> str:
-        return "".join(f"<p>{html.escape(line)}</p>" for line in (self.summary, *self.notes))
+        return "".join(f"<p>{html.escape(line)}</p>" for line in (self.summary, *self._said()))
+
+    def _said(self) -> list[str]:
+        one, other = self.names
+        return [*(f"Warning: {text}" for text in self.warnings), *self.notes, f"Columns: one is {one}; other is {other}."]
 
 
 def page_at(path: str | Path) -> Path:

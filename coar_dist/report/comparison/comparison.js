@@ -17,7 +17,7 @@ const word = (name, key, more = {}) => say(name, key, { text: true, value: row =
 const r = (name, key, title) => say(name, key, { title, cell: row => make("td", { className: "n", textContent: correlation(row[key]) }) });
 const apart = (rows, key) => {
   const most = Math.max(...rows.map(row => Math.abs(row[key])).filter(isNumber), 0);
-  return say("difference", key, { title: `${one} less ${other}`, cell: row => barCell(row[key], most) });
+  return say("difference", key, { title: `${one} less ${other}; sorted by its size`, size: row => Math.abs(row[key]), cell: row => barCell(row[key], most) });
 };
 const has = (rows, key) => rows.some(row => row[key] !== undefined && row[key] !== null && row[key] !== "" && !Number.isNaN(row[key]));
 
@@ -33,12 +33,12 @@ document.getElementById("example-table").append(tableOf("examples", [
 document.getElementById("component-table").append(tableOf("components", [
   word("component", "name"), word("kind", "kind"), ...has(components, "layer") ? [say("layer", "layer")] : [],
   say(one, "mean_one"), say(other, "mean_other"), apart(components, "mean_difference"), ...has(components, "half") ? [say("±", "half")] : [], say("spread", "spread"), r("r", "pearson", "correlation over examples"),
-], components, { sort: 6 + has(components, "layer") + has(components, "half"), down: false, page: 15 }));
+], components, { sort: 4 + has(components, "layer"), page: 15 }));
 
 document.getElementById("largest-table").append(tableOf("largest differences", [
   say("example", "id", { cell: row => make("td", { className: "n", textContent: row.id }) }), word("component", "name"),
-  say(one, "one"), say(other, "other"), apart(largest, "difference"), ...has(largest, "z") ? [say("z", "z")] : [],
-], largest, { sort: null, page: 15 })); // the largest of either sign first
+  say(one, "one"), say(other, "other"), apart(largest, "difference"), ...has(largest, "z") ? [say("z", "z", { size: row => Math.abs(row.z) })] : [],
+], largest, { sort: 4 + has(largest, "z"), page: 15 }));
 
 function correlations() {
   const [width, height, left, bottom, top] = [340, 260, 14, 34, 18], { edges: [low, high], counts } = content.histogram;

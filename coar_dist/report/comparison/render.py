@@ -30,6 +30,7 @@ class ShownComparison:
     Attributes:
         names: of the two sides.
         summary: the result in words.
+        warnings: what makes the weights those of other questions.
         notes: what is to be kept in mind.
         example_ids: (n,) int64.
         labels: ``label`` and ``prediction`` of the examples.
@@ -42,6 +43,7 @@ class ShownComparison:
 
     names: tuple[str, str]
     summary: str
+    warnings: Sequence[str]
     notes: Sequence[str]
     example_ids: NDArray[np.int64]
     labels: Mapping[str, NDArray[Any]]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,8 @@ from coar_dist.config.methods import label_of
 from coar_dist.errors import ConfigError, RunMismatchError, counted, shortened
 from coar_dist.store.methods import fitted_methods
 from coar_dist.store.reader import RunReader
-from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN
+from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
+from coar_dist.store.values import OF_VALUES, value_in_words
 
 _NOTHING = "-"
 
@@ -48,7 +50,7 @@ class Matching:
         only: names of the components of one side alone, of either.
         share_masks: whether both were fitted to the same masks.
         differences: what differs besides, (what, of one, of the other).
-        notes: what is to be kept in mind.
+        warnings: what makes the weights those of other questions: outputs, examples or ablations that differ.
     """
 
     names: tuple[str, str]
@@ -57,7 +59,7 @@ class Matching:
     only: tuple[list[str], list[str]]
     share_masks: bool
     differences: list[tuple[str, str, str]]
-    notes: list[str]
+    warnings: list[str]
 
 
 def match(one: Side, other: Side) -> Matching:
@@ -76,16 +78,16 @@ def match(one: Side, other: Side) -> Matching:
     if is_one_run and one.method == other.method:
         there = f"methods=[{one.method},...]"
         raise ConfigError(f"both sides are {one.method} of {one.where}. Name two methods, as {there}, or another run.")
-    notes = _check_examples(one, other)
-    components, only = _common(one, other)
+    components, only = _common(one, other)  # first, as other models often have other examples, too
+    of_examples, names = _check_examples(one, other), _names(one, other)
     return Matching(
-        _names(one, other),
+        names,
         np.sort(one.example_ids),
         components,
         only,
         _share_masks(one, other),
         _differences(one, other),
-        notes,
+        [*_of_outputs(one, other, names), *of_examples, *_of_ablation(one, other, names)],
     )
 
 
@@ -102,7 +104,7 @@ def _names(one: Side, other: Side) -> tuple[str, str]:
 
 
 def _check_examples(one: Side, other: Side) -> list[str]:
-    """Check that ids name the same examples; what is to be said of that.
+    """Check that ids name the same examples; a warning where their data are not the same.
 
     Raises:
         RunMismatchError: they do not.
@@ -135,7 +137,42 @@ def _check_examples(one: Side, other: Side) -> list[str]:
                 f"{counted(len(ids[0]), 'example')} differ, the first of them {ids[0][wrong[0]]}. Compare runs of the "
                 f"same examples in the same order."
             )
-    return ["The runs' examples are not the same data (their fingerprints differ); they are matched by their ids."]
+    return ["The examples are not the same data (their fingerprints differ): they are matched by their ids."]
+
+
+def _of_outputs(one: Side, other: Side, names: tuple[str, str]) -> list[str]:
+    """A warning where the sides explain other outputs."""
+    outputs = [side.reader.directory.identity.get("output_function") for side in (one, other)]
+    if None in outputs or outputs[0] == outputs[1]:
+        return []
+    those = f"{shortened(outputs[0])} of {names[0]}, {shortened(outputs[1])} of {names[1]}"
+    return [f"The output functions differ: {those}. What the weights are of, and their unit, are not the same."]
+
+
+def _of_ablation(one: Side, other: Side, names: tuple[str, str]) -> list[str]:
+    """Warnings where the sides ablate something else: other values in place of components, other shares of them."""
+    runs, warnings = [side.reader.directory for side in (one, other)], []
+    values = [{key: run.identity[key] for key in OF_VALUES if key in run.identity} for run in runs]
+    if values[0] != values[1]:
+        words = [value_in_words(run.identity) for run in runs]
+        those = f"{words[0]} in {names[0]}, {words[1]} in {names[1]}"
+        same = "" if words[0] != words[1] else f", but not the same ones: {', '.join(_unlike(*values))}"
+        warnings.append(f"What ablated components are replaced by differs: {those}{same}.")
+    fractions = [_fraction(run) for run in runs]
+    if None not in fractions and fractions[0] != fractions[1]:
+        warnings.append(
+            f"Masks ablate {fractions[0]:.3g} of the components in {names[0]} and {fractions[1]:.3g} in {names[1]}: "
+            f"weights are means over other contexts."
+        )
+    return warnings
+
+
+def _unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return [key for key in OF_VALUES if one.get(key) != other.get(key)]
+
+
+def _fraction(run: RunDirectory) -> float | None:
+    return run.designs[TRAIN_DESIGN].design.ablation_fraction if TRAIN_DESIGN in run.designs else None
 
 
 def _common(one: Side, other: Side) -> tuple[NDArray[np.int64], tuple[list[str], list[str]]]:

@@ -41,7 +41,8 @@ for (const figure of document.querySelectorAll("figure.drawn")) {
 }
 
 // A table of rows that are made as they are shown.
-// columns: {name, value(row), cell(row)?, text: bool, title}; value sorts and is downloaded, cell is shown.
+// columns: {name, value(row), size(row)?, cell(row)?, text: bool, title}; value is downloaded, and sorts where there is
+// no size; cell is shown.
 // sort is a column, or null for rows that come in their order.
 function tableOf(name, columns, rows, { sort = 0, down = true, page = 50 } = {}) {
   let shown = page, order = rows;
@@ -62,7 +63,7 @@ function tableOf(name, columns, rows, { sort = 0, down = true, page = 50 } = {})
   }
   function arrange() {
     if (sort === null) { fill(); return; }
-    const { value } = columns[sort], sign = down ? -1 : 1;
+    const value = columns[sort].size ?? columns[sort].value, sign = down ? -1 : 1;
     const compare = columns[sort].text ? (a, b) => String(value(a)).localeCompare(String(value(b)), undefined, { numeric: true })
       : (a, b) => value(a) - value(b);
     const isNothing = of => !columns[sort].text && !isNumber(value(of));
