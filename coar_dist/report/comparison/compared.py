@@ -182,8 +182,8 @@ class Comparison:
         return "".join(f"<p>{html.escape(line)}</p>" for line in (self.summary, *self._said()))
 
     def _said(self) -> list[str]:
-        one, other = self.names
-        return [*(f"Warning: {text}" for text in self.warnings), *self.notes, f"Columns: one is {one}; other is {other}."]
+        columns = "Columns: one is {}; other is {}.".format(*self.names)
+        return [*(f"Warning: {text}" for text in self.warnings), *self.notes, columns]
 
 
 def page_at(path: str | Path) -> Path:
