@@ -13,6 +13,11 @@ MOST_COMPONENTS = 128
 """Of which every pair is ablated: 8,256 masks."""
 
 
+def num_pairs(num_components: int) -> int:
+    """How many masks ``masks_of_pairs`` has."""
+    return num_components * (num_components + 1) // 2
+
+
 def masks_of_pairs(num_components: int) -> NDArray[np.bool_]:
     """One component ablated, then every pair: (d + d (d - 1) / 2, d) bool, True = kept.
 
@@ -48,7 +53,7 @@ def necessary(outputs: NDArray[np.float64], full: float, none: float, threshold:
         [True, True, True]
     """
     d = int((np.sqrt(8 * len(outputs) + 1) - 1) / 2)
-    assert len(outputs) == d * (d + 1) // 2
+    assert len(outputs) == num_pairs(d)
     lost = (full - outputs) / (full - none)
     alone = lost[:d]
     first, second = np.triu_indices(d, k=1)

@@ -16,22 +16,21 @@ import torch
 
 from coar_dist.cluster.place import joins_a_cluster
 from coar_dist.cluster.ranges import WorkRange
-from coar_dist.config.schema import Config
+from coar_dist.config.schema import ZERO_WEIGHTS, Config
 from coar_dist.console.tables import new_table
 from coar_dist.stages.collect import Missing
 from coar_dist.stages.executing import are_distributed
 from coar_dist.stages.inputs import examples_of
-from coar_dist.stages.needs import (
+from coar_dist.stages.needs import Need, Sizes, Speed, report_need
+from coar_dist.stages.needs_of_fits import evaluate_need, fit_need
+from coar_dist.stages.needs_of_passes import (
+    CIRCUIT_IF_ASKED,
     EDIT,
     EDIT_OF_ONE,
-    EditPasses,
-    Need,
-    Sizes,
-    Speed,
+    PassesOfModel,
+    circuit_need,
     edit_need,
-    report_need,
 )
-from coar_dist.stages.needs_of_fits import evaluate_need, fit_need
 from coar_dist.stages.print_estimate import as_bytes, as_duration
 from coar_dist.stages.session import Session
 from coar_dist.store.gradients import GradientStore
@@ -100,16 +99,27 @@ def _shortest(call: Callable[[], object]) -> float:
     return min(seconds)
 
 
-def needs_of(storage: Storage, config: Config, sizes: Sizes, passes: EditPasses | None) -> list[Need]:
-    """What fit, evaluation, report and edit take once all masks are there; ``passes`` is None without an edit."""
+def needs_of(
+    storage: Storage, config: Config, sizes: Sizes, of_circuit: PassesOfModel, of_edit: PassesOfModel | None
+) -> list[Need]:
+    """What the stages after the ablate stage take once all masks are there.
+
+    Args:
+        storage: the run directory.
+        config: with the numbers of passes that the run asks for.
+        sizes: of the run.
+        of_circuit: passes over its examples.
+        of_edit: passes over the examples of the edit; None without one.
+    """
     speed = measured_speed(storage)
     needs = [
         fit_need(sizes, config.regression, speed),
         evaluate_need(sizes, config.evaluation.curve_shares, config.regression, speed),
         report_need(sizes, speed),
+        circuit_need(sizes, config.circuit, of_circuit, speed),
     ]
-    if config.edit is not None and passes is not None:
-        needs.append(edit_need(sizes, config.edit, passes, speed))
+    if config.edit is not None and of_edit is not None:
+        needs.append(edit_need(sizes, config.edit, of_edit, speed))
     return needs
 
 
@@ -135,14 +145,17 @@ def print_later(
     """
     storage, terminal = session.storage, session.terminal
     sizes = sizes_of(run, missing, parts)
-    passes = None if config.edit is None else _passes_of(session, task, *timed)
-    needs = needs_of(storage, config, sizes, passes)
+    of_circuit = _passes_of(task, config, len(task.examples), *timed)
+    of_edit = None if config.edit is None else _passes_of(task, config, _num_edited(session, task), *timed)
+    needs = needs_of(storage, config, sizes, of_circuit, of_edit)
     price = config.cluster.price_per_hour
-    table = new_table("stage", "time here", "memory", "read", "written", "requests", *(["USD"] * (price is not None)))
+    columns = "stage", "time here", "forward passes", "memory", "read", "written", "requests"
+    table = new_table(*columns, *(["USD"] * (price is not None)))
     for need in needs:
         is_timed = math.isfinite(need.seconds)
         duration = as_duration(need.seconds) if is_timed else "-"
-        numbers = duration, as_bytes(need.memory), as_bytes(need.read), as_bytes(need.written)
+        passes = f"{need.passes:,}" if need.passes else ""
+        numbers = duration, passes, as_bytes(need.memory), as_bytes(need.read), as_bytes(need.written)
         costs = [] if price is None else [f"{need.seconds / _HOUR_S * price:,.2f}" if is_timed else "-"]
         table.add_row(need.stage, *numbers, f"{need.num_reads + need.num_writes:,}", *costs)
     terminal.print_table(table)
@@ -151,20 +164,25 @@ def print_later(
         terminal.warn(text)
 
 
-def _passes_of(session: Session, task: Task, start_s: float, seconds_per_pass: float) -> EditPasses:
-    """What the edit will run: on examples of its own, which are loaded here, or on the run's."""
+def _passes_of(task: Task, config: Config, num_examples: int, start_s: float, seconds_per_pass: float) -> PassesOfModel:
+    weights = task.model.state_dict().values()
+    model_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
+    has_values = config.ablation.value != ZERO_WEIGHTS
+    return PassesOfModel(num_examples, start_s, seconds_per_pass, model_bytes, has_values)
+
+
+def _num_edited(session: Session, task: Task) -> int:
+    """The examples of the edit: of its own, which are loaded here, or the run's."""
     edit, held_out = session.config.edit, session.held_out or task.examples
     if session.held_out is None and edit is not None and edit.examples is not None:
         held_out = examples_of(session, "edit.examples")
-    weights = task.model.state_dict().values()
-    model_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
-    return EditPasses(len(held_out), start_s, seconds_per_pass, model_bytes)
+    return len(held_out)
 
 
 def _stages_here(config: Config) -> tuple[str, ...]:
-    """Those that take this machine's memory: with a cluster, workers fit, evaluate and hold an edit's model."""
+    """Those that take this machine's memory: with a cluster, workers fit, evaluate and hold the model."""
     fits = () if are_distributed(config) else ("fit", "evaluate")
-    return *fits, "report", *(() if joins_a_cluster(config.cluster) else (EDIT, EDIT_OF_ONE))
+    return *fits, "report", *(() if joins_a_cluster(config.cluster) else (CIRCUIT_IF_ASKED, EDIT, EDIT_OF_ONE))
 
 
 def what_does_not_fit(needs: list[Need], num_bytes: float, storage: Storage, stages_here: Collection[str]) -> list[str]:

@@ -1,4 +1,5 @@
-"""What the stages after the ablate stage take: operations, memory, bytes and requests, from sizes alone.
+"""What the stages after the ablate stage take: operations, memory, bytes and requests, from sizes alone. The report
+here; fits in ``needs_of_fits``, what runs the model in ``needs_of_passes``.
 
 Operations of products are counted as multiplications and additions. The factors below are what processes of their own
 took on a 2-core AMD EPYC, in seconds of CPU; ``tests.benchmarks.rehearsal`` prints the plan beside what is measured.
@@ -8,13 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coar_dist.config.schema import EditConfig
-from coar_dist.editing.criterion import sizes as tried_sizes
 from coar_dist.regression.sizes import num_deciding_blocks
-from coar_dist.stages.edit_inputs import most_components
 
-EDIT, EDIT_OF_ONE = "edit", "edit, a target"
-"""The edit stage; of one target where nobody knows yet how many have an edit of their own."""
 PROCESS_BYTES = 4e8
 """Of Python and torch, before any array."""
 _REPORT_S = 4.0
@@ -31,10 +27,6 @@ REQUESTS, FOOTER_BYTES = 2, 1e4
 """Of an opened file: for its footer and for its columns; and the former's size."""
 CHECKS = 6
 """Openings of every block's attributions when a table is compared with what it would be made from."""
-_PLAIN_PASSES, _MODELS = 2, 4.0
-"""Of an edit's held-out examples by the model as it was and as it is; and copies while edited weights are written."""
-_SHARD_MASKS, _EDIT_FILES = 64, 8
-"""Masks of a shard of an edit's, the fewest; and files beside the shards."""
 _LARGE_BYTES, _LARGE_S = 2**25, 6e-9
 """From so many bytes on, memory of an array is fresh each time; seconds more for a byte that is read into such arrays,
 with what is computed from it."""
@@ -143,6 +135,7 @@ class Need:
         num_reads: requests that read.
         num_writes: files written.
         note: what limits it, for people; empty where nothing does.
+        passes: forward passes of one example each.
     """
 
     stage: str
@@ -153,23 +146,7 @@ class Need:
     num_reads: int
     num_writes: int
     note: str = ""
-
-
-@dataclass(frozen=True)
-class EditPasses:
-    """What an edit runs.
-
-    Attributes:
-        num_examples: held out, under every mask.
-        start_s: seconds until an actor can begin.
-        seconds_per_pass: of one actor, for one example under one mask.
-        model_bytes: of the weights.
-    """
-
-    num_examples: int
-    start_s: float
-    seconds_per_pass: float
-    model_bytes: float
+    passes: int = 0
 
 
 def report_need(sizes: Sizes, speed: Speed) -> Need:
@@ -193,40 +170,4 @@ def report_need(sizes: Sizes, speed: Speed) -> Need:
         _PAGE_BYTES,
         REQUESTS * openings,
         _PAGE_FILES,
-    )
-
-
-def edit_need(sizes: Sizes, edit: EditConfig, passes: EditPasses, speed: Speed) -> Need:
-    """Of the edit stage; with ``edit.each``, of as many targets as are known beforehand, else of one.
-
-    Args:
-        sizes: of the run.
-        edit: the settings.
-        passes: what is run.
-        speed: of this process.
-    """
-    known_targets = edit.target.sample or len(edit.target.ids or [])
-    num_targets = max(known_targets, 1) if edit.each else 1
-    num_selections = 1 + len(edit.compare)
-    num_sizes = len(tried_sizes(most_components(edit, sizes.num_components))) - 1  # all share the whole model's mask
-    num_masks = num_targets * num_selections * num_sizes + 1
-    block = min(sizes.block_size, sizes.num_examples) * sizes.num_components
-    margins = sizes.bytes_of(num_masks, passes.num_examples)
-    num_shards = -(-num_masks // _SHARD_MASKS)
-    # Attributions of the targets and of the references, and margins.
-    openings = (num_targets + 1) * num_selections * sizes.num_blocks + num_shards
-    read = (1 + min(num_targets, sizes.num_blocks)) * num_selections * sizes.attribution_bytes + margins
-    read += FOOTER_BYTES * openings
-    num_forwards = num_masks + (1 if edit.each else _PLAIN_PASSES)
-    return Need(
-        EDIT if known_targets or not edit.each else EDIT_OF_ONE,
-        passes.start_s
-        + num_forwards * passes.num_examples * passes.seconds_per_pass
-        + read / speed.verified
-        + REQUESTS * openings * speed.request_s,
-        PROCESS_BYTES + (1.0 if edit.each else _MODELS) * passes.model_bytes + READ_BYTES * block,
-        read,
-        margins + (0.0 if edit.each else passes.model_bytes),
-        REQUESTS * openings,
-        num_shards + _EDIT_FILES,
     )

@@ -38,11 +38,12 @@ def _run(session: Session) -> None:
     from coar_dist.cluster.pace import cut_ranges
     from coar_dist.stages.baselines import MissingBaselines
     from coar_dist.stages.budget import expected_masks, with_recorded_passes
+    from coar_dist.stages.circuit import known_ids
     from coar_dist.stages.collect import Missing
     from coar_dist.stages.estimate import Estimate
     from coar_dist.stages.inputs import components_of, identity_of, task_of, untrained_task
     from coar_dist.stages.later import print_later
-    from coar_dist.stages.loads import baseline_loads, mask_loads
+    from coar_dist.stages.loads import baseline_loads, mask_loads, plain_loads
     from coar_dist.stages.mask_designs import ROLE_WORDS, designs_of
     from coar_dist.stages.prediction import seconds_of_masks
     from coar_dist.stages.print_estimate import print_estimate
@@ -57,6 +58,7 @@ def _run(session: Session) -> None:
         task = task_of(session)
     components = components_of(session, task.model)
     probe_margins = task.check()
+    known_ids(config.circuit, components)
     with contextlib.ExitStack() as stack:
         cluster = None if may_be_here(config.cluster) else stack.enter_context(connected(config.cluster))
         identity = {
@@ -89,7 +91,11 @@ def _run(session: Session) -> None:
             num_actors = cluster.num_wanted(cluster.capacity(), len(parts) or len(baselines.ranges) or 1)
         cost = run.gradient_cost or trial.gradient_cost  # a pilot's own decides what its budget is spent on
         estimate = Estimate(
-            loads=(*mask_loads(run, missing, parts, cost), *baseline_loads(config, run, baselines)),
+            loads=(
+                *mask_loads(run, missing, parts, cost),
+                *baseline_loads(config, run, baselines),
+                *plain_loads(session, run, missing, task),
+            ),
             num_examples=len(task.examples),
             seconds_per_pass=trial.seconds_per_margin,
             gradient_cost=cost,
@@ -128,10 +134,13 @@ PLAN_STAGE = Stage(
         "baselines",
         "baseline_settings",
         "evaluation",
+        "circuit",
         "ablation",
         "regression",
         "cluster",
         "edit",
+        "run.previews",
+        "run.responses_mb",
     ),
     run=_run,
     check=_check,

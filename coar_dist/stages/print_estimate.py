@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from coar_dist.ablation.plan import EnginePlan
+from coar_dist.config.methods import GRADIENT_BASELINES
 from coar_dist.config.schema import Config
 from coar_dist.console.saying import Terminal
 from coar_dist.console.tables import new_table
@@ -49,7 +50,7 @@ def print_estimate(estimate: Estimate, config: Config, plan: EnginePlan, termina
         used += f", {estimate.price:,.2f} USD at {estimate.price_per_hour:g} an hour"
     duration, size = as_duration(estimate.wall_hours * _HOUR_S), as_bytes(estimate.num_bytes)
     terminal.print(f"About {duration}; {used}; {size} of shards.", "bold")
-    if any(load.unit == "examples" for load in estimate.loads):
+    if any(load.name in GRADIENT_BASELINES for load in estimate.loads):
         terminal.print("Gradient baselines are counted by what they cost on a ResNet-20, in forward passes.")
 
 

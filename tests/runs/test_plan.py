@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from torch import Tensor, nn
 
 import coar_dist
 from coar_dist.ablation import trial
@@ -23,6 +24,7 @@ from coar_dist.cluster.resources import Cluster
 from coar_dist.components.discovery import discover
 from coar_dist.config.schema import (
     AblationConfig,
+    CircuitConfig,
     ClusterConfig,
     ComponentsConfig,
     Config,
@@ -62,6 +64,30 @@ def config_of(folder: Path, stages: tuple[str, ...] = ("plan",), **changes: obje
         "cluster": ClusterConfig(max_actors=3, price_per_hour=2.0 if stages == ("plan",) else None),
     }
     return Config(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+class Counting(nn.Module):
+    """Counts the examples of all forward passes, of copies too."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.counts = inner, Counts()
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.counts)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.counts.append(len(images))  # which no tracer passes through
+        output: Tensor = self.inner(images)
+        return output
+
+
+class Counts(list[int]):
+    """A list that a copied model shares."""
+
+    def __deepcopy__(self, memo: object) -> Counts:
+        return self
 
 
 def files_in(folder: Path) -> dict[str, tuple[int, int]]:
@@ -114,6 +140,8 @@ def test_what_is_missing_is_counted_and_timed(
         "leave-one-out": (NUM_COMPONENTS, NUM_COMPONENTS, NUM_COMPONENTS * NUM_EXAMPLES),
         "held out": (40, 40, 40 * NUM_EXAMPLES),
         "gradient_x_parameter": (NUM_EXAMPLES, NUM_EXAMPLES, 3 * NUM_EXAMPLES),
+        "outputs of the model as it is": (NUM_EXAMPLES,) * 3,
+        "what components look at": (NUM_EXAMPLES,) * 3,
     }
     ranges = {load.name: sorted(load.range_passes) for load in estimate.loads}
     assert ranges["with gradients"] == [5 * 3, 5 * 3, 5 * 4, 5 * 4]  # blocks of 4 and 3 examples, shards of 5 masks
@@ -138,7 +166,13 @@ def test_what_has_no_price_is_told_without(tmp_path: Path, monkeypatch: pytest.M
     unpriced, text = planned(config_of(tmp_path / "run", **changes), monkeypatch)
     assert unpriced.num_actors == 1
     assert "USD" not in text
-    assert re.findall(r"^(\w+) +\d+ s ", text, re.MULTILINE) == ["fit", "evaluate", "report", "edit"]
+    assert re.findall(r"^(\w.*?) +\d+ s ", text, re.MULTILINE) == [
+        "fit",
+        "evaluate",
+        "report",
+        "circuit, if asked for",
+        "edit",
+    ]
 
 
 @pytest.mark.usefixtures("_planned_here")
@@ -149,8 +183,9 @@ def test_the_speed_is_the_model_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     config = config_of(tmp_path / "run", gradients=GradientsConfig(), baselines=[])
     estimate, _ = planned(config, monkeypatch, task)
     assert 0.05 < estimate.seconds_per_pass * NUM_EXAMPLES < 0.1
-    # Shards of 8 masks: 5 of the train design, then 2 and 4 masks of each held-out one, over 3 actors.
-    assert estimate.work_s / (estimate.seconds_per_pass * NUM_EXAMPLES) == pytest.approx(28)
+    # Shards of 8 masks: 5 of the train design, then 2 and 4 masks of each held-out one, over 3 actors; then the model
+    # as it is.
+    assert estimate.work_s / (estimate.seconds_per_pass * NUM_EXAMPLES) == pytest.approx(29)
     assert estimate.start_s > 4 * 0.05
 
 
@@ -211,11 +246,48 @@ def test_only_what_is_missing_counts_and_nothing_is_touched(tmp_path: Path, monk
         "leave-one-out": 0,
         "held out": 8,
         "gradient_x_parameter": 0,
+        "outputs of the model as it is": 0,
+        "what components look at": 0,
     }
     assert "evaluation_0.1/0000000000-0000000008.parquet" in text
     with pytest.raises(RunMismatchError, match=r"belongs to another run: model\.weights"):
         run_stages(config_of(folder), quiet, small_task(seed=1))
     assert files_in(folder) == before
+
+
+@pytest.mark.usefixtures("_planned_here")
+@pytest.mark.usefixtures("no_fsync")
+@pytest.mark.parametrize(("known", "value"), [(None, "zero_weights"), ("necessary", "mean")])
+def test_stages_take_the_passes_that_are_planned(
+    known: str | None, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = small_task(40, seed=1)
+    counting = Counting(task.model)
+    task = replace(task, model=counting)
+    config = config_of(
+        tmp_path / "run",
+        cluster=ClusterConfig(where="process"),
+        ablation=AblationConfig(value, mode="weights", rows_per_forward=40, compile=False),
+        gradients=GradientsConfig(),
+        baselines=["leave_one_out"],
+        circuit=CircuitConfig([0.1, 0.3, 0.5, 1.0], known=known, random_draws=2),
+        edit=EditConfig(target=ExampleGroup(ids=[1, 2]), max_components=2, keep={"all": 1.0}),
+    )
+    estimate, text = planned(config, monkeypatch, task)
+    later = {name: int(num.replace(",", "")) for name, num in re.findall(r"^(\w+).* s +([\d,]+) +\d+ MB", text, re.M)}
+    later["ablate"] = int(sum(load.passes for load in estimate.loads))
+    counted = {}
+    for stages in (["ablate"], ["fit"], ["evaluate"], ["circuit"], ["edit"]):
+        before = counting.num_rows
+        run_stages(replace(config, stages=stages), Console(file=io.StringIO()), task)
+        counted[stages[0]] = counting.num_rows - before
+    assert counted["fit"] == counted["evaluate"] == 0
+    assert later.keys() == {"ablate", "circuit", "edit"}
+    # Beside checks and trials when an actor starts, on 2 to 40 rows each; activations that masks share are counted once
+    # more.
+    for stage, num in later.items():
+        num_starts = {"ablate": 1, "circuit": 2, "edit": 1}[stage]
+        assert 0.9 * num < counted[stage] < 1.1 * num + num_starts * 10 * 40, stage
 
 
 @pytest.mark.usefixtures("_planned_here")

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from coar_dist.config.schema import (
     AblationConfig,
+    CircuitConfig,
     ClusterConfig,
     ComponentsConfig,
     Config,
@@ -29,16 +30,9 @@ from coar_dist.editing.criterion import sizes as tried_sizes
 from coar_dist.editing.sweep import Sweep
 from coar_dist.stages.collect import Missing
 from coar_dist.stages.later import sizes_of, what_does_not_fit
-from coar_dist.stages.needs import (
-    EDIT_OF_ONE,
-    EditPasses,
-    Need,
-    Sizes,
-    Speed,
-    edit_need,
-    report_need,
-)
+from coar_dist.stages.needs import Need, Sizes, Speed, report_need
 from coar_dist.stages.needs_of_fits import evaluate_need, fit_need
+from coar_dist.stages.needs_of_passes import EDIT_OF_ONE, PassesOfModel, circuit_need, edit_need
 from coar_dist.stages.pipeline import run_stages
 from coar_dist.stages.session import Session
 from coar_dist.store.local_storage import LocalStorage
@@ -115,16 +109,31 @@ def test_an_edit_takes_the_passes_of_its_sweep() -> None:
     of_one = Sweep.of(dict(list(orders.items())[:2]), tried_sizes(20), 1000).design.num_masks
     of_each = Sweep.of(orders, tried_sizes(20), 1000).design.num_masks  # 3 targets, 2 selections
     free = Speed(1e11, 5e10, float("inf"), 0.0)
-    passes = EditPasses(num_examples=500, start_s=7.0, seconds_per_pass=0.01, model_bytes=2e9)
+    passes = PassesOfModel(num_examples=500, start_s=7.0, seconds_per_pass=0.01, model_bytes=2e9)
     need = edit_need(SETUP_B, edit, passes, free)
-    assert need.seconds == pytest.approx(7 + (of_one + 2) * 500 * 0.01)  # and the model as it was and as it is
+    assert need.passes == (of_one + 3) * 500  # and the model as it was, twice, and as it is
+    assert need.seconds == pytest.approx(7 + need.passes * 0.01)
+    assert edit_need(SETUP_B, edit, replace(passes, has_values=True), free).passes == (of_one + 4) * 500
     assert need.written == pytest.approx(2e9 + of_one * (2 * 500 + 22_720 / 8))
     assert need.memory > 4 * 2e9
     apart = edit_need(SETUP_B, replace(edit, each=True), passes, free)
-    assert apart.seconds == pytest.approx(7 + (of_each + 1) * 500 * 0.01)
+    assert apart.seconds == pytest.approx(7 + (of_each + 2) * 500 * 0.01)
     assert apart.written == pytest.approx(of_each * (2 * 500 + 22_720 / 8))  # no weights
     unknown = replace(edit, each=True, target=ExampleGroup(correct=False))
     assert edit_need(SETUP_B, unknown, passes, free).stage == EDIT_OF_ONE
+
+
+def test_circuits_take_the_passes_of_all_rankings_and_pairs() -> None:
+    passes = PassesOfModel(num_examples=50, start_s=7.0, seconds_per_pass=0.01, model_bytes=2e9)
+    free = Speed(1e11, 5e10, float("inf"), 0.0)
+    run = replace(SETUP_B, num_components=40, num_baselines=1)  # COAR and a baseline
+    circuit = CircuitConfig(sizes=[0.001, 0.1, 0.11, 0.5, 1.0], random_draws=3)  # 0, 4, 4, 20 and all
+    need = circuit_need(run, circuit, passes, free)
+    assert need.passes == (2 + (2 * 2 + 3) * 2 + 1) * 50
+    assert need.seconds == pytest.approx(2 * 7.0 + need.passes * 0.01)
+    assert need.memory > 2e9
+    of_pairs = circuit_need(run, replace(circuit, known="necessary", methods=["coar"]), passes, free)
+    assert of_pairs.passes == (2 + (2 + 3) * 2 + 40 * 41 // 2 + 1) * 50
 
 
 def test_what_would_not_fit_is_said_with_the_way_out(tmp_path: Path) -> None:

@@ -93,8 +93,10 @@ def plan_table(usages: dict[str, Usage], needs: dict[str, Need]) -> Table:
     table = Table(title="planned / measured", title_justify="left")
     for name in ("stage", "seconds", "of CPU", "memory", "read", "written"):
         table.add_column(name, justify="left" if name == "stage" else "right")
-    for stage, need in needs.items():
-        usage = usages[stage]
+    for stage, usage in usages.items():
+        if stage not in needs:
+            continue
+        need = needs[stage]
         memory = max(usage.peaks.get(kind, 0) for kind in ("driver", "actors and workers"))
         pairs = ((need.seconds, usage.seconds), (need.seconds, usage.cpu_seconds), (need.memory, memory))
         bytes_ = ((need.read, usage.read), (need.written, usage.written))
