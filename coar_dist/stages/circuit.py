@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +126,10 @@ def _run(session: Session) -> None:
         if not may_be_here(session.config.cluster):
             session.keep(connected(session.config.cluster))  # for the ends, and then for what they decide
         circuit_run = CircuitRun(session, run, checked_task(session, run))
+        start = time.monotonic()
         table.write(_scored(config, run, circuit_run, methods, is_known), settings, methods)
+        of_what = f"{counted(len(methods), 'method')} at {counted(len(config.sizes), 'size')}"
+        terminal.say(f"circuits of {of_what} in {time.monotonic() - start:.1f} s.")
     found = table.read()
     save_figure(run.storage, f"{CIRCUIT_FOLDER}/faithfulness", draw_circuit(found))
     means = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -388,9 +389,20 @@ def test_history_adds_up_stages_and_lists_warnings(tmp_path: Path) -> None:
     ]
     assert history.configuration == {"stages": ["ablate"], "task": None}
     lines = [json.loads(line) for name in run.storage.files("logs") if "199" not in name for line in _lines(run, name)]
-    seconds = np.diff([np.datetime64(line["time"][:-6]).astype("datetime64[ms]").astype(int) for line in lines]) / 1000
+    times = [np.datetime64(line["time"][:-6]).astype("datetime64[ms]").astype(int) for line in lines]
+    seconds = np.diff(np.maximum.accumulate(times)) / 1000
     np.testing.assert_allclose(history.stages["ablate"].seconds, seconds[:2].sum(), atol=1e-6)
     np.testing.assert_allclose(history.stages["fit"].seconds, seconds[2], atol=1e-6)
+
+
+def log(run: RunDirectory, name: str, lines: Sequence[tuple[float, str, str]]) -> None:
+    """Write a log of (seconds after noon, stage, text); the configuration stands before it."""
+    entries = [
+        {"time": f"2026-11-29T12:{at // 60:02.0f}:{at % 60:06.3f}+00:00", "message": said, "stage": stage}
+        | {"level": "INFO", "logger": "coar_dist.console.saying"}
+        for at, stage, said in [(0, "", 'configuration: {"stages": ["ablate"]}'), *lines]
+    ]
+    run.storage.write(f"logs/{name}.log", "".join(json.dumps(entry) + "\n" for entry in entries).encode())
 
 
 def test_after_a_rerun_the_page_says_what_the_masks_have_cost(tmp_path: Path) -> None:
@@ -401,16 +413,42 @@ def test_after_a_rerun_the_page_says_what_the_masks_have_cost(tmp_path: Path) ->
         "3": "15 masks: all there already.",
     }
     for name, text in texts.items():
-        lines = [(0, 'configuration: {"stages": ["ablate"]}'), (60 // int(name), text)]
-        entries = [
-            {"time": f"2026-11-29T12:0{at // 60}:{at % 60:02d}+00:00", "message": said, "stage": "ablate"}
-            | {"level": "INFO", "logger": "coar_dist.console.saying"}
-            for at, said in lines
-        ]
-        run.storage.write(f"logs/{name}.log", "".join(json.dumps(entry) + "\n" for entry in entries).encode())
+        log(run, name, [(60 // int(name), "ablate", text)])
     ablated = history_of(run).stages["ablate"]
     assert ablated.seconds == 90.0
     assert ablated.said == [texts["1"], texts["2"]]
+
+
+def test_lines_out_of_order_cost_no_time_twice(tmp_path: Path) -> None:
+    run = synthetic_run(tmp_path / "run", 10)
+    log(run, "1", [(5.002, "ablate", "a"), (5.0, "fit", "b"), (4.9, "ablate", "c"), (7.5, "fit", "d")])
+    stages = history_of(run).stages
+    assert {name: round(of.seconds, 6) for name, of in stages.items()} == {"ablate": 5.002, "fit": 2.498}
+    assert sum(of.seconds for of in stages.values()) == pytest.approx(7.5)
+
+
+def test_what_a_stage_did_is_not_the_remark_that_follows(tmp_path: Path) -> None:
+    run = synthetic_run(tmp_path / "run", 10)
+    remark = "R2 of coar on new masks: not known. Held-out masks tell (evaluate stage)."
+    curve = "budget curve of coar in 1,200.5 s."
+    fitted = [(1, "fit", "attributions of 10 examples in 0.8 s:"), (2, "fit", remark)]
+    log(
+        run,
+        "1",
+        [
+            *fitted,
+            (3, "evaluate", "1 method in 2.0 s."),
+            (4, "evaluate", curve),
+            (5, "edit", "run/edits/a: edit.json."),
+        ],
+    )
+    stages = history_of(run).stages
+    assert stages["fit"].said == ["attributions of 10 examples in 0.8 s."]
+    assert stages["evaluate"].said == ["1 method in 2.0 s; budget curve of coar in 1,200.5 s."]
+    assert stages["edit"].said == ["run/edits/a: edit.json."]
+    log(run, "2", [(9, "fit", "attributions of 10 examples:"), (10, "fit", remark)])
+    again = history_of(run).stages["fit"]
+    assert (again.said, again.seconds) == (["attributions of 10 examples in 0.8 s."], 2.0)  # nothing was fitted
 
 
 def _lines(run: Any, name: str) -> list[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from coar_dist.console.saying import SAID_BY
 from coar_dist.store.run_directory import RunDirectory
 
 _CONFIGURATION = "configuration: "
+_TOOK = re.compile(r"\bin [\d,.]+ s\b")
 _NOTHING_TO_DO = re.compile(r"(?:[:,]|\bis) (?:all )?there already\.?$|^attributions of [\d,]+ examples?$")
 _MAX_WARNINGS = 30
 
@@ -31,7 +32,7 @@ class StageHistory:
     Attributes:
         stage: its name.
         seconds: of the commands in which it had work to do, from one line of the log to the next.
-        said: the last line that it printed in each of them, the latest last; where none had, what the last one printed.
+        said: what it had done at the end of each of them, the latest last; where none had work, what the last one said.
         has_worked: whether one had.
     """
 
@@ -40,9 +41,10 @@ class StageHistory:
     said: list[str] = field(default_factory=list)
     has_worked: bool = False
 
-    def add(self, seconds: float, said: str) -> None:
-        """Add one command. What finds its work done says so, and does not take the place of what the work has cost."""
-        has_worked = not _NOTHING_TO_DO.search(said)
+    def add(self, seconds: float, lines: Sequence[str]) -> None:
+        """Add one command, of which the stage printed these lines. What finds its work done says so, and does not take
+        the place of what the work has cost."""
+        has_worked, said = _done(lines)
         if has_worked and not self.has_worked:
             self.seconds, self.said, self.has_worked = 0.0, [], True
         elif self.has_worked and not has_worked:
@@ -51,6 +53,16 @@ class StageHistory:
             self.said = []
         self.seconds += seconds
         self.said += [said] * bool(said)
+
+
+def _done(lines: Sequence[str]) -> tuple[bool, str]:
+    """Whether a stage had work to do, and what it had done in the end: the lines that say how long something took, and
+    not the remarks that may follow them; of a stage without them the last."""
+    took = [line.removesuffix(".") for line in lines if _TOOK.search(line)]
+    found = [line for line in lines if _NOTHING_TO_DO.search(line)]
+    if took or not found:
+        return True, f"{'; '.join(took)}." if took else "".join(lines[-1:])
+    return False, found[-1]
 
 
 @dataclass
@@ -87,7 +99,7 @@ def history_of(run: RunDirectory) -> History:
         if not name.endswith(".log"):
             continue
         found.num_commands += 1
-        seconds, said = defaultdict[str, float](float), dict[str, str]()
+        seconds, said = defaultdict[str, float](float), defaultdict[str, list[str]](list)
         before: datetime.datetime | None = None
         for entry in _entries(run.storage.read(f"logs/{name}"), found):
             at, text, stage = entry["at"], entry["message"], entry["stage"]
@@ -97,15 +109,18 @@ def history_of(run: RunDirectory) -> History:
                     found.configuration = configuration
                 before = at
                 continue
-            seconds[stage] += max((at - before).total_seconds(), 0.0) if before is not None else 0.0
-            before = at
+            before = before or at
+            if at > before:  # lines of several threads may stand a little out of order
+                seconds[stage] += (at - before).total_seconds()
+                before = at
+            seconds.setdefault(stage, 0.0)
             if entry["level"] != "INFO":
                 found.num_warnings += 1
                 found.warnings.append((at.strftime("%Y-%m-%d %H:%M:%S"), stage, text))
             elif entry["logger"] == SAID_BY and "actor" not in entry:
-                said[stage] = text.removesuffix(":")
+                said[stage].append(text.removesuffix(":"))
         for stage, of_stage in seconds.items():
-            found.stages.setdefault(stage, StageHistory(stage)).add(of_stage, said.get(stage, ""))
+            found.stages.setdefault(stage, StageHistory(stage)).add(of_stage, said[stage])
     found.warnings = found.warnings[-_MAX_WARNINGS:]
     return found
 
