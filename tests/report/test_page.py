@@ -446,7 +446,7 @@ def test_what_a_stage_did_is_not_the_remark_that_follows(tmp_path: Path) -> None
     assert stages["fit"].said == ["attributions of 10 examples in 0.8 s."]
     assert stages["evaluate"].said == ["1 method in 2.0 s; budget curve of coar in 1,200.5 s."]
     assert stages["edit"].said == ["run/edits/a: edit.json."]
-    log(run, "2", [(9, "fit", "attributions of 10 examples:"), (10, "fit", remark)])
+    log(run, "3", [(9, "fit", "attributions of 10 examples:"), (10, "fit", remark)])
     again = history_of(run).stages["fit"]
     assert (again.said, again.seconds) == (["attributions of 10 examples in 0.8 s."], 2.0)  # nothing was fitted
 
