@@ -167,7 +167,7 @@ def draw_budgets(curves: Sequence[CurveSummary]) -> Figure:
 
 
 def draw_layers(layers: LayerShares) -> Figure:
-    """Share of the attributions' absolute weight by layer, and by class where examples have any."""
+    """Share of the attributions' absolute weight by parameter, and by class where examples have any."""
     with matplotlib.rc_context(STYLE):
         num_layers = len(layers.parameters)
         classes, by_class = layers.of_classes(_MAX_CLASSES)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 from rich.table import Table
 
 from coar_dist.console.saying import Terminal
 from coar_dist.console.tables import new_table
 from coar_dist.errors import counted
+from coar_dist.report.judged import Judged
 from coar_dist.report.numbers import ceiling_of, mean_of, number
 from coar_dist.report.output_names import output_name
 from coar_dist.report.summary import Summary, forecast_in_words
@@ -43,9 +43,8 @@ def print_report(run: RunDirectory, summary: Summary, terminal: Terminal) -> Non
         terminal.print_table(_budgets(summary))
         for curve in summary.curves:
             terminal.print(forecast_in_words(curve, run.num_examples))
-    examples = ExampleTable(run).read()
-    known = np.isfinite(examples["label"].astype(np.float64))
-    accuracy = f", accuracy {np.mean(examples['label'] == examples['prediction']):.3f}" if known.all() else ""
+    judged = Judged.of(ExampleTable(run).read())
+    accuracy = f", accuracy {1 - judged.is_wrong.mean():.3f}" if judged.is_known.all() else ""
     terminal.print(
         f"{counted(run.num_examples, 'example')}{accuracy}; {counted(run.components.num_components, 'component')} in "
         f"{counted(len(run.components.groups), 'parameter')}, ablated: {value_in_words(run.identity)}."

@@ -277,7 +277,7 @@ def test_shares_of_layers_are_means_over_examples(images: Run) -> None:
     page = page_of(images).read_text()
     found = re.findall(r'class="n share" data-value="([^"]+)"', page)
     np.testing.assert_allclose(np.array(found, dtype=float), shares.mean(axis=0), rtol=1e-6)
-    part = content_of(images)["maps"]["layers"]["groupings"][0]
+    part = content_of(images)["maps"]["parameters"]["groupings"][0]
     labels = images.examples()["label"][2:]
     by_class = np.stack([shares[labels == label].mean(axis=0) for label in range(4)], axis=1)
     np.testing.assert_allclose(unpacked(part["shares"]).reshape(3, 4), by_class, rtol=1e-6)

@@ -92,7 +92,7 @@ def test_a_forecast_goes_on_from_the_mean_that_the_table_has() -> None:
 
 def test_figures_are_of_the_tables_alone_and_the_same_again(root: Path) -> None:
     printed(root)
-    figures = ["budget_curve", "distribution", "figure1", "layers", "predictions"]
+    figures = ["budget_curve", "distribution", "figure1", "parameters", "predictions"]
     names = sorted(["index.html", *(f"{name}.{kind}" for name in figures for kind in ("png", "svg"))])
     assert sorted(path.name for path in (root / "report").iterdir()) == names
     contents = {name: (root / "report" / name).read_bytes() for name in names}

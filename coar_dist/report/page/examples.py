@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coar_dist.evaluation.correlation import predict
+from coar_dist.report.judged import Judged
 from coar_dist.report.page.totals import Totals
 from coar_dist.store.run_directory import RunDirectory
 
@@ -208,9 +209,7 @@ def choose(examples: dict[str, NDArray[Any]], correlations: NDArray[np.float64],
     share = MAX_SHOWN // 6
     defined = np.flatnonzero(np.isfinite(correlations))
     order = defined[np.argsort(correlations[defined], kind="stable")]
-    label, prediction = examples["label"], examples["prediction"]
-    known = np.isfinite(label.astype(np.float64)) & np.isfinite(prediction.astype(np.float64))
-    wrong = random.permutation(np.flatnonzero(known & (label != prediction)))
+    wrong = random.permutation(np.flatnonzero(Judged.of(examples).is_wrong))
     undefined = np.flatnonzero(~np.isfinite(correlations))
     strongest = totals.strongest(_FEATURED)
     extreme = np.concatenate([totals.lowest_at[strongest], totals.highest_at[strongest]])

@@ -8,6 +8,7 @@ from coar_dist.config.methods import is_fitted
 from coar_dist.errors import counted, listed
 from coar_dist.report import numbers
 from coar_dist.report.inspection import files_set_aside
+from coar_dist.report.judged import Judged
 from coar_dist.report.output_names import OutputName
 from coar_dist.report.page.gather import Gathered
 from coar_dist.report.page.history import History
@@ -49,10 +50,10 @@ def unablated_of(found: Gathered, output: OutputName) -> str:
 
 def _right(found: Gathered) -> str:
     """How often the model is right; empty where examples have no classes, or none are predicted."""
-    label, prediction = (found.table[name].astype(np.float64) for name in ("label", "prediction"))
-    if not (np.isfinite(label).all() and np.isfinite(prediction).all()):
+    judged = Judged.of(found.table)
+    if not judged.is_known.all():
         return ""
-    num_right = int((label == prediction).sum())
+    num_right = int((~judged.is_wrong).sum())
     return f"model is right on {num_right:,} of {counted(found.run.num_examples, 'example')}"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coar_dist.report.judged import Judged
 from coar_dist.store.class_names import class_in_words
 
 CLASS, RIGHT_OR_WRONG = "class", "right or wrong"
@@ -61,16 +62,15 @@ def groupings_of(examples: Mapping[str, NDArray[Any]], class_names: Mapping[int,
         class_names: by label.
     """
     found = []
-    label, prediction = (examples[name].astype(np.float64) for name in ("label", "prediction"))
-    is_known = np.isfinite(label)
-    if is_known.any():
-        labels, codes = np.unique(label[is_known].astype(np.int64), return_inverse=True)
-        of_all = np.full(len(label), -1)
-        of_all[is_known] = codes
+    judged = Judged.of(examples)
+    has_class = np.isfinite(judged.labels)
+    if has_class.any():
+        labels, codes = np.unique(judged.labels[has_class].astype(np.int64), return_inverse=True)
+        of_all = np.full(len(has_class), -1)
+        of_all[has_class] = codes
         names = [class_in_words(class_names, number) for number in labels.tolist()]
         found.append(Grouping(CLASS, names, of_all, labels.tolist()))
-        is_judged = is_known & np.isfinite(prediction)
-        wrong = np.where(is_judged, (label != prediction).astype(np.int64), -1)
+        wrong = np.where(judged.is_known, judged.is_wrong.astype(np.int64), -1)
         if (wrong == 1).any() and (wrong == 0).any():
             found.append(Grouping(RIGHT_OR_WRONG, ["right", "wrong"], wrong, []))
     for name, values in examples.items():

@@ -1,4 +1,4 @@
-"""The maps of the page: layers x numbers, components x groups, layers x groups, and the model's errors."""
+"""The maps of the page: layers x numbers, components x groups, parameters x groups, and the model's errors."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coar_dist.components.index import ComponentIndex
+from coar_dist.report.judged import Judged
 from coar_dist.report.page.components import clustered
 from coar_dist.report.page.encoding import floats
 from coar_dist.report.page.gather import Gathered
-from coar_dist.report.page.groupings import CLASS, Grouping
+from coar_dist.report.page.groupings import Grouping
 from coar_dist.report.page.layers import LayerShares
 from coar_dist.report.page.totals import Totals
 from coar_dist.store.class_names import class_in_words
@@ -28,7 +29,7 @@ def maps_of(found: Gathered) -> dict[str, Any]:
     return {
         "grids": _grids(found.run.components, found.totals),
         "clusters": [_cluster(found, number) for number in range(len(found.groupings))],
-        "layers": _layers(found.layers),
+        "parameters": _parameters(found.layers),
         "confusion": confusion(found.table, found.class_names),
     }
 
@@ -95,7 +96,7 @@ def _cluster(found: Gathered, number: int) -> dict[str, Any] | None:
     }
 
 
-def _layers(layers: LayerShares) -> dict[str, Any]:
+def _parameters(layers: LayerShares) -> dict[str, Any]:
     parts = []
     for grouping, shares in zip(layers.groupings, layers.by_group, strict=True):
         groups = shown_groups(grouping, shares)
@@ -110,28 +111,21 @@ def confusion(table: dict[str, NDArray[Any]], class_names: dict[int, str]) -> di
         Of few classes a matrix ``counts`` by ``labels`` (rows are the true ones); of many the most frequent errors as
         ``pairs`` of (label, prediction, count).
     """
-    label, prediction = (table[name].astype(np.float64) for name in ("label", "prediction"))
-    known = np.isfinite(label) & np.isfinite(prediction)
-    if not known.any():
+    judged = Judged.of(table)
+    if not judged.is_known.any():
         return None
-    pairs = np.stack([label[known], prediction[known]]).astype(np.int64)
+    pairs = np.stack([judged.labels, judged.predictions])[:, judged.is_known].astype(np.int64)
     labels = np.unique(pairs)
     names = [class_in_words(class_names, number) for number in labels.tolist()]
-    num_wrong = int((pairs[0] != pairs[1]).sum())
-    result: dict[str, Any] = {"num": int(known.sum()), "wrong": num_wrong}
+    result: dict[str, Any] = {"num": int(judged.is_known.sum()), "wrong": int(judged.is_wrong.sum())}
     if len(labels) <= MAX_GROUPS:
         at = np.searchsorted(labels, pairs)
         counts = np.bincount(at[0] * len(labels) + at[1], minlength=len(labels) ** 2).reshape(len(labels), -1)
         return result | {"labels": labels.tolist(), "names": names, "counts": counts.tolist()}
-    distinct, counts = np.unique(pairs[:, pairs[0] != pairs[1]], axis=1, return_counts=True)
+    distinct, counts = np.unique(pairs[:, judged.is_wrong[judged.is_known]], axis=1, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:_MAX_PAIRS]
     return result | {"pairs": _pairs(distinct[:, order], counts[order])}
 
 
 def _pairs(distinct: NDArray[np.int64], counts: NDArray[np.int64]) -> Sequence[tuple[int, int, int]]:
     return [(int(one), int(other), int(num)) for (one, other), num in zip(distinct.T, counts, strict=True)]
-
-
-def class_grouping(groupings: Sequence[Grouping]) -> int | None:
-    """The place of the grouping by class."""
-    return next((number for number, grouping in enumerate(groupings) if grouping.name == CLASS), None)

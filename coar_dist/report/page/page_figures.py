@@ -89,11 +89,11 @@ def figures_of(found: Gathered, summary: Summary, output: OutputName) -> list[Pa
     if np.isfinite(found.layers.shares).all():
         figures.append(
             PageFigure(
-                "layers",
+                "parameters",
                 "maps",
                 draw_layers(found.layers),
-                "share of absolute weight by layer and class",
-                "Share of the absolute weight by layer, and by class where there are classes.",
+                "share of absolute weight by parameter and class",
+                "Share of the absolute weight by parameter, and by class where there are classes.",
             )
         )
     figures += [

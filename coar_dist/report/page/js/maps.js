@@ -1,4 +1,4 @@
-// Layers x numbers, components x groups, layers x groups, and the model's errors.
+// Layers x numbers, components x groups, parameters x groups, and the model's errors.
 
 function mapOf(name, map, caption, csv) {
   const box = figureOf(name, map.svg, caption);
@@ -27,13 +27,13 @@ function clusterMap(g) {
       () => [["component", ...part.groups], ...names.map((name, r) => [name, ...row(values, r, width)])]));
 }
 
-function layerMap(g) {
-  const part = content.maps.layers.groupings[g], grouping = content.groupings[g], names = content.maps.layers.names;
+function parameterMap(g) {
+  const part = content.maps.parameters.groupings[g], grouping = content.groupings[g], names = content.maps.parameters.names;
   const shares = unpack(part.shares), width = part.groups.length;
-  const map = heatmap({ rows: names, columns: part.groups, title: `share of the weight by layer and ${grouping.name}`, cell: [30, names.length > 40 ? 13 : 16],
+  const map = heatmap({ rows: names, columns: part.groups, title: `share of the weight by parameter and ${grouping.name}`, cell: [30, names.length > 40 ? 13 : 16],
     value: (r, c) => shares[r * width + c], says: (r, c) => `${names[r]}, ${part.groups[c]}: ${percent(shares[r * width + c])}` });
-  return make("div", {}, make("h3", { textContent: `Layers and ${grouping.name}` }),
-    mapOf(`layers by ${grouping.name}`, map, `Share of the absolute weight; the fullest colour is ${percent(map.largest)}.`, () => [["layer", ...part.groups], ...names.map((name, r) => [name, ...row(shares, r, width)])]));
+  return make("div", {}, make("h3", { textContent: `Parameters and ${grouping.name}` }),
+    mapOf(`parameters by ${grouping.name}`, map, `Share of the absolute weight; the fullest colour is ${percent(map.largest)}.`, () => [["parameter", ...part.groups], ...names.map((name, r) => [name, ...row(shares, r, width)])]));
 }
 
 function confusionMap() {
@@ -60,7 +60,7 @@ function showMaps() {
   const names = content.groupings.map(grouping => grouping.name);
   choice.append(...names.map((name, g) => make("option", { value: g, textContent: name })));
   choice.form.hidden = names.length < 2;
-  const show = () => place.replaceChildren(...[clusterMap(Number(choice.value)), layerMap(Number(choice.value))].filter(Boolean));
+  const show = () => place.replaceChildren(...[clusterMap(Number(choice.value)), parameterMap(Number(choice.value))].filter(Boolean));
   if (names.length) show();
   choice.addEventListener("input", show);
   confusionMap();
