@@ -19,7 +19,7 @@ from coar_dist.stages.executing import executing_fits
 from coar_dist.stages.session import Session
 from coar_dist.stages.stage import Stage
 from coar_dist.store.methods import methods_of
-from coar_dist.store.run_directory import RunDirectory
+from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
 
 
 def _check(session: Session) -> None:
@@ -49,9 +49,9 @@ def _run(session: Session) -> None:
 
 def _evaluate(session: Session, run: RunDirectory, methods: list[str], execute: Execute) -> None:
     terminal, num_designs = session.terminal, len(run.held_out)
-    with session.progress((len(methods) + 1) * num_designs, "tables") as progress:
+    num_done = len(methods) * len(run.margins(TRAIN_DESIGN).blocks)
+    with session.progress(num_done + num_designs, "parts") as progress:
         computed = evaluate(run, methods, progress.update, execute)
-        num_done = len(methods) * num_designs
         computed |= measure_ceilings(run, methods[0], lambda done: progress.update(num_done + done), execute)
         seconds = progress.seconds
     what = f"{counted(len(methods), 'method')} on {counted(num_designs, 'held-out design')}"

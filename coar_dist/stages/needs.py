@@ -154,8 +154,8 @@ def report_need(sizes: Sizes, speed: Speed) -> Need:
     methods, num_designs = sizes.num_methods, len(sizes.held_out)
     # The weights of one method, for the layers and for what is shown; margins of shown examples; and all tables.
     tables = TABLE_ROW_BYTES * sizes.num_examples * num_designs * (methods + 1)
-    read = 2.0 * sizes.attribution_bytes + sum(sizes.bytes_of(num) for num in sizes.held_out) + tables
-    openings = (methods + 5 + num_designs) * sizes.num_blocks + (methods + 2) * num_designs
+    read = sizes.attribution_bytes + sum(sizes.bytes_of(num) for num in sizes.held_out) + tables
+    openings = (methods + 4 + num_designs) * sizes.num_blocks + (methods + 2) * num_designs
     read += FOOTER_BYTES * openings
     block = min(sizes.block_size, sizes.num_examples) * sizes.num_components
     return Need(
@@ -163,7 +163,7 @@ def report_need(sizes: Sizes, speed: Speed) -> Need:
         _REPORT_S
         + _SHOWN_S * sizes.num_examples * min(sizes.num_components, _SHOWN_COMPONENTS)
         + read / speed.verified
-        + sizes.in_large_arrays(2.0 * sizes.attribution_bytes)
+        + sizes.in_large_arrays(sizes.attribution_bytes)
         + REQUESTS * openings * speed.request_s,
         PROCESS_BYTES + _SHOWN_BYTES * block,
         read,

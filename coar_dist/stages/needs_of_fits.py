@@ -22,6 +22,8 @@ _LASSO_STEPS = 150.0
 """Products with the Gram matrix on a path of penalties, for each example."""
 _RANKED_S, _CEILING_S = 1.3e-7, 1.8e-7
 """Seconds to rank and compare one held-out margin, and to take it into the ceiling."""
+_STATISTICS_S, _STATISTICS_BYTES = 2.7e-9, 56.0
+"""Of the statistics of components: seconds for a weight, and bytes for a component."""
 _CURVE_BLOCKS, _CURVE_EXAMPLES = 8, 1024
 """What a point of the curve of fewer masks reads and fits, at most."""
 _COPIES = 6.0
@@ -107,10 +109,12 @@ def evaluate_need(sizes: Sizes, shares: list[float], config: RegressionConfig, s
     products = 2.0 * num_held_out * d * n * (methods + 1) + 2.0 * pairs * d * sizes.num_blocks
     seconds = products / speed.products + 2.0 * pairs * n / speed.exact_products
     seconds += (_RANKED_S * methods + _CEILING_S) * num_held_out * n
-    read = (methods + 1) * (num_designs * sizes.attribution_bytes + sizes.bytes_of(num_held_out))
-    seconds += sizes.in_large_arrays((methods + 1) * num_designs * sizes.attribution_bytes)
-    openings = (methods + 1) * sizes.num_blocks * (sizes.num_held_out_shards + num_designs)
-    openings += CHECKS * methods * num_designs * (sizes.num_blocks + 1)
+    # Attributions once for all tables of a method, and once for the ceiling on each design.
+    read_attributions = (methods + num_designs) * sizes.attribution_bytes
+    read = read_attributions + (methods + 1) * sizes.bytes_of(num_held_out)
+    seconds += sizes.in_large_arrays(read_attributions) + _STATISTICS_S * methods * n * d
+    openings = sizes.num_blocks * ((methods + 1) * sizes.num_held_out_shards + methods + num_designs)
+    openings += CHECKS * methods * (num_designs + 1) * (sizes.num_blocks + 1)
     memory, read_of_curve, openings_of_curve = 0.0, 0.0, 0
     points = [share for share in shares if share * sizes.num_masks >= fewest_masks(d, config)]
     for share in points:
@@ -129,9 +133,9 @@ def evaluate_need(sizes: Sizes, shares: list[float], config: RegressionConfig, s
         + memory
         + (8.0 * _COPIES if points else READ_BYTES) * block,  # a point is fitted as all masks are
         read,
-        num_designs * (methods + 1) * TABLE_ROW_BYTES * n + curves,
+        num_designs * (methods + 1) * TABLE_ROW_BYTES * n + methods * _STATISTICS_BYTES * d + curves,
         REQUESTS * openings,
-        num_designs * (methods + 1) + num_curves,
+        num_designs * (methods + 1) + 2 * methods + num_curves,
     )
 
 

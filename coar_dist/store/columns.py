@@ -24,6 +24,12 @@ def matrix_of(column: pa.ChunkedArray) -> NDArray[Any]:
     return _values(column).reshape(len(column), -1)
 
 
+def has_nulls(column: pa.Array | pa.ChunkedArray) -> bool:
+    """Whether a column of lists of fixed size has a list or a value that is null."""
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    return any(chunk.null_count or chunk.flatten().null_count for chunk in chunks)
+
+
 def packed_column(masks: NDArray[np.bool_]) -> pa.Array:
     """(num_masks, num_components) bool as fixed_size_binary: bit i, least significant first, is component i."""
     return bytes_column(np.packbits(masks, axis=1, bitorder="little"))

@@ -14,12 +14,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from typing_extensions import override
 
 from coar_dist.config.documents import check_type
 from coar_dist.errors import in_one_line
+from coar_dist.store.columns import has_nulls, matrix_column
 from coar_dist.store.storage import StoredFile
 
 _METADATA_KEY = "coar_dist"
@@ -118,9 +121,31 @@ def read_columns(file: StoredFile, tail: bytes, metadata: Mapping[str, Any], col
             return source.read(columns=wanted, use_threads=False)
         # Some rows after the other: what they are decoded from is not in memory for all of them.
         rows = max(_READ_AT_ONCE * footer.num_rows // num_bytes, 1)
-        return pa.Table.from_batches(source.iter_batches(batch_size=rows, columns=wanted, use_threads=False))
+        return _joined(source.iter_batches(batch_size=rows, columns=wanted, use_threads=False), footer.num_rows)
     except (pa.ArrowException, KeyError) as error:  # of a file with right checksums that no writer here has made
         raise WrongError(f"is damaged: it is no Parquet file of these columns ({in_one_line(error)})") from error
+
+
+def _joined(batches: Iterable[pa.RecordBatch], num_rows: int) -> pa.Table:
+    """One table of batches; the values of lists of fixed size go at once to where all of them lie in one piece."""
+    matrices: dict[str, NDArray[Any]] = {}
+    columns: dict[str, list[pa.Array]] = {}
+    first = 0
+    for batch in batches:
+        end = first + len(batch)
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            if not pa.types.is_fixed_size_list(column.type):
+                columns.setdefault(name, []).append(column)
+            elif has_nulls(column):
+                raise WrongError(f"is damaged: its column {name!r} has nulls")
+            else:
+                rows = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+                if name not in matrices:
+                    matrices[name] = np.empty((num_rows, rows.shape[1]), rows.dtype)
+                    columns[name] = [matrix_column(matrices[name])]
+                matrices[name][first:end] = rows
+        first = end
+    return pa.table({name: pa.chunked_array(chunks) for name, chunks in columns.items()})
 
 
 class _Parts(io.RawIOBase):

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from coar_dist.config.documents import check_type
 from coar_dist.errors import DamagedFileError, StorageError
+from coar_dist.store.columns import has_nulls
 from coar_dist.store.encoding import WrongError, encoded, read_columns, read_footer
 from coar_dist.store.storage import Storage, StoredFile
 
@@ -228,7 +229,7 @@ def _check_columns(table: pa.Table, types: Mapping[str, pa.DataType], num_rows: 
         wanted, found = types.get(name), table.schema.field(name).type
         if wanted is not None and found != wanted:
             raise _OtherColumnsError(f"is damaged: its column {name!r} is of {found}, not of {wanted}")
-        if wanted is not None and pa.types.is_fixed_size_list(found) and table[name].null_count:
+        if wanted is not None and pa.types.is_fixed_size_list(found) and has_nulls(table[name]):
             raise _OtherColumnsError(f"is damaged: its column {name!r} has nulls")
 
 

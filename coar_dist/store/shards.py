@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, TypeVar
@@ -13,6 +11,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import pyarrow as pa
 
 from coar_dist.errors import DamagedFileError, MissingWorkError, RunMismatchError, counted, listed_ranges
+from coar_dist.store.ahead import read_ahead
 from coar_dist.store.aside import set_aside
 from coar_dist.store.parquet import FOREIGN, Content, read_content, read_metadata, why_wrong
 from coar_dist.store.storage import Storage
@@ -207,20 +206,8 @@ class ShardFolder:
 
     def _at_once(self, read: Callable[[tuple[int, int]], _T], ranges: Iterable[tuple[int, int]]) -> Iterator[_T]:
         """``read`` of every shard, in order; where the storage is far away, the next ones are on their way."""
-        if self.storage.parallel_reads == 1:
-            yield from map(read, ranges)
-            return
-        coming = deque[Future[_T]]()
-        with ThreadPoolExecutor(self.storage.parallel_reads) as pool:
-            try:
-                for masks in ranges:
-                    coming.append(pool.submit(read, masks))
-                    if len(coming) > self.storage.parallel_reads:
-                        yield coming.popleft().result()
-                while coming:
-                    yield coming.popleft().result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+        num = self.storage.parallel_reads
+        return map(read, ranges) if num == 1 else read_ahead(read, ranges, num)
 
     def _read(
         self, start: int, stop: int, columns: Sequence[str] | None, types: Mapping[str, pa.DataType], num_rows: int

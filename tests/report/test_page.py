@@ -16,19 +16,18 @@ import pytest
 from rich.console import Console
 
 from coar_dist.api import Run
-from coar_dist.components.groups import ComponentGroup
-from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import Config, RunConfig
 from coar_dist.console.run_log import RunLog
+from coar_dist.evaluation.component_statistics import ComponentSums
 from coar_dist.evaluation.intervals import means_of
+from coar_dist.report.page import examples
 from coar_dist.report.page.components import clustered
 from coar_dist.report.page.content import with_images
 from coar_dist.report.page.encoding import unpacked
-from coar_dist.report.page.examples import MAX_SHOWN, choose
+from coar_dist.report.page.examples import MAX_SHOWN, choose, nearest_to
 from coar_dist.report.page.gather import gather
 from coar_dist.report.page.history import history_of
 from coar_dist.report.page.maps import confusion
-from coar_dist.report.page.totals import Totals
 from coar_dist.report.page.verdict import verdict_of
 from coar_dist.report.summary import summarise
 from coar_dist.stages.pipeline import run_stages
@@ -172,10 +171,9 @@ def test_examples_have_their_weights_predictions_and_errors(images: Run) -> None
             np.testing.assert_allclose(unpacked(shown["true"]).reshape(n, -1), true.T, atol=1e-3)
     correlations = images.evaluation()["correlation"][ids]
     np.testing.assert_allclose(unpacked(shown["correlation"]), correlations, rtol=1e-5)
-    lengths = np.linalg.norm(weights[ids], axis=1, keepdims=True)
-    unit = weights[ids] / np.maximum(lengths, 1e-30)
-    cosines = unit @ unit.T
-    np.fill_diagonal(cosines, -np.inf)
+    unit = weights / np.maximum(np.linalg.norm(weights, axis=1, keepdims=True), 1e-30)
+    cosines = unit[ids] @ unit.T
+    cosines[np.arange(n), ids] = -np.inf
     nearest = unpacked(shown["nearest"]).reshape(n, -1).astype(int)
     expected = -np.sort(-cosines, axis=1)[2:, :6]
     np.testing.assert_allclose(np.take_along_axis(cosines, nearest, axis=1)[2:], expected, atol=1e-5)
@@ -199,7 +197,7 @@ def test_of_many_components_an_example_keeps_its_strongest(tmp_path: Path, monke
     assert "The 10 strongest of 24 components" in page_of(run).read_text()
 
 
-def test_attributions_are_read_twice(images: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attributions_are_read_once(images: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[int, int]] = []
     plain = AttributionTable.read
 
@@ -209,7 +207,27 @@ def test_attributions_are_read_twice(images: Run, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(AttributionTable, "read", count)
     gather(images.directory, summarise(images.directory))
-    assert sorted(read) == sorted(2 * images.directory.margins("train").blocks)
+    assert read == images.directory.margins("train").blocks
+
+
+@pytest.mark.parametrize("at_once", [64, 2**22])
+def test_nearest_examples_are_among_all_of_them(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examples, "_VALUES_AT_ONCE", at_once)
+    random = np.random.default_rng(0)
+    weights = random.normal(0.5, 1.0, (300, 8)).astype(np.float32)
+    weights[299], weights[250], weights[77] = 3 * weights[4], weights[4], 0.0
+    ids = np.array([4, 77, 120, 299])
+    nearest, cosines = nearest_to(ids, weights)
+    exact = weights.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        unit = np.nan_to_num(exact / np.linalg.norm(exact, axis=1, keepdims=True))
+    of_all = unit[ids] @ unit.T
+    of_all[np.arange(4), ids] = -np.inf
+    np.testing.assert_allclose(cosines, -np.sort(-of_all, axis=1)[:, :6], atol=1e-12)
+    np.testing.assert_allclose(np.take_along_axis(of_all, nearest, axis=1), cosines, atol=1e-12)
+    assert set(nearest[0, :2].tolist()) == {250, 299}
+    assert nearest[1].tolist() == [0, 1, 2, 3, 4, 5]
+    assert set(nearest[3, :2].tolist()) == {4, 250}
 
 
 def test_pictures_fill_what_the_rest_of_the_page_leaves(images: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,15 +370,14 @@ def test_the_worst_the_best_the_wrong_and_the_extreme_are_shown() -> None:
     correlations[7] = np.nan
     label = np.zeros(2000)
     prediction = np.where(np.arange(2000) % 400 == 399, 1.0, 0.0)
-    totals = Totals(ComponentIndex((ComponentGroup.of("conv.weight", 0, 3),)), [])
     weights = random.random((2000, 3), np.float32)
     weights[1001, 2], weights[1003, 0] = 5.0, -5.0
-    totals.add(np.arange(2000), weights)
-    chosen = choose({"label": label, "prediction": prediction}, correlations, totals)
+    statistics = ComponentSums.of(np.arange(2000), weights).statistics()
+    chosen = choose({"label": label, "prediction": prediction}, correlations, statistics)
     assert len(chosen) == len(np.unique(chosen)) == MAX_SHOWN
     order = np.argsort(np.nan_to_num(correlations, nan=0.5))
     assert {*order[:80], *order[-80:], 7, 399, 799, 1001, 1003, 1199, 1599, 1999} <= set(chosen.tolist())
-    np.testing.assert_array_equal(choose({"label": label, "prediction": prediction}, correlations, totals), chosen)
+    np.testing.assert_array_equal(choose({"label": label, "prediction": prediction}, correlations, statistics), chosen)
 
 
 def test_history_adds_up_stages_and_lists_warnings(tmp_path: Path) -> None:

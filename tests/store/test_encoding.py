@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from coar_dist.errors import DamagedFileError
-from coar_dist.store.columns import matrix_column, matrix_of
+from coar_dist.store.columns import matrix_column, matrix_of, matrix_type
 from coar_dist.store.local_storage import LocalStorage
 from coar_dist.store.parquet import read_content, read_metadata, why_wrong, write_table
 from coar_dist.store.rehearsal import Rehearsal
@@ -52,9 +52,23 @@ def test_large_columns_are_decoded_some_rows_at_a_time(
     write_table(storage, "file", {"values": matrix_column(values), "text": texts}, BELONGS, compress)
     found = read_content(storage, "file", "fit", BELONGS)
     assert found is not None
-    assert found.columns["values"].num_chunks > 5
+    assert found.columns["values"].num_chunks == 1
+    assert found.columns["text"].num_chunks > 5
     np.testing.assert_array_equal(matrix_of(found.columns["values"]), values)
     assert found.columns["text"].to_pylist() == texts.to_pylist()
+
+
+@pytest.mark.parametrize("read_at_once", [400, 2**23])
+@pytest.mark.parametrize("lacking", [None, [None, 1.0]], ids=["a row", "a value"])
+def test_matrices_with_nulls_are_refused(
+    lacking: list[float | None] | None, read_at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coar_dist.store.encoding._READ_AT_ONCE", read_at_once)
+    storage, kind = LocalStorage(str(tmp_path)), matrix_type("float32", 2)
+    values = pa.array([[0.0, float(i)] if i != 70 else lacking for i in range(100)], kind)
+    write_table(storage, "file", {"values": values}, BELONGS)
+    with pytest.raises(DamagedFileError, match="file is damaged: its column 'values' has nulls"):
+        read_content(storage, "file", "fit", BELONGS, types={"values": kind})
 
 
 def test_each_byte_that_changes_and_each_that_is_cut_off_is_noticed(tmp_path: Path) -> None:

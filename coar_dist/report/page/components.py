@@ -1,5 +1,5 @@
 """What the page says of the strongest components: the examples they matter most for, the spread of their weights, their
-means by group, and which are alike. From a second reading of the attributions, block by block."""
+means by group, and which are alike. From the attributions, block by block."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coar_dist.report.page.groupings import Grouping
-from coar_dist.report.page.totals import Totals
+from coar_dist.store.component_statistics import ComponentStatistics
 
 MAX_COMPONENTS = 2400
 """Components with a row of the table and a page of their own."""
@@ -86,16 +86,16 @@ class ComponentDetails:
     """Gathers ``ShownComponents`` block by block.
 
     Args:
-        totals: of all components.
+        statistics: of all components.
         groupings: of the examples.
     """
 
-    def __init__(self, totals: Totals, groupings: Sequence[Grouping]) -> None:
-        self._totals = totals
-        self.ids = totals.strongest(MAX_COMPONENTS)
+    def __init__(self, statistics: ComponentStatistics, groupings: Sequence[Grouping]) -> None:
+        self._statistics = statistics
+        self.ids = statistics.strongest(MAX_COMPONENTS)
         n = len(self.ids)
-        self._low = totals.lowest[self.ids].astype(np.float64)
-        self._width = totals.highest[self.ids] - self._low
+        self._low = statistics.lowest[self.ids].astype(np.float64)
+        self._width = statistics.highest[self.ids] - self._low
         self._histogram = np.zeros((n, NUM_BINS), np.int64)
         self._raised, self._lowered = Extremes(n), Extremes(n)
         self._groupings = [grouping if len(grouping.values) * n <= _MOST_MEANS else None for grouping in groupings]
@@ -136,14 +136,14 @@ class ComponentDetails:
             else:
                 with np.errstate(invalid="ignore"):
                     by_group.append((sums / grouping.counts[:, None]).T)
-        whole = self._num_errors == self._totals.num_examples > 0 and bool(np.isfinite(self._error_squares).any())
+        are_known = self._num_errors > 0 and bool(np.isfinite(self._error_squares).any())
         similar, cosines = _most_similar(self._gram)
         return ShownComponents(
             self.ids,
-            self._totals.mean[self.ids],
-            self._totals.strength[self.ids],
-            self._totals.spread[self.ids],
-            np.sqrt(self._error_squares / self._num_errors) if whole else None,
+            self._statistics.mean[self.ids],
+            self._statistics.mean_absolute[self.ids],
+            self._statistics.spread[self.ids],
+            np.sqrt(self._error_squares / self._num_errors) if are_known else None,
             *self._raised.result(1.0),
             *self._lowered.result(-1.0),
             np.stack([self._low, self._low + self._width], axis=1),
@@ -163,13 +163,14 @@ class Extremes:
 
     def add(self, ids: NDArray[np.int64], values: NDArray[np.float32]) -> None:
         """Add (num_rows, n) values of n columns with these ids, which rise from block to block."""
-        num = min(GALLERY, values.shape[1])
+        rows = np.flatnonzero(values.max(axis=1) > self._values[:, -1])  # few after some blocks
+        values, num = values[rows], min(GALLERY, values.shape[1])
         at = np.argpartition(-values, num - 1, axis=1)[:, :num]
-        candidates = np.concatenate([self._values, np.take_along_axis(values, at, axis=1)], axis=1)
-        of_candidates = np.concatenate([self._ids, ids[at]], axis=1)
+        candidates = np.concatenate([self._values[rows], np.take_along_axis(values, at, axis=1)], axis=1)
+        of_candidates = np.concatenate([self._ids[rows], ids[at]], axis=1)
         order = np.lexsort((of_candidates, -candidates), axis=1)[:, :GALLERY]
-        self._values = np.take_along_axis(candidates, order, axis=1)
-        self._ids = np.take_along_axis(of_candidates, order, axis=1)
+        self._values[rows] = np.take_along_axis(candidates, order, axis=1)
+        self._ids[rows] = np.take_along_axis(of_candidates, order, axis=1)
 
     def result(self, sign: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Ids and values times ``sign``, the largest first; a value of 0 is none."""

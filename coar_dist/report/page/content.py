@@ -67,7 +67,7 @@ def content_of(found: Gathered, output: OutputName, fractions: list[float], most
 
 def with_images(found: Gathered, content: dict[str, Any], budget: int) -> dict[str, Any]:
     """The content with as many pictures as ``budget`` letters hold: of the shown examples first, then of those that the
-    strongest components matter most for."""
+    strongest components matter most for, and nearest ones."""
     images: dict[str, str] = {}
     wanted = dict.fromkeys([*found.examples.ids.tolist(), *found.in_galleries.tolist()])
     for example_id in wanted:
@@ -157,7 +157,7 @@ def _of_examples(found: Gathered) -> dict[str, Any]:
         "predicted": scaled(shown.predicted),
         "true": scaled(shown.true),
         "errors": floats(shown.errors),
-        "nearest": integers(shown.nearest, max(len(ids), 1)),
+        "nearest": integers(shown.nearest, max(found.run.num_examples, 1)),
         "cosines": scaled(shown.cosines),
         "num_compared": shown.num_compared,
     }

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from coar_dist.evaluation.correlation import predict
 from coar_dist.report.judged import Judged
-from coar_dist.report.page.totals import Totals
+from coar_dist.report.page.components import MAX_COMPARED
+from coar_dist.store.component_statistics import ComponentStatistics
 from coar_dist.store.run_directory import RunDirectory
 
 MAX_SHOWN = 500
@@ -23,6 +24,8 @@ NUM_MASKS = 100
 NUM_NEAREST = 6
 _WEIGHT_BYTES = 560_000
 """Of all weights on the page, before they become text: all of every example, or else its strongest ones."""
+_COMPARED_VALUES, _FEWEST_COMPARED = 2**24, 32
+"""Weights of all examples by which they are compared, and components where examples are very many."""
 _VALUES_AT_ONCE = 2**22
 """Weights of shown examples that are ranked at once."""
 _FEATURED = 40
@@ -45,7 +48,7 @@ class ShownExamples:
         whole: (n,) float64, predicted outputs with everything kept.
         predicted, true: (n, num_masks) float64 outputs under the first held-out masks of the column's design.
         errors: (n, num_designs) float64, root mean square errors of prediction under the first masks of each design.
-        nearest: (n, 6) int64, rows of the shown examples whose weights have the largest cosines, falling.
+        nearest: (n, 6) int64, ids of the examples of the run whose weights have the largest cosines, falling.
         cosines: (n, 6) float64.
         num_compared: how many components these cosines are of, the strongest of the run.
     """
@@ -86,19 +89,21 @@ class ExampleDetails:
         run: evaluated.
         ids: of the examples to show, ascending.
         column: the held-out design of the scatter plots, by its place.
-        num_compared: components that examples are compared by.
+        num_strongest: components whose weights are given to ``add``, by which examples are compared; fewer of them
+            where there are many examples.
     """
 
-    def __init__(self, run: RunDirectory, ids: NDArray[np.int64], column: int, num_compared: int) -> None:
+    def __init__(self, run: RunDirectory, ids: NDArray[np.int64], column: int, num_strongest: int) -> None:
         self.ids, self._column = ids, column
         self._designs = list(run.held_out)
         d, n = run.components.num_components, len(ids)
         num_kept = kept_weights(n, d)
         self._components = None if num_kept == d else np.zeros((n, num_kept), np.int64)
         self._weights = np.zeros((n, num_kept), np.float32)
-        self._errors_of_weights: NDArray[np.float32] | None = np.full((n, num_kept), np.nan, np.float32)
+        self._errors_of_weights = np.full((n, num_kept), np.nan, np.float32)
         self._intercepts, self._whole = np.zeros((2, n))
-        self._compared = np.zeros((n, num_compared), np.float32)
+        num_compared = min(num_strongest, MAX_COMPARED, max(_COMPARED_VALUES // run.num_examples, _FEWEST_COMPARED))
+        self._compared = np.zeros((run.num_examples, num_compared), np.float32)
         held_out = [_first_margins(run, name, ids) for name in self._designs]
         self._masks = [masks for masks, _ in held_out]
         self._true = [margins.T.astype(np.float64) for _, margins in held_out]
@@ -123,7 +128,7 @@ class ExampleDetails:
             Rows here and rows of the block of the examples that are shown.
         """
         _, at, within = np.intersect1d(self.ids, example_ids, assume_unique=True, return_indices=True)
-        self._compared[at] = of_shown_components[within, : self._compared.shape[1]]
+        self._compared[example_ids] = of_shown_components[:, : self._compared.shape[1]]
         for start in range(0, len(at), step := max(_VALUES_AT_ONCE // weights.shape[1], 1)):
             few = slice(start, start + step)
             self._add(at[few], weights[within[few]], intercepts[within[few]])
@@ -144,15 +149,10 @@ class ExampleDetails:
         for masks, predicted in zip(self._masks, self._predicted, strict=True):
             predicted[at] = predict(masks, weights, intercepts).T
 
-    def add_errors(self, at: NDArray[np.int64], within: NDArray[np.int64], errors: NDArray[np.float32] | None) -> None:
-        """Add (n, num_components) standard errors of a block, or None where it has none; rows are those of ``add``."""
-        if errors is None:
-            self._errors_of_weights = None
-        elif self._errors_of_weights is not None and at.size:
-            rows = within[:, None]
-            self._errors_of_weights[at] = (
-                errors[within] if self._components is None else errors[rows, self._components[at]]
-            )
+    def add_errors(self, at: NDArray[np.int64], within: NDArray[np.int64], errors: NDArray[np.float32]) -> None:
+        """Add (n, num_components) standard errors of a block, where all blocks have some; rows are those of ``add``."""
+        rows = within[:, None]
+        self._errors_of_weights[at] = errors[within] if self._components is None else errors[rows, self._components[at]]
 
     def result(self) -> ShownExamples:
         """What was gathered, once all blocks are added."""
@@ -160,7 +160,7 @@ class ExampleDetails:
             np.sqrt(np.square(predicted - true).mean(axis=1))
             for predicted, true in zip(self._predicted, self._true, strict=True)
         ]
-        nearest, cosines = _nearest(self._compared)
+        nearest, cosines = nearest_to(self.ids, self._compared)
         of_weights = self._errors_of_weights
         return ShownExamples(
             self.ids,
@@ -168,7 +168,7 @@ class ExampleDetails:
             self._column,
             self._components,
             self._weights,
-            None if of_weights is None or np.isnan(of_weights).all() else of_weights,
+            None if np.isnan(of_weights).all() else of_weights,
             self._intercepts,
             self._whole,
             self._predicted[self._column],
@@ -194,13 +194,15 @@ def kept_weights(num_shown: int, num_components: int) -> int:
     return min(max(_WEIGHT_BYTES // (bytes_each * num_shown), 1), num_components)
 
 
-def choose(examples: dict[str, NDArray[Any]], correlations: NDArray[np.float64], totals: Totals) -> NDArray[np.int64]:
+def choose(
+    examples: dict[str, NDArray[Any]], correlations: NDArray[np.float64], statistics: ComponentStatistics
+) -> NDArray[np.int64]:
     """Ids of at most ``MAX_SHOWN`` examples, ascending: all, or of each kind some and the rest at random.
 
     Args:
         examples: the columns of ``examples.parquet``.
         correlations: (num_examples,) of predicted and true margins, NaN = undefined.
-        totals: of all components, whose strongest ones have extreme examples.
+        statistics: of all components, whose strongest ones have extreme examples.
     """
     num_examples = len(correlations)
     if num_examples <= MAX_SHOWN:
@@ -211,8 +213,8 @@ def choose(examples: dict[str, NDArray[Any]], correlations: NDArray[np.float64],
     order = defined[np.argsort(correlations[defined], kind="stable")]
     wrong = random.permutation(np.flatnonzero(Judged.of(examples).is_wrong))
     undefined = np.flatnonzero(~np.isfinite(correlations))
-    strongest = totals.strongest(_FEATURED)
-    extreme = np.concatenate([totals.lowest_at[strongest], totals.highest_at[strongest]])
+    strongest = statistics.strongest(_FEATURED)
+    extreme = np.concatenate([statistics.lowest_example[strongest], statistics.highest_example[strongest]])
     parts = [order[:share], order[len(order) - share :], wrong[:share], undefined[:share], extreme]
     chosen = np.unique(np.concatenate(parts))
     rest = random.permutation(np.setdiff1d(np.arange(num_examples), chosen))
@@ -235,14 +237,34 @@ def _first_margins(
     return masks, margins
 
 
-def _nearest(weights: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def nearest_to(ids: NDArray[np.int64], weights: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The examples whose weights have the largest cosines with those of some examples.
+
+    Args:
+        ids: (n,) of these examples.
+        weights: (num_examples, width); an example without any has the cosine 0 with all.
+
+    Returns:
+        (n, 6) int64 ids, none of them its own, and (n, 6) float64 cosines, falling; equal ones by rising id.
+    """
     num = min(NUM_NEAREST, len(weights) - 1)
     if num < 1:
-        return np.empty((len(weights), 0), np.int64), np.empty((len(weights), 0))
-    exact = weights.astype(np.float64)
-    lengths = np.linalg.norm(exact, axis=1, keepdims=True)
-    unit = np.divide(exact, lengths, out=np.zeros_like(exact), where=lengths > 0)
-    cosines = unit @ unit.T
-    np.fill_diagonal(cosines, -np.inf)
-    order = np.argsort(-cosines, axis=1, kind="stable")[:, :num]
-    return order, np.take_along_axis(cosines, order, axis=1)
+        return np.empty((len(ids), 0), np.int64), np.empty((len(ids), 0))
+
+    def unit(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+        exact = rows.astype(np.float64)
+        lengths = np.linalg.norm(exact, axis=1, keepdims=True)
+        return np.asarray(np.divide(exact, lengths, out=np.zeros_like(exact), where=lengths > 0))
+
+    own = unit(weights[ids])
+    nearest, cosines = np.zeros((len(ids), 0), np.int64), np.zeros((len(ids), 0))
+    for start in range(0, len(weights), step := max(_VALUES_AT_ONCE // max(len(ids), weights.shape[1]), 1)):
+        of_chunk = own @ unit(weights[start : start + step]).T
+        here = (ids >= start) & (ids < start + step)
+        of_chunk[here, ids[here] - start] = -np.inf
+        best = np.argsort(-of_chunk, axis=1, kind="stable")[:, :num]
+        nearest = np.concatenate([nearest, best + start], axis=1)
+        cosines = np.concatenate([cosines, np.take_along_axis(of_chunk, best, axis=1)], axis=1)
+        order = np.argsort(-cosines, axis=1, kind="stable")[:, :num]
+        nearest, cosines = np.take_along_axis(nearest, order, axis=1), np.take_along_axis(cosines, order, axis=1)
+    return nearest, cosines

@@ -1,4 +1,4 @@
-"""Everything that the page shows of a run's attributions, from two readings of them, one block in memory at a time."""
+"""Everything that the page shows of a run's attributions, from one reading, two blocks in memory at a time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from coar_dist.report.page.examples import ExampleDetails, ShownExamples, choose
 from coar_dist.report.page.groupings import Grouping, groupings_of
 from coar_dist.report.page.layers import LayerShares
 from coar_dist.report.page.looks import looks_of
-from coar_dist.report.page.totals import Totals
 from coar_dist.report.predictions import PredictedExample
 from coar_dist.report.summary import MethodSummary, Summary
+from coar_dist.store.ahead import read_ahead
 from coar_dist.store.class_names import read_class_names
+from coar_dist.store.component_statistics import ComponentStatistics, StatisticsTable
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.previews import PreviewTable
 from coar_dist.store.responses import Responses
@@ -40,7 +41,7 @@ class Gathered:
         table: the columns of ``examples.parquet``.
         class_names: by label.
         groupings: of the examples.
-        totals: of all components.
+        statistics: of all components.
         layers: shares of the weight by layer.
         components: the strongest ones.
         examples: those that are shown.
@@ -55,7 +56,7 @@ class Gathered:
     table: dict[str, NDArray[Any]]
     class_names: dict[int, str]
     groupings: list[Grouping]
-    totals: Totals
+    statistics: ComponentStatistics
     layers: LayerShares
     components: ShownComponents
     examples: ShownExamples
@@ -65,13 +66,14 @@ class Gathered:
 
     @property
     def in_galleries(self) -> NDArray[np.int64]:
-        """Ids of the examples that components look at, and of those that they matter most for, those of the strongest
-        component first."""
+        """Ids of the examples that components look at, of those that they matter most for, those of the strongest
+        component first, and of those that are nearest to a shown one."""
         shown = self.components
         ids = np.concatenate([shown.raised, shown.lowered], axis=1)
         are_there = np.concatenate([shown.raised_by, shown.lowered_by], axis=1) != 0
         looked_at = [example.example_id for looks in self.looks.values() for example in looks.examples]
-        return np.array(list(dict.fromkeys([*looked_at, *ids[are_there].tolist()])), dtype=np.int64)
+        nearest = self.examples.nearest.T.reshape(-1).tolist()
+        return np.array(list(dict.fromkeys([*looked_at, *ids[are_there].tolist(), *nearest])), dtype=np.int64)
 
     def excerpt_of(self, example_id: int) -> str | None:
         """The beginning of an example's text, where the run has it."""
@@ -129,20 +131,19 @@ def gather(run: RunDirectory, summary: Summary) -> Gathered:
     correlations = method.correlations[:, column]
     table, names = ExampleTable(run).read(), read_class_names(run)
     groupings = groupings_of(table, names)
-    attributions, blocks = AttributionTable(run, method.method), run.margins(TRAIN_DESIGN).blocks
-    totals = Totals(run.components, groupings)
-    for block in blocks:
-        totals.add(np.arange(*block), attributions.read(block)[0])
-    components = ComponentDetails(totals, groupings)
-    chosen = choose(table, correlations, totals)
-    examples = ExampleDetails(run, chosen, column, min(MAX_COMPARED, len(components.ids)))
-    for block in blocks:
-        weights, intercepts = attributions.read(block)
-        at, within = examples.add(np.arange(*block), weights, intercepts, components.add(np.arange(*block), weights))
-        del weights
-        errors = attributions.read_standard_errors(block) if attributions.has_standard_errors(block) else None
-        examples.add_errors(at, within, errors)
-        if errors is not None:
+    attributions, of_method = AttributionTable(run, method.method), StatisticsTable(run, method.method)
+    statistics, shares = of_method.read(), of_method.read_shares()
+    components = ComponentDetails(statistics, groupings)
+    chosen = choose(table, correlations, statistics)
+    examples = ExampleDetails(run, chosen, column, len(components.ids))
+    blocks, places = run.margins(TRAIN_DESIGN).blocks, []
+    for block, (weights, intercepts) in zip(blocks, read_ahead(attributions.read, blocks), strict=True):
+        example_ids = np.arange(*block)
+        places.append(examples.add(example_ids, weights, intercepts, components.add(example_ids, weights)))
+    if all(attributions.has_standard_errors(block) for block in blocks):
+        read_errors = read_ahead(attributions.read_standard_errors, blocks)
+        for (at, within), errors in zip(places, read_errors, strict=True):
+            examples.add_errors(at, within, errors)
             components.add_errors(errors)
     looks, damaged_looks = looks_of(run, components.ids)
     found = Gathered(
@@ -152,8 +153,8 @@ def gather(run: RunDirectory, summary: Summary) -> Gathered:
         table=table,
         class_names=names,
         groupings=groupings,
-        totals=totals,
-        layers=totals.layers(),
+        statistics=statistics,
+        layers=LayerShares.of(run.components, shares, groupings),
         components=components.result(),
         examples=examples.result(),
         looks=looks,

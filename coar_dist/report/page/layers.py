@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from coar_dist.components.index import ComponentIndex
 from coar_dist.report.page.groupings import CLASS, Grouping
 
 
@@ -28,6 +29,27 @@ class LayerShares:
     shares: NDArray[np.float64]
     groupings: Sequence[Grouping]
     by_group: Sequence[NDArray[np.float64]]
+
+    @classmethod
+    def of(cls, components: ComponentIndex, shares: NDArray[np.float32], groupings: Sequence[Grouping]) -> LayerShares:
+        """Means of the shares of examples (num_examples, num_layers), those without any left out."""
+        counted = np.flatnonzero(np.isfinite(shares).all(axis=1))
+        by_group = []
+        for grouping in groupings:
+            groups, sums = grouping.sums(counted, shares[counted])
+            means = np.full((len(grouping.values), shares.shape[1]), np.nan)
+            codes = grouping.codes[counted]
+            nums = np.bincount(codes[codes >= 0], minlength=len(means))
+            with np.errstate(invalid="ignore"):
+                means[groups] = sums / nums[groups, None]
+            by_group.append(means)
+        return cls(
+            [group.parameter for group in components.groups],
+            np.array([group.num_components for group in components.groups]),
+            shares[counted].mean(axis=0, dtype=np.float64) if counted.size else np.full(shares.shape[1], np.nan),
+            list(groupings),
+            by_group,
+        )
 
     @property
     def even_shares(self) -> NDArray[np.float64]:

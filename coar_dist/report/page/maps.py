@@ -15,8 +15,8 @@ from coar_dist.report.page.encoding import floats
 from coar_dist.report.page.gather import Gathered
 from coar_dist.report.page.groupings import Grouping
 from coar_dist.report.page.layers import LayerShares
-from coar_dist.report.page.totals import Totals
 from coar_dist.store.class_names import class_in_words
+from coar_dist.store.component_statistics import ComponentStatistics
 
 _MAX_NUMBERS, _MAX_ROWS = 130, 100
 """Size of a map of layers x numbers; wider layers, as of neurons, have none."""
@@ -27,14 +27,14 @@ _MAX_PAIRS = 30
 def maps_of(found: Gathered) -> dict[str, Any]:
     """All maps as the page's script reads them."""
     return {
-        "grids": _grids(found.run.components, found.totals),
+        "grids": _grids(found.run.components, found.statistics),
         "clusters": [_cluster(found, number) for number in range(len(found.groupings))],
         "parameters": _parameters(found.layers),
         "confusion": confusion(found.table, found.class_names),
     }
 
 
-def _grids(components: ComponentIndex, totals: Totals) -> list[dict[str, Any]]:
+def _grids(components: ComponentIndex, statistics: ComponentStatistics) -> list[dict[str, Any]]:
     """Per kind of components a row per group and a column per number."""
     grids = []
     for kind in dict.fromkeys(group.kind for group in components.groups):
@@ -59,8 +59,8 @@ def _grids(components: ComponentIndex, totals: Totals) -> list[dict[str, Any]]:
                 "rows": [f"layer {group.layer}" if are_numbered else group.module for group in groups],
                 "width": width,
                 "ids": [int(i) for i in ids.reshape(-1)],
-                "mean": floats(np.where(there, totals.mean[ids], np.nan)),
-                "strength": floats(np.where(there, totals.strength[ids], np.nan)),
+                "mean": floats(np.where(there, statistics.mean[ids], np.nan)),
+                "strength": floats(np.where(there, statistics.mean_absolute[ids], np.nan)),
             }
         )
     return grids

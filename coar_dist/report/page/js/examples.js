@@ -154,10 +154,10 @@ function tokensOf(id) {
 
 function nearestTo(i) {
   if (!numNearest) return null;
-  const found = row(E.nearest, i, numNearest).map((other, k) => [E.ids[other], row(E.cosines, i, numNearest)[k]]);
+  const found = row(E.nearest, i, numNearest).map((other, k) => [other, row(E.cosines, i, numNearest)[k]]);
   const of = E.num_compared < content.num_components ? `the ${plural(E.num_compared, "strongest component")}` : "all components";
   return make("section", {}, make("h2", { textContent: "Nearest examples" }),
-    make("p", { className: "note", textContent: `By the cosine of the effects of ${of}, among the ${plural(E.ids.length, "shown example")}.${E.label.some(label => label !== null) ? ` The ${content.output} depends on an example's label, so examples of one class are near each other for that alone.` : ""}` }),
+    make("p", { className: "note", textContent: `By the cosine of the effects of ${of}, among ${plural(content.num_examples, "example")}.${E.label.some(label => label !== null) ? ` The ${content.output} depends on an example's label, so examples of one class are near each other for that alone.` : ""}` }),
     cards(...found.map(([id, cosine]) => card(id, make("span", { textContent: `cosine ${correlation(cosine)}` }), make("span", { textContent: classesOf(id) })))));
 }
 
