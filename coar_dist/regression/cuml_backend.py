@@ -2,19 +2,24 @@
 
 What its source demands: two rows or more; one penalty per target from ridge's ``svd`` solver alone, which factorises
 what it is given at each call; one target at a time of the coordinate descent, which ends where the largest weight,
-or its relative change, is below the tolerance. So ridge gets the problem in the factor's own coordinates, where it is
-diagonal and falls into small pieces, and the lasso gets targets of variance 1.
+or its relative change, is below the tolerance, and counts the values of its matrix in 32 bits. So ridge gets the
+problem in the factor's own coordinates, where it is diagonal and falls into small pieces, and the lasso gets targets
+of variance 1. Arrays are float64: of other ones cuML makes float32 without a word. It computes on the thread's default
+stream, which the device orders before and after torch's; what it gives is on the host, and so all done.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from coar_dist.errors import ConfigError
 from coar_dist.regression.dual import AnyFactor
 from coar_dist.regression.factor import Factor
 from coar_dist.regression.reduced import LassoTarget, target_by_target
@@ -25,6 +30,7 @@ _PIECE = 64
 cube, that of the calls with the number of pieces."""
 _FEWEST_ROWS = 2
 _MAX_SWEEPS = 10_000
+_MOST_VALUES = 2**31 - 1
 
 
 def why_no_cuml() -> str | None:
@@ -36,16 +42,21 @@ def why_no_cuml() -> str | None:
     return None
 
 
-def _libraries() -> tuple[Any, Any]:
-    """cupy and ``cuml.linear_model``. cuML's first import makes cupy of the whole process allocate from rmm's pool; it
-    is given back what it had, as others in the process may use it."""
+@contextlib.contextmanager
+def _libraries() -> Iterator[tuple[Any, Any]]:
+    """cupy and ``cuml.linear_model``, which gives NumPy arrays, whatever the process asks of its other estimators.
+
+    cuML's first import makes cupy of the whole process allocate from rmm's pool; it is given back what it had, as
+    others in the process may use it.
+    """
     import cupy
 
     allocator = cupy.cuda.get_allocator()
-    from cuml import linear_model
+    from cuml import linear_model, using_output_type
 
     cupy.cuda.set_allocator(allocator)
-    return cupy, linear_model
+    with using_output_type("numpy"):
+        yield cupy, linear_model
 
 
 def _as_cupy(cupy: Any, tensor: torch.Tensor) -> Any:
@@ -64,21 +75,21 @@ def cuml_coefficients(factor: AnyFactor, projected: Projected, penalties: NDArra
         projected: the block.
         penalties: (n,) at least 0.
     """
-    cupy, models = _libraries()
-    alphas = cupy.asarray(penalties)
     found = torch.empty_like(projected.cross)
-    for start in range(0, factor.rank, _PIECE):
-        part = slice(start, start + _PIECE)
-        roots, targets = factor.values[part].sqrt(), projected.cross[part]
-        number = len(roots)
-        targets = targets / roots.unsqueeze(1)
-        if number < _FEWEST_ROWS:  # a row, and a weight, of its own that comes out as 0
-            roots = torch.cat([roots, roots.new_ones(1)])
-            targets = torch.cat([targets, targets.new_zeros(1, targets.shape[1])])
-        model = models.Ridge(alpha=alphas, fit_intercept=False, solver="svd", output_type="numpy")
-        model.fit(_as_cupy(cupy, torch.diag(roots)), _as_cupy(cupy, targets.contiguous()))
-        weights = np.asarray(model.coef_, dtype=np.float64).reshape(targets.shape[1], -1)
-        found[part] = torch.from_numpy(weights[:, :number].T.copy()).to(found.device)
+    with _libraries() as (cupy, models):
+        alphas = cupy.asarray(penalties)
+        for start in range(0, factor.rank, _PIECE):
+            part = slice(start, start + _PIECE)
+            roots, targets = factor.values[part].sqrt(), projected.cross[part]
+            number = len(roots)
+            targets = targets / roots.unsqueeze(1)
+            if number < _FEWEST_ROWS:  # a row, and a weight, of its own that comes out as 0
+                roots = torch.cat([roots, roots.new_ones(1)])
+                targets = torch.cat([targets, targets.new_zeros(1, targets.shape[1])])
+            model = models.Ridge(alpha=alphas, fit_intercept=False, solver="svd", output_type="numpy")
+            model.fit(_as_cupy(cupy, torch.diag(roots)), _as_cupy(cupy, targets.contiguous()))
+            weights = np.asarray(model.coef_, dtype=np.float64).reshape(targets.shape[1], -1)
+            found[part] = torch.from_numpy(weights[:, :number].T.copy()).to(found.device)
     return found
 
 
@@ -88,21 +99,31 @@ def cuml_ridge(factor: Factor, projected: Projected, penalties: NDArray[np.float
 
 
 def cuml_lasso(factor: Factor | None, target: LassoTarget) -> torch.Tensor:
-    """``cuml.linear_model.Lasso`` (``ElasticNet`` below an l1_ratio of 1), which takes one target at a time."""
-    cupy, models = _libraries()
+    """``cuml.linear_model.Lasso`` (``ElasticNet`` below an l1_ratio of 1), which takes one target at a time.
 
-    def fit_one(rows: Any, values: Any, alpha: float, l1_ratio: float, tolerance: float) -> Any:
-        settings: dict[str, Any] = {
-            "alpha": alpha,
-            "fit_intercept": False,
-            "tol": tolerance,
-            "max_iter": _MAX_SWEEPS,
-            "output_type": "numpy",
-        }
-        model = models.Lasso(**settings) if l1_ratio == 1.0 else models.ElasticNet(l1_ratio=l1_ratio, **settings)
-        return model.fit(rows, values).coef_
+    Raises:
+        ConfigError: the problem has more values than cuML counts.
+    """
+    assert factor is not None
+    if max(factor.rank, _FEWEST_ROWS) * factor.num_components > _MOST_VALUES:
+        raise ConfigError(
+            f"regression.backend='cuml' counts a matrix' values in 32 bits, and the lasso of {factor.num_components:,} "
+            f"components on a design of rank {factor.rank:,} has more. Use regression.backend=torch."
+        )
+    with _libraries() as (cupy, models):
 
-    def convert(tensor: torch.Tensor) -> Any:
-        return cupy.asfortranarray(_as_cupy(cupy, tensor))
+        def fit_one(rows: Any, values: Any, alpha: float, l1_ratio: float, tolerance: float) -> Any:
+            settings: dict[str, Any] = {
+                "alpha": alpha,
+                "fit_intercept": False,
+                "tol": tolerance,
+                "max_iter": _MAX_SWEEPS,
+                "output_type": "numpy",
+            }
+            model = models.Lasso(**settings) if l1_ratio == 1.0 else models.ElasticNet(l1_ratio=l1_ratio, **settings)
+            return model.fit(rows, values).coef_
 
-    return target_by_target(factor, target, convert, fit_one, _FEWEST_ROWS)
+        def convert(tensor: torch.Tensor) -> Any:
+            return cupy.asfortranarray(_as_cupy(cupy, tensor))
+
+        return target_by_target(factor, target, convert, fit_one, _FEWEST_ROWS)

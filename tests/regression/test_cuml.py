@@ -104,14 +104,26 @@ def test_a_fit_from_shards_is_torch_s(
     np.testing.assert_allclose(found[1], found[0], rtol=tolerance, atol=tolerance)
 
 
-def test_cupy_allocates_as_before(cuml: Any) -> None:
+def test_the_process_keeps_its_settings(cuml: SimpleNamespace | None) -> None:
+    """cupy allocates as before, and arrays come to the host although other estimators leave theirs on the device."""
     masks, margins = problem()
     _, factor, _, part = projected(masks, margins)
     import cupy
 
     before = cupy.cuda.get_allocator()
-    ridge_weights("cuml", factor, part, PENALTIES)
+    if cuml is not None:
+        cuml.output_type = "cupy"
+    found = ridge_weights("cuml", factor, part, PENALTIES)
+    np.testing.assert_allclose(found, ridge.solve(factor, part, PENALTIES), rtol=1e-9, atol=1e-12)
     assert cupy.cuda.get_allocator() == before
+    assert cuml is None or cuml.output_type == "cupy"
+
+
+def test_a_lasso_of_more_values_than_cuml_counts_is_refused(cuml: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    factor, target = target_of(*problem(60, 20), 1.0, 0.1)
+    monkeypatch.setattr(cuml_backend, "_MOST_VALUES", factor.rank * 20 - 1)
+    with pytest.raises(ConfigError, match=r"the lasso of 20 components on a design of rank \d+ has more"):
+        lasso_weights("cuml", factor, target)
 
 
 def test_what_the_stand_in_refuses() -> None:
@@ -121,15 +133,15 @@ def test_what_the_stand_in_refuses() -> None:
     for alpha, solver, rows, values in (
         (1.0, "svd", x[:1], y[:1]),
         (np.ones(3), "svd", x, y),
+        (-np.ones(4), "svd", x, y),
         (np.ones(4), "eig", x, y),
         (np.ones(4), "svd", x, np.full((3, 4), np.nan)),
     ):
-        with pytest.raises(ValueError, match=r"minimum of 2|targets|per target|NaN"):
+        with pytest.raises(ValueError, match=r"minimum of 2|penalties|non-negative|multi-target|NaN"):
             ridge_of(alpha=alpha, solver=solver, **settings).fit(rows, values)
-    with pytest.raises(TypeError):
-        ridge_of(alpha=1.0, solver="svd", **settings).fit(x, y.astype(np.float32))
-    with pytest.raises(ValueError, match="1 target"):
+    with pytest.raises(ValueError, match="1d array"):
         cuml_stand_in.Lasso(alpha=0.1, tol=1e-3, max_iter=9, **settings).fit(x, y)
+    assert ridge_of(alpha=1.0, solver="svd", **settings).fit(x > 0, y).coef_.dtype == np.float32  # it says nothing
     small = cuml_stand_in.Lasso(alpha=0.0, tol=1e-3, max_iter=9, **settings).fit(np.diag([1.0, 2.0]), np.full(2, 1e-9))
     assert abs(small.coef_).max() < 1e-3  # ended after one sweep, by its absolute rule
 
