@@ -34,7 +34,7 @@ class RunConfig(Part):
     dir: Annotated[str, Rule(bool, "a path")] = "runs/default"
     """A folder, or an object store's URL: ``s3://bucket/prefix``, ``gs://bucket/prefix``."""
     previews: bool = True
-    """Whether the ablate stage keeps small pictures of the examples, or the first 300 characters of their texts, for
+    """Whether the ablate stage keeps small pictures of the examples, or the beginnings of their texts and tokens, for
     reports that are made without the data."""
     responses_mb: NonNegative = 16.0
     """Megabytes up to which the ablate stage keeps what each component looks at, for the same reports: its activations

@@ -12,6 +12,8 @@ from coar_dist.tasks.example_set import EXCERPT, TOKENS
 from coar_dist.tasks.examples.pixels import missing
 
 _EXCERPT_LENGTH = 300
+_TOKENS_LENGTH, _ALL_TOKENS = 8192, 2**24
+"""Letters of an example's tokens, and of those of all examples, each of which has at least as many as its excerpt."""
 TOKEN_END = "\x1f"
 """Between the texts of tokens in their column."""
 
@@ -38,7 +40,7 @@ def with_tokens(
     if TOKENS in columns:
         return columns
     known: dict[int, str] = {}
-    joined = []
+    joined, most = [], max(min(_ALL_TOKENS // max(len(tokens), 1), _TOKENS_LENGTH), _EXCERPT_LENGTH)
     for ids in tokens:
         parts: list[str] = []
         length = 0
@@ -46,7 +48,7 @@ def with_tokens(
             if token not in known:
                 known[token] = text_of(token).replace(TOKEN_END, "\N{REPLACEMENT CHARACTER}")
             length += len(known[token]) + 1
-            if length > _EXCERPT_LENGTH:
+            if length > most:
                 break
             parts.append(known[token])
         joined.append(TOKEN_END.join(parts))

@@ -82,7 +82,7 @@ def test_long_texts_are_cut_in_their_excerpts(tmp_path: Path) -> None:
     for length, expected in [(300, "x" * 300), (301, "x" * 299 + "…")]:
         examples = built("text_file", path=str(tmp_path / "text.txt"), length=length)
         assert examples.columns["excerpt"].tolist() == [expected] * 2
-        assert examples.columns["tokens"].tolist() == [TOKEN_END.join("x" * 150)] * 2
+        assert examples.columns["tokens"].tolist() == [TOKEN_END.join("x" * length)] * 2
 
 
 def test_marks_count_matches_in_each_window(tmp_path: Path, tokenizer: str) -> None:
