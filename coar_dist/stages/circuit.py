@@ -126,6 +126,7 @@ def _run(session: Session) -> None:
         if not may_be_here(session.config.cluster):
             session.keep(connected(session.config.cluster))  # for the ends, and then for what they decide
         circuit_run = CircuitRun(session, run, checked_task(session, run))
+        _say_replaced(session, run, table, {**settings, "methods": methods})
         start = time.monotonic()
         table.write(_scored(config, run, circuit_run, methods, is_known), settings, methods)
         of_what = f"{counted(len(methods), 'method')} at {counted(len(config.sizes), 'size')}"
@@ -140,6 +141,24 @@ def _run(session: Session) -> None:
     }
     session.tracking.log(means, run.num_masks)
     print_circuit(session, run, found)
+
+
+def _say_replaced(session: Session, run: RunDirectory, table: CircuitTable, settings: dict[str, Any]) -> None:
+    """Say of a table that is there with what it was made, and how it can be had again."""
+    former = table.settings()
+    if former is None:
+        return
+    where = run.storage.where(table.file)
+    try:
+        table.read()
+    except (MissingWorkError, DamagedFileError):
+        session.terminal.say(f"{where} was of earlier attributions and is replaced.")
+        return
+    changed = {name: value for name, value in settings.items() if former.get(name) != value}
+    were, now = (listed([f"circuit.{name}={of.get(name)}" for name in changed], 10) for of in (former, settings))
+    session.terminal.say(
+        f"{where} was of {were} and is replaced, now of {now}. Its margins stay: asking for it again takes no pass."
+    )
 
 
 def _settings(config: CircuitConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
 from coar_dist.config.documents import Finite
-from coar_dist.errors import MissingWorkError
+from coar_dist.errors import DamagedFileError, MissingWorkError
 from coar_dist.store.parquet import is_made_with, read_current, read_metadata, write_table
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
 from coar_dist.store.tables import AttributionTable
@@ -86,6 +86,16 @@ class CircuitTable:
     def is_complete(self, settings: Mapping[str, Any], methods: list[str]) -> bool:
         """Whether the table is there, whole, made with these settings and of the attributions as they are now."""
         return is_made_with(self._run.storage, self.file, self._belongs_to(settings, methods))
+
+    def settings(self) -> dict[str, Any] | None:
+        """With what the table that is there was made: the settings, ``methods`` and fingerprints of ``attributions``;
+        None where there is none, or it is damaged."""
+        try:
+            belongs_to = self._run.belongs_to(CIRCUIT_FOLDER)
+            there = read_metadata(self._run.storage, self.file, "circuit", belongs_to, _Metadata)
+        except DamagedFileError:
+            return None
+        return None if there is None else dict(there["settings"])
 
     def _belongs_to(self, settings: Mapping[str, Any], methods: list[str]) -> dict[str, Any]:
         blocks = self._run.margins(TRAIN_DESIGN).blocks

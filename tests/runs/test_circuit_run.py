@@ -120,6 +120,30 @@ def test_what_is_there_is_not_computed_again(tmp_path: Path, monkeypatch: pytest
         CircuitTable(made.directory).read()
 
 
+def test_other_settings_replace_a_table_and_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, output = run(tmp_path), io.StringIO()
+    console = Console(file=output, width=300)
+    first = made.circuit(SIZES, console=console)
+    assert "replaced" not in output.getvalue()
+    other = made.circuit([0.25, 1.0], "conv1*", console=console)
+    said = output.getvalue()
+    assert f"{CircuitTable.file} was of sizes={SIZES}, known=None and is replaced, now of sizes=[0.25, 1.0]" in said
+    assert "Its margins stay: asking for it again takes no pass." in said
+    assert other.curve()["size"].unique().tolist() == [0.25, 1.0]
+    with monkeypatch.context() as patched:
+        patched.delattr(AblationActor, "compute")
+        again = made.circuit(SIZES, console=console)
+    assert again.curve().equals(first.curve())
+    made.refit({"regularisation": 1000.0}, console=console)
+    made.circuit(SIZES, console=console)
+    assert f"{CircuitTable.file} was of earlier attributions and is replaced." in output.getvalue()
+    damaged = (tmp_path / CircuitTable.file).read_bytes()[:-9]
+    (tmp_path / CircuitTable.file).write_bytes(damaged)
+    num_said = output.getvalue().count("replaced")
+    made.circuit(SIZES, console=console)
+    assert output.getvalue().count("replaced") == num_said
+
+
 def test_necessary_components_are_found_by_ablating_all_pairs(tmp_path: Path) -> None:
     made = run(tmp_path)
     settings = CircuitConfig(threshold=0.4)
