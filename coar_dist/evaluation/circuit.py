@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from coar_dist.config.schema.edit import RANDOM
 from coar_dist.designs.given import Listed, packed
 from coar_dist.evaluation.circuit_scores import (
+    Ends,
     auroc,
     average_precision,
     cmd,
@@ -18,7 +19,6 @@ from coar_dist.evaluation.circuit_scores import (
     faithfulness,
     num_kept,
     strongest_first,
-    why_undefined,
 )
 from coar_dist.store.circuits import MAGNITUDE, RANKINGS, SCORES, SIGNED, CircuitScores
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
@@ -147,7 +147,7 @@ def masks_of(order: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.
     return masks
 
 
-def ends(num_components: int) -> Listed:
+def masks_of_ends(num_components: int) -> Listed:
     """The masks of the whole model and of none of its components."""
     both = np.stack([np.ones(num_components, np.bool_), np.zeros(num_components, np.bool_)])
     return Listed.of(packed(both), num_components)
@@ -162,8 +162,7 @@ def scored(
     circuits: Circuits,
     weights: Mapping[tuple[str, int], Weights],
     outputs: Mapping[str, NDArray[np.float64]],
-    full: float,
-    none: float,
+    ends: Ends,
     is_known: NDArray[np.bool_] | None,
 ) -> CircuitScores:
     """What circuits came to, random rankings averaged over their draws.
@@ -172,8 +171,7 @@ def scored(
         circuits: whose masks were run.
         weights: what the rankings were made from, by method and draw.
         outputs: by design (num_masks,) mean outputs over examples.
-        full: mean output of the whole model.
-        none: with every component ablated.
+        ends: of the whole model and of none of it.
         is_known: (num_components,); None where none are.
     """
     d = len(next(iter(weights.values())).mean)
@@ -183,26 +181,26 @@ def scored(
     for (method, draw), found in weights.items():
         values = found.scores(is_known)
         for ranking, name, area in ((SIGNED, "cpr", cpr), (MAGNITUDE, "cmd", cmd)):
-            curve = np.where(counts == d, full, none)
+            curve = np.where(counts == d, ends.full, ends.none)
             if len(some):
                 of_some = outputs[circuits.of_ranking[method, ranking, draw]]
                 places = np.searchsorted(some, counts).clip(max=len(some) - 1)
                 curve = np.where((counts > 0) & (counts < d), of_some[places], curve)
             curves.setdefault((method, ranking), []).append(curve)
-            values[name] = area(circuits.sizes, faithfulness(curve, full, none))
+            values[name] = area(circuits.sizes, faithfulness(curve, ends))
         scores.setdefault(method, []).append(values)
     means = {key: np.mean(found, axis=0) for key, found in curves.items()}
     return CircuitScores(
         sizes=circuits.sizes,
         num_components=counts,
-        full=full,
-        none=none,
-        reason=why_undefined(full, none),
+        full=ends.full,
+        none=ends.none,
+        reason=ends.why_undefined,
         known=None if is_known is None else tuple(np.flatnonzero(is_known).tolist()),
         scores={
             method: {name: float(np.mean([values[name] for values in found])) for name in SCORES}
             for method, found in scores.items()
         },
         outputs=means,
-        faithfulness={key: faithfulness(curve, full, none) for key, curve in means.items()},
+        faithfulness={key: faithfulness(curve, ends) for key, curve in means.items()},
     )

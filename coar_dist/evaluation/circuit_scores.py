@@ -7,6 +7,7 @@ strongest components, and areas are of the trapezoid rule over k from the first 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from coar_dist.store.agreement import average_ranks
 
 _ROUNDING = 4 * float(np.finfo(np.float32).eps)
 """Outputs that differ by less than this share of the larger one are equal: margins are stored in float32."""
+_ERRORS = 2.0
+"""Standard errors below which a difference cannot be told from 0."""
 _FLOOR = 1e-9
 """``.29 * 100`` is 29 components, not 28."""
 
@@ -49,37 +52,83 @@ def strongest_first(scores: NDArray[np.float64], by_magnitude: bool) -> NDArray[
     return np.argsort(-np.abs(scores) if by_magnitude else -scores, kind="stable")
 
 
-def why_undefined(full: float, none: float) -> str | None:
-    """Why there is no faithfulness, a sentence without a full stop; None where there is.
+@dataclass(frozen=True)
+class Ends:
+    """The mean outputs over examples that faithfulness lies between.
 
-    Args:
-        full: mean output of the whole model.
-        none: mean output with every component ablated.
+    Attributes:
+        full: of the whole model.
+        none: with every component ablated.
+        error: standard error of ``full - none`` over the examples; NaN of a single one.
+        spread: standard deviation of the mean output over the run's own masks; NaN where there are none.
     """
-    if abs(full - none) <= _ROUNDING * max(abs(full), abs(none)):
-        return f"ablating every component leaves the mean output at {none:.4g}, so there is nothing to be faithful to"
-    return None
+
+    full: float
+    none: float
+    error: float = float("nan")
+    spread: float = float("nan")
+
+    @classmethod
+    def of(cls, outputs: NDArray[np.floating[Any]], over_masks: NDArray[np.floating[Any]]) -> Ends:
+        """From outputs.
+
+        Args:
+            outputs: (2, num_examples) of the whole model and of none of it.
+            over_masks: (num_masks,) mean outputs under the run's own masks.
+        """
+        exact = outputs.astype(np.float64)
+        (full, none), differences = exact.mean(axis=1).tolist(), exact[0] - exact[1]
+        error = float(differences.std(ddof=1) / np.sqrt(len(differences))) if len(differences) > 1 else float("nan")
+        return cls(full, none, error, float(np.std(over_masks)) if len(over_masks) else float("nan"))
+
+    @property
+    def why_undefined(self) -> str | None:
+        """Why there is no faithfulness, a sentence without a full stop; None where there is.
+
+        A ratio says nothing where its denominator cannot be told from 0 (Fieller 1954: its interval is then unbounded),
+        which is below two standard errors here. And where masks of some components move the mean output more than
+        ablating all of them does, what they do cancels, and shares of the sum are no shares of the work: of outputs
+        that lie between both ends the standard deviation is at most half of their difference (Popoviciu 1935).
+        """
+        full, none = self.full, self.none
+        assert np.isfinite([full, none]).all()
+        difference = abs(full - none)
+        if difference <= _ROUNDING * max(abs(full), abs(none)):
+            return (
+                f"ablating all components leaves the mean output at {none:.4g}, so there is nothing to be faithful to"
+            )
+        moves = f"ablating all components moves the mean output from {full:.4g} to {none:.4g}"
+        if difference < _ERRORS * self.error:
+            return (
+                f"{moves}, which cannot be told from nothing: over the examples the standard error of this difference "
+                f"is {self.error:.2g}. Take more examples, or examples that are more alike"
+            )
+        if difference < self.spread:
+            return (
+                f"{moves}, less than the run's own masks of some components do (standard deviation {self.spread:.2g}): "
+                f"what components do cancels. Take another output function, or another ablation value"
+            )
+        return None
 
 
-def faithfulness(outputs: NDArray[np.float64], full: float, none: float) -> NDArray[np.float64]:
+def faithfulness(outputs: NDArray[np.float64], ends: Ends) -> NDArray[np.float64]:
     """``(m(k) - m(none)) / (m(full) - m(none))``: 0 is what is left without any component, 1 the whole model.
 
     Args:
         outputs: mean outputs over examples with all but the circuit ablated, of any shape.
-        full, none: as of ``why_undefined``.
+        ends: of the whole model and of none of it.
 
     Returns:
-        float64 of the same shape; NaN where ``why_undefined`` has a reason.
+        float64 of the same shape; NaN where ``ends.why_undefined`` has a reason.
 
     Example:
-        >>> faithfulness(np.array([1.0, 4.0, 6.0]), full=5.0, none=1.0).tolist()
+        >>> faithfulness(np.array([1.0, 4.0, 6.0]), Ends(full=5.0, none=1.0)).tolist()
         [0.0, 0.75, 1.25]
     """
-    assert np.isfinite([full, none]).all()
     assert np.isfinite(outputs).all()
-    if why_undefined(full, none) is not None:
+    if ends.why_undefined is not None:
         return np.full(outputs.shape, np.nan)
-    return np.asarray((outputs - none) / (full - none), dtype=np.float64)
+    return np.asarray((outputs - ends.none) / (ends.full - ends.none), dtype=np.float64)
 
 
 def cpr(sizes: NDArray[np.float64], faithful: NDArray[np.float64]) -> float:

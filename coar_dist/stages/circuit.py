@@ -20,10 +20,11 @@ from coar_dist.stages.session import Session
 from coar_dist.stages.stage import OF_PASSES, Stage
 from coar_dist.store.circuits import CIRCUIT_FOLDER, SIGNED, CircuitScores, CircuitTable
 from coar_dist.store.methods import fitted_methods
-from coar_dist.store.run_directory import RunDirectory
+from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
 
 if TYPE_CHECKING:
     from coar_dist.components.index import ComponentIndex
+    from coar_dist.evaluation.circuit_scores import Ends
     from coar_dist.stages.circuit_run import CircuitRun
 
 _ENDS, _PAIRS = "ends", "pairs"
@@ -174,32 +175,36 @@ def _scored(
     is_known: NDArray[np.bool_] | None,
 ) -> CircuitScores:
     from coar_dist.designs.given import Listed, packed
-    from coar_dist.evaluation.circuit import Circuits, Weights, ends, scored
+    from coar_dist.evaluation.circuit import Circuits, Weights, masks_of_ends, scored
+    from coar_dist.evaluation.circuit_scores import Ends
     from coar_dist.evaluation.necessary import masks_of_pairs
+    from coar_dist.stages.circuit_run import mean_outputs
 
     d = run.components.num_components
     pairs = {_PAIRS: Listed.of(packed(masks_of_pairs(d)), d)} if config.known == NECESSARY else {}
-    outputs = circuit_run.mean_outputs({_ENDS: ends(d), **pairs})
-    full, none = outputs[_ENDS].tolist()
+    outputs = circuit_run.mean_outputs({_ENDS: masks_of_ends(d), **pairs})
+    ends = Ends.of(circuit_run.outputs(_ENDS), mean_outputs(run.margins(TRAIN_DESIGN)))
     if pairs:
-        is_known = _necessary(config, run, outputs)
+        is_known = _necessary(config, run, ends, outputs[_PAIRS])
     weights = {(method, 0): Weights.of(run, method, is_known) for method in methods}
     for draw in range(config.random_draws):
         weights[RANDOM, draw] = Weights.random(d, config.seed, draw, is_known)
-    circuits = Circuits.of(weights, config.sizes, rises=full >= none)
-    outputs = circuit_run.mean_outputs({_ENDS: ends(d), **circuits.designs})
-    return scored(circuits, weights, outputs, full, none, is_known)
+    circuits = Circuits.of(weights, config.sizes, rises=ends.full >= ends.none)
+    outputs = circuit_run.mean_outputs({_ENDS: masks_of_ends(d), **circuits.designs})
+    return scored(circuits, weights, outputs, ends, is_known)
 
 
-def _necessary(config: CircuitConfig, run: RunDirectory, outputs: dict[str, NDArray[np.float64]]) -> NDArray[np.bool_]:
-    from coar_dist.evaluation.circuit_scores import why_undefined
+def _necessary(
+    config: CircuitConfig, run: RunDirectory, ends: Ends, of_pairs: NDArray[np.float64]
+) -> NDArray[np.bool_]:
     from coar_dist.evaluation.necessary import necessary
 
-    full, none = outputs[_ENDS].tolist()
-    reason = why_undefined(full, none)
-    if reason is not None:
-        raise ConfigError(f"circuit.known={NECESSARY}: {reason}. Name the components, or leave circuit.known out.")
-    found = necessary(outputs[_PAIRS], full, none, config.threshold)
+    full, none = ends.full, ends.none
+    if ends.why_undefined is not None:
+        raise ConfigError(
+            f"circuit.known={NECESSARY}: {ends.why_undefined}. Or name the components, or leave circuit.known out."
+        )
+    found = necessary(of_pairs, full, none, config.threshold)
     if not 0 < found.sum() < len(found):
         which = "every" if found.all() else "no"
         raise ConfigError(

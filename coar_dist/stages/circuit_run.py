@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 
 from coar_dist.ablation.work import ExpectedMasks
 from coar_dist.designs.given import Listed
-from coar_dist.editing.sweep import group_means
+from coar_dist.editing.sweep import group_means, margins_of
 from coar_dist.errors import RunMismatchError
 from coar_dist.stages.collect import Missing, collect
 from coar_dist.stages.session import Session
 from coar_dist.store.circuits import CIRCUIT_FOLDER
 from coar_dist.store.local_storage import LocalStorage
 from coar_dist.store.locations import storage_at
+from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import RunDesign, RunDirectory
 from coar_dist.store.values import values_of_run, write_values
 from coar_dist.tasks.task import Task
@@ -65,5 +66,13 @@ class CircuitRun:
         run.set_designs({name: RunDesign("circuit", design) for name, design in designs.items()})
         missing = Missing.of(run, self._session)
         collect(self._session, run, self._task, run.components, missing, ExpectedMasks(missing.work.plain_masks, 0.0))
-        everyone = {"all": np.arange(run.num_examples)}
-        return {name: group_means(run.margins(name), "output", everyone)["all"] for name in designs}
+        return {name: mean_outputs(run.margins(name)) for name in designs}
+
+    def outputs(self, name: str) -> NDArray[np.float32]:
+        """Outputs (num_masks, num_examples) under every mask of a design that is computed."""
+        return margins_of(self._run.margins(name), np.arange(self._run.num_examples))
+
+
+def mean_outputs(store: MarginStore) -> NDArray[np.float64]:
+    """Mean outputs (num_masks,) over all examples under every mask of a design."""
+    return group_means(store, "output", {"all": np.arange(store.num_examples)})["all"]

@@ -11,6 +11,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from coar_dist.config.schema import MIB_SIZES
 from coar_dist.evaluation.circuit import Circuits, Weights, scored
 from coar_dist.evaluation.circuit_scores import (
+    Ends,
     auroc,
     average_precision,
     cmd,
@@ -18,7 +19,6 @@ from coar_dist.evaluation.circuit_scores import (
     faithfulness,
     num_kept,
     strongest_first,
-    why_undefined,
 )
 from coar_dist.evaluation.necessary import masks_of_pairs, necessary
 from coar_dist.store.circuits import MAGNITUDE, SIGNED
@@ -66,7 +66,7 @@ def test_areas_are_those_of_the_benchmark() -> None:
     found = {("mine", 0): Weights(weights, np.abs(weights), {})}
     circuits = Circuits.of(found, list(MIB_SIZES))
     outputs = {name: none + design.masks(0, design.num_masks) @ additive for name, design in circuits.designs.items()}
-    scores = scored(circuits, found, outputs, full, none, None)
+    scores = scored(circuits, found, outputs, Ends(full, none), None)
     wanted = literal_mib(weights, full, none, additive)
     assert scores.scores["mine"]["cpr"] == pytest.approx(wanted[0])
     assert scores.scores["mine"]["cmd"] == pytest.approx(wanted[1])
@@ -76,7 +76,7 @@ def test_areas_are_those_of_the_benchmark() -> None:
     perfect = {("mine", 0): Weights(additive, np.abs(additive), {})}
     circuits = Circuits.of(perfect, list(MIB_SIZES))
     outputs = {name: none + design.masks(0, design.num_masks) @ additive for name, design in circuits.designs.items()}
-    best = scored(circuits, perfect, outputs, full, none, None)
+    best = scored(circuits, perfect, outputs, Ends(full, none), None)
     curve = best.outputs["mine", SIGNED]
     assert curve[-2] == pytest.approx(none + np.sort(additive)[::-1][: d // 2].sum())
     assert best.faithfulness["mine", SIGNED][-1] == 1.0
@@ -100,15 +100,48 @@ def test_sizes_are_rounded_down_without_losing_one() -> None:
 
 
 def test_nothing_to_be_faithful_to_is_no_number() -> None:
-    assert why_undefined(1.0, 1.0 + 1e-8) is not None
-    assert why_undefined(0.0, 0.0) is not None
-    assert why_undefined(1.0, 0.99) is None
+    assert Ends(1.0, 1.0 + 1e-8).why_undefined is not None
+    assert Ends(0.0, 0.0).why_undefined is not None
+    assert Ends(1.0, 0.99).why_undefined is None
     sizes = np.array([0.1, 1.0])
-    undefined = faithfulness(np.array([1.0, 1.0]), 1.0, 1.0)
+    undefined = faithfulness(np.array([1.0, 1.0]), Ends(1.0, 1.0))
     assert np.isnan([*undefined, cpr(sizes, undefined), cmd(sizes, undefined)]).all()
     for outputs, full, none in (([np.nan], 1.0, 0.0), ([0.0], np.nan, 0.0), ([0.0], 1.0, np.inf)):
         with pytest.raises(AssertionError):
-            faithfulness(np.array(outputs), full, none)
+            faithfulness(np.array(outputs), Ends(full, none))
+
+
+@pytest.mark.parametrize("offset", [0.0, -30.0, 1000.0])
+def test_a_difference_that_is_noise_is_no_denominator(offset: float) -> None:
+    """Over examples, or beside what masks of some components do; whatever is added to the outputs."""
+    random = np.random.default_rng(1)
+    effects = random.normal(size=400)
+    base = random.normal(size=400)
+    steady = random.normal(size=50) * 0.1
+
+    def ends(effect: float, over_masks: np.ndarray = steady, num: int = 400) -> Ends:
+        full = base[:num] + offset
+        return Ends.of(np.stack([full + effects[:num] - effects[:num].mean() + effect, full]), over_masks + offset)
+
+    assert ends(1.0).error == pytest.approx(effects.std(ddof=1) / 20)
+    assert ends(1.0).spread == pytest.approx(steady.std())
+    assert ends(0.15).why_undefined is None
+    assert ends(-0.15).why_undefined is None
+    assert "standard error of this difference is 0.0" in str(ends(0.05).why_undefined)
+    assert "standard error" in str(ends(-0.05).why_undefined)
+    assert "(standard deviation 0.92)" in str(ends(0.15, steady * 10).why_undefined)
+    assert ends(0.15, np.empty(0)).why_undefined is None  # a run of gradients alone
+    alone = ends(0.15, num=1)
+    assert math.isnan(alone.error)
+    assert alone.why_undefined is None
+    assert np.isnan(faithfulness(np.array([offset]), ends(0.05))).all()
+
+
+def test_outputs_between_both_ends_are_never_too_far_apart() -> None:
+    random = np.random.default_rng(2)
+    for _ in range(50):
+        between = random.beta(0.2, 0.2, size=20)
+        assert Ends.of(np.array([[1.0], [0.0]]), between).why_undefined is None
 
 
 def outputs_under_pairs(model: object, d: int) -> np.ndarray:

@@ -206,8 +206,8 @@ def test_undefined_faithfulness_has_a_reason(tmp_path: Path) -> None:
     assert circuit.to_pandas()[["cpr", "cmd"]].isna().all().all()
     assert circuit.curve()["faithfulness"].isna().all()
     assert circuit.found.reason is not None
-    assert "undefined: ablating every component leaves the mean output at" in output.getvalue()
-    with pytest.raises(ConfigError, match="known=necessary: ablating every component leaves the mean output at"):
+    assert "undefined: ablating all components leaves the mean output at" in output.getvalue()
+    with pytest.raises(ConfigError, match="known=necessary: ablating all components leaves the mean output at"):
         made.circuit([0.1, 0.5, 1.0], "necessary", console=Console(file=io.StringIO()))
 
 
