@@ -55,6 +55,16 @@ def output_name(identity: Mapping[str, Any], class_names: Mapping[int, str] | No
     return OutputName("output", "outputs") if not own.isidentifier() else OutputName(own, f"outputs of {own}")
 
 
+def is_prediction(identity: Mapping[str, Any]) -> bool:
+    """Whether the outputs of a run are what a regression predicts, to be held against its targets.
+
+    Example:
+        >>> is_prediction({"output_function": "value"}), is_prediction({"output_function": "squared_error"})
+        (True, False)
+    """
+    return str(identity.get(_KEY, "")).partition(" ")[0].partition(":")[0] == "value"
+
+
 def classes_of_output(identity: Mapping[str, Any]) -> list[int]:
     """The class that the outputs of a run are of, whatever an example's own; none where they are of no class.
 

@@ -24,7 +24,7 @@ from coar_dist.errors import counted
 from coar_dist.stages.prediction import seconds_of_masks
 from coar_dist.stages.session import Session
 from coar_dist.stages.values import value_of_run
-from coar_dist.store.examples import ExampleTable
+from coar_dist.store.examples import TARGET, ExampleTable
 from coar_dist.store.record import damaged_record
 from coar_dist.store.run_directory import RunDirectory
 from coar_dist.tasks.example_set import FOR_THE_EYE
@@ -194,7 +194,7 @@ def _recorder(run: RunDirectory, task: Task) -> Callable[[Start], None]:
         predictions = unablated.predictions if are_classes else None
         columns = task.examples.columns
         if targets.is_floating_point() and targets.ndim == 1:
-            columns = {"target": targets.cpu().float().numpy(), **columns}
+            columns = {TARGET: targets.cpu().float().numpy(), **columns}
         ExampleTable(run).write(labels, predictions, unablated.margins, columns)
         run.set_engine_plan(start.plan.to_json())
         if start.gradient_cost is not None:

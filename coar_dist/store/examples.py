@@ -13,6 +13,8 @@ from coar_dist.errors import MissingWorkError
 from coar_dist.store.parquet import is_made_with, read_content, write_table
 from coar_dist.store.run_directory import RunDirectory
 
+TARGET = "target"
+"""The column with the targets of a regression, one number an example."""
 _FILE = "examples.parquet"
 
 

@@ -42,6 +42,7 @@ def synthetic_run(
     columns: Mapping[str, NDArray[Any]] | None = None,
     has_errors: bool = False,
     side: int = 8,
+    output_function: str = "margin",
 ) -> RunDirectory:
     """A run whose margins are linear in the masks but for noise, and whose attributions are the truth but for noise.
 
@@ -56,6 +57,7 @@ def synthetic_run(
         num_classes: of the examples.
         columns: of the examples, besides.
         side: pixels of the images.
+        output_function: what the margins are called.
         has_errors: whether the weights have standard errors, of a tenth of their sizes.
     """
     components = ComponentIndex(
@@ -63,6 +65,7 @@ def synthetic_run(
     )
     identity = {
         "model.weights": f"sha256:{hostile}",
+        "output_function": output_function,
         "ablation.precision": "float32",
         "ablation.margins_dtype": "float32",
         "ablation.examples_per_block": block_size(AblationConfig(), num_layers * per_layer),

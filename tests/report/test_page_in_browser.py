@@ -19,7 +19,10 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from coar_dist.api import Run
 from coar_dist.report.page.encoding import unpacked
+from coar_dist.store.circuits import MAGNITUDE, SCORES, SIGNED, CircuitScores, CircuitTable
+from coar_dist.store.class_names import write_class_names
 from coar_dist.store.responses import Response, Responses, ResponseTable
+from coar_dist.tasks.examples.tokens import TOKEN_END
 from tests.report.browser import chromium, show
 from tests.report.synthetic import synthetic_run
 from tests.report.test_page import HOSTILE, content_of, page_of, report
@@ -50,6 +53,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     root, columns = tmp_path_factory.mktemp("browser") / "run", {"site": 7 + np.arange(N) % 2}
     run = Run(synthetic_run(root, N, hostile=f"{HOSTILE}'\"/% é", columns=columns, has_errors=True))
     ResponseTable(run.directory).write((0, 24), RESPONSES)
+    write_class_names(run.directory, {0: "tabby cat", 2: "wolf"})
+    circuits = {"coar": dict.fromkeys(SCORES, 0.75), "random": dict.fromkeys(SCORES, 0.25)}
+    sizes, faithful = np.array([0.0, 0.25, 1.0]), np.array([0.0, 0.95, 1.0])
+    curves = {(method, ranking): faithful for method in circuits for ranking in (SIGNED, MAGNITUDE)}
+    found = CircuitScores(sizes, np.array([0, 6, 24]), 1.0, 0.0, None, (3, 4), circuits, curves, curves)
+    CircuitTable(run.directory).write(found, {}, ["coar"])
     report(run.directory)
     return run
 
@@ -111,7 +120,7 @@ def test_every_kind_of_link_lands_where_it_points(browser: webdriver.Chrome, run
     def fits() -> None:
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
 
-    for name in ("components", "examples", "maps", "quality", "run", "result"):
+    for name in ("components", "examples", "maps", "circuits", "quality", "run", "result"):
         assert click(browser, f"header nav a[href='#{name}']") == name
         assert is_at(browser, name), name
         fits()
@@ -173,6 +182,15 @@ def title_after(browser: webdriver.Chrome, run: Run, place: str) -> str:
     return title(browser)
 
 
+def enter(browser: webdriver.Chrome, selector: str, value: str, *events: str) -> None:
+    """Writes into a field, with the events that typing has."""
+    browser.execute_script(
+        "const field = document.querySelector(arguments[0]); field.value = arguments[1];"
+        "for (const name of arguments[2]) field.dispatchEvent(new Event(name, {bubbles: true}))",
+        *(selector, value, ["input", *events]),
+    )
+
+
 def test_what_is_ticked_off_is_predicted_with_its_measured_error(browser: webdriver.Chrome, run: Run) -> None:
     show(browser, page_of(run), 1400)
     title_after(browser, run, "example-7")
@@ -186,17 +204,89 @@ def test_what_is_ticked_off_is_predicted_with_its_measured_error(browser: webdri
     error = np.sqrt(np.square(run.predict(masks, [7])[:, 0] - margins[:, 7]).mean())
     assert 0.1 < error < 1
     assert said.startswith(f"Prediction: margin {value:.2f} ± {error:.2f}, ".replace("-", "−"))
-    assert "Not measured" in find(browser, ".whatif").text
-    browser.execute_script(
-        "const field = document.querySelector('.whatif input'); field.value = arguments[0];"
-        "field.dispatchEvent(new Event('input', {bubbles: true}))",
-        names[int(np.argsort(-np.abs(weights))[15])],
-    )
+    assert "Not measured" in find(browser, ".explain").text
+    enter(browser, ".whatif input", names[int(np.argsort(-np.abs(weights))[15])])
     assert len(browser.find_elements(By.CSS_SELECTOR, ".chips button")) == 3
     click(browser, ".chips button")
     click(browser, ".steps a:last-child")  # what is off stays off on the next example
     assert len(browser.find_elements(By.CSS_SELECTOR, ".chips button")) == 2
     assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("width", [390, 900, 1400])
+def test_bars_show_what_is_ablated_and_the_prediction_stays_in_sight(
+    browser: webdriver.Chrome, run: Run, width: int
+) -> None:
+    show(browser, page_of(run), width)
+    title_after(browser, run, "example-7")
+    weights = run.weights([7])[0].astype(float)
+    strongest = np.argsort(-np.abs(weights))[:10]
+
+    def shown() -> list[tuple[float, float, bool, str]]:
+        """Of every bar where it begins and how long it is, in parts of the axis, whether it is marked, and the text."""
+        rows = browser.execute_script(
+            "return [...document.querySelectorAll('.waterfall > div:not([hidden])')].map(row => {"
+            "const bar = row.querySelectorAll('.track i')[1].style;"
+            "return [parseFloat(bar.left), parseFloat(bar.width), row.classList.contains('off'), row.textContent]})"
+        )
+        return [tuple(row) for row in rows]
+
+    before = shown()
+    assert [row[2] for row in before] == [False] * 13
+    tick = f".waterfall input[data-component='{strongest[0]}']"
+    browser.execute_script("document.querySelector(arguments[0]).scrollIntoView({block: 'center'})", tick)
+    click(browser, tick)
+    after = shown()
+    assert [row[2] for row in after] == [False, True, *[False] * 12]
+    assert after[11][3].startswith("with 1 component ablated, predicted")
+    value = run.intercepts([7])[0] + weights.sum() - weights[strongest[0]]
+    assert after[11][3].endswith(f"{value:.2f}".replace("-", "−"))
+    scale = after[2][1] / abs(weights[strongest[1]])
+    for row, weight in zip(after[1:11], weights[strongest], strict=True):
+        assert row[1] == pytest.approx(scale * abs(weight), rel=0.01)  # one scale for all
+    second = min(0.0, weights[strongest[1]])
+    assert after[2][0] - after[0][0] == pytest.approx(
+        scale * second, abs=0.05
+    )  # where the first began: it adds nothing
+    top, bottom, height = browser.execute_script(
+        "const box = document.querySelector('.whatif .lead').getBoundingClientRect();"
+        "return [box.top, box.bottom, innerHeight]"
+    )
+    assert 0 <= top < bottom <= height
+    assert browser.get_log("browser") == []
+
+
+def test_what_is_typed_to_be_ablated_is_answered(browser: webdriver.Chrome, run: Run) -> None:
+    show(browser, page_of(run), 1400)
+    title_after(browser, run, "example-7")
+    enter(browser, ".whatif input", "L99H7")
+    assert find(browser, ".answer").text == "No component is called “L99H7”, and none is like it."
+    enter(browser, ".whatif input", "block1.*")
+    assert find(browser, ".answer").text.startswith("8 components: block1.")
+    assert find(browser, ".answer").text.endswith("; Enter ablates them.")
+    browser.execute_script("document.querySelector('form.ablate').requestSubmit()")
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".chips button")) == 8
+    weights = run.weights([7])[0].astype(float)
+    value = run.intercepts([7])[0] + weights.sum() - weights[8:16].sum()
+    assert f"margin {value:.1f}".replace("-", "−") in find(browser, ".whatif .lead").text
+    click(browser, ".ablate button")
+    assert browser.find_elements(By.CSS_SELECTOR, ".chips button") == []
+    assert browser.get_log("browser") == []
+
+
+def test_of_many_components_one_without_a_weight_here_is_named(
+    browser: webdriver.Chrome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coar_dist.report.page.examples._WEIGHT_BYTES", 30 * 4 * 6)
+    run = Run(synthetic_run(tmp_path / "run", 30))
+    report(run.directory)
+    show(browser, page_of(run), 900)
+    title_after(browser, run, "example-4")
+    weakest = run.components.name_of(int(np.argmin(np.abs(run.weights([4])[0]))))
+    enter(browser, ".whatif input", weakest)
+    said = f"The page holds no weight of this example for {weakest}: not among its 6 strongest."
+    assert find(browser, ".answer").text == said
+    assert browser.find_elements(By.CSS_SELECTOR, ".chips button") == []
 
 
 def test_what_a_component_looks_at_is_drawn(browser: webdriver.Chrome, run: Run) -> None:
@@ -226,22 +316,29 @@ def test_components_are_found_sorted_and_grouped(browser: webdriver.Chrome, run:
     show(browser, page_of(run), 1400)
 
     def set_to(form: str, name: str, value: str) -> None:
-        browser.execute_script(
-            "const field = document.getElementById(arguments[0]).elements[arguments[1]]; field.value = arguments[2];"
-            "field.dispatchEvent(new Event('input', {bubbles: true}))",
-            *(form, name, value),
-        )
+        enter(browser, f"#{form} [name={name}]", value)
 
     def column(number: int) -> list[str]:
         cells = browser.find_elements(By.CSS_SELECTOR, f"#component-table tbody td:nth-child({number})")
         return [cell.text for cell in cells]
 
-    set_to("component-filter", "text", "BLOCK1.")
-    assert {name.split(".")[0] for name in column(2)} == {"block1"}
-    assert find(browser, "#component-filter output").text == "8 of 24"
+    names = set(run.components.names())
+    for asked, found in (
+        ("block2.*", {name for name in names if name.startswith("block2.")}),
+        ("*[?] conv block0", {name for name in names if name.startswith("block0.")}),  # words in any order
+        ("*CONV[3]", {name for name in names if name.endswith("[3]")}),
+        ("block1.*[1?]", set()),
+        ("2 ÉCONV", {name for name in names if "block2" in name or name.endswith("[2]")}),  # a number is a whole one
+        ("BLOCK1.", {name for name in names if name.startswith("block1.")}),
+    ):
+        set_to("component-filter", "text", asked)
+        assert set(column(2)) == found, asked
+        assert find(browser, "#component-filter output").text == f"{len(found)} of 24"
+    assert "any order" in find(browser, "#component-find").text
+    assert find(browser, "#component-filter input").get_attribute("placeholder").endswith("*")
     set_to("component-filter", "by", "0")
     heads = [head.text for head in browser.find_elements(By.CSS_SELECTOR, "#component-table thead th")]
-    assert heads[7:11] == ["class 0", "class 1", "class 2", "class 3"]
+    assert heads[7:11] == ["tabby cat", "class 1", "wolf", "class 3"]
     for sign in (-1, 1):
         click(browser, "#component-table thead th:nth-child(8) button")
         values = [float(text.replace("−", "-")) for text in column(8)]
@@ -257,6 +354,25 @@ def test_components_are_found_sorted_and_grouped(browser: webdriver.Chrome, run:
     ]
     assert [int(i) for i in shown] == wrong.tolist()
     set_to("filter", "right", "")
+
+    def listed() -> list[int]:
+        cards = browser.find_elements(By.CSS_SELECTOR, "#list a.card")
+        return [int(str(card.get_attribute("href")).rpartition("-")[2]) for card in cards]
+
+    is_cat, is_wolf = ((examples["label"] == label) | (examples["prediction"] == label) for label in (0, 2))
+    for asked, expected in (
+        ("cat TABBY", np.flatnonzero(is_cat)),
+        ('"tabby cat"', np.flatnonzero(is_cat)),
+        ('"cat tabby"', np.empty(0)),
+        (
+            "wolf 8",
+            np.flatnonzero(is_wolf & (examples["site"] == 8)),
+        ),
+        ("8", np.array([8, *np.setdiff1d(np.flatnonzero(examples["site"] == 8), [8])])),  # the id comes first
+    ):
+        set_to("filter", "text", asked)
+        assert listed() == expected.tolist(), asked
+    set_to("filter", "text", "")
     set_to("filter", "group2", "1")
     assert find(browser, "#filter output").text == f"{(examples['site'] == 8).sum()} of {N}"
     set_to("filter", "order", "best")
@@ -287,6 +403,14 @@ def test_tables_and_figures_are_downloaded(browser: webdriver.Chrome, run: Run, 
     assert rows[0][:3] == ["rank", "component", "mean effect"]
     order = [run.components.names().index(row[1]) for row in rows[1:]]
     np.testing.assert_allclose([float(row[2]) for row in rows[1:]], weights.mean(axis=0)[order], rtol=1e-4)
+    click(browser, "button[title='Download this table: examples']")
+    rows = list(csv.reader(io.StringIO(downloaded("run-examples.csv").decode())))
+    assert rows[0][:6] == ["example", "class", "class name", "prediction", "prediction name", "margin"]
+    examples, names = run.examples(), {0: "tabby cat", 2: "wolf"}
+    assert [row[1:5] for row in rows[1:]] == [
+        [str(label), names.get(label, ""), str(taken), names.get(taken, "")]
+        for label, taken in zip(examples["label"].tolist(), examples["prediction"].tolist(), strict=True)
+    ]
     click(browser, "button[title='Download this table: correlations']")
     rows = list(csv.reader(io.StringIO(downloaded("run-correlations.csv").decode())))
     assert float(rows[1][4]) == pytest.approx(run.evaluation("coar", "evaluation_0.1")["correlation"].mean())
@@ -308,3 +432,59 @@ def test_a_run_without_classes_of_one_example_has_a_page(browser: webdriver.Chro
         time.sleep(0.05)
     assert content_of(run)["maps"]["confusion"] is None
     assert browser.get_log("browser") == []
+
+
+def test_cards_of_a_regression_hold_what_the_model_says_against_the_target(
+    browser: webdriver.Chrome, tmp_path: Path
+) -> None:
+    targets = np.random.default_rng(1).standard_normal(12).astype(np.float32)
+    made = synthetic_run(tmp_path / "run", 12, kind="numbers", columns={"target": targets}, output_function="value")
+    run = Run(made)
+    report(run.directory)
+    show(browser, page_of(run), 900)
+    error = run.examples()["margin"] - targets
+    card = find(browser, "#list a.card[href='#example-3']").text.replace("−", "-").splitlines()
+    assert [line.rpartition(" ")[0] for line in card] == ["example", "target", "the model says", "error", "r"]
+    shown = [float(line.rpartition(" ")[2]) for line in card[1:4]]
+    np.testing.assert_allclose(shown, [targets[3], run.examples()["margin"][3], error[3]], rtol=0.01)
+    enter(browser, "#filter [name=order]", "error")
+    first = find(browser, "#list a.card").get_attribute("href")
+    assert str(first).endswith(f"-{np.argmax(np.abs(error))}")
+    plain = Run(synthetic_run(tmp_path / "plain", 12, kind="numbers", output_function="mine:score"))
+    report(plain.directory)
+    show(browser, page_of(plain), 900)
+    lines = find(browser, "#list a.card").text.splitlines()
+    assert [line.split()[0] for line in lines] == ["example", "score", "predicted", "r"]
+    assert "±" in lines[2]
+
+
+def test_tokens_without_spaces_of_their_own_are_set_apart(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    texts = {"words": ["to", "be", "or", "not"], "pieces": ["to", " be", " or", " not"]}
+    gaps = {}
+    for name, tokens in texts.items():
+        columns = {"tokens": np.array([TOKEN_END.join(tokens)] * 10)}
+        run = Run(synthetic_run(tmp_path / name, 10, kind="texts", columns=columns))
+        report(run.directory)
+        show(browser, page_of(run), 900)
+        title_after(browser, run, "example-4")
+        browser.execute_script("document.querySelector('#view details').open = true")
+        gaps[name] = browser.execute_script(
+            "const [one, other] = document.querySelectorAll('#view .tokens span');"
+            "return other.getBoundingClientRect().left - one.getBoundingClientRect().right"
+        )
+    assert gaps["words"] > 4
+    assert gaps["pieces"] == pytest.approx(0, abs=0.5)
+
+
+def test_circuits_are_on_the_first_screen(browser: webdriver.Chrome, run: Run) -> None:
+    show(browser, page_of(run), 1400)
+    said = (
+        "The strongest 6 components (0.25 of all) by COAR alone have .950 of what all do (CPR .750, random ones .250)."
+    )
+    first = find(browser, "#result").text
+    assert said in first
+    assert find(browser, "#result a[href='#circuits']").rect["y"] < 900
+    rows = [row.text for row in browser.find_elements(By.CSS_SELECTOR, "#circuits tbody tr")]
+    assert rows[0].split() == ["COAR", *[".750"] * 4]
+    assert browser.find_elements(By.CSS_SELECTOR, "#circuits figure svg")
+    assert f"{run.components.name_of(3)}, {run.components.name_of(4)}" in find(browser, "#circuits").text

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coar_dist.components.groups import Numbers
-from coar_dist.report.output_names import OutputName
+from coar_dist.report.output_names import OutputName, is_prediction
 from coar_dist.report.page.components import ShownComponents, strongest_groups
 from coar_dist.report.page.encoding import floats, integers, scaled
 from coar_dist.report.page.examples import ShownExamples
@@ -19,6 +19,7 @@ from coar_dist.report.page.groupings import Grouping, in_words, other_columns
 from coar_dist.report.page.looks import packed_looks
 from coar_dist.report.page.maps import MAX_GROUPS, maps_of
 from coar_dist.report.predictions import PNG
+from coar_dist.store.examples import TARGET
 
 _EXTREME_GROUPS = 4
 _MAX_EXCERPTS = 300_000
@@ -143,6 +144,7 @@ def _of_examples(found: Gathered) -> dict[str, Any]:
         "correlation": floats(found.correlations[ids]),
         "codes": [grouping.codes[ids].tolist() for grouping in found.groupings],
         "columns": {name: [in_words(value) for value in values[ids]] for name, values in columns.items()},
+        "targets": floats(columns[TARGET][ids]) if has_targets(found) else None,
         "excerpts": [found.excerpt_of(example_id) for example_id in ids.tolist()],
         "components": None
         if shown.components is None
@@ -161,6 +163,12 @@ def _of_examples(found: Gathered) -> dict[str, Any]:
         "cosines": scaled(shown.cosines),
         "num_compared": shown.num_compared,
     }
+
+
+def has_targets(found: Gathered) -> bool:
+    """Whether outputs are what a regression predicts, and its targets are known."""
+    targets = found.table.get(TARGET)
+    return targets is not None and targets.dtype.kind == "f" and is_prediction(found.run.identity)
 
 
 def _others(found: Gathered) -> dict[str, Any]:

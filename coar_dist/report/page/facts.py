@@ -42,7 +42,7 @@ def unablated_of(found: Gathered, output: OutputName) -> str:
     """How large outputs are, beside which effects are, and how good the model is: a sentence."""
     margins = found.table["margin"].astype(np.float64)
     known = margins[np.isfinite(margins)]
-    size = f"the mean {output.one} is {known.mean():.3g}" if known.size else ""
+    size = f"the mean {output.one} is {numbers.signed(known.mean(), '-')}" if known.size else ""
     right = _right(found)
     said = ", and ".join(filter(None, [size, right and f"the {right}"]))
     return f"Without ablation {said}." if said else ""

@@ -26,7 +26,7 @@ class PageFigure:
 
     Attributes:
         name: of its files.
-        section: of the page that shows it: ``quality`` or ``maps``.
+        section: of the page that shows it: ``quality``, ``maps`` or ``circuits``.
         figure: as drawn.
         title: what a screen reader says of it.
         caption: below it.
@@ -99,7 +99,7 @@ def figures_of(found: Gathered, summary: Summary, output: OutputName) -> list[Pa
     figures += [
         PageFigure(
             name,
-            "quality",
+            "circuits",
             figure,
             title,
             "The strongest components alone, by their share of all: 1 is the whole model, 0 what is left without any.",

@@ -14,7 +14,8 @@ from markupsafe import Markup
 from coar_dist.errors import counted
 from coar_dist.report import numbers
 from coar_dist.report.output_names import output_name
-from coar_dist.report.page.content import content_of, with_images
+from coar_dist.report.page.circuits import circuits_of
+from coar_dist.report.page.content import content_of, has_targets, with_images
 from coar_dist.report.page.facts import facts_of, findings_of, identity_of, tiles_of, unablated_of
 from coar_dist.report.page.gather import Gathered, gather
 from coar_dist.report.page.history import history_of
@@ -36,7 +37,10 @@ PAGE = f"{FOLDER}/index.html"
 _MASKS_AT_ONCE = 64
 _PAGE_BYTES = 2_950_000
 """Of the whole page; pictures fill what the rest leaves."""
-_SCRIPTS = ("base", "data", "tables", "charts", "looks", "components", "examples", "maps", "overview", "router")
+_SCRIPTS = (
+    *("base", "data", "tables", "charts", "looks"),
+    *("components", "whatif", "examples", "maps", "overview", "router"),
+)
 """Files of ``js/`` in the order in which they are run, as one script."""
 
 
@@ -77,6 +81,7 @@ def _rendered(found: Gathered, summary: Summary, figures: list[InlineFigure]) ->
     parts: dict[str, Any] = {
         "title": run.storage.location.rstrip("/").rpartition("/")[2],
         "output": output,
+        "has_targets": has_targets(found),
         "subtitle": f"{counted(run.components.num_components, 'component')}, "
         f"{counted(run.num_examples, 'example')}; ablated: {value_in_words(run.identity)}",
         "verdict": verdict_of(run, summary, unablated_of(found, output)),
@@ -92,6 +97,7 @@ def _rendered(found: Gathered, summary: Summary, figures: list[InlineFigure]) ->
         "layers": layers,
         "largest_share": max((row.share for row in layers), default=1.0),
         "edits": _edits(run),
+        "circuits": circuits_of(run, output),
         "findings": findings_of(found, summary, history, output),
         "history": history,
         "ceiling_label": CEILING_LABEL,

@@ -2,6 +2,12 @@
 
 const sideOf = value => value < 0 ? "down" : "up";
 
+// Where an axis begins and ends: at 0 where that is not so far off that nothing else could be seen.
+function axisOf(values) {
+  const low = Math.min(...values), high = Math.max(...values), span = high - low;
+  return [Math.min(low, low <= span ? 0 : low), Math.max(high, high >= -span ? 0 : high)];
+}
+
 // A bar from zero in the middle of a cell, to the right where it raises.
 function bar(value, largest, properties = {}) {
   const part = make("i", { className: sideOf(value) });

@@ -25,6 +25,8 @@ function componentTable() {
   layer.parentElement.hidden = layer.options.length < 3;
   by.append(...content.groupings.map((grouping, g) => C.by_group[g] ? make("option", { value: g, textContent: grouping.name }) : null).filter(Boolean));
   by.parentElement.hidden = by.options.length < 2;
+  search.placeholder = C.num ? `e.g. ${C.names[0].replace(/\[?\d+\]?$/, "*")}` : "";
+  const texts = rows.map(i => [C.names[i], groupOf(C.ids[i]).kind, layerOf(i)].map(said => said.toLowerCase()));
   const largest = Math.max(...C.mean.map(Math.abs), 1e-30);
   let box;
   function build() {
@@ -55,9 +57,8 @@ function componentTable() {
     place.replaceChildren(box);
   }
   function wanted() {
-    const found = search.value.trim().toLowerCase();
-    const those = rows.filter(i => (!found || C.names[i].toLowerCase().includes(found) || layerOf(i).toLowerCase() === found)
-      && (!kind.value || groupOf(C.ids[i]).kind === kind.value) && (!layer.value || layerOf(i) === layer.value));
+    const isFound = finder(search.value);
+    const those = rows.filter(i => isFound(texts[i]) && (!kind.value || groupOf(C.ids[i]).kind === kind.value) && (!layer.value || layerOf(i) === layer.value));
     form.elements.count.textContent = `${those.length.toLocaleString("en")} of ${C.num.toLocaleString("en")}`;
     return those;
   }
@@ -93,7 +94,7 @@ function similarTo(i) {
   return make("section", {}, make("h2", { textContent: "Most similar components" }), make("p", { className: "note", textContent: note }), scroller(table), make("div", { className: "tools" }, csv));
 }
 
-const facts = pairs => make("dl", { className: "facts" }, ...pairs.filter(Boolean).map(([name, ...value]) => make("div", {}, make("dt", { textContent: name }), make("dd", {}, ...value))));
+const facts = pairs => make("dl", { className: "facts" }, ...pairs.filter(Boolean).map(([name, ...value]) => make("div", {}, make("dt", {}, name), make("dd", {}, ...value))));
 const step = (href, content) => href ? make("a", { href, textContent: content }) : make("span", { className: "note", textContent: content });
 
 function componentPage(name) {

@@ -12,6 +12,13 @@ function groupOf(id) {
   return content.groups[low];
 }
 
+// All of the run by name, once they are asked for.
+let named = null;
+function idsByName() {
+  named ??= new Map(Array.from({ length: content.num_components }, (_, id) => [nameOf(id), id]));
+  return named;
+}
+
 function nameOf(id) {
   const group = groupOf(id), place = id - group.start, [first, step] = group.numbers;
   return group.name.replace("{}", () => Array.isArray(first) ? first[place] : first + step * place);
@@ -32,10 +39,23 @@ const numSimilar = C.num_compared ? C.similar.length / C.num_compared : 0;
 const E = (packed => ({
   ...packed,
   ...Object.fromEntries(["margin", "correlation", "components", "weights", "standard_errors", "base", "whole", "predicted",
-    "true", "errors", "nearest", "cosines"].map(name => [name, unpack(packed[name])])),
+    "true", "errors", "nearest", "cosines", "targets"].map(name => [name, unpack(packed[name])])),
 }))(content.examples);
 const placeOf = new Map(E.ids.map((id, i) => [id, i]));
 const numNearest = E.ids.length ? E.nearest.length / E.ids.length : 0;
+
+// What a search asks for, as a test of texts in small letters: words in any order, "in quotes" one after the other; of
+// words with * or ? a whole text or a word of it must be like them. 3 is in L3H5, and not in L13H5.
+function finder(query) {
+  const asked = [...query.toLowerCase().matchAll(/"([^"]+)"|[^\s"]+/g)].map(([word, quoted]) => quoted ?? word);
+  const tests = asked.map(word => {
+    if (/^\d+$/.test(word)) { const whole = new RegExp(`(^|\\D)${word}(\\D|$)`); return said => whole.test(said); }
+    if (!/[*?]/.test(word)) return said => said.includes(word);
+    const pattern = new RegExp(`^${word.replace(/[.+^${}()|[\]\\]/g, "\\$&").replaceAll("*", ".*").replaceAll("?", ".")}$`, "s");
+    return said => pattern.test(said) || said.split(/\s+/).some(part => pattern.test(part));
+  });
+  return texts => tests.every(test => texts.some(test));
+}
 
 const classWord = label => content.classes[label] ?? `class ${label}`;
 const isWrong = i => E.label[i] !== null && E.prediction[i] !== null && E.label[i] !== E.prediction[i];
@@ -87,4 +107,4 @@ function card(id, ...lines) {
     : make("div", { className: "card", title: "This example has no page here." }, ...parts);
 }
 const isText = E.excerpts.some(excerpt => excerpt) && !Object.keys(content.images).length;
-const cards = (...of) => make("div", { className: isText ? "cards texts" : "cards" }, ...of);
+const cards = (...of) => make("div", { className: isText ? "cards texts" : content.num_images ? "cards" : "cards numbers" }, ...of);

@@ -22,16 +22,22 @@ function kernelOf(kernel) {
   });
 }
 
+// Tokens one after the other; where they have no spaces of their own, as words do, they are set apart.
+function tokenBox(spans) {
+  const isApart = spans.filter(span => /\s/.test(span.textContent ?? "")).length < spans.length / 10;
+  return make("div", { className: isApart ? "tokens apart" : "tokens" }, ...spans);
+}
+
 // The positions of a text by their strengths: over its tokens where the run has them.
 function stripOf(response, values) {
   const largest = Math.max(...values.map(Math.abs), 1e-30), tokens = content.tokens[response.id];
   const spans = values.map((value, k) => {
     const place = response.first + k;
-    const part = make("span", { textContent: tokens?.[place] ?? `${place} `, title: `position ${place}: ${text(value)}` });
+    const part = make("span", { textContent: tokens?.[place] ?? String(place), title: `position ${place}: ${text(value)}` });
     part.style.background = `color-mix(in srgb, ${value < 0 ? "var(--neutral)" : "var(--active)"} ${(55 * Math.abs(value) / largest).toFixed(0)}%, transparent)`;
     return part;
   });
-  return make("div", { className: "tokens" }, response.first ? "… " : "", ...spans);
+  return tokenBox([response.first ? "… " : "", ...spans]);
 }
 
 function responseOf(response) {
