@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coar_dist.errors import ConfigError, counted
+from coar_dist.evaluation.component_statistics import ComponentSums
 from coar_dist.report.numbers import Z95
 from coar_dist.report.summary import summarise
 from coar_dist.store.ceilings import CEILING, CEILING_LABEL
@@ -197,10 +198,13 @@ def html_of(reader: RunReader) -> str:
 
 def _mean_and_error(reader: RunReader, ids: list[int], method: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean weights (num_components,) over examples, and the mean's standard error by their spread."""
-    sums = np.zeros((2, reader.components.num_components))
-    for _, weights, _ in reader.attributions_by_block(ids, method):
-        exact = weights.astype(np.float64)
-        sums += [exact.sum(axis=0), (exact**2).sum(axis=0)]
-    mean = sums[0] / len(ids)
-    variance = np.maximum(sums[1] - len(ids) * mean**2, 0.0) / (len(ids) - 1)
-    return mean, np.sqrt(variance / len(ids))
+    sums: ComponentSums | None = None
+    for rows, weights, _ in reader.attributions_by_block(ids, method):
+        part = ComponentSums.of(np.asarray(ids)[rows], weights)
+        if sums is None:
+            sums = part
+        else:
+            sums.add(part)
+    assert sums is not None
+    found = sums.statistics()
+    return found.mean, found.spread / np.sqrt(len(ids))
