@@ -140,7 +140,7 @@ def attribute(
         counterfactual: of ``counterfactual``: inputs like ``inputs``, row by row.
         output_function: a registered name, ``module:function``, or ``(outputs, targets) -> (num_rows,)``.
         columns: further values of the examples by name, (num_examples,) each, e.g. group labels; ``Run.examples`` reads
-            them.
+            them. ``excerpt``, texts, and ``tokens``, lists of strings, are what the page shows of texts.
         class_names: what classes are called on the page and in figures: names, the first of class 0, or names by class,
             e.g. ``{0: "cat", 5: "dog"}``. No result depends on them; a later call may give others.
         stages: of ``"ablate"``, ``"fit"``, ``"evaluate"`` and ``"report"``, which writes the page.

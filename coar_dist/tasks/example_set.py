@@ -24,9 +24,11 @@ RESERVED_COLUMNS = ("example_id", "label", "prediction", "margin")
 """Columns of ``examples.parquet`` that the ablate stage fills itself."""
 _fingerprints: dict[Any, str] = {}  # of tensors in files, whose names say what is in them
 EXCERPT, TOKENS = "excerpt", "tokens"
+"""Columns with the beginning of an example's text, and with the texts of its tokens."""
 FOR_THE_EYE = (EXCERPT, TOKENS)
 """Columns on which no result depends."""
-"""The column with the beginning of an example's text, for the eye alone."""
+TOKEN_END = "\x1f"
+"""Between the texts of tokens in their column."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,7 +41,8 @@ class ExampleSet:
         targets: (num_examples, ...) tensor that the output function reads; class labels are int64.
         columns: further values by name, (num_examples,) arrays of numbers, booleans or strings, e.g. ``source_id``
             (what the example is called in its source) and group labels. They end up in ``examples.parquet``; margins
-            do not depend on them, and neither does the fingerprint.
+            do not depend on them, and neither does the fingerprint. Of a text ``excerpt`` is what the page shows, and
+            ``tokens``, a list of strings for each example, what the page shows position by position.
         counterfactual: inputs like ``inputs``, row by row: with ``ablation.value=counterfactual`` the activations of
             ablated components are those of the row's own counterfactual. The fingerprint does not depend on them.
 
@@ -244,6 +247,8 @@ def _column(name: str, values: Any, num_examples: int) -> NDArray[Any]:
             f"the column {name!r} cannot be stored: a name is non-empty, has no dot, and is none of "
             f"{', '.join(RESERVED_COLUMNS)}, which a run fills itself. Rename it."
         )
+    if name == TOKENS and not isinstance(values, Tensor):
+        values = [TOKEN_END.join(each) if _are_texts(each) else each for each in values]
     array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     if array.dtype.kind == "O" and all(isinstance(value, str) for value in array.reshape(-1)):
         array = array.astype(np.str_)
@@ -253,6 +258,10 @@ def _column(name: str, values: Any, num_examples: int) -> NDArray[Any]:
             f"one for each of the {counted(num_examples, 'example')}, none missing."
         )
     return array
+
+
+def _are_texts(value: Any) -> bool:
+    return not isinstance(value, str) and isinstance(value, Sequence) and all(isinstance(part, str) for part in value)
 
 
 def fingerprint_of_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -21,7 +21,7 @@ from coar_dist.store.examples import ExampleTable
 from coar_dist.store.previews import PreviewTable
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDesign, RunDirectory
 from coar_dist.store.tables import Attributions, AttributionTable
-from coar_dist.tasks.examples.tokens import TOKEN_END
+from coar_dist.tasks.example_set import TOKEN_END
 from tests.models import local_storage
 
 _ALPHA = 0.1

@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coar_dist.tasks.example_set import EXCERPT, TOKENS
+from coar_dist.tasks.example_set import EXCERPT, TOKEN_END, TOKENS
 from coar_dist.tasks.examples.pixels import missing
 
 _EXCERPT_LENGTH = 300
 _TOKENS_LENGTH, _ALL_TOKENS = 8192, 2**24
 """Letters of an example's tokens, and of those of all examples, each of which has at least as many as its excerpt."""
-TOKEN_END = "\x1f"
-"""Between the texts of tokens in their column."""
 
 
 def with_excerpts(columns: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from coar_dist.tasks.examples.tokens import TOKEN_END, with_excerpts, with_tokens
+from coar_dist.errors import TaskError
+from coar_dist.tasks.example_set import TOKEN_END, ExampleSet
+from coar_dist.tasks.examples.tokens import with_excerpts, with_tokens
 
 
 @pytest.mark.parametrize(("num_examples", "num_kept"), [(2, 1365), (16, 170), (128, 50)])
@@ -25,3 +28,12 @@ def test_tokens_hold_no_separator_and_a_column_of_that_name_stays() -> None:
     assert with_tokens({"tokens": "own"}, [[0]], str) == {"tokens": "own"}
     assert with_excerpts({"excerpt": "own"}, ["text"]) == {"excerpt": "own"}
     assert [len(text) for text in with_excerpts({}, ["x" * 300, "x" * 301])["excerpt"]] == [300, 300]
+
+
+def test_tokens_of_a_users_own_examples_are_lists_of_strings() -> None:
+    inputs = {"input_ids": torch.zeros(2, 3, dtype=torch.long)}
+    columns = ExampleSet.of(inputs, [0, 1], {"tokens": [["to", " be"], ["or"]], "excerpt": ["to be", "or"]}).columns
+    assert [text.split(TOKEN_END) for text in columns["tokens"].tolist()] == [["to", " be"], ["or"]]
+    assert ExampleSet.of(inputs, [0, 1], {"tokens": ["a", "b"]}).columns["tokens"].tolist() == ["a", "b"]
+    with pytest.raises(TaskError, match="the column 'tokens' is int64"):
+        ExampleSet.of(inputs, [0, 1], {"tokens": [[1, 2], [3, 4]]})
