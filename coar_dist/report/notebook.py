@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import index
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from coar_dist.evaluation.component_statistics import ComponentSums
 from coar_dist.report.numbers import Z95
 from coar_dist.report.summary import summarise
 from coar_dist.store.ceilings import CEILING, CEILING_LABEL
+from coar_dist.store.examples import TOKEN_END, TOKENS
 from coar_dist.store.methods import fitted_methods
 from coar_dist.store.reader import RunReader
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
@@ -154,8 +155,32 @@ def neighbour_frame(
     best = others[np.argsort(-cosines[others], kind="stable")][:num]  # NaN comes last
     ids = example_ids[best]
     examples = reader.examples(ids.tolist())
-    columns = {"similarity": cosines[best], **{name: examples[name] for name in ("label", "prediction")}}
-    return DataFrame(columns, index=Index(ids, name="example_id"))
+    classes = with_class_names({name: examples[name] for name in ("label", "prediction")}, reader.class_names)
+    return DataFrame({"similarity": cosines[best], **classes}, index=Index(ids, name="example_id"))
+
+
+def example_frame(examples: Mapping[str, NDArray[Any]], class_names: Mapping[int, str]) -> DataFrame:
+    """The columns of examples by ``example_id``, with what classes are called, and tokens as lists."""
+    from pandas import DataFrame, Index
+
+    columns: dict[str, Any] = with_class_names(examples, class_names)
+    index = Index(columns.pop("example_id"), name="example_id")
+    tokens = columns.get(TOKENS)
+    if tokens is not None and tokens.dtype.kind == "U":
+        columns[TOKENS] = [text.split(TOKEN_END) for text in tokens.tolist()]
+    return DataFrame(columns, index=index)
+
+
+def with_class_names(columns: Mapping[str, NDArray[Any]], names: Mapping[int, str]) -> dict[str, NDArray[Any]]:
+    """The columns; where classes have names, ``label_name`` and ``prediction_name`` stand behind the numbers, empty for
+    a class without one."""
+    found: dict[str, NDArray[Any]] = {}
+    for name, values in columns.items():
+        found[name] = values
+        if names and name in ("label", "prediction"):
+            of_each = [names.get(int(value), "") if np.isfinite(value) else "" for value in values.tolist()]
+            found[f"{name}_name"] = np.array(of_each, dtype=np.str_)
+    return found
 
 
 def value_frame(values: NDArray[np.float32], example_ids: NDArray[np.int64], names: Sequence[str]) -> DataFrame:

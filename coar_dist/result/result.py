@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masks import Off, mask_without
 from coar_dist.errors import ConfigError, counted
+from coar_dist.result.example_columns import ExampleColumns
 from coar_dist.result.plots import Plots
 from coar_dist.store.reader import RunReader
 
@@ -88,9 +89,10 @@ class Result:
             return None
         return self._reader.standard_errors(self.example_ids.tolist(), self.method)
 
-    def examples(self) -> dict[str, NDArray[Any]]:
-        """What is known of the examples: ``label``, ``prediction``, ``margin`` and others, (num_examples,) each."""
-        return self._reader.examples(self.example_ids.tolist())
+    def examples(self) -> ExampleColumns:
+        """What is known of the examples: a dict of ``label``, ``prediction``, ``margin`` and others, (num_examples,)
+        each, which a notebook shows as a table."""
+        return ExampleColumns(self._reader.examples(self.example_ids.tolist()), self._reader.class_names)
 
     def by_method(self, method: str) -> Result:
         """The same examples by another of ``run.methods``.
@@ -157,7 +159,8 @@ class Result:
 
         Returns:
             A data frame by ``example_id``: ``similarity``, the cosine of the two rows of ``values``, the largest first,
-            NaN for attributions that are all 0, and the examples' ``label`` and ``prediction``.
+            NaN for attributions that are all 0, and the examples' ``label`` and ``prediction``, with the names of
+            classes that have one.
 
         Raises:
             IndexError: the id is out of range.

@@ -23,6 +23,7 @@ from coar_dist.config.schema import (
 from coar_dist.config.settings import ClusterSettings, cluster_of, settings_of
 from coar_dist.console.cell import console_of
 from coar_dist.errors import ConfigError, MissingWorkError
+from coar_dist.result.example_columns import ExampleColumns
 from coar_dist.result.former_names import FormerNames
 from coar_dist.result.of_model import OfModel
 from coar_dist.result.result import Result
@@ -64,6 +65,10 @@ class Run(RunReader, OfModel, FormerNames):
     def methods(self) -> list[str]:
         """The methods that have attributions of every example, the best first."""
         return fitted_methods(self.directory)
+
+    @override
+    def examples(self, example_ids: Sequence[int] | None = None) -> ExampleColumns:
+        return ExampleColumns(RunReader.examples(self, example_ids), self.class_names)
 
     @override
     def predict(

@@ -15,6 +15,10 @@ from coar_dist.store.run_directory import RunDirectory
 
 TARGET = "target"
 """The column with the targets of a regression, one number an example."""
+EXCERPT, TOKENS = "excerpt", "tokens"
+"""Columns with the beginning of an example's text, and with the texts of its tokens."""
+TOKEN_END = "\x1f"
+"""Between the texts of tokens in their column."""
 _FILE = "examples.parquet"
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from coar_dist.errors import TaskError, counted, listed
+from coar_dist.store.examples import EXCERPT, TOKEN_END, TOKENS
 from coar_dist.tasks.tensor_files import file_of
 
 Inputs = Tensor | dict[str, Any]
@@ -23,12 +24,8 @@ _CONSTANTS = (type(None), bool, int, float, str)
 RESERVED_COLUMNS = ("example_id", "label", "prediction", "margin")
 """Columns of ``examples.parquet`` that the ablate stage fills itself."""
 _fingerprints: dict[Any, str] = {}  # of tensors in files, whose names say what is in them
-EXCERPT, TOKENS = "excerpt", "tokens"
-"""Columns with the beginning of an example's text, and with the texts of its tokens."""
 FOR_THE_EYE = (EXCERPT, TOKENS)
 """Columns on which no result depends."""
-TOKEN_END = "\x1f"
-"""Between the texts of tokens in their column."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -17,11 +17,10 @@ from coar_dist.config.schema.ablation import AblationConfig, block_size
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.evaluation.correlation import evaluate
 from coar_dist.evaluation.measure_ceilings import measure_ceilings
-from coar_dist.store.examples import ExampleTable
+from coar_dist.store.examples import TOKEN_END, ExampleTable
 from coar_dist.store.previews import PreviewTable
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDesign, RunDirectory
 from coar_dist.store.tables import Attributions, AttributionTable
-from coar_dist.tasks.example_set import TOKEN_END
 from tests.models import local_storage
 
 _ALPHA = 0.1

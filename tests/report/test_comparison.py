@@ -22,6 +22,7 @@ from coar_dist.designs.independent import Bernoulli
 from coar_dist.errors import ConfigError, RunMismatchError, RunNotFoundError, StorageError, UsageError
 from coar_dist.report.comparison import measure as measuring
 from coar_dist.report.comparison.command import run_compare
+from coar_dist.store.class_names import write_class_names
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDesign, RunDirectory
 from coar_dist.store.tables import Attributions, AttributionTable
@@ -274,7 +275,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first, errors = random_weights(2100), np.full((2100, 23), 0.3)
     first[5] = 0.0
     groups = {f"conv{HOSTILE}": 7, "conv2": 11, "fc": 5}
-    run_of(root / f"one {HOSTILE[9:]}", first, groups, errors)
+    named = run_of(root / f"one {HOSTILE[9:]}", first, groups, errors)
+    write_class_names(named.directory, {0: "cat", 1: HOSTILE})
     run_of(root / "other", 0.5 * first + random_weights(2100, 1), groups, errors, seed=3)
     one = next(each for each in root.iterdir() if each.name.startswith("one"))
     printed = io.StringIO()
@@ -290,6 +292,8 @@ def test_the_command_writes_the_page_and_whole_tables(page: Path) -> None:
     examples = pd.read_csv(page.with_suffix(".examples.csv"), index_col="example_id")
     assert len(examples) == 2100
     assert examples.spearman.isna().sum() == 1
+    assert examples.columns.tolist()[:4] == ["label", "label_name", "prediction", "prediction_name"]
+    assert examples.label_name.tolist()[:2] == ["cat", HOSTILE]
     components = pd.read_csv(page.with_suffix(".components.csv"), index_col="name")
     assert components.index[0] == f"conv{HOSTILE}[0]"
     assert len(pd.read_csv(page.with_suffix(".largest.csv"))) == 100

@@ -19,6 +19,7 @@ from coar_dist.evaluation.intervals import means_of
 from coar_dist.report.figures import draw_correlations
 from coar_dist.report.summary import summarise
 from coar_dist.store.ceilings import CEILING_LABEL
+from coar_dist.store.class_names import write_class_names
 from coar_dist.store.tables import Attributions, AttributionTable, EvaluationTable
 from tests.report.synthetic import synthetic_run
 
@@ -155,3 +156,25 @@ def test_the_figure_of_one_fraction_has_a_row_per_method(tmp_path: Path) -> None
     points = {rows[int(line.get_ydata()[0])]: line.get_xdata()[0] for line in axes.lines if line.get_marker() in "oD"}
     assert points == expected
     assert axes.get_xlim()[1] < 1.05
+
+
+def test_examples_are_arrays_by_name_that_show_as_a_table(tmp_path: Path) -> None:
+    made = synthetic_run(tmp_path / "run", 30, kind="texts", columns={"site": np.arange(30)})
+    write_class_names(made, {0: "cat", 2: "dog & wolf"})
+    run, found = open_run(tmp_path / "run"), open_run(tmp_path / "run").examples()
+    assert isinstance(found, dict)
+    assert [*found] == ["example_id", "label", "prediction", "margin", "excerpt", "tokens", "site"]
+    assert isinstance(found["label"], np.ndarray)
+    np.testing.assert_array_equal(run[4:6].examples()["site"], [4, 5])
+    np.testing.assert_array_equal(run.examples([7, 3])["site"], [7, 3])
+    frame = found.to_pandas()
+    assert frame.index.name == "example_id"
+    assert frame.columns.tolist()[:5] == ["label", "label_name", "prediction", "prediction_name", "margin"]
+    names = {0: "cat", 2: "dog & wolf"}
+    assert frame.label_name.tolist() == [names.get(label, "") for label in found["label"]]
+    assert frame.tokens[3] == ["text", " ", "3\nof a play"]
+    assert repr(found).splitlines()[-1] == "A dict of these columns as arrays; .to_pandas() is the table."
+    assert "dog &amp; wolf" in found._repr_html_()
+    assert run.nearest(3, num=2).columns.tolist()[:3] == ["similarity", "label", "label_name"]
+    plain = open_run(synthetic_run(tmp_path / "plain", 10, kind="numbers").storage.location).examples()
+    assert plain.to_pandas().columns.tolist() == ["label", "prediction", "margin"]

@@ -21,8 +21,8 @@ from coar_dist.api import Run
 from coar_dist.report.page.encoding import unpacked
 from coar_dist.store.circuits import MAGNITUDE, SCORES, SIGNED, CircuitScores, CircuitTable
 from coar_dist.store.class_names import write_class_names
+from coar_dist.store.examples import TOKEN_END
 from coar_dist.store.responses import Response, Responses, ResponseTable
-from coar_dist.tasks.example_set import TOKEN_END
 from tests.report.browser import chromium, show
 from tests.report.synthetic import synthetic_run
 from tests.report.test_page import HOSTILE, content_of, page_of, report

@@ -15,6 +15,7 @@ import coar_dist.api
 import coar_dist.components.masks
 import coar_dist.report.comparison.compared
 import coar_dist.result.comparing
+import coar_dist.result.example_columns
 import coar_dist.result.plots
 import coar_dist.result.result
 import coar_dist.result.run
@@ -27,6 +28,7 @@ FACE = {
     coar_dist.components.masks: {"mask_without"},
     coar_dist.report.comparison.compared: {"Comparison"},
     coar_dist.result.comparing: {"compare"},
+    coar_dist.result.example_columns: {"ExampleColumns"},
     coar_dist.result.plots: {"waterfall", "components", "predictions", "correlation"},
     coar_dist.result.result: {"Result", "by_method", "top", "by", "nearest", "predict"},
     coar_dist.result.run: {"Run", "predict", "ablate", "evaluate"},

@@ -15,6 +15,7 @@ from coar_dist.errors import StorageError, counted, listed
 from coar_dist.report.comparison.measure import BEYOND, Measured, measure
 from coar_dist.report.comparison.render import ShownComparison, rendered
 from coar_dist.report.comparison.sides import Matching, Side, match
+from coar_dist.report.notebook import with_class_names
 from coar_dist.report.numbers import number
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class Comparison:
 
     @property
     def examples(self) -> DataFrame:
-        """A row per example, by ``example_id``: ``label`` and ``prediction``; ``spearman`` and ``pearson`` correlation
+        """A row per example, by ``example_id``: ``label`` and ``prediction``, with the names of classes that have one;
+        ``spearman`` and ``pearson`` correlation
         of its weights over the common components, NaN where either side has a constant or a weight that is not finite;
         ``top_10``, how many of the ten strongest components are the same; ``size_one`` and ``size_other``, root mean
         squares of the weights, and ``difference``, that of their differences; ``beyond``, the share of components whose
@@ -80,7 +82,8 @@ class Comparison:
         from pandas import DataFrame, Index
 
         index = Index(self._matching.example_ids, name="example_id")
-        return DataFrame({**self._labels(), **self._measured.of_examples}, index=index)
+        classes = with_class_names(self._labels(), self._one.reader.class_names)
+        return DataFrame({**classes, **self._measured.of_examples}, index=index)
 
     @property
     def components(self) -> DataFrame:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coar_dist.errors import ConfigError, TaskError
-from coar_dist.tasks.example_set import EXCERPT, TOKENS, ExampleSet
+from coar_dist.store.examples import EXCERPT, TOKENS
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.examples.huggingface import Gathered, HubRows, Pairs
 from coar_dist.tasks.examples.source import SOURCE_ID, IndexedSource, StreamedSource, tensor_of
 from coar_dist.tasks.examples.tokens import padded, token_ids, tokenizer_of, with_excerpts, with_tokens

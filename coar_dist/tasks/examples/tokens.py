@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coar_dist.tasks.example_set import EXCERPT, TOKEN_END, TOKENS
+from coar_dist.store.examples import EXCERPT, TOKEN_END, TOKENS
 from coar_dist.tasks.examples.pixels import missing
 
 _EXCERPT_LENGTH = 300

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from coar_dist.errors import CoarWarning, ConfigError, TaskError
-from coar_dist.tasks.example_set import TOKEN_END
+from coar_dist.store.examples import TOKEN_END
 from coar_dist.tasks.examples.answers import prompts
 from coar_dist.tasks.examples.prompts import huggingface_answers
 from coar_dist.tasks.outputs import next_token_margin

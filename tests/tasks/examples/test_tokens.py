@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from coar_dist.errors import TaskError
-from coar_dist.tasks.example_set import TOKEN_END, ExampleSet
+from coar_dist.store.examples import TOKEN_END
+from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.examples.tokens import with_excerpts, with_tokens
 
 
