@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -11,9 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import ablation, alternatives, calibration, chaos, circuits, estimators, regression, report, scale
-from tests.benchmarks.gpu import __main__ as gpu
-from tests.benchmarks.gpu.__main__ import SECTIONS
-from tests.benchmarks.gpu.results import Results
 from tests.benchmarks.rehearsal import __main__ as rehearsal
 
 
@@ -128,73 +124,6 @@ def test_cluster_benchmark(repository: Path) -> None:
     assert "Paced actors" in done.stdout
     assert "computes nothing for" in done.stdout
     assert len([line for line in done.stdout.splitlines() if "of a core" in line]) == 1
-
-
-_WITHOUT = """
-import runpy, sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {absent!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Absent())
-import importlib.util
-real = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *more: None if name in {absent!r} else real(name, *more)
-sys.argv = ["gpu", *sys.argv[1:]]
-runpy.run_module("tests.benchmarks.gpu", run_name="__main__")
-"""
-
-
-@pytest.mark.filterwarnings("ignore:nothing can be said about components")  # of few masks
-def test_gpu_command_runs_whole_runs_and_bare_models(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Some sections, tiny, here; the slow test below has the others."""
-    sections = ["ridge", "run", "language", "values", "setup_b"]
-    monkeypatch.setattr("sys.argv", ["gpu", "--out", str(tmp_path), "--smoke", "--sections", *sections])
-    assert gpu.main() == 0, capsys.readouterr().out
-    found = json.loads((tmp_path / "gpu.json").read_text())
-    assert found["failed"] == {}
-    assert not any(row["fails"] for row in found["rows"])
-    (same,) = (row for row in found["rows"] if row["what"] == "files of two runs")
-    assert same["value"] == 0.0
-
-
-@pytest.mark.slow
-def test_gpu_command_smoke(tmp_path: Path) -> None:
-    """Every section, tiny, on the CPU, in a process without what the command does not need: Ray runs elsewhere."""
-    absent = ["ray", "hydra", "omegaconf", "cuml", "cupy", "transformers", "rich", "sklearn", "matplotlib", "PIL"]
-    code = _WITHOUT.format(absent=absent)
-    command = [sys.executable, "-c", code, "--out", str(tmp_path), "--smoke"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((tmp_path / "gpu.json").read_text())
-    assert found["failed"] == {}
-    assert [name for name in SECTIONS if not any(row["section"] == name for row in found["rows"])] == []
-    assert not any(row["fails"] for row in found["rows"])
-    skipped = [row["section"] for row in found["rows"] if row["note"].startswith("skipped")]
-    assert sorted(skipped) == ["lasso", "ray", "ridge", "run", "setup_b"]
-    halved = [row for row in found["rows"] if row["section"] == "memory" and "halvings" in row["note"]]
-    assert halved
-    assert not halved[0]["note"].startswith("0 ")
-    table = (tmp_path / "gpu.md").read_text()
-    assert "Largest gap of the best forms: " in table
-    assert "| lasso | cuML, 30 components, 8 examples |  |  |  | skipped: no CUDA device |" in table
-
-
-def test_gpu_command_says_what_fails(tmp_path: Path) -> None:
-    results = Results(tmp_path, "cpu")
-    assert results.is_sound
-    results.add("a", "slow form", 2.0, "s", limit=1.0, limit_name="product", kind="cost", group="a")
-    results.add("a", "fast form", 1.25, "s", limit=1.0, limit_name="product", kind="cost", group="a")
-    results.add("b", "short", 0.01, "s", limit=0.001, limit_name="product", kind="cost")
-    results.add("c", "rate", 9.0, "masks/s", limit=10.0, limit_name="bare forward")
-    assert "a, fast form: 80% of its limit" in results.largest_gap()
-    assert results.is_sound
-    results.add("d", "wrong", float("nan"), "of the effects", limit=1e-3, limit_name="allowed", kind="error")
-    assert not results.is_sound
-    results.write()
-    assert "| d | wrong | nan of the effects | 0.001 allowed | FAILS |" in (tmp_path / "gpu.md").read_text()
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from coar_dist.components.index import ComponentIndex
 from coar_dist.config.schema import RegressionConfig
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.regression import cuml_backend, lasso, reduced, ridge
-from coar_dist.regression.factor import factorise
+from coar_dist.regression.factor import Factor, factorise
 from coar_dist.regression.fit import fit
 from coar_dist.regression.masks import PackedMasks
 from coar_dist.regression.statistics import MASKS_PER_BATCH, Gram, MarginStatistics, gram, margin_statistics
@@ -79,6 +79,11 @@ def sufficient_statistics(section: Section) -> None:
             return
         arrays = synthetic(m, d, n)
         about = f"{m:,} masks x {d:,} components"
+        few = arrays[0][:, : min(d, 512)].astype(np.float32)
+        known = few.T @ few  # ones are exact in float32
+        found = of_packed(packed(arrays[0]), section.device).products[: len(known), : len(known)]
+        different = float((known != found).sum())
+        section.add(f"X'X, {about}: of its first", different, "differ", limit=0.0, limit_name="allowed", kind="error")
         took, _ = timed(section, 2, of_packed, packed(arrays[0]), section.device)
         bound, what = bounds(section, 2 * m * d * d / section.limits[of_gram], name, m * d / 8 + 4 * d * d)
         section.add(f"X'X, {about}", took, "s", limit=bound, limit_name=what, kind="cost")
@@ -120,15 +125,30 @@ def ridge_section(section: Section) -> None:
             section.skip(f"cuML, {problem.about}", reason)
             continue
         try:
-            of_each = np.geomspace(problem.penalty / 100, problem.penalty * 100, n)
-            took, weights = timed(section, 2, cuml_backend.cuml_ridge, factor, projected, of_each)
-            known = ridge.solve(factor, projected, of_each)
-            error = float(np.abs(weights - known).max() / np.abs(known).max())
-            what = f"cuML, a penalty for each example, {problem.about}"
-            section.add(what, took, "s", limit=solve, limit_name="s, torch's of one penalty", kind="cost")
-            section.add(f"{what}: error", error, limit=RIDGE_ERROR, limit_name="allowed", kind="error")
+            ridge_by_cuml(problem, factor, projected, solve)
         except Exception as failure:  # a library that does not work here leaves the rest to be measured
             section.fail(f"cuML, {problem.about}", failure)
+
+
+def ridge_by_cuml(problem: RidgeProblem, factor: Factor, projected: ridge.Projected, torch_s: float) -> None:
+    """A penalty for each example, beside float64 in torch: with the pieces that are used, and with other ones."""
+    section = problem.section
+    of_each = np.geomspace(problem.penalty / 100, problem.penalty * 100, len(projected.squares))
+    known = ridge.solve(factor, projected, of_each)
+    used = cuml_backend._PIECE
+    for piece in (used, 16, 256):
+        what = f"cuML, a penalty for each example, pieces of {piece}, {problem.about}"
+        if piece > factor.rank or section.is_over(what):
+            continue
+        cuml_backend._PIECE = piece
+        try:
+            took, weights = timed(section, 2, cuml_backend.cuml_ridge, factor, projected, of_each)
+        finally:
+            cuml_backend._PIECE = used
+        error = float(np.abs(weights - known).max() / np.abs(known).max())
+        limit_name = "s, torch's of one penalty"
+        section.add(what, took, "s", limit=torch_s, limit_name=limit_name, kind="cost", group=problem.about)
+        section.add(f"{what}: error", error, limit=RIDGE_ERROR, limit_name="allowed", kind="error")
 
 
 @dataclass(frozen=True)
@@ -175,7 +195,7 @@ def why_no_cuml(section: Section) -> str | None:
 
 def lasso_section(section: Section) -> None:
     """Lasso of every example at a tenth of its largest penalty: batched torch, and cuML one target at a time."""
-    sizes = [(400, 30, 8)] if section.is_tiny else [(12_000, 688, 1024), (30_000, 2304, 1024), (40_000, 22_720, 256)]
+    sizes = [(400, 30, 8)] if section.is_tiny else [(12_000, 688, 1024), (30_000, 2304, 1024)]
     tolerance = 1e-6
     for m, d, n in sizes:
         if section.is_over(f"{d} components"):
@@ -185,8 +205,7 @@ def lasso_section(section: Section) -> None:
         problem = lasso.problem_of(whole, extremes, margins, section.device)
         alphas = lasso.largest_alphas(problem, 1.0) / 10
         start = torch.zeros_like(problem.cross)
-        rounds = 1 if d > 10_000 else 2
-        took, solution = timed(section, rounds, lasso.solve, problem, alphas, 1.0, start, tolerance)
+        took, solution = timed(section, 2, lasso.solve, problem, alphas, 1.0, start, tolerance)
         gap = float(lasso.exact_gaps(problem, solution.weights, alphas, 1.0).max())
         products = 2 * d * d * n * solution.num_steps / section.limits["float64"]
         about = f"{d:,} components, {n:,} examples"
@@ -198,14 +217,14 @@ def lasso_section(section: Section) -> None:
             f"torch, {about}: duality gap", gap, "of y'y", limit=2 * tolerance, limit_name="allowed", kind="error"
         )
         reason = why_no_cuml(section)
-        if reason or d > 10_000:
-            section.skip(f"cuML, {about}", reason or "one target at a time")
+        if reason or section.is_over(f"cuML, {about}"):
+            section.skip(f"cuML, {about}", reason or "no time")
             continue
         few = problem.of(torch.arange(4, device=section.device))
         target = reduced.LassoTarget(few, alphas[:4], 1.0, start[:, :4], tolerance)
         factor = factorise(whole, section.device)
         try:
-            took, weights = timed(section, 2, cuml_backend.cuml_lasso, factor, target)
+            took, weights = timed(section, 1, cuml_backend.cuml_lasso, factor, target)
         except Exception as error:  # as above
             section.fail(f"cuML, {about}", error)
             continue
@@ -217,24 +236,56 @@ def lasso_section(section: Section) -> None:
 
 
 def whole_fit(section: Section) -> None:
-    """Two fits from the same shards on this device: the same bits, and the weights that made the margins."""
+    """Two fits from the same shards on this device: the same bits; and ridge by cuML beside torch's weights."""
     m, d, n = (300, 30, 12) if section.is_tiny else (20_000, 2304, 2048)
     masks, margins = synthetic(m, d, n)
-    for method in ("ridge", "lasso"):
-        if section.is_over(method):
+    for method, backend in (("ridge", "torch"), ("ridge", "cuml"), ("lasso", "torch")):
+        about = f"{method} by {backend}, {m:,} masks x {d:,} components x {n:,} examples, from shards"
+        if section.is_over(about):
             return
-        found = []
-        for _ in range(2):
-            with tempfile.TemporaryDirectory() as folder:
-                run = written(Path(folder), masks, margins)
-                config = RegressionConfig(method=method, backend="torch")
-                took, _ = timed(section, 1, fit, run, config, lambda _: None)
-                name = "coar" if method == "ridge" else "coar_lasso"
-                found.append(RunReader(run).weights(method=name))
-        different = float(not np.array_equal(*found))
-        about = f"{method}, {m:,} masks x {d:,} components x {n:,} examples, from shards"
+        reason = why_no_cuml(section) if backend == "cuml" else None
+        if reason:
+            section.skip(about, reason)
+            continue
+        try:
+            different = float(not np.array_equal(*fitted_twice(section, about, method, backend, (masks, margins))))
+        except Exception as error:  # as above
+            section.fail(about, error)
+            continue
         section.add(f"{about}: two fits", different, "differ", limit=0.0, limit_name="allowed", kind="error")
-        section.add(about, took, "s", note=f"the second of two; {n / took:,.0f} examples/s")
+
+
+def fitted_twice(section: Section, about: str, method: str, backend: str, arrays: Arrays) -> list[NDArray[np.float32]]:
+    """Weights of two fits; a row for the time of the second, and one for the error against float64 on the CPU."""
+    found = []
+    for _ in range(2):
+        with tempfile.TemporaryDirectory() as folder:
+            run = written(Path(folder), *arrays)
+            config = RegressionConfig(method=method, backend=backend)
+            took, _ = timed(section, 1, fit, run, config, lambda _: None)
+            reader = RunReader(run)
+            name = "coar" if method == "ridge" else "coar_lasso"
+            found.append(reader.weights(method=name))
+            quality = reader.quality(method=name)
+    section.add(about, took, "s", note=f"the second of two; {arrays[1].shape[1] / took:,.0f} examples/s")
+    if method == "ridge":
+        few = slice(0, 4)
+        known = by_normal_equations(arrays[0], arrays[1][:, few], quality["regularisation"][few])
+        error = float(np.abs(found[-1][few] - known).max() / np.abs(known).max())
+        section.add(f"{about}: error", error, limit=1e-5, limit_name="allowed, float32", kind="error")
+    return found
+
+
+def by_normal_equations(
+    masks: NDArray[np.bool_], margins: NDArray[np.float32], penalties: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Ridge's weights (n, d) in float64 on the CPU."""
+    x, y = masks.astype(np.float64), margins.astype(np.float64)
+    x -= x.mean(axis=0)
+    y -= y.mean(axis=0)
+    gram, cross = x.T @ x, x.T @ y
+    solved = [np.linalg.solve(gram + p * np.eye(len(gram)), q) for p, q in zip(penalties, cross.T, strict=True)]
+    return np.stack(solved)
 
 
 def written(root: Path, masks: NDArray[np.bool_], margins: NDArray[np.float32]) -> RunDirectory:

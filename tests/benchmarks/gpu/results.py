@@ -1,20 +1,15 @@
-"""What the sections find: rows with their limits, written after every section as JSON and as one Markdown table."""
+"""What the sections find: rows with their limits, on the disk as they come, as JSON lines and as one Markdown table."""
 
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
+import os
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 _TOO_SHORT_S = 0.1
 """Below it nobody waits for the difference."""
-_PACKAGES = ("torch", "numpy", "pyarrow", "triton", "ray", "hydra-core", "cuml-cu13", "transformers")
 
 
 @dataclass(frozen=True)
@@ -58,28 +53,79 @@ class Row:
 
 
 class Results:
-    """Collects rows and writes them.
+    """What is found, by events in ``gpu.jsonl``: whoever measures appends to it, whoever watches reads it.
+
+    A line is on the disk before the next number is measured, so that nothing is lost with the process or the machine.
 
     Args:
-        folder: made if need be.
-        device: ``cuda`` or ``cpu``.
+        folder: made if need be; the events that are there are read.
+
+    Attributes:
+        folder: as given.
+        machine: what the numbers were measured on.
+        limits: what the machine was measured at: operations/s by dtype name, ``copy`` and ``upload`` in bytes/s.
+        rows: the numbers.
+        allowed: seconds that each section begun was given.
+        seconds: that each section ended took.
+        failed: what failed, and why.
     """
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.machine = machine(device)
+        self.machine: dict[str, str] = {}
+        self.limits: dict[str, float] = {}
         self.rows: list[Row] = []
+        self.allowed: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
         self.failed: dict[str, str] = {}
+        self._events, self._read = folder / "gpu.jsonl", 0
+        self._events.touch()
+        self.follow()
+
+    def say(self, **event: Any) -> None:
+        """Append an event, and take it in."""
+        with self._events.open("a") as file:
+            file.write(json.dumps(event) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.follow()
+
+    def follow(self) -> bool:
+        """Take in what was appended by others; whether there was anything."""
+        with self._events.open("rb") as file:
+            file.seek(self._read)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]  # a line that is being written is read the next time
+        self._read += len(whole)
+        for line in whole.splitlines():
+            self._take(json.loads(line))
+        return bool(whole)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        if "row" in event:
+            self.rows.append(Row(**event["row"]))
+        if "ended" in event:
+            self.seconds[event["ended"]] = event["seconds"]
+        for name, known in (
+            ("machine", self.machine),
+            ("limits", self.limits),
+            ("allowed", self.allowed),
+            ("failed", self.failed),
+        ):
+            known.update(event.get(name, {}))
 
     def add(self, section: str, what: str, value: float | None, unit: str = "", **more: Any) -> None:
         row = Row(section, what, value, unit, **more)
-        self.rows.append(row)
+        self.say(row=asdict(row))
         print("  " + " | ".join(_cells(row)), flush=True)
 
     def skip(self, section: str, what: str, why: str) -> None:
         self.add(section, what, None, note=f"skipped: {why}")
+
+    def fail(self, what: str, why: str) -> None:
+        self.say(failed={what: why})
+        print(f"  {what} FAILED: {why}", flush=True)
 
     @property
     def is_sound(self) -> bool:
@@ -103,6 +149,7 @@ class Results:
         )
 
     def write(self) -> None:
+        """Make ``gpu.md`` and ``gpu.json`` of what is known; each is there whole."""
         content = {
             "machine": self.machine,
             "seconds": self.seconds,
@@ -110,14 +157,19 @@ class Results:
             "rows": [{**asdict(row), "share": row.share, "fails": row.fails} for row in self.rows],
             "largest_gap": self.largest_gap(),
         }
-        (self.folder / "gpu.json").write_text(json.dumps(content, indent=1))
+        self._replace("gpu.json", json.dumps(content, indent=1))
         lines = ["# GPU paths of coar_dist", "", *(f"- {key}: {value}" for key, value in self.machine.items()), ""]
         lines += ["| section | what | value | limit | share | note |", "|---|---|---:|---:|---:|---|"]
         lines += ["| " + " | ".join(_cells(row)) + " |" for row in self.rows]
         lines += ["", self.largest_gap()]
         lines += ["", "Seconds: " + ", ".join(f"{name} {took:.0f}" for name, took in self.seconds.items())]
         lines += [f"\n**{name} failed**: {why}" for name, why in self.failed.items()]
-        (self.folder / "gpu.md").write_text("\n".join(lines) + "\n")
+        self._replace("gpu.md", "\n".join(lines) + "\n")
+
+    def _replace(self, name: str, text: str) -> None:
+        new = self.folder / f".{name}"
+        new.write_text(text)
+        new.replace(self.folder / name)
 
 
 def _cells(row: Row) -> list[str]:
@@ -127,27 +179,3 @@ def _cells(row: Row) -> list[str]:
     if row.kind == "error" and row.value is not None:
         share = "FAILS" if row.fails else "holds"
     return [row.section, row.what, value, limit, share, row.note]
-
-
-def machine(device: str) -> dict[str, str]:
-    """What the numbers were measured on."""
-    found = {"cpu": platform.processor() or platform.machine(), "threads": str(torch.get_num_threads())}
-    if device == "cuda":
-        properties = torch.cuda.get_device_properties(0)
-        found["device"] = (
-            f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, sm_{properties.major}{properties.minor}"
-        )
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        try:
-            found["driver"] = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")[0]
-        except (OSError, subprocess.CalledProcessError) as error:
-            found["driver"] = f"unknown ({error})"
-        found["CUDA"] = str(torch.version.cuda)
-    else:
-        found["device"] = "cpu: nothing here is a claim about a GPU"
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found

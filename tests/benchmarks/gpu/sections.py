@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import platform
+import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
 from coar_dist.ablation.engine import AblationEngine
 from tests.benchmarks.gpu.results import Results
+
+_PACKAGES = ("torch", "numpy", "pyarrow", "triton", "ray", "hydra-core", "cuml-cu13", "cupy-cuda13x", "transformers")
 
 
 @dataclass
@@ -48,7 +53,7 @@ class Section:
 
     def fail(self, what: str, error: Exception) -> None:
         """Say that one measurement failed; the section goes on."""
-        self.results.failed[f"{self.name}, {what}"] = f"{type(error).__name__}: {error}"
+        self.results.fail(f"{self.name}, {what}", f"{type(error).__name__}: {error}")
         traceback.print_exc()
 
     def is_over(self, what: str) -> bool:
@@ -106,6 +111,8 @@ def seconds(function: Callable[[], object], device: str, rounds: int, *, warm_up
     """The median of ``rounds`` calls, after one more to warm up, each until the device is done."""
     times = []
     for _ in range(rounds + warm_up):
+        if device == "cuda":
+            torch.cuda.synchronize()  # not the end of what was begun before
         started = time.perf_counter()
         function()
         if device == "cuda":
@@ -134,3 +141,27 @@ def measure_limits(device: str, is_tiny: bool) -> dict[str, float]:
         host = host.pin_memory()
     limits["upload"] = host.numel() * 4 / seconds(lambda: host.to(device, copy=True), device, 5)
     return limits
+
+
+def machine(device: str) -> dict[str, str]:
+    """What the numbers were measured on."""
+    found = {"cpu": platform.processor() or platform.machine(), "threads": str(torch.get_num_threads())}
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        found["device"] = (
+            f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, sm_{properties.major}{properties.minor}"
+        )
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        try:
+            found["driver"] = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")[0]
+        except (OSError, subprocess.CalledProcessError) as error:
+            found["driver"] = f"unknown ({error})"
+        found["CUDA"] = str(torch.version.cuda)
+    else:
+        found["device"] = "cpu: nothing here is a claim about a GPU"
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
