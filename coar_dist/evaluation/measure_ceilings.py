@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,12 @@ from coar_dist.designs.subsets import FixedSize
 from coar_dist.evaluation.ceiling import Pairs, Shares, linear_shares, mean_correlation, stability_bounds
 from coar_dist.store.ceilings import Ceiling, CeilingTable, partners_of, why_no_ceiling
 from coar_dist.store.margins import MarginStore
-from coar_dist.store.run_directory import RunDirectory
+from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
 from coar_dist.store.tables import AttributionTable
+
+Block = tuple[int, int]
+_OfBlock = tuple[Shares, list[tuple[Shares, Shares]]]
+"""What an example block adds to the ceiling and, where there are partners, to its lower and upper bound."""
 
 
 def measure_ceilings(
@@ -23,12 +27,13 @@ def measure_ceilings(
 ) -> bool:
     """Write the ceiling of every held-out design that has one, where it is not there already.
 
-    A design's masks and the margins of one example block are in memory at a time.
+    A design's masks and the margins of one example block are in memory at a time. The attributions of a block are read
+    once for all designs.
 
     Args:
         run: a run with fitted attributions and complete held-out designs.
         method: attributions fitted from other masks. They are taken away from the margins first, for precision.
-        on_progress: called with the number of held-out designs done.
+        on_progress: called with the number of example blocks done.
         execute: who runs the parts, one per example block.
 
     Returns:
@@ -37,24 +42,29 @@ def measure_ceilings(
     Raises:
         MissingWorkError: attributions or margins are missing.
     """
-    computed = False
-    for num_done, (name, design) in enumerate(run.held_out.items(), start=1):
-        table = CeilingTable(run, name, method)
-        if why_no_ceiling(design) is None and not table.is_complete():
-            table.set_aside_wrong()
-            table.write(_measure(run, name, method, execute))
-            computed = True
-        on_progress(num_done)
-    return computed
+    tables = {
+        name: CeilingTable(run, name, method) for name, design in run.held_out.items() if not why_no_ceiling(design)
+    }
+    missing = {name: table for name, table in tables.items() if not table.is_complete()}
+    for table in missing.values():
+        table.set_aside_wrong()
+    blocks, found = run.margins(TRAIN_DESIGN).blocks, dict[Block, dict[str, _OfBlock]]()
+    if missing:
+        for block, of_block in execute(_shares_of_block, (run, list(missing), method), blocks):
+            found[block] = of_block
+            on_progress(len(found))
+    for name, table in missing.items():
+        table.write(_ceiling(run, name, method, [found[block][name] for block in blocks]))
+    on_progress(len(blocks))
+    return bool(missing)
 
 
-def _measure(run: RunDirectory, design_name: str, method: str, execute: Execute) -> Ceiling:
-    design, blocks = run.design(design_name), run.margins(design_name).blocks
-    partner_name = partners_of(design_name)
+def _ceiling(run: RunDirectory, design_name: str, method: str, parts: Sequence[_OfBlock]) -> Ceiling:
+    """From what the example blocks add, in their order."""
+    design, partner_name = run.design(design_name), partners_of(design_name)
     partners = run.design(partner_name) if partner_name in run.designs else None
-    found = dict(execute(_shares_of_block, (run, design_name, method), blocks))
-    shares = [found[block][0] for block in blocks]
-    lower, upper = ([bounds[i] for block in blocks for bounds in found[block][1]] for i in (0, 1))
+    shares = [of_block for of_block, _ in parts]
+    lower, upper = ([pair[i] for _, bounds in parts for pair in bounds] for i in (0, 1))
     mean, standard_error, correlations = mean_correlation(Shares.join(shares))
     (low, low_error), (high, high_error) = (
         mean_correlation(Shares.join(bounds))[:2] if bounds else (np.nan, np.nan) for bounds in (lower, upper)
@@ -73,14 +83,16 @@ def _measure(run: RunDirectory, design_name: str, method: str, execute: Execute)
     )
 
 
-def _shares_of_block(
-    shared: tuple[RunDirectory, str, str], block: tuple[int, int]
-) -> tuple[tuple[int, int], tuple[Shares, list[tuple[Shares, Shares]]]]:
-    """What one example block adds to the ceiling, and, where there are partners, to its lower and upper bound."""
-    run, design_name, method = shared
+def _shares_of_block(shared: tuple[RunDirectory, list[str], str], block: Block) -> tuple[Block, dict[str, _OfBlock]]:
+    """What one example block adds to the ceiling on each of some designs."""
+    run, design_names, method = shared
+    weights = AttributionTable(run, method).read(block)[0]
+    return block, {name: _of_block(run, name, block, weights) for name in design_names}
+
+
+def _of_block(run: RunDirectory, design_name: str, block: Block, weights: NDArray[np.float32]) -> _OfBlock:
     design, partner_name = run.design(design_name), partners_of(design_name)
     fraction = design.num_ablated / design.num_components if isinstance(design, FixedSize) else design.ablation_fraction
-    weights = AttributionTable(run, method).read(block)[0]
     masks, margins = _read(run.margins(design_name), block)
     pairs, bounds = None, []
     if partner_name in run.designs:
@@ -88,7 +100,7 @@ def _shares_of_block(
         assert isinstance(partners, Correlated)
         pairs = Pairs(partners.correlation, *_read(run.margins(partner_name), block))
         bounds.append(stability_bounds(masks, margins, pairs, weights))
-    return block, (linear_shares(masks, margins, fraction, weights, pairs, isinstance(design, FixedSize)), bounds)
+    return linear_shares(masks, margins, fraction, weights, pairs, isinstance(design, FixedSize)), bounds
 
 
 def _read(store: MarginStore, block: tuple[int, int]) -> tuple[NDArray[np.bool_], NDArray[np.floating[Any]]]:

@@ -49,8 +49,9 @@ def _run(session: Session) -> None:
 
 def _evaluate(session: Session, run: RunDirectory, methods: list[str], execute: Execute) -> None:
     terminal, num_designs = session.terminal, len(run.held_out)
-    num_done = len(methods) * len(run.margins(TRAIN_DESIGN).blocks)
-    with session.progress(num_done + num_designs, "parts") as progress:
+    num_blocks = len(run.margins(TRAIN_DESIGN).blocks)
+    num_done = len(methods) * num_blocks
+    with session.progress(num_done + num_blocks, "parts") as progress:
         computed = evaluate(run, methods, progress.update, execute)
         computed |= measure_ceilings(run, methods[0], lambda done: progress.update(num_done + done), execute)
         seconds = progress.seconds

@@ -109,11 +109,10 @@ def evaluate_need(sizes: Sizes, shares: list[float], config: RegressionConfig, s
     products = 2.0 * num_held_out * d * n * (methods + 1) + 2.0 * pairs * d * sizes.num_blocks
     seconds = products / speed.products + 2.0 * pairs * n / speed.exact_products
     seconds += (_RANKED_S * methods + _CEILING_S) * num_held_out * n
-    # Attributions once for all tables of a method, and once for the ceiling on each design.
-    read_attributions = (methods + num_designs) * sizes.attribution_bytes
+    read_attributions = (methods + 1) * sizes.attribution_bytes  # for all tables of a method, and for all ceilings
     read = read_attributions + (methods + 1) * sizes.bytes_of(num_held_out)
     seconds += sizes.in_large_arrays(read_attributions) + _STATISTICS_S * methods * n * d
-    openings = sizes.num_blocks * ((methods + 1) * sizes.num_held_out_shards + methods + num_designs)
+    openings = sizes.num_blocks * (methods + 1) * (sizes.num_held_out_shards + 1)
     openings += CHECKS * methods * (num_designs + 1) * (sizes.num_blocks + 1)
     memory, read_of_curve, openings_of_curve = 0.0, 0.0, 0
     points = [share for share in shares if share * sizes.num_masks >= fewest_masks(d, config)]
