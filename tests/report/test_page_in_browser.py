@@ -478,9 +478,7 @@ def test_tokens_without_spaces_of_their_own_are_set_apart(browser: webdriver.Chr
 
 def test_circuits_are_on_the_first_screen(browser: webdriver.Chrome, run: Run) -> None:
     show(browser, page_of(run), 1400)
-    said = (
-        "The strongest 6 components (0.25 of all) by COAR alone have .950 of what all do (CPR .750, random ones .250)."
-    )
+    said = "The 6 strongest components by COAR (25% of all) alone have a faithfulness of .950 (CPR .750; of random"
     first = find(browser, "#result").text
     assert said in first
     assert find(browser, "#result a[href='#circuits']").rect["y"] < 900

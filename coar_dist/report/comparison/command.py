@@ -50,9 +50,9 @@ def run_compare(arguments: Sequence[str], terminal: Terminal) -> int:
     one, other = (_side(readers[i % len(readers)], method, values) for i, method in enumerate(_methods(values)))
     with terminal.progress(len(one.example_ids), "examples") as progress:
         comparison = Comparison.of(one, other, progress.update)
-    terminal.say(comparison.summary)
     for warning in comparison.warnings:
         terminal.warn(warning)
+    terminal.say(comparison.summary)
     for note in comparison.notes:
         terminal.say(note)
     _print(comparison, terminal)

@@ -58,7 +58,7 @@ function correlations() {
 }
 
 function means() {
-  const [width, height, left, bottom, top] = [340, 260, 46, 34, 10];
+  const [width, height, left, bottom, top] = [340, 260, 66, 34, 10];
   const rows = components.filter(row => isNumber(row.mean_one) && isNumber(row.mean_other));
   const svg = frame(width, height, `mean weights of components, ${other} against ${one}`);
   const scaleOf = (key, from, to) => {

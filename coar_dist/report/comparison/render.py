@@ -84,7 +84,7 @@ def _content(comparison: ShownComparison) -> dict[str, Any]:
     places = np.argsort(-apart, kind="stable")[:MOST_ROWS]
     ids = comparison.example_ids
     defined = examples["spearman"][np.isfinite(examples["spearman"])]
-    low = float(np.floor(10 * defined.min()) / 10) if len(defined) else 0.0
+    low = min(float(np.floor(10 * defined.min()) / 10), 0.9) if len(defined) else 0.0
     counts, _ = np.histogram(defined, bins=_NUM_BINS, range=(low, 1.0))
     return {
         "names": list(comparison.names),

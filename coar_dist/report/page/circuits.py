@@ -9,7 +9,7 @@ import numpy as np
 from coar_dist.config.methods import label_of
 from coar_dist.config.schema import RANDOM
 from coar_dist.errors import MissingWorkError, counted, listed
-from coar_dist.report.numbers import number
+from coar_dist.report.numbers import number, signed
 from coar_dist.report.output_names import OutputName
 from coar_dist.store.circuits import SIGNED, CircuitScores, CircuitTable
 from coar_dist.store.run_directory import RunDirectory
@@ -52,7 +52,8 @@ def circuits_of(run: RunDirectory, output: OutputName) -> ShownCircuits | None:
     except MissingWorkError:
         return None
     names = _SCORES if found.known is None else _SCORES | _OF_KNOWN
-    notes = [f"The mean {output.one} is {found.full:.4g} of the whole model, {found.none:.4g} without any component."]
+    full, none = (signed(value, "-") for value in (found.full, found.none))
+    notes = [f"The mean {output.one} is {full} of the whole model, {none} without any component."]
     if found.known is not None:
         known = [run.components.name_of(i) for i in found.known]
         notes.append(f"Known to do the work: {counted(len(known), 'component')}, {listed(known)}.")
@@ -69,9 +70,9 @@ def _sentence(found: CircuitScores) -> str:
     faithfulness = found.faithfulness[best, SIGNED]
     enough = np.flatnonzero((faithfulness >= _ENOUGH) & (found.num_components > 0))
     place = enough[0] if enough.size else np.nanargmax(faithfulness)
-    chance = f", random ones {number(scores[RANDOM])}" if RANDOM in scores else ""
+    chance = f"; of random ones {number(scores[RANDOM])}" if RANDOM in scores else ""
     return (
-        f"The strongest {counted(int(found.num_components[place]), 'component')} ({found.sizes[place]:.3g} of all) by "
-        f"{label_of(best)} alone have {number(float(faithfulness[place]))} of what all do (CPR {number(scores[best])}"
-        f"{chance})."
+        f"The {counted(int(found.num_components[place]), 'strongest component')} by {label_of(best)} "
+        f"({100 * found.sizes[place]:.3g}% of all) alone have a faithfulness of {number(float(faithfulness[place]))} "
+        f"(CPR {number(scores[best])}{chance})."
     )

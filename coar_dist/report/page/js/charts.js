@@ -101,8 +101,8 @@ function heatmap(of) {
       const place = { x: left + c * wide, y: top + r * tall, width: wide - 1, height: tall - 1 };
       const fill = of.signed ? `var(--${sideOf(value)})` : "var(--neutral)";
       const cell = titled(draw("g", {}, draw("rect", { ...place, fill: "var(--card)" }),
-        draw("rect", { ...place, fill, "fill-opacity": (largest ? (Math.abs(value) / largest) ** .7 : 0).toFixed(3) }),
-        of.count ? words(value ? String(value) : "", place.x + wide / 2, place.y + tall / 2 + 4, { "text-anchor": "middle" }) : null), of.says(r, c));
+        draw("rect", { ...place, fill, "fill-opacity": (largest ? (of.count ? .5 : 1) * (Math.abs(value) / largest) ** .7 : 0).toFixed(3) }),
+        of.count ? words(value ? String(value) : "", place.x + wide / 2, place.y + tall / 2 + 4, { "text-anchor": "middle", fill: "var(--ink)" }) : null), of.says(r, c));
       const href = of.href?.(r, c);
       svg.append(href ? draw("a", { href, tabindex: -1 }, cell) : cell);
     });

@@ -52,7 +52,8 @@ function componentTable() {
         columns.push({ name: `${name} (${content.groupings[g].name})`, text: true, value: i => `${best(i)[0]} ${signed(best(i)[1])}` });
       }
     }
-    columns.push({ name: "layer", text: true, value: layerOf }, { name: "kind", text: true, value: i => groupOf(C.ids[i]).kind });
+    columns.push({ name: "layer", text: true, value: layerOf });
+    if (!kind.parentElement.hidden) columns.push({ name: "kind", text: true, value: i => groupOf(C.ids[i]).kind });
     box = tableOf("components", columns, wanted(), { sort: 4, page: 20 });
     place.replaceChildren(box);
   }
@@ -116,8 +117,9 @@ function componentPage(name) {
     looksOf(C.ids[i]),
     make("section", {}, make("h2", { textContent: "Examples that it helps most" }), make("p", { className: "note", textContent: `Keeping it raises their ${content.output} most.` }), galleryOf(i, C.raised, C.raised_by)),
     make("section", {}, make("h2", { textContent: "Examples that it hurts most" }), make("p", { className: "note", textContent: `Keeping it lowers their ${content.output} most.` }), galleryOf(i, C.lowered, C.lowered_by)),
+    make("h2", { textContent: "Effects" }),
     make("section", { className: "columns" },
-      make("div", {}, make("h2", { textContent: "Effects on all examples" }), figureOf(`histogram of ${name}`, histogram(name, row(C.edges, i, 2), row(C.histogram, i, bins)), "Examples by how much higher their output is with it kept."),
+      make("div", {}, make("h3", { textContent: "On all examples" }), figureOf(`histogram of ${name}`, histogram(name, row(C.edges, i, 2), row(C.histogram, i, bins)), "Examples by how much higher their output is with it kept."),
         csvButton(`histogram-of-${name}`, () => { const [low, high] = row(C.edges, i, 2); return [["from", "to", "examples"], ...row(C.histogram, i, bins).map((count, k) => [low + k / bins * (high - low), low + (k + 1) / bins * (high - low), count])]; })),
       ...content.groupings.map((_, g) => C.by_group[g] ? groupBars(i, g) : null)),
     similarTo(i),
