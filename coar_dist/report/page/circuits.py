@@ -64,15 +64,19 @@ def circuits_of(run: RunDirectory, output: OutputName) -> ShownCircuits | None:
 def _sentence(found: CircuitScores) -> str:
     """How much of the output a small circuit keeps, by the method with the largest CPR."""
     scores = {method: values["cpr"] for method, values in found.scores.items() if np.isfinite(values["cpr"])}
+    chance = f"; of random ones {number(scores.pop(RANDOM))}" if RANDOM in scores else ""
     if found.reason is not None or not scores:
         return f"How much circuits of the strongest components keep is undefined: {found.reason or 'no CPR is known'}."
-    best = max((method for method in scores if method != RANDOM), key=lambda method: scores[method])
+    best = max(scores, key=lambda method: scores[method])
     faithfulness = found.faithfulness[best, SIGNED]
-    enough = np.flatnonzero((faithfulness >= _ENOUGH) & (found.num_components > 0))
-    place = enough[0] if enough.size else np.nanargmax(faithfulness)
-    chance = f"; of random ones {number(scores[RANDOM])}" if RANDOM in scores else ""
+    is_some = (found.num_components > 0) & (found.sizes < 1.0) & np.isfinite(faithfulness)
+    if not is_some.any():
+        return f"The largest CPR of circuits is {number(scores[best])} by {label_of(best)}{chance}."
+    enough = np.flatnonzero(is_some & (faithfulness >= _ENOUGH))
+    place = int(enough[0] if enough.size else np.flatnonzero(is_some)[-1])
+    num = int(found.num_components[place])
     return (
-        f"The {counted(int(found.num_components[place]), 'strongest component')} by {label_of(best)} "
-        f"({100 * found.sizes[place]:.3g}% of all) alone have a faithfulness of {number(float(faithfulness[place]))} "
+        f"The {counted(num, 'strongest component')} by {label_of(best)} ({100 * found.sizes[place]:.3g}% of all) alone "
+        f"{'has' if num == 1 else 'have'} a faithfulness of {number(float(faithfulness[place]))} "
         f"(CPR {number(scores[best])}{chance})."
     )
