@@ -333,7 +333,8 @@ def test_components_are_found_sorted_and_grouped(browser: webdriver.Chrome, run:
     ):
         set_to("component-filter", "text", asked)
         assert set(column(2)) == found, asked
-        assert find(browser, "#component-filter output").text == f"{len(found)} of 24"
+        said = f"{len(found)} of 24" if found else "none of 24 is like that"
+        assert find(browser, "#component-filter output").text == said
     assert "any order" in find(browser, "#component-find").text
     assert find(browser, "#component-filter input").get_attribute("placeholder").endswith("*")
     set_to("component-filter", "by", "0")
@@ -372,6 +373,9 @@ def test_components_are_found_sorted_and_grouped(browser: webdriver.Chrome, run:
     ):
         set_to("filter", "text", asked)
         assert listed() == expected.tolist(), asked
+    assert not find(browser, "#list").text.startswith("No example")
+    set_to("filter", "text", "nothing like that")
+    assert find(browser, "#list").text.startswith("No example is like that.")
     set_to("filter", "text", "")
     set_to("filter", "group2", "1")
     assert find(browser, "#filter output").text == f"{(examples['site'] == 8).sum()} of {N}"

@@ -93,7 +93,10 @@ def facts_of(run: RunDirectory, history: History) -> list[tuple[str, str]]:
     for part in ("model", "examples"):
         asked = task.get(part) or {}
         if asked.get("source"):
-            facts.append((part, f"{asked['source']} {asked.get('arguments') or ''}".strip()))
+            given = {name: value for name, value in (asked.get("arguments") or {}).items() if value is not None}
+            facts.append(
+                (part, ", ".join([str(asked["source"]), *(f"{name} {value}" for name, value in given.items())]))
+            )
     groups = run.components.groups
     facts.append(("components", f"{run.components.num_components:,} in {counted(len(groups), 'parameter')}"))
     if run.engine_plan is not None:

@@ -60,7 +60,7 @@ function componentTable() {
   function wanted() {
     const isFound = finder(search.value);
     const those = rows.filter(i => isFound(texts[i]) && (!kind.value || groupOf(C.ids[i]).kind === kind.value) && (!layer.value || layerOf(i) === layer.value));
-    form.elements.count.textContent = `${those.length.toLocaleString("en")} of ${C.num.toLocaleString("en")}`;
+    form.elements.count.textContent = those.length ? `${those.length.toLocaleString("en")} of ${C.num.toLocaleString("en")}` : `none of ${C.num.toLocaleString("en")} is like that`;
     return those;
   }
   form.addEventListener("input", event => event.target === by ? build() : box.keep(wanted()));

@@ -71,6 +71,7 @@ function showExamples() {
   filter.elements.count.textContent = `${found.length} of ${E.ids.length}`;
   const pictures = Object.keys(content.images).length, few = `Pictures of ${pictures.toLocaleString("en")} of ${plural(content.num_images, "example")}, as many as the page has room for.`;
   place.replaceChildren(pictures < content.num_images ? make("p", { className: "note", textContent: few }) : "", cards(...found.slice(0, numShown).map(i => card(E.ids[i], ...linesOf(i)))),
+    found.length ? "" : make("p", { className: "note", textContent: "No example is like that." }),
     make("div", { className: "tools" },
       found.length > numShown ? button(`${found.length - numShown} more`, () => { numShown += 4 * PAGE; showExamples(); }, { className: "more" }) : null,
       csvButton("examples", () => {
