@@ -15,7 +15,7 @@ function waterfall(i, onTick) {
     line.bar = make("i", { className: line.mark ? `mark ${line.className ?? ""}` : sideOf(line.weight) });
     line.whisker = isNumber(line.error) ? make("i", { className: "error", title: `standard error ${text(line.error)}` }) : null;
     line.said = line.mark ? make("span", { className: "name", textContent: line.name }) : componentLink(line.id, { className: "name" });
-    line.value = make("span", { className: "n", textContent: line.mark ? text(line.at) : signed(line.weight) + (line.whisker ? ` ±${text(line.error)}` : "") });
+    line.value = make("span", { className: "n", textContent: line.mark ? "" : signed(line.weight) + (line.whisker ? ` ±${text(line.error)}` : "") });
     line.tick = line.mark ? make("span") : tickOf(line.id, onTick);
     line.row = make("div", { className: line.className ?? "" }, line.tick, line.said, make("span", { className: "track" }, line.zero, line.bar, line.whisker), line.value);
   }
@@ -25,9 +25,7 @@ function waterfall(i, onTick) {
     start.at = value + lost - most;
     asked.at = value;
     start.said.textContent = start.name + (numMore ? `, and ${plural(numMore, "other")}` : "");
-    start.value.textContent = text(start.at);
     asked.said.textContent = `with ${plural(ablated.length, "component")} ablated, predicted`;
-    asked.value.textContent = text(value);
     asked.row.hidden = !ablated.length;
     let at = start.at;
     for (const line of lines) {
@@ -40,7 +38,9 @@ function waterfall(i, onTick) {
     }
     const ends = lines.flatMap(({ from, end, error }) => [from, end, ...(isNumber(error) ? [end - error, end + error] : [])]);
     const [low, high] = axisOf([whole - most, ...ends]), share = of => `${100 * of / (high - low || 1)}%`;
+    const digits = Math.min(Math.max(2 - Math.floor(Math.log10(high - low || 1)), 0), 6);
     for (const line of lines) {
+      if (line.mark) line.value.textContent = line.at.toFixed(digits).replace("-", "−");
       line.zero.style.left = share(-low);
       line.bar.style.left = share(Math.min(line.from, line.end) - low);
       if (!line.mark) line.bar.style.width = share(Math.abs(line.end - line.from));
