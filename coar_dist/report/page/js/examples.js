@@ -15,6 +15,7 @@ function fillFilter() {
     const choice = make("select", { name: `group${g}` }, make("option", { value: "", textContent: "all" }), ...grouping.values.map((value, k) => make("option", { value: k, textContent: value })));
     order.parentElement.before(make("label", {}, `${grouping.name} `, choice));
   });
+  if (!hasClasses) filter.elements.text.placeholder = "id or words";
   filter.addEventListener("input", () => { numShown = PAGE; showExamples(); });
   filter.addEventListener("submit", event => event.preventDefault());
   filter.hidden = false;
