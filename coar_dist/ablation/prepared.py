@@ -73,7 +73,7 @@ class PreparedModel:
     """
 
     def __init__(self, task: Task, value: AblationValue, device: torch.device, precision: str) -> None:
-        repeat_exactly(device, precision)
+        repeat_exactly(device)
         check_components(task.model, value.components)
         module, self.device = placed(task.model, device)
         self.output_function = task.output_function

@@ -58,7 +58,7 @@ class BaselineActor(Worker):
     @override
     def prepare(self, task: Task, job: BaselineJob) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        repeat_exactly(device, "float32")
+        repeat_exactly(device)
         if job.device_map is not None:
             spread_over_devices(task.model, job.device_map)
         model = untouched(task.model, device)

@@ -110,13 +110,15 @@ def test_gpu_command_runs_whole_runs_and_bare_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Some sections, tiny, here; the slow test below has the others."""
-    sections = ["ridge", "fit", "setup_b", "language", "values"]
+    sections = ["ridge", "run", "fit", "setup_b", "language"]
     monkeypatch.setattr("sys.argv", ["gpu", "--out", str(tmp_path), "--smoke", "--sections", *sections])
     assert gpu.main() == 0, capfd.readouterr().out
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert found["failed"] == {}
     assert not any(row["fails"] for row in found["rows"])
     assert any(row["what"] == "all of setup B, at these rates" for row in found["rows"])
+    (same,) = (row for row in found["rows"] if row["what"] == "files of two runs")
+    assert same["value"] == 0.0
 
 
 @pytest.mark.slow
@@ -133,9 +135,7 @@ def test_gpu_command_smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert [name for name in SECONDS if not any(row["section"] == name for row in found["rows"])] == []
     assert not any(row["fails"] for row in found["rows"])
     skipped = [row["section"] for row in found["rows"] if row["note"].startswith("skipped")]
-    assert sorted(skipped) == ["fit", "lasso", "ray", "ridge"]
-    (same,) = (row for row in found["rows"] if row["what"] == "files of two runs")
-    assert same["value"] == 0.0
+    assert sorted(skipped) == ["fit", "lasso", "ray", "ridge", "run", "setup_b"]
     halved = [row for row in found["rows"] if row["section"] == "memory" and "halvings" in row["note"]]
     assert halved
     assert not halved[0]["note"].startswith("0 ")

@@ -44,7 +44,7 @@ FUNCTIONS: dict[str, Callable[[Section], None]] = {
     "throughput": engine_sections.throughput,
 }
 assert list(FUNCTIONS) == list(SECONDS)
-_OF_THE_PRODUCT = ("rich", "pydantic")
+_OF_THE_PRODUCT = ("rich", "pydantic", "PIL")
 _NEEDS = {"ray": (*_OF_THE_PRODUCT, "ray"), "run": _OF_THE_PRODUCT, "setup_b": _OF_THE_PRODUCT}
 
 
