@@ -7,6 +7,7 @@ written in place, and the next replay sees them.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,39 @@ def why_not_recorded(model: nn.Module, device: torch.device) -> str | None:
     if hasattr(model, "hf_device_map"):
         return "the model is spread over several devices"
     return None
+
+
+class Source:
+    """What a tensor was copied from, to tell whether another copy would bring the same values.
+
+    It holds no memory: of what is gone nothing is the same, whatever lies at its address now.
+
+    Args:
+        tensor: as it is now; later changes in place are noticed.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._owner = weakref.ref(_owner_of(tensor))
+        self._where = _where(tensor)
+
+    def is_still(self, tensor: Tensor) -> bool:
+        """Whether ``tensor`` is the same values at the same place."""
+        owner = self._owner()
+        return owner is not None and owner is _owner_of(tensor) and self._where == _where(tensor)
+
+
+def _owner_of(tensor: Tensor) -> Tensor:
+    """Slices are new tensors each time; what they are cut from stays."""
+    return tensor if tensor._base is None else tensor._base
+
+
+def _where(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, _version(tensor)
+
+
+def _version(tensor: Tensor) -> object:
+    """What is another after a change in place; always another where PyTorch does not keep account."""
+    return object() if tensor.is_inference() else tensor._version
 
 
 class RecordedFunction:
@@ -52,13 +86,23 @@ class RecordedFunction:
             torch.cuda.current_stream().wait_stream(stream)
             torch.cuda.empty_cache()  # the recording has memory of its own
             self._graph = torch.cuda.CUDAGraph()
+            own: list[Tensor] = tree_leaves(self._arguments)
+            before = [_version(tensor) for tensor in own]
             with torch.cuda.graph(self._graph):
                 self._results = function(*self._arguments)
+        self._changed = [_version(tensor) != version for tensor, version in zip(own, before, strict=True)]
+        self._sources: list[Source | None] = [None] * len(own)
 
     def __call__(self, *arguments: Any) -> Any:
-        """The function's results, which the next call overwrites."""
+        """The function's results, which the next call overwrites.
+
+        Arguments that are where they were at the last call, unchanged, are not copied again: all masks share examples.
+        """
         own: list[Tensor] = tree_leaves(self._arguments)
-        for tensor, given in zip(own, tree_leaves(arguments), strict=True):
-            tensor.copy_(given, non_blocking=True)
+        for number, (tensor, given) in enumerate(zip(own, tree_leaves(arguments), strict=True)):
+            source = self._sources[number]
+            if source is None or not source.is_still(given):
+                tensor.copy_(given, non_blocking=True)
+                self._sources[number] = None if self._changed[number] else Source(given)
         self._graph.replay()
         return self._results

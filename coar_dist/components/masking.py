@@ -73,6 +73,7 @@ class WeightMasker(Masker):
         self._devices = {weight.device for weight in self._live.values()}
         self.writes_whole = all(device.type == "cuda" for device in self._devices)
         self._undo: list[Callable[[], object]] = []
+        self._zeros: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     @cached_property
     def _gathered(self) -> list[Tensor | None]:
@@ -154,5 +155,12 @@ class WeightMasker(Masker):
             shape[part.axis] = len(gate)
             # A weight may be cut more than once, along both of its axes for one.
             source = live if part.parameter in written else self._original[part.parameter]
-            torch.where(gate.reshape(shape), source, live.new_zeros(()), out=live)
+            torch.where(gate.reshape(shape), source, self._zero_like(live), out=live)
             written.add(part.parameter)
+
+    def _zero_like(self, live: Tensor) -> Tensor:
+        """A scalar that is made once: a new one is one more kernel for every weight and mask."""
+        key = live.device, live.dtype
+        if key not in self._zeros:
+            self._zeros[key] = live.new_zeros(())
+        return self._zeros[key]

@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of gpu.md, gpu.json and gpu.jsonl")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, on the CPU")
     parser.add_argument("--sections", nargs="+", choices=tuple(SECONDS), default=list(SECONDS))
-    parser.add_argument("--minutes", type=float, default=13.0, help="of everything; each section has its share")
+    parser.add_argument("--minutes", type=float, default=13.5, help="of everything; each section has its share")
     arguments = parser.parse_args()
     until = time.monotonic() + arguments.minutes * 60
     (arguments.out / "gpu.jsonl").unlink(missing_ok=True)

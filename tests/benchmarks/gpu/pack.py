@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,27 +68,36 @@ def main() -> None:
         "--architecture", type=int, default=90, help="90 is Hopper; 0 keeps the code of all: 50 MB more"
     )
     arguments = parser.parse_args()
-    wheels, site = arguments.dir / "wheels", arguments.dir / "site"
-    shutil.rmtree(site, ignore_errors=True)
-    site.mkdir(parents=True)
-    download(wheels, arguments.python)
-    for wheel in sorted(wheels.glob("*.whl")):
-        extract(wheel, site)
-    for pattern in _LEFT_OUT:
-        for path in sorted(site.rglob(pattern.removeprefix("*/")) if pattern.startswith("*/") else [site / pattern]):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    library = site / "libcuml/lib64/libcuml.so"
-    if arguments.architecture:
-        library.write_bytes(thinned(bytearray(library.read_bytes()), arguments.architecture))
-    add_stubs(site, library)
+    arguments.dir.mkdir(parents=True, exist_ok=True)
     archive = arguments.dir / "packages.tar.xz"
-    with tarfile.open(archive, "w:xz", preset=6) as file:
-        file.add(site, "site")
+    with tempfile.TemporaryDirectory() as folder:
+        wheels, site = Path(folder) / "wheels", Path(folder) / "site"
+        download(wheels, arguments.python)
+        for wheel in sorted(wheels.glob("*.whl")):
+            extract(wheel, site)
+        leave_out(site)
+        library = site / "libcuml/lib64/libcuml.so"
+        if arguments.architecture:
+            library.write_bytes(thinned(bytearray(library.read_bytes()), arguments.architecture))
+        add_stubs(site, library)
+        with tarfile.open(archive, "w:xz", preset=6) as file:
+            file.add(site, "site")
     print(f"{archive}: {archive.stat().st_size / 1e6:.1f} MB")
 
 
+def leave_out(site: Path) -> None:
+    """Delete what neither ridge and the lasso nor Ray Core need."""
+    for pattern in _LEFT_OUT:
+        name = pattern.removeprefix("*/")
+        for path in list(site.rglob(name)) if name != pattern else [site / pattern]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
 def download(folder: Path, python: str) -> None:
-    """Wheels for the machine's Python; those of an earlier call are taken again."""
+    """Wheels for the machine's Python."""
     tags = ["manylinux2014_x86_64", *(f"manylinux_2_{number}_x86_64" for number in (28, 27, 24, 17))]
     target = ["--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
     target += [option for tag in tags for option in ("--platform", tag)]

@@ -136,13 +136,15 @@ def ridge_by_cuml(problem: RidgeProblem, factor: Factor, projected: ridge.Projec
     of_each = np.geomspace(problem.penalty / 100, problem.penalty * 100, len(projected.squares))
     known = ridge.solve(factor, projected, of_each)
     used = cuml_backend._PIECE
-    for piece in (used, 16, 256):
+    is_large = factor.rank > 10_000
+    for piece in (used,) if is_large else (used, 16, 256):
         what = f"cuML, a penalty for each example, pieces of {piece}, {problem.about}"
         if piece > factor.rank or section.is_over(what):
             continue
         cuml_backend._PIECE = piece
         try:
-            took, weights = timed(section, 2, cuml_backend.cuml_ridge, factor, projected, of_each)
+            rounds = 1 if is_large else 2
+            took, weights = timed(section, rounds, cuml_backend.cuml_ridge, factor, projected, of_each)
         finally:
             cuml_backend._PIECE = used
         error = float(np.abs(weights - known).max() / np.abs(known).max())
