@@ -225,7 +225,7 @@ def test_bars_show_what_is_ablated_and_the_prediction_stays_in_sight(
     def shown() -> list[tuple[float, float, bool, str]]:
         """Of every bar where it begins and how long it is, in parts of the axis, whether it is marked, and the text."""
         rows = browser.execute_script(
-            "return [...document.querySelectorAll('.waterfall > div:not([hidden])')].map(row => {"
+            "return [...document.querySelectorAll('.waterfall > div:not([hidden], .base)')].map(row => {"
             "const bar = row.querySelectorAll('.track i')[1].style;"
             "return [parseFloat(bar.left), parseFloat(bar.width), row.classList.contains('off'), row.textContent]})"
         )
@@ -239,6 +239,12 @@ def test_bars_show_what_is_ablated_and_the_prediction_stays_in_sight(
     after = shown()
     assert [row[2] for row in after] == [False, True, *[False] * 12]
     assert after[11][3].startswith("with 1 component ablated, predicted")
+    base = [
+        row.text.replace("−", "-").splitlines() for row in browser.find_elements(By.CSS_SELECTOR, ".waterfall .base")
+    ]
+    others = weights.sum() - weights[strongest].sum()
+    assert [name for name, _ in base] == ["everything ablated", "the other 14 components"]
+    np.testing.assert_allclose([float(said) for _, said in base], [run.intercepts([7])[0], others], rtol=0.01)
     value = run.intercepts([7])[0] + weights.sum() - weights[strongest[0]]
     assert float(after[11][3].partition("predicted")[2].replace("−", "-")) == pytest.approx(value, abs=0.01)
     scale = after[2][1] / abs(weights[strongest[1]])

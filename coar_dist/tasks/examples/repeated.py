@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from coar_dist.errors import ConfigError
 from coar_dist.tasks.example_set import ExampleSet
+from coar_dist.tasks.examples.tokens import with_tokens
 from coar_dist.tasks.outputs import IGNORED_TOKEN
 
 _SHORTEST = 4
@@ -40,7 +41,7 @@ def repeated_tokens(
         seed: of the tokens; others for other sequences.
 
     Returns:
-        Inputs ``input_ids`` (num_examples, length) int64; the column ``period``.
+        Inputs ``input_ids`` (num_examples, length) int64; the columns ``period`` and ``tokens``, the ids as texts.
 
     Raises:
         ConfigError: periods do not fit length or vocabulary.
@@ -55,7 +56,7 @@ def repeated_tokens(
     blocks = random.permuted(np.tile(np.arange(vocabulary), (num_examples, 1)), axis=1)
     places = np.arange(length) % period[:, None]
     tokens = np.take_along_axis(blocks, places, axis=1)
-    columns = {"period": period}
+    columns = with_tokens({"period": period}, tokens, str)
     if not answers:
         targets = np.where(np.arange(length) < period[:, None], IGNORED_TOKEN, tokens)
         return ExampleSet({"input_ids": torch.from_numpy(tokens)}, torch.from_numpy(targets), columns)

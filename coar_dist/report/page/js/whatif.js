@@ -8,7 +8,7 @@ const off = new Set(); // components that are ticked off, for all examples
 function waterfall(i, onTick) {
   const strongest = weightsOf(i).slice(0, 10), whole = E.whole[i], margin = E.margin[i], many = strongest.length > 1 ? `these ${strongest.length}` : "it";
   const mark = (name, more = {}) => ({ name, mark: true, ...more });
-  const start = mark(`with ${many} ablated`), asked = mark("", { className: "asked" });
+  const numOthers = content.num_components - strongest.length, start = mark(numOthers ? `with ${many} ablated` : "everything ablated"), asked = mark("", { className: "asked" });
   const lines = [start, ...strongest.map(one => ({ ...one })), asked, mark("everything kept, predicted", { at: whole }), ...(isNumber(margin) ? [mark("everything kept, measured", { at: margin, className: "measured" })] : [])];
   for (const line of lines) {
     line.zero = make("i", { className: "zero" });
@@ -19,11 +19,15 @@ function waterfall(i, onTick) {
     line.tick = line.mark ? make("span") : tickOf(line.id, onTick);
     line.row = make("div", { className: line.className ?? "" }, line.tick, line.said, make("span", { className: "track" }, line.zero, line.bar, line.whisker), line.value);
   }
+  // The base value may lie so far from the output that bars on its scale could not be seen: it has no mark.
+  const sum = make("span", { className: "n" }), plain = (name, value) => make("div", { className: "base" }, make("span"), make("span", { className: "name", textContent: name }), make("span"), value);
+  const base = numOthers ? [plain("everything ablated", make("span", { className: "n", textContent: text(E.base[i]) })), plain(`the other ${plural(numOthers, "component")}`, sum)] : [];
   function redraw() {
     const { ablated, value } = whatIf(i), ofThese = strongest.filter(({ id }) => off.has(id)), numMore = ablated.length - ofThese.length;
     const most = strongest.reduce((sum, { weight }) => sum + weight, 0), lost = ofThese.reduce((sum, { weight }) => sum + weight, 0);
     start.at = value + lost - most;
     asked.at = value;
+    sum.textContent = signed(start.at - E.base[i]);
     start.said.textContent = start.name + (numMore ? `, and ${plural(numMore, "other")}` : "");
     asked.said.textContent = `with ${plural(ablated.length, "component")} ablated, predicted`;
     asked.row.hidden = !ablated.length;
@@ -47,7 +51,7 @@ function waterfall(i, onTick) {
       if (line.whisker) Object.assign(line.whisker.style, { left: share(line.end - line.error - low), width: share(2 * line.error) });
     }
   }
-  return { box: make("div", { className: "waterfall" }, ...lines.map(({ row }) => row)), redraw };
+  return { box: make("div", { className: "waterfall" }, ...base, ...lines.map(({ row }) => row)), redraw };
 }
 
 function tickOf(id, onTick) {
