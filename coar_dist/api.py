@@ -14,6 +14,7 @@ from rich.console import Console
 
 from coar_dist.config.class_names import names_of
 from coar_dist.config.fields import checked
+from coar_dist.config.python_arguments import NAMES, check
 from coar_dist.config.python_words import OF_ATTRIBUTE, in_python_words
 from coar_dist.config.schema import (
     CONSTANTS,
@@ -184,9 +185,13 @@ def attribute(
     for key, names in (("stages", stages), ("baselines", baselines), ("tracking", tracking)):
         if isinstance(names, str):
             raise ConfigError(f"{key}={names!r}: must be a list, e.g. [{names!r}].")
+        check(key, names, NAMES)
     if run_dir is not None:
         storage_at(run_dir)
     first_seed = _whole("seed", seed)
+    for key, number in (("num_masks", num_masks), ("num_gradient_masks", num_gradient_masks)):
+        if number is not None:
+            _whole(key, number)
     if PLAN in stages:
         raise ConfigError(f"stages={list(stages)}: {PLAN} works on the command line only: coar-dist 'stages=[{PLAN}]'.")
     if class_names is not None and not {"ablate", "report"} & set(stages):

@@ -22,6 +22,7 @@ from coar_dist.components.index import ComponentIndex
 from coar_dist.components.plain_model import plain_model
 from coar_dist.components.sites import checked_values
 from coar_dist.config.functions import look_up
+from coar_dist.config.python_arguments import shown
 from coar_dist.config.python_words import OF_ABLATED_OUTPUTS, in_python_words
 from coar_dist.config.schema import COUNTERFACTUAL, MEAN, RESAMPLE, ZERO, ZERO_WEIGHTS
 from coar_dist.errors import ConfigError
@@ -85,6 +86,8 @@ def ablated_outputs(
         (4, 5)
     """
     check_given(ablation_value, inputs, reference, counterfactual)
+    if plan is not None and not isinstance(plan, EnginePlan):
+        raise ConfigError(f"plan={shown(plan)}: must be an EnginePlan, or None.")
     look_up("ablation.precision", precision, dict.fromkeys(_PRECISIONS))
     index = chosen_components(model, components, include, exclude)
     copied = copy.deepcopy(plain_model(model))
@@ -102,6 +105,8 @@ def check_given(ablation_value: object, inputs: object, reference: object, count
     Raises:
         ConfigError: it has no effect, or is missing.
     """
+    if not isinstance(ablation_value, str | Mapping):
+        raise ConfigError(f"ablation.value={shown(ablation_value)}: must be a name, or a dict of tensors by site.")
     for key, given, values in (
         ("ablation.reference", reference, (MEAN, RESAMPLE)),
         ("counterfactual", counterfactual, (COUNTERFACTUAL,)),

@@ -17,9 +17,19 @@ from coar_dist.components.left_out import passed_over
 from coar_dist.components.name_patterns import matches
 from coar_dist.components.plain_model import plain_model
 from coar_dist.components.selectors import FORMER_NAMES, SELECTORS
+from coar_dist.config.fields import checked
 from coar_dist.config.keys import meant
+from coar_dist.config.python_arguments import NAMES, check, shown
 from coar_dist.config.schema import ComponentRule, ComponentsConfig
-from coar_dist.errors import ComponentMismatchError, ConfigError, NoComponentsError, counted, listed, warn
+from coar_dist.errors import (
+    CoarDistError,
+    ComponentMismatchError,
+    ConfigError,
+    NoComponentsError,
+    counted,
+    listed,
+    warn,
+)
 
 Components: TypeAlias = (
     str | ComponentRule | Sequence[str | ComponentRule] | ComponentIndex | Callable[[nn.Module], ComponentIndex]
@@ -168,7 +178,12 @@ def chosen_components(
     """
     check_patterns(include, exclude)
     if not isinstance(components, ComponentIndex) and callable(components):
-        components = components(plain_model(model))
+        try:
+            components = components(plain_model(model))
+        except CoarDistError:
+            raise
+        except Exception as error:  # the user's own code may raise anything
+            raise ConfigError(f"components: {shown(components)} raises {type(error).__name__}: {error}.") from error
         if not isinstance(components, ComponentIndex):
             raise ConfigError(f"components: the function gives a {type(components).__name__}, not a ComponentIndex.")
     if isinstance(components, ComponentIndex):
@@ -189,6 +204,7 @@ def check_patterns(include: object, exclude: object) -> None:
     for key, given in (("components.include", include), ("components.exclude", exclude)):
         if isinstance(given, str):
             raise ConfigError(f"{key}={given!r}: must be a list, e.g. [{given!r}].")
+        check(key, given, NAMES)
 
 
 def asked_components(
@@ -198,8 +214,13 @@ def asked_components(
     check_patterns(include, exclude)
     if isinstance(components, ComponentIndex) or callable(components):
         return chosen_components(model, components, include, exclude), ComponentsConfig()
-    listed = [components] if isinstance(components, str | ComponentRule) else list(components)
-    rules = [entry for entry in listed if isinstance(entry, ComponentRule)]
+    listed = [components] if isinstance(components, str | ComponentRule) else components
+    if not isinstance(listed, list | tuple) or not all(isinstance(entry, str | ComponentRule) for entry in listed):
+        raise ConfigError(
+            f"components.selector={shown(components)}: must be a selector, a ComponentRule, a list of these, a "
+            f"ComponentIndex, or a function of the model."
+        )
+    rules = [checked(entry, "components.rules.") for entry in listed if isinstance(entry, ComponentRule)]
     names = list(dict.fromkeys(_RULES if isinstance(entry, ComponentRule) else entry for entry in listed))
     return None, ComponentsConfig(names if len(names) != 1 else names[0], rules, list(include), list(exclude))
 

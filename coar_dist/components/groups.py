@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from coar_dist.config.python_arguments import AXIS, COUNT, NAME, STARTS, WHOLE, WHOLES, check, takes
+from coar_dist.config.schema.values import Rule
+from coar_dist.errors import ConfigError
+
 Numbers = range | tuple[int, ...]
 """Ascending or not; a range wherever the steps are equal, so that half a million of them take no memory."""
 
@@ -47,9 +51,9 @@ class Slices:
     starts: Numbers
 
     def __post_init__(self) -> None:
+        for key, rule in (("parameter", NAME), ("axis", AXIS), ("size", COUNT), ("starts", STARTS)):
+            check(key, getattr(self, key), rule)
         object.__setattr__(self, "starts", numbers_of(self.starts))
-        if self.axis < 0 or self.size < 1 or not self.starts or min(self.starts[0], self.starts[-1]) < 0:
-            raise ValueError(f"invalid slices {self}: axis >= 0, size >= 1, and starts from 0 up")
 
     @property
     def module(self) -> str:
@@ -79,6 +83,11 @@ class Slices:
         return owners
 
 
+_SLICES = Rule(
+    lambda value: isinstance(value, tuple) and all(isinstance(part, Slices) for part in value), "a tuple of Slices"
+)
+
+
 @dataclass(frozen=True)
 class ComponentGroup:
     """Components of one kind in one place: component ``i`` is the ``i``-th slice of each of ``slices``, together.
@@ -98,11 +107,16 @@ class ComponentGroup:
     layer: int | None = None
 
     def __post_init__(self) -> None:
+        for key, rule in (("slices", _SLICES), ("numbers", WHOLES), ("name", NAME), ("kind", NAME)):
+            check(key, getattr(self, key), rule)
+        if self.layer is not None:
+            check("layer", self.layer, WHOLE)
         object.__setattr__(self, "numbers", numbers_of(self.numbers))
         if not self.slices or any(len(part.starts) != len(self.numbers) for part in self.slices):
-            raise ValueError(f"invalid component group {self.name!r}: every one of its slices needs as many starts")
+            raise ConfigError(f"invalid component group {self.name!r}: every one of its slices needs as many starts")
 
     @classmethod
+    @takes(parameter=NAME, axis=AXIS, num_components=COUNT, block_size=COUNT, kind=NAME)
     def of(
         cls, parameter: str, axis: int, num_components: int, block_size: int = 1, kind: str = "slice"
     ) -> ComponentGroup:
@@ -119,8 +133,6 @@ class ComponentGroup:
             >>> ComponentGroup.of("layer1.0.conv1.weight", 0, 16).name
             'layer1.0.conv1[{}]'
         """
-        if num_components < 1 or block_size < 1:
-            raise ValueError(f"{parameter}: num_components={num_components} and block_size={block_size} must be >= 1")
         starts = range(0, num_components * block_size, block_size)
         name = parameter.removesuffix(".weight") + "[" + ":, " * axis + "{}]"
         return cls((Slices(parameter, axis, block_size, starts),), range(num_components), name, kind)

@@ -15,10 +15,17 @@ from numpy.typing import NDArray
 
 from coar_dist.components.groups import Component, ComponentGroup, Numbers, Slices, numbers_of
 from coar_dist.components.name_patterns import matches
-from coar_dist.errors import counted
+from coar_dist.config.python_arguments import NAME, WHOLE, check, is_whole, shown, takes
+from coar_dist.config.schema.values import Rule
+from coar_dist.errors import ComponentMismatchError, counted
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+_GROUPS = Rule(
+    lambda value: isinstance(value, tuple) and all(isinstance(group, ComponentGroup) for group in value),
+    "a tuple of ComponentGroup",
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,7 +41,8 @@ class ComponentIndex:
         (6, [0, 4, 6], 'fc[1]')
 
     Raises:
-        ValueError: two components overlap: the message names both.
+        ConfigError: the groups are none.
+        ComponentMismatchError: two components overlap: the message names both.
     """
 
     groups: tuple[ComponentGroup, ...]
@@ -48,6 +56,7 @@ class ComponentIndex:
         return f"ComponentIndex({of_kinds or 'empty'} in {counted(len(self.groups), 'group')}{ends})"
 
     def __post_init__(self) -> None:
+        check("groups", self.groups, _GROUPS)
         by_axis: dict[tuple[str, int], list[tuple[int, Slices]]] = {}
         for number, group in enumerate(self.groups):
             for part in group.slices:
@@ -63,7 +72,9 @@ class ComponentIndex:
             overlapping = np.flatnonzero(starts[order][1:] < ends[order][:-1])
             if overlapping.size:
                 one, other = (self.name_of(int(ids[order][overlapping[0] + step])) for step in (0, 1))
-                raise ValueError(f"components overlap: {one} and {other} share a part of {parameter} (axis {axis})")
+                raise ComponentMismatchError(
+                    f"components overlap: {one} and {other} share a part of {parameter} (axis {axis})"
+                )
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
@@ -98,11 +109,12 @@ class ComponentIndex:
         ids = np.arange(self.num_components)[key]
         return self._component(int(ids)) if np.ndim(ids) == 0 else self._only(ids)
 
+    @takes(layer=WHOLE, kind=NAME, name=NAME)
     def where(self, *, layer: int | None = None, kind: str | None = None, name: str = "*") -> ComponentIndex:
         """The components of a layer, of a kind, or whose name matches a shell pattern; all that is given must hold.
 
         Raises:
-            ValueError: there is none.
+            ComponentMismatchError: there is none.
 
         Example:
             >>> index = ComponentIndex((ComponentGroup.of("conv1.weight", 0, 4), ComponentGroup.of("fc.weight", 0, 2)))
@@ -118,7 +130,9 @@ class ComponentIndex:
         ]
         if not ids:
             kinds = sorted({group.kind for group in self.groups})
-            raise ValueError(f"no component has layer={layer}, kind={kind!r}, name={name!r}; kinds are {kinds}")
+            raise ComponentMismatchError(
+                f"no component has layer={layer}, kind={kind!r}, name={name!r}; kinds are {kinds}"
+            )
         return self._only(np.array(ids))
 
     def _only(self, ids: NDArray[np.int64]) -> ComponentIndex:
@@ -139,6 +153,7 @@ class ComponentIndex:
         slices = tuple((part.parameter, part.axis, part.starts[place], part.size) for part in group.slices)
         return Component(component_id, self.name_of(component_id), group.kind, group.layer, slices)
 
+    @takes(parameter=NAME)
     def ids(self, parameter: str) -> NDArray[np.int64]:
         """The ids of the components that a parameter has slices of.
 
@@ -151,7 +166,13 @@ class ComponentIndex:
         return np.concatenate([np.arange(self.offsets[number], self.offsets[number + 1]) for number in numbers])
 
     def name_of(self, component_id: int) -> str:
-        """For people, e.g. ``L3H5`` or ``layer1.0.conv1[5]``."""
+        """For people, e.g. ``L3H5`` or ``layer1.0.conv1[5]``.
+
+        Raises:
+            IndexError: there is no such id.
+        """
+        if not is_whole(component_id) or not 0 <= component_id < self.num_components:
+            raise IndexError(f"component_id={shown(component_id)}: the ids are 0 to {self.num_components - 1}.")
         number = int(np.searchsorted(self.offsets, component_id, side="right")) - 1
         return self.groups[number].name_of(component_id - int(self.offsets[number]))
 

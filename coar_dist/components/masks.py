@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.name_patterns import matches
+from coar_dist.config.python_arguments import is_whole, listed_of, shown
 from coar_dist.errors import ComponentMismatchError, ConfigError
 
 
@@ -56,9 +57,13 @@ def mask_without(components: ComponentIndex, off: Off, key: str = "off") -> NDAr
         off = off.names()
     if getattr(off, "dtype", None) == np.bool_:
         raise ConfigError(f"{key} is a bool array, but must be ids or names, as np.flatnonzero gives them.")
+    entries = [off] if isinstance(off, str) or not isinstance(off, Iterable) else listed_of(off)
+    for entry in entries:
+        if not isinstance(entry, str) and not is_whole(entry):
+            raise ConfigError(f"{key}={shown(off)}: {shown(entry)} is no component. Give ids, names or shell patterns.")
     names = components.names()
     mask = np.ones(len(names), dtype=np.bool_)
-    for entry in [off] if isinstance(off, str) or not isinstance(off, Iterable) else off:
+    for entry in entries:
         if isinstance(entry, str):
             # A name may have what a pattern reads as a set of letters: conv1[5].
             found = [i for i, name in enumerate(names) if name == entry]

@@ -66,7 +66,12 @@ def _computed_tensors(model: nn.Module) -> dict[int, Any]:
 
 
 def is_plain(model: nn.Module) -> bool:
-    """Whether ``plain_model`` gives the parameters of ``model`` itself, not of a copy."""
+    """Whether ``plain_model`` gives the parameters of ``model`` itself, not of a copy.
+
+    Raises:
+        TaskError: it is no model.
+    """
+    _check_is_one(model)
     return not any(_computes_weights(module) for module in _unwrapped(model).modules())
 
 

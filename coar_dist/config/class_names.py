@@ -46,7 +46,7 @@ def names_by_class(given: Any) -> dict[int, str]:
 def names_of(given: Any) -> Any:
     """What a Python caller gives, in the configuration's form: sequences of any kind, arrays among them, as lists."""
     is_one = given is None or isinstance(given, str | Mapping) or not isinstance(given, Iterable)
-    return given if is_one else [name.item() if hasattr(name, "item") else name for name in given]
+    return given if is_one else [name.item() if getattr(name, "shape", None) == () else name for name in given]
 
 
 def check_every_class(names: Mapping[int, str], labels: Sequence[int]) -> None:

@@ -56,7 +56,7 @@ def look_up(key: str, name: str, registry: Mapping[str, T]) -> T:
     Raises:
         ConfigError: unknown name.
     """
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         raise ConfigError(f"{key}={name!r}: must be one of {', '.join(registry)}.{meant(name, registry)}")
     return registry[name]
 

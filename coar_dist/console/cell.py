@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console, RenderableType
 from typing_extensions import override
 
+from coar_dist.errors import ConfigError
+
 WIDTH = 110
 """Columns of the lines, which a cell does not wrap: tables keep their form and can be scrolled."""
 _DRAW_EVERY_S = 0.2
@@ -85,6 +87,11 @@ def console_of(console: Console | None, progress: bool = True) -> Console:
     Args:
         console: as it was given.
         progress: whether anything is printed where no console is given.
+
+    Raises:
+        ConfigError: it is no console.
     """
+    if console is not None and not isinstance(console, Console):
+        raise ConfigError(f"console={console!r}: must be a rich.console.Console, or None for standard output.")
     console = console or Console(quiet=not progress)
     return CellConsole() if console.is_jupyter and not console.quiet else console

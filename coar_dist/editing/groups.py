@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from operator import index
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coar_dist.config.functions import resolve
+from coar_dist.config.python_arguments import MAPPING, check, is_whole, shown
 from coar_dist.config.schema import EditConfig, ExampleGroup
 from coar_dist.errors import ConfigError, TaskError, counted
 
@@ -55,7 +55,9 @@ def group_of(examples: Examples) -> ExampleGroup:
         chosen = np.asarray(examples)
         if chosen.dtype == np.bool_ and chosen.ndim == 1:
             chosen = np.flatnonzero(chosen)
-        return ExampleGroup(ids=[index(i) for i in chosen.tolist()])
+        if chosen.ndim != 1 or not all(is_whole(i) for i in chosen.tolist()):
+            raise ConfigError(f"{shown(examples)} is no group of examples: ids are whole numbers, in a list.")
+        return ExampleGroup(ids=chosen.tolist())
     known = [entry.name for entry in fields(ExampleGroup)]
     for name in examples:
         if name not in known:
@@ -76,6 +78,7 @@ def edit_of(settings: EditConfig, options: Mapping[str, Any]) -> EditConfig:
     chosen: dict[str, Any] = dict(options)
     chosen |= {name: group_of(options[name]) for name in ("target", "reference") if name in options}
     if "groups" in options:
+        check("groups", options["groups"], MAPPING)
         chosen["groups"] = {name: group_of(group) for name, group in options["groups"].items()}
     return replace(settings, **chosen)
 

@@ -111,7 +111,7 @@ def group_frame(reader: RunReader, example_ids: NDArray[np.int64], method: str, 
     from pandas import DataFrame, Index, MultiIndex
 
     for key in keys:
-        if key not in _KEYS:
+        if not isinstance(key, str) or key not in _KEYS:
             raise ConfigError(f"by({key!r}): must be some of {', '.join(_KEYS)}.")
     table = reader.components.table()
     table["layer"] = [  # of a net without numbered layers, every module is one

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coar_dist.config.python_arguments import NAMES, WHOLES, check
 from coar_dist.config.python_words import OF_ATTRIBUTE, in_python_words
 from coar_dist.errors import ConfigError
 from coar_dist.interchange.ids import parse_ids
@@ -55,9 +56,13 @@ def compare(
         True
     """
     if methods is not None:
+        if not isinstance(methods, str):
+            check("methods", methods, NAMES)
         methods = [methods] * 2 if isinstance(methods, str) else list(methods)
         if len(methods) != 2:
             raise ConfigError(f"methods={methods}: name one of both sides, or one of each.")
+    if examples is not None and not isinstance(examples, str):
+        check("examples", examples, WHOLES)
     ids = parse_ids("examples", examples) if isinstance(examples, str) else examples
     of_a, of_b = methods or (None, None)
     return Comparison.of(_side(a, of_a, ids), _side(b, of_b, ids))

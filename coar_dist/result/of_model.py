@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from coar_dist.components.masks import Off
+from coar_dist.config.python_arguments import NAMES, NUMBERS, listed_of, part_of, takes
 from coar_dist.config.python_words import OF_CIRCUIT, in_python_words
 from coar_dist.config.schema import CircuitConfig, Config, RunConfig
 from coar_dist.config.settings import ClusterSettings, cluster_of
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from coar_dist.tasks.task import Task
 
 
+MARGIN = "margin"
+"""The output function where none is named."""
+
+
 class OfModel:
     """The part of ``Run`` that runs its model.
 
@@ -35,6 +40,7 @@ class OfModel:
     _made: Made | None = None
 
     @in_python_words(OF_CIRCUIT)
+    @takes(sizes=NUMBERS, methods=NAMES, settings=part_of(CircuitConfig))
     def circuit(
         self,
         sizes: Sequence[float] | None = None,
@@ -44,7 +50,7 @@ class OfModel:
         model: nn.Module | None = None,
         inputs: Any = None,
         targets: Any = None,
-        output_function: str | Callable[[Any, Tensor], Tensor] = "margin",
+        output_function: str | Callable[[Any, Tensor], Tensor] = MARGIN,
         counterfactual: Any = None,
         reference: Any = None,
         settings: CircuitConfig | None = None,
@@ -87,14 +93,16 @@ class OfModel:
         from coar_dist.stages.pipeline import run_stages
         from coar_dist.tasks.build import given_reference
 
+        if model is None and reference is not None:
+            raise ConfigError("circuit: reference has no effect without model and inputs: the run has its own.")
         task = self._task_of("circuit", model, inputs, targets, None, output_function, counterfactual)
-        chosen = settings or CircuitConfig()
+        chosen = CircuitConfig() if settings is None else settings
         if sizes is not None:
-            chosen = replace(chosen, sizes=list(sizes))
+            chosen = replace(chosen, sizes=listed_of(sizes))
         if known is not None:
             chosen = replace(chosen, known=known.names() if hasattr(known, "names") else known)
         if methods is not None:
-            chosen = replace(chosen, methods=list(methods))
+            chosen = replace(chosen, methods=listed_of(methods))
         given = given_reference(task.model, reference)
         if given is None and self._made is not None:
             given = self._made.reference
@@ -120,6 +128,13 @@ class OfModel:
         if model is not None and inputs is not None:
             return given_task(model, inputs, targets, columns, output_function, counterfactual)
         if self._made is not None and inputs is None and targets is None:
+            given = {"columns": columns, "counterfactual": counterfactual}
+            given["output_function"] = None if output_function is MARGIN else output_function
+            for key, value in given.items():
+                if value is not None:
+                    raise ConfigError(
+                        f"{what_for}: {key} has no effect without model and inputs: the run has its own. Leave it out."
+                    )
             return self._made.task if model is None else replace(self._made.task, model=model)
         if self._made is not None:
             raise ConfigError(f"{what_for}: give model and inputs as well, or none of the three: the run has its own.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from coar_dist.config.python_arguments import COUNT, EXAMPLE, takes
 from coar_dist.store.reader import RunReader
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Plots:
     def _ids_of(self, example: int | Sequence[int] | NDArray[np.int64] | None) -> NDArray[np.int64]:
         return self._example_ids if example is None else np.asarray(example).reshape(-1)
 
+    @takes(example=EXAMPLE, num=COUNT)
     def waterfall(self, example: int, num: int = 10) -> Figure:
         """From the predicted output with everything ablated to that of the whole model, component by component.
 
@@ -58,6 +60,7 @@ class Plots:
         title = title_of(self._reader, np.array([example]))
         return draw_waterfall(top["name"].tolist(), top["weight"].to_numpy(), total, base, self._output, title)
 
+    @takes(num=COUNT)
     def components(self, example: int | Sequence[int] | NDArray[np.int64] | None = None, num: int = 15) -> Figure:
         """The strongest components of one example, or of several in the mean, as bars with their standard errors.
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masks import Off, mask_without
+from coar_dist.config.python_arguments import COUNT, EXAMPLE, NAME, takes
 from coar_dist.errors import ConfigError, counted
 from coar_dist.result.example_columns import ExampleColumns
 from coar_dist.result.plots import Plots
@@ -94,6 +95,7 @@ class Result:
         each, which a notebook shows as a table."""
         return ExampleColumns(self._reader.examples(self.example_ids.tolist()), self._reader.class_names)
 
+    @takes(method=NAME)
     def by_method(self, method: str) -> Result:
         """The same examples by another of ``run.methods``.
 
@@ -103,6 +105,7 @@ class Result:
         """
         return Result(self._reader, self.example_ids, method)
 
+    @takes(num=COUNT)
     def top(self, example: int | Sequence[int] | NDArray[Any] | None = None, num: int = 10) -> DataFrame:
         """The components that matter most to one example, or to several in the mean.
 
@@ -150,6 +153,7 @@ class Result:
 
         return group_frame(self._reader, self.example_ids, self.method, keys or ("layer", "kind"))
 
+    @takes(example=EXAMPLE, num=COUNT)
     def nearest(self, example: int, num: int = 10) -> DataFrame:
         """The examples of this result whose attributions are most like those of one example.
 
@@ -234,6 +238,9 @@ class Result:
             if places.dtype.kind == "b" and places.shape != (len(self),):
                 raise IndexError(f"a mask of shape {places.shape} is not over {counted(len(self), 'example')}.")
             places = places if places.size else places.astype(np.int64)
+            outside = places[(places < -len(self)) | (places >= len(self))] if places.dtype.kind in "iu" else places[:0]
+            if outside.size:
+                raise IndexError(f"examples are chosen by places 0 to {len(self) - 1}, not {outside[0]}.")
         return Result(self._reader, self.example_ids[places].reshape(-1), self._method)
 
     def __repr__(self) -> str:

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from coar_dist.components.masks import Off, mask_without
 from coar_dist.config.methods import GRADIENT_RIDGE
+from coar_dist.config.python_arguments import part_of, takes
 from coar_dist.config.python_words import OF_ATTRIBUTE, OF_EDIT, in_python_words
 from coar_dist.config.schema import (
     Config,
@@ -25,7 +26,7 @@ from coar_dist.console.cell import console_of
 from coar_dist.errors import ConfigError, MissingWorkError
 from coar_dist.result.example_columns import ExampleColumns
 from coar_dist.result.former_names import FormerNames
-from coar_dist.result.of_model import OfModel
+from coar_dist.result.of_model import MARGIN, OfModel
 from coar_dist.result.result import Result
 from coar_dist.store.methods import fitted_methods
 from coar_dist.store.reader import RunReader
@@ -113,7 +114,7 @@ class Run(RunReader, OfModel, FormerNames):
         targets: Any = None,
         *,
         off: Off,
-        output_function: str | Callable[[Any, Tensor], Tensor] = "margin",
+        output_function: str | Callable[[Any, Tensor], Tensor] = MARGIN,
     ) -> NDArray[np.float32]:
         """The true outputs with some components ablated as in the run: what ``predict(off=...)`` predicts.
 
@@ -254,6 +255,7 @@ class Run(RunReader, OfModel, FormerNames):
         return html_of(self)
 
     @in_python_words(OF_EDIT)
+    @takes(settings=part_of(EditConfig))
     def edit(
         self,
         target: Examples,
@@ -265,7 +267,7 @@ class Run(RunReader, OfModel, FormerNames):
         inputs: Any = None,
         targets: Any = None,
         columns: Mapping[str, Any] | None = None,
-        output_function: str | Callable[[Any, Tensor], Tensor] = "margin",
+        output_function: str | Callable[[Any, Tensor], Tensor] = MARGIN,
         held_out: Any = None,
         settings: EditConfig | None = None,
         cluster: ClusterSettings | None = None,
@@ -318,7 +320,7 @@ class Run(RunReader, OfModel, FormerNames):
         options |= {"direction": direction, "target": target}
         options |= {} if reference is None else {"reference": reference}
         options |= {} if max_components is None else {"max_components": max_components}
-        edit = edit_of(settings or EditConfig(), options)
+        edit = edit_of(EditConfig() if settings is None else settings, options)
         location = self.directory.storage.location
         config = Config(stages=["edit"], run=RunConfig(location), edit=edit, cluster=cluster_of(cluster))
         run_stages(config, console_of(console, progress), task, held_out=as_example_set(task.model, held_out))

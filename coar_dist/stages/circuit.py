@@ -88,6 +88,8 @@ def _require_some(config: CircuitConfig, num_components: int) -> None:
 def _chosen(config: CircuitConfig, there: list[str]) -> list[str]:
     if config.methods is None:
         return there
+    if not config.methods:
+        raise ConfigError("circuit.methods=[]: name some of the run's methods, or leave it out for all.")
     unknown = [name for name in config.methods if name not in there]
     if unknown:
         raise ConfigError(

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from coar_dist.components.index import ComponentIndex
 from coar_dist.components.masks import check_masks
+from coar_dist.config.python_arguments import NAME, check
 from coar_dist.errors import MissingWorkError, counted
 from coar_dist.store.ceilings import Ceiling, CeilingTable
 from coar_dist.store.class_names import read_class_names
@@ -200,7 +201,10 @@ class RunReader:
             MissingWorkError: there are no such held-out masks, or the evaluate stage has not been run.
         """
         there = ", ".join(self.directory.held_out) or "none"
-        design_name = design_name or self.directory.held_out_as_trained()
+        if design_name is None:
+            design_name = self.directory.held_out_as_trained()
+        else:
+            check("design_name", design_name, NAME)
         if design_name not in self.directory.held_out:
             raise MissingWorkError(
                 f"no held-out masks {design_name or 'at the training fraction'}, there are: {there}. Name one as "
@@ -236,7 +240,10 @@ class RunReader:
             MissingWorkError: there is no such design, none is estimated on masks of its kind, or the evaluate stage has
                 not been run.
         """
-        name = design_name or f"evaluation_{self.directory.design(TRAIN_DESIGN).ablation_fraction!r}"
+        name = f"evaluation_{self.directory.design(TRAIN_DESIGN).ablation_fraction!r}"
+        if design_name is not None:
+            check("design_name", design_name, NAME)
+            name = design_name
         return CeilingTable(self.directory, name).read()
 
     def margins(self, design_name: str = TRAIN_DESIGN) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
@@ -244,6 +251,7 @@ class RunReader:
 
         This reads everything into memory; ``directory.margins(name).read`` streams.
         """
+        check("design_name", design_name, NAME)
         store = self.directory.margins(design_name)
         columns = []
         for first, end in store.blocks:
@@ -264,7 +272,9 @@ class RunReader:
         return weights, intercepts
 
     def _table(self, method: str | None) -> AttributionTable:
-        return AttributionTable(self.directory, method or self.best_method)
+        if method is not None:
+            check("method", method, NAME)
+        return AttributionTable(self.directory, self.best_method if method is None else method)
 
     def _example_ids(self, example_ids: Sequence[int] | NDArray[np.int64] | None) -> NDArray[np.int64]:
         num_examples = self.directory.num_examples

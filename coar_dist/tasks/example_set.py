@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from coar_dist.config.python_arguments import shown
 from coar_dist.errors import TaskError, counted, listed
 from coar_dist.store.examples import EXCERPT, TOKEN_END, TOKENS
 from coar_dist.tasks.tensor_files import file_of
@@ -54,6 +55,12 @@ class ExampleSet:
     counterfactual: Inputs | None = None
 
     def __post_init__(self) -> None:
+        for key in ("inputs", "targets", "counterfactual"):
+            _check_tensors(key, getattr(self, key))
+        if not isinstance(self.columns, Mapping):
+            raise TaskError(
+                f"columns is a {type(self.columns).__name__}, but must be a dict of (num_examples,) values by name."
+            )
         lengths = {name: len(tensor) for name, tensor in self.tensors()}
         if len(set(lengths.values())) != 1 or len(self.targets) == 0:
             found = ", ".join(f"{number:,} of {name}" for name, number in lengths.items())
@@ -77,12 +84,8 @@ class ExampleSet:
                 "targets=None: every example needs a target. Give its class label, or torch.zeros(num_examples) where "
                 "the output function reads none."
             )
-        if columns is not None and not isinstance(columns, Mapping):
-            raise TaskError(
-                f"columns is a {type(columns).__name__}, but must be a dict of (num_examples,) values by name."
-            )
         pair = None if counterfactual is None else _inputs("counterfactual", counterfactual)
-        return cls(_inputs("inputs", inputs), _tensor("targets", targets), columns or {}, pair)
+        return cls(_inputs("inputs", inputs), _tensor("targets", targets), {} if columns is None else columns, pair)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -120,8 +123,12 @@ class ExampleSet:
         )
 
     def select(self, example_ids: Sequence[int] | NDArray[np.integer[Any]] | Tensor) -> ExampleSet:
-        """These examples in this order, copied; an id may come twice."""
-        ids = torch.as_tensor(example_ids, dtype=torch.int64)
+        """These examples in this order, copied; an id may come twice.
+
+        Raises:
+            IndexError: an id is out of range, or no whole number.
+        """
+        ids = torch.as_tensor(np.asarray(_ids_of(example_ids, len(self))), dtype=torch.int64)
         chosen = ids.cpu().numpy()
         return self._mapped(
             lambda tensor: tensor[ids.to(tensor.device)],
@@ -172,9 +179,23 @@ def inputs_alone(inputs: Any) -> ExampleSet:
     Raises:
         TaskError: as ``ExampleSet.of``.
     """
-    tensors = inputs.values() if isinstance(inputs, Mapping) else [inputs]
-    num_rows = next((len(each) for each in tensors if not isinstance(each, _CONSTANTS)), 0)
+    tensors = _inputs("inputs", inputs)
+    rows = (each for each in (tensors.values() if isinstance(tensors, dict) else [tensors]) if isinstance(each, Tensor))
+    num_rows = next((len(each) if each.ndim else 0 for each in rows), 0)
     return ExampleSet.of(inputs, torch.zeros(num_rows))
+
+
+def _ids_of(given: Any, num_examples: int) -> NDArray[np.int64]:
+    ids = given.cpu().numpy() if isinstance(given, Tensor) else given
+    array = np.asarray(ids) if isinstance(ids, np.ndarray | list | tuple | range) else None
+    if array is None or array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise IndexError(f"example_ids={shown(given)}: must be a list of whole numbers.")
+    if not array.size:
+        raise IndexError("example_ids=[]: name at least one example.")
+    outside = array[(array < -num_examples) | (array >= num_examples)]
+    if outside.size:
+        raise IndexError(f"example_ids: {outside[0]} is outside 0..{num_examples - 1}.")
+    return array.astype(np.int64)
 
 
 def _inputs(key: str, given: Any) -> Inputs:
@@ -184,6 +205,18 @@ def _inputs(key: str, given: Any) -> Inputs:
         name: value if isinstance(value, _CONSTANTS) else _tensor(f"{key}[{name!r}]", value)
         for name, value in given.items()
     }
+
+
+def _check_tensors(key: str, given: Any) -> None:
+    """Every one has a row per example, but a model's constants."""
+    parts = {f"{key}[{name!r}]": each for name, each in given.items()} if isinstance(given, Mapping) else {key: given}
+    for name, part in parts.items():
+        if (name != key and isinstance(part, _CONSTANTS)) or (part is None and key == "counterfactual"):
+            continue
+        if not isinstance(part, Tensor):
+            raise TaskError(f"{name} is a {type(part).__name__}, not a tensor. ExampleSet.of makes tensors of arrays.")
+        if not part.ndim:
+            raise TaskError(f"{name} is a single number, but must be (num_examples, ...).")
 
 
 def _check_pairs(inputs: Inputs, counterfactual: Inputs) -> None:

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from coar_dist.config.function_identity import identity_of
 from coar_dist.config.functions import name_of, resolve
-from coar_dist.errors import TaskError, counted
+from coar_dist.errors import ConfigError, TaskError, counted
 from coar_dist.tasks.logits import logits_of
 from coar_dist.tasks.value_outputs import VALUE_CHECKS, check_column, logit_of, value_of
 
@@ -280,6 +280,8 @@ def output_function(function: str | Callable[[Any, Tensor], Tensor]) -> OutputFu
     Raises:
         ConfigError: there is no such function.
     """
+    if not isinstance(function, str) and not callable(function):
+        raise ConfigError(f"task.output_function={function!r}: must be a name, module:function, or a function.")
     name = function if isinstance(function, str) else name_of(function)
     if name in OUTPUT_FUNCTIONS:
         return OUTPUT_FUNCTIONS[name]

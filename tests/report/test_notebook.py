@@ -118,7 +118,7 @@ def test_what_is_not_there_is_named(small_run: Run, tmp_path: Path) -> None:
         run.by_method("coar_lasso").top(0)
     with pytest.raises(ConfigError, match="method='lasso': must be one that the run has: coar, leave_one_out"):
         run.by_method("lasso").top(0)
-    with pytest.raises(ConfigError, match="num=0: must be at least 1"):
+    with pytest.raises(ConfigError, match="num=0: must be a whole number, at least 1"):
         run.top(0, num=0)
     with pytest.raises(ConfigError, match="there is no example"):
         run.top([])
