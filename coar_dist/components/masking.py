@@ -7,7 +7,7 @@ normalisation layers stay as they are.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
 
@@ -47,6 +47,14 @@ class Masker(ABC):
     @abstractmethod
     def leave(self) -> None:
         """Take off what ``stay`` left."""
+
+
+def on_devices(mask: NDArray[np.bool_], devices: Iterable[torch.device]) -> dict[torch.device, Tensor]:
+    """A mask where it is used. The host does not wait for what the devices still have to do."""
+    on_host = torch.from_numpy(np.ascontiguousarray(mask))
+    if torch.cuda.is_available():
+        on_host = on_host.pin_memory()  # else the copy waits
+    return {device: on_host.to(device, non_blocking=True) for device in devices}
 
 
 class WeightMasker(Masker):
@@ -115,7 +123,7 @@ class WeightMasker(Masker):
 
     def _zero(self, mask: NDArray[np.bool_]) -> None:
         if self.writes_whole:
-            self._write_whole(self._on_devices(mask))
+            self._write_whole(on_devices(mask, self._devices))
         else:
             self._restore()
             self._write_ablated(mask)
@@ -134,12 +142,6 @@ class WeightMasker(Masker):
             original = self._original[part.parameter].index_select(axis, indices)
             self._undo.append(partial(live.index_copy_, axis, indices, original))
             live.index_fill_(axis, indices, 0)
-
-    def _on_devices(self, mask: NDArray[np.bool_]) -> dict[torch.device, Tensor]:
-        on_host = torch.from_numpy(np.ascontiguousarray(mask))
-        if torch.cuda.is_available():
-            on_host = on_host.pin_memory()  # else the copy waits for all that the device still has to do
-        return {device: on_host.to(device, non_blocking=True) for device in self._devices}
 
     def _write_whole(self, kept: Mapping[torch.device, Tensor]) -> None:
         if not self._undo:

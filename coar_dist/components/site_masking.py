@@ -21,7 +21,7 @@ from typing_extensions import override
 from coar_dist.components.attention import PLACEMENTS
 from coar_dist.components.gate_places import GatePlace
 from coar_dist.components.index import ComponentIndex
-from coar_dist.components.masking import Masker, WeightMasker
+from coar_dist.components.masking import Masker, WeightMasker, on_devices
 from coar_dist.components.mixture_sites import MixtureSites
 from coar_dist.components.projections import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, dotted
 from coar_dist.components.row_values import RowForward, row_hook
@@ -51,7 +51,8 @@ class SiteMasker(Masker):
                 owners[owners < self._num] += ids.start
                 device = model.get_parameter(place.slices.parameter).device
                 kept = torch.ones(place.length, dtype=torch.bool, device=device)
-                self._channels.append((place, torch.from_numpy(owners), kept))
+                self._channels.append((place, torch.from_numpy(owners).to(device), kept))
+        self._devices = {kept.device for _, _, kept in self._channels}
 
     @override
     @contextmanager
@@ -66,9 +67,9 @@ class SiteMasker(Masker):
                 self.leave()
 
     def _set(self, mask: NDArray[np.bool_]) -> None:
-        with_others = torch.from_numpy(np.append(mask, True))
+        with_others = on_devices(np.append(mask, True), self._devices)
         for _, owners, kept in self._channels:
-            kept.copy_(with_others[owners])
+            torch.index_select(with_others[kept.device], 0, owners, out=kept)
         if isinstance(self._values, RowForward):
             self._values.set_mask(mask, self._channels[0][2].device)
 
