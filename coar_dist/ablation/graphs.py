@@ -65,9 +65,9 @@ class RecordedFunction:
     """A function of tensors, recorded on the device where they lie.
 
     Args:
-        function: from tensors and dicts of tensors to tensors. It must not wait for the device, and nothing on the
-            host may depend on values there.
-        arguments: of a first call; later ones have their shapes and dtypes.
+        function: from tensors, and dicts of tensors and constants, to tensors. It must not wait for the device, and
+            nothing on the host may depend on values there.
+        arguments: of a first call; later ones have their shapes and dtypes, and the same constants.
 
     Raises:
         torch.OutOfMemoryError: from the function.
@@ -75,8 +75,9 @@ class RecordedFunction:
     """
 
     def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        self._arguments = tree_map(torch.clone, arguments)
-        device = tree_leaves(arguments)[0].device
+        self._arguments = tree_map(lambda given: given.clone() if isinstance(given, Tensor) else given, arguments)
+        self._own = _tensors(self._arguments)
+        device = self._own[0].device
         with torch.cuda.device(device):
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
@@ -86,23 +87,25 @@ class RecordedFunction:
             torch.cuda.current_stream().wait_stream(stream)
             torch.cuda.empty_cache()  # the recording has memory of its own
             self._graph = torch.cuda.CUDAGraph()
-            own: list[Tensor] = tree_leaves(self._arguments)
-            before = [_version(tensor) for tensor in own]
+            before = [_version(tensor) for tensor in self._own]
             with torch.cuda.graph(self._graph):
                 self._results = function(*self._arguments)
-        self._changed = [_version(tensor) != version for tensor, version in zip(own, before, strict=True)]
-        self._sources: list[Source | None] = [None] * len(own)
+        self._changed = [_version(tensor) != version for tensor, version in zip(self._own, before, strict=True)]
+        self._sources: list[Source | None] = [None] * len(self._own)
 
     def __call__(self, *arguments: Any) -> Any:
         """The function's results, which the next call overwrites.
 
         Arguments that are where they were at the last call, unchanged, are not copied again: all masks share examples.
         """
-        own: list[Tensor] = tree_leaves(self._arguments)
-        for number, (tensor, given) in enumerate(zip(own, tree_leaves(arguments), strict=True)):
+        for number, (tensor, given) in enumerate(zip(self._own, _tensors(arguments), strict=True)):
             source = self._sources[number]
             if source is None or not source.is_still(given):
                 tensor.copy_(given, non_blocking=True)
                 self._sources[number] = None if self._changed[number] else Source(given)
         self._graph.replay()
         return self._results
+
+
+def _tensors(arguments: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]

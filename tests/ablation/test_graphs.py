@@ -73,6 +73,22 @@ def test_examples_that_all_masks_share_are_copied_once(recorded: Callable[..., A
     assert copied == 1
 
 
+def test_constants_among_the_inputs_stay(recorded: Callable[..., Any]) -> None:
+    """Inputs of language models say how many logits they want, and that nothing is cached."""
+
+    def last(inputs: dict[str, Any], targets: Tensor) -> Tensor:
+        assert inputs["use_cache"] is False
+        return inputs["tokens"][:, -inputs["logits_to_keep"] :].sum(dim=1) + targets
+
+    def batch(start: int) -> tuple[dict[str, Any], Tensor]:
+        tokens = torch.arange(start, start + 8.0).reshape(2, 4)
+        return {"logits_to_keep": 2, "use_cache": False, "tokens": tokens, "mask": None}, torch.zeros(2)
+
+    call = recorded(last, *batch(0))
+    for start in (0, 5):
+        torch.testing.assert_close(call(*batch(start)), last(*batch(start)))
+
+
 def test_what_a_function_changes_is_copied_every_time(recorded: Callable[..., Any]) -> None:
     given = torch.ones(3)
     call = recorded(lambda values: values.mul_(2.0).clone(), given)
