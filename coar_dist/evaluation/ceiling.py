@@ -29,6 +29,7 @@ from coar_dist.config.schema import MIN_CEILING_MASKS
 Array = NDArray[np.float64]
 Values = NDArray[np.floating[Any]]
 
+_Z95 = 1.96
 NUM_GROUPS = MIN_CEILING_MASKS // 2
 """Groups of masks, left out in turn by the jackknife; two masks each at least."""
 
@@ -185,7 +186,8 @@ def mean_correlation(shares: Shares) -> tuple[float, float, Array]:
     spread is the one that is left when the noise's is taken away (Louis, JASA 1984).
 
     Returns:
-        The mean over examples with a share, NaN if there are none; its standard error over masks, with these examples;
+        The mean over examples with a share, NaN if there are none; its standard error over masks, with these examples,
+        from which ``mean`` ± 1.96 of it reaches the ends of the mean share's interval also where that leaves 0 to 1;
         and (num_examples,) correlations, whose mean it is.
     """
     defined = np.isfinite(shares.share)
@@ -206,7 +208,14 @@ def mean_correlation(shares: Shares) -> tuple[float, float, Array]:
     mean = float(correlations[defined].mean())
     variance = float(_jackknife(roots(without).mean(1)))
     double = _double(shares.products[None] / (2 * defined.sum() * max(mean, 1e-3)))[0]
-    return mean, float(np.sqrt(max(variance - double, variance / 2))), correlations
+    error = np.sqrt(max(variance - double, variance / 2))
+    centres = without.mean(1)
+    if centres.min() < 0.0 or centres.max() > 1.0:  # roots of what is clipped do not differ, however large the noise
+        variance, double = float(_jackknife(centres)), _double(shares.products[None] / defined.sum())[0]
+        of_share = np.sqrt(max(variance - double, variance / 2))
+        ends = np.sqrt(np.maximum(share.mean() + _Z95 * of_share * np.array([-1.0, 1.0]), 0.0))
+        error = max(error, np.abs(ends - np.sqrt(np.clip(share.mean(), 0.0, 1.0))).max() / _Z95)
+    return mean, float(error), correlations
 
 
 @dataclass(frozen=True)

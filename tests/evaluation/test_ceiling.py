@@ -209,6 +209,22 @@ def test_estimates_are_without_bias_and_know_their_error(has_weights: bool) -> N
     assert lower < world.shares.mean() < upper
 
 
+@pytest.mark.parametrize("degrees", [(0.95, 0.03, 0.02), (0.02, 0.5, 0.48)], ids=["near 1", "near 0"])
+def test_few_masks_do_not_pretend_to_know_a_ceiling_that_noise_carries_out_of_range(
+    degrees: tuple[float, float, float],
+) -> None:
+    """Where all estimates are clipped they agree, which is no certainty: 40 masks, 100 repetitions."""
+    world = World(12, degrees)
+    truth, covered = np.sqrt(world.shares).mean(), 0
+    for seed in range(100):
+        masks, _ = designs(40, 0, seed)
+        mean, error, _ = mean_correlation(linear_shares(masks, world(masks), ALPHA))
+        assert error > 0.0 or mean == 0.0  # of shares that are below 0 by more than their noise
+        assert error < 0.7
+        covered += abs(mean - truth) <= 1.96 * error
+    assert covered >= 80  # 70 to 83 without; some are missed as the root of a noisy share is too low
+
+
 def test_a_better_g_means_a_smaller_error_alone() -> None:
     world = World(12)
     all_masks = [designs(300, 0, seed)[0] for seed in range(12)]

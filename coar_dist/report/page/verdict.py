@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from coar_dist.errors import counted
-from coar_dist.report.numbers import number
+from coar_dist.report.numbers import Z95, number
 from coar_dist.report.summary import MethodSummary, Summary
 from coar_dist.store.ceilings import Ceiling, why_no_ceiling
 from coar_dist.store.run_directory import RunDirectory
@@ -55,11 +55,11 @@ def verdict_of(run: RunDirectory, summary: Summary, unablated: str) -> Verdict:
             f"weights could explain. Ablate more components at once (design.ablation_fraction).",
             "unknown",
         )
-    has_ceiling = ceiling is not None and np.isfinite(ceiling.mean)
-    at_most = f" of at most {_short(ceiling.mean)}" if ceiling is not None and has_ceiling else ""
-    sentence = f"{method.label} predicts new ablations with correlation {_short(mean)}{at_most}."
-    if ceiling is not None and has_ceiling:
+    at_most = ""
+    if ceiling is not None and np.isfinite(ceiling.mean):
         judgement, grade = _against(mean, ceiling)
+        if grade != "unknown":
+            at_most = f" of at most {_short(max(ceiling.mean, mean))}"  # the method is a linear model, too
     else:
         name = list(summary.held_out)[column]
         why = why_no_ceiling(summary.held_out[name]) or "it is undefined on these masks"
@@ -69,12 +69,23 @@ def verdict_of(run: RunDirectory, summary: Summary, unablated: str) -> Verdict:
         )
         grade = "unknown"
     judgement += f" Mean over {counted(int(method.correlation.num_defined[column]), 'example')}, on masks {of}."
+    sentence = f"{method.label} predicts new ablations with correlation {_short(mean)}{at_most}."
     better = _better(summary, method, column)
     return Verdict(sentence, f"{judgement}{better} {unablated}", grade)
 
 
 def _against(mean: float, ceiling: Ceiling) -> tuple[str, str]:
-    share = mean / ceiling.mean if ceiling.mean > 0 else 0.0
+    half = Z95 * np.nan_to_num(ceiling.standard_error)
+    low, high = (float(max(min(ceiling.mean + sign * half, 1.0), mean)) for sign in (-1.0, 1.0))
+    if _step(mean, low) - _step(mean, high) > 1:
+        explained = _percent(max(mean, 0.0) ** 2)
+        return (
+            f"Whether that is good is not known: by {ceiling.num_masks} held-out masks a linear model reaches between "
+            f"{_short(low)} and {_short(high)} at best, and more of them tell it better (evaluation.num_masks). The "
+            f"predictions explain {explained} of what the masks change.",
+            "unknown",
+        )
+    share = _share(mean, ceiling.mean)
     if share >= AS_GOOD:
         text, grade = "That is as good as a linear model of these components gets: more masks would add little.", "good"
     elif share >= GOOD:
@@ -86,12 +97,23 @@ def _against(mean: float, ceiling: Ceiling) -> tuple[str, str]:
         )
     else:
         text, grade = "That is weak: single weights are mostly noise. Use more masks, or passes with gradients.", "weak"
-    if ceiling.mean < _LOW_CEILING:
+    most = max(ceiling.mean, mean)
+    if most < _LOW_CEILING:
         text += (
-            f" No linear model explains more than {_percent(ceiling.mean**2)} of what ablations do here: components "
+            f" No linear model explains more than {_percent(most**2)} of what ablations do here: components "
             f"interact, and a weight is a mean over what else is ablated."
         )
     return text, grade
+
+
+def _share(mean: float, ceiling: float) -> float:
+    """Of a ceiling, which is at least what was reached, that was reached."""
+    return max(mean, 0.0) / max(ceiling, mean, 1e-9)
+
+
+def _step(mean: float, ceiling: float) -> int:
+    """How good a correlation would be if this were the ceiling: from 0, weak, to 3, as good as any linear model."""
+    return sum(_share(mean, ceiling) >= least for least in (FAIR, GOOD, AS_GOOD))
 
 
 def _better(summary: Summary, shown: MethodSummary, column: int) -> str:
