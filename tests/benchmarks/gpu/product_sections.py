@@ -162,7 +162,7 @@ def setup_b(section: Section) -> None:
     what it needs.
     """
     num_images, masks = (16, (12, 20, 4)) if section.is_tiny else (5000, (100, 30, 10))
-    pins = {"mode": "weights", "rows_per_forward": 8 if section.is_tiny else 512, "compile": section.is_cuda}
+    pins = {"mode": "weights", "rows_per_forward": 8 if section.is_tiny else 256, "compile": section.is_cuda}
     task, components = build("resnet50", num_images, section.is_tiny, section.device)
     about = f"{num_images:,} images, {components.num_components:,} filters, {masks[1]} + {masks[0]} masks"
     taken: dict[str, float] = {}
@@ -293,7 +293,7 @@ def gap(section: Section) -> None:
         compiled = section.is_cuda and not section.is_tiny
         engine.use(
             EnginePlan(
-                "weights", count, compiled=compiled, recorded=section.is_cuda, gradient_rows=count,
+                "weights", count, compiled=compiled, recorded=section.is_cuda, gradient_rows=count // 2,
                 gradients_recorded=section.is_cuda,
             )
         )  # fmt: skip

@@ -241,7 +241,7 @@ def whole_fit(section: Section) -> None:
     """Two fits from the same shards on this device: the same bits; and ridge by cuML beside torch's weights."""
     m, d, n = (300, 30, 12) if section.is_tiny else (20_000, 2304, 2048)
     masks, margins = synthetic(m, d, n)
-    for method, backend in (("ridge", "torch"), ("ridge", "cuml"), ("lasso", "torch")):
+    for method, backend in (("ridge", "torch"), ("lasso", "torch"), ("ridge", "cuml")):
         about = f"{method} by {backend}, {m:,} masks x {d:,} components x {n:,} examples, from shards"
         if section.is_over(about):
             return
