@@ -13,6 +13,7 @@ from coar_dist.config.fields import checked
 from coar_dist.config.methods import GRADIENT_BASELINES, PATH_BASELINES
 from coar_dist.config.schema import (
     ALL_POSITIONS,
+    BALANCED,
     CIRCUIT,
     CONSTANTS,
     MEAN,
@@ -100,14 +101,14 @@ def _check_seeds(config: Config) -> None:
     design, gradients, evaluation = config.design, config.gradients, config.evaluation
     for name, kind, seed in [
         ("design", design.kind, design.seed),
-        ("gradients", gradients.kind or "balanced", gradients.seed),
+        ("gradients", gradients.kind or BALANCED, gradients.seed),
     ]:
         if (kind, seed) == (evaluation.kind, evaluation.seed):
             raise ConfigError(
                 f"evaluation.seed={evaluation.seed} is {name}.seed too: masks of equal seeds are not held out, "
                 f"so the correlation would be in-sample. Use another evaluation.seed."
             )
-    if gradients.num_masks and (design.kind, design.seed) == (gradients.kind or "balanced", gradients.seed):
+    if gradients.num_masks and (design.kind, design.seed) == (gradients.kind or BALANCED, gradients.seed):
         raise ConfigError(
             f"gradients.seed={gradients.seed} is design.seed too, so the same masks would be run twice. Use another "
             f"gradients.seed."

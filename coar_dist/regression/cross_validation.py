@@ -258,22 +258,24 @@ class Choice:
     Attributes:
         penalties: (n,) float64.
         at_end: (n,) bool, whether a smaller one would be better still, or for a given grid might be, or a larger one.
+        scores: (n,) float64 of these penalties.
     """
 
     penalties: NDArray[np.float64]
     at_end: NDArray[np.bool_]
+    scores: NDArray[np.float64]
 
     @classmethod
     def of(cls, scores: torch.Tensor, grid: NDArray[np.float64], is_given: bool) -> Choice:
         """The penalty with the smallest score (num_penalties, n), per example; on a tie the larger."""
-        best = best_penalties(scores, grid)
+        best, smallest = best_penalties(scores, grid), scores.min(dim=0).values.cpu().numpy()
         if len(grid) == 1:
-            return cls(best, np.zeros(len(best), np.bool_))
+            return cls(best, np.zeros(len(best), np.bool_), smallest)
         if is_given:
-            return cls(best, (best == grid[0]) | (best == grid[-1]))
+            return cls(best, (best == grid[0]) | (best == grid[-1]), smallest)
         a_decade_on = int(np.searchsorted(grid, 10.0 * grid[0]))
         still_falls = scores[0] < _FLAT * scores[min(a_decade_on, len(grid) - 1)]
-        return cls(best, (best == grid[0]) & still_falls.cpu().numpy())
+        return cls(best, (best == grid[0]) & still_falls.cpu().numpy(), smallest)
 
 
 def choose(
@@ -301,7 +303,8 @@ def choose(
         scores, grid = torch.cat([scores_of(smaller), scores]), np.concatenate([smaller, grid])
         further = Choice.of(scores, grid, is_given)
         penalties = np.where(choice.at_end, further.penalties, choice.penalties)
-        choice = Choice(penalties, choice.at_end & further.at_end)
+        smallest = np.where(choice.at_end, further.scores, choice.scores)
+        choice = Choice(penalties, choice.at_end & further.at_end, smallest)
     return choice
 
 

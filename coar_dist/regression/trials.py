@@ -7,7 +7,7 @@ since a block's files are read whole, and in these blocks some examples at even 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -138,8 +138,7 @@ class SharedTrial:
     def choose(self, grid: NDArray[np.float64], is_given: bool) -> Choice:
         """As ``cross_validation.choose``; no smaller penalty does better where errors are those of rounding."""
         choice = choose(self.scores, grid, is_given)
-        is_exact = float(self.scores(choice.penalties)) < ROUNDING_ERROR
-        return Choice(choice.penalties, choice.at_end & (not is_exact))
+        return replace(choice, at_end=choice.at_end & (choice.scores >= ROUNDING_ERROR))
 
 
 def shared_trial(

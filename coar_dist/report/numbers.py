@@ -12,10 +12,15 @@ Z95 = 1.96
 
 
 def number(value: float) -> str:
-    """Three decimals, without a 0 before the point, as in the paper's tables."""
+    """Three decimals, without a 0 before the point, as in the paper's tables.
+
+    Example:
+        >>> number(0.5), number(-0.00001), number(1.0), number(float("nan"))
+        ('.500', '.000', '1.000', 'undefined')
+    """
     if not np.isfinite(value):
         return "undefined"
-    text = f"{value:.3f}"
+    text = f"{value:.3f}".replace("-0.000", "0.000")
     return text.replace("0.", ".", 1) if abs(value) < 0.9995 else text
 
 

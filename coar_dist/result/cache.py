@@ -8,7 +8,7 @@ from torch import Tensor
 
 from coar_dist.components.index import ComponentIndex
 from coar_dist.config.function_identity import identity_of
-from coar_dist.config.schema import Config
+from coar_dist.config.schema import BALANCED, Config
 from coar_dist.store.locations import cache_folder
 from coar_dist.store.record import fingerprint_of
 from coar_dist.tasks.example_set import ExampleSet, fingerprint_of_tensors
@@ -31,7 +31,7 @@ def cache_location(
         reference: the examples whose activations take the place of others, where they were given.
         values: what takes the place of activations, by site, where it was given.
     """
-    ablation, kinds = config.ablation, [config.design.kind, config.gradients.kind or "balanced", config.evaluation.kind]
+    ablation, kinds = config.ablation, [config.design.kind, config.gradients.kind or BALANCED, config.evaluation.kind]
     identity = {
         **task.identity(),
         "components": components.fingerprint,

@@ -67,7 +67,7 @@ def known_ids(config: CircuitConfig, components: ComponentIndex) -> NDArray[np.b
         if d > MOST_COMPONENTS:
             raise ConfigError(
                 f"circuit.known={NECESSARY} ablates every pair of components, and there are {d:,}. It takes at most "
-                f"{MOST_COMPONENTS}: name the components, or choose fewer by components=heads or components.include."
+                f"{MOST_COMPONENTS}: name those that are known, or make a run of fewer components, e.g. of heads."
             )
         return None
     is_known = ~mask_without(components, config.known, "circuit.known")

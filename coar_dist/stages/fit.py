@@ -17,7 +17,7 @@ from coar_dist.stages.executing import executing_fits
 from coar_dist.stages.session import Session
 from coar_dist.stages.stage import Stage
 from coar_dist.store.reader import LARGEST_R2_NEW_ERROR, RunReader
-from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
+from coar_dist.store.run_directory import TRAIN_DESIGN
 
 _THERE = "is there already"
 _NUMBERS: dict[str, tuple[str, Callable[[NDArray[np.float64]], np.floating[Any]], str]] = {
@@ -54,7 +54,8 @@ def _run(session: Session) -> None:
         baselines |= {method: fit_gradient_baseline(run, method) for method in run.baselines}
         results = fit(run, config.regression, progress.update, execute)
         seconds = progress.seconds
-    rows = {result.method: (result.how or _THERE, _quality(run, result.method)) for result in results}
+    found = {result.method: RunReader(run).quality_and_error(result.method) for result in results}
+    rows = {result.method: (result.how or _THERE, _in_words(found[result.method][0])) for result in results}
     rows |= {name: ("" if is_new else _THERE, {}) for name, is_new in baselines.items()}
     is_new = any(how != _THERE for how, _ in rows.values())
     taken = f" in {seconds:.1f} s" if is_new else ""
@@ -67,16 +68,15 @@ def _run(session: Session) -> None:
         _log.info("%s", "; ".join(filter(None, [method, how, numbers])))
     session.terminal.show_table(table)
     for result in results:
-        reason = _why_not_told(run, result.method)
+        reason = _why_not_told(found[result.method][1])
         if reason:
             session.terminal.say(f"R2 of {result.method} on new masks: {reason}. Held-out masks tell (evaluate stage).")
     if config.regression.standard_errors and run.design(TRAIN_DESIGN).num_masks < FEWEST_OF_NOISE:
         session.terminal.say(f"standard errors: not known, they take {FEWEST_OF_NOISE} masks without gradients.")
 
 
-def _why_not_told(run: RunDirectory, method: str) -> str:
-    """Why the R2 on new masks is not told; empty where it is."""
-    error = RunReader(run).r2_new_error(method)
+def _why_not_told(error: float) -> str:
+    """Why the R2 on new masks is not told, by its standard error; empty where it is."""
     if np.isnan(error):
         return "not known, it takes 32 masks without gradients, and ridge a factorisation"
     if error > LARGEST_R2_NEW_ERROR:
@@ -84,9 +84,8 @@ def _why_not_told(run: RunDirectory, method: str) -> str:
     return ""
 
 
-def _quality(run: RunDirectory, method: str) -> dict[str, str]:
+def _in_words(quality: dict[str, NDArray[np.float64]]) -> dict[str, str]:
     """What is known of a method's attributions, by the words of ``_NUMBERS``."""
-    quality = RunReader(run).quality(method=method)
     known = {name: values[np.isfinite(values)] for name, values in quality.items()}
     return {
         words: f"{function(known[name]):{form}}"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from coar_dist.config.combinations import check_ceiling_fraction
 from coar_dist.config.methods import LEAVE_ONE_OUT
 from coar_dist.config.schema import (
+    BALANCED,
     Config,
     DesignConfig,
     EvaluationConfig,
@@ -24,7 +25,7 @@ from coar_dist.errors import ConfigError
 from coar_dist.store.ceilings import partners_of
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDesign
 
-_BALANCED, _BERNOULLI = "balanced", "bernoulli"
+_BERNOULLI = "bernoulli"
 ROLE_WORDS = {
     "gradients": "with gradients",
     "train": "without gradients",
@@ -42,7 +43,7 @@ def check_kinds(config: Config) -> None:
         ConfigError: one is unknown, or a user's own cannot be imported.
     """
     for key in ("design", "gradients", "evaluation"):
-        check_kind(f"{key}.kind", getattr(config, key).kind or _BALANCED)
+        check_kind(f"{key}.kind", getattr(config, key).kind or BALANCED)
 
 
 def designs_of(config: Config, num_components: int) -> dict[str, RunDesign]:
@@ -56,7 +57,7 @@ def designs_of(config: Config, num_components: int) -> dict[str, RunDesign]:
     check_ceiling_fraction(config, trained)
 
     def masks_of(key: str, settings: DesignConfig | GradientsConfig | EvaluationConfig, fraction: float) -> MaskDesign:
-        kind = settings.kind or (_BALANCED if can_be_balanced(num_components, fraction) else _BERNOULLI)
+        kind = settings.kind or (BALANCED if can_be_balanced(num_components, fraction) else _BERNOULLI)
         return design_of(f"{key}.kind", kind, num_components, settings.num_masks, fraction, settings.seed)
 
     designs = {TRAIN_DESIGN: RunDesign("train", masks_of("design", design, trained))}

@@ -12,7 +12,7 @@ class KnownFingerprints:
     """What is known of the attributions of one run, by method, while many tables are read.
 
     Args:
-        remembers: whether it is taken to hold until all of them are; else every table's is read anew.
+        remembers: whether it is taken to hold until all of them are; else every table's is read again.
     """
 
     def __init__(self, remembers: bool = False) -> None:

@@ -6,45 +6,25 @@ They are for the eye alone: no result depends on them, and a run without any is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from coar_dist.errors import DamagedFileError
-from coar_dist.store.aside import set_aside
-from coar_dist.store.parquet import read_content, why_wrong, write_table
+from coar_dist.store.parquet import read_content, write_table
+from coar_dist.store.range_files import RangeFiles
 from coar_dist.store.run_directory import PREVIEWS, TRAIN_DESIGN, RunDirectory
 
 _TYPES = {"image": pa.binary()}
 
 
-class PreviewTable:
+class PreviewTable(RangeFiles):
     """The previews of a run's examples; columns ``example_id``, ``image`` (PNG or JPEG), ``width``, ``height``."""
 
+    folder, of = PREVIEWS, "examples"
+
     def __init__(self, run: RunDirectory) -> None:
-        self._run, self._storage = run, run.storage
-        self._blocks = run.margins(TRAIN_DESIGN).blocks
-
-    def file(self, block: tuple[int, int]) -> str:
-        """The name of the file of one example block."""
-        return f"{PREVIEWS}/{block[0]:08d}-{block[1]:08d}.parquet"
-
-    def _belongs_to(self, block: tuple[int, int]) -> dict[str, Any]:
-        return {**self._run.belongs_to(PREVIEWS), "examples": list(block)}
-
-    def missing(self) -> list[tuple[int, int]]:
-        """The blocks without a file."""
-        names = self._listed()
-        return [block for block in self._blocks if self.file(block) not in names]
-
-    def set_aside_wrong(self) -> None:
-        """For the process that holds the run: set aside the files whose footer shows that they must not be used."""
-        names = self._listed()
-        for block in self._blocks:
-            name, belongs_to = self.file(block), self._belongs_to(block)
-            if name in names and why_wrong(self._storage, name, belongs_to, False, names[name]) is not None:
-                set_aside(self._storage, name)
+        super().__init__(run, run.margins(TRAIN_DESIGN).blocks)
 
     def write(self, block: tuple[int, int], images: Sequence[bytes], width: int, height: int) -> None:
         """Write the previews of one example block.
@@ -61,7 +41,7 @@ class PreviewTable:
             "width": pa.array(np.full(len(images), width, np.int32)),
             "height": pa.array(np.full(len(images), height, np.int32)),
         }
-        write_table(self._storage, self.file(block), columns, self._belongs_to(block))
+        write_table(self._storage, self.file(block), columns, self.belongs_to(block))
 
     def read(self, example_ids: Sequence[int]) -> tuple[dict[int, bytes], list[str]]:
         """The pictures of those of the examples that have one; only their blocks are read.
@@ -76,7 +56,7 @@ class PreviewTable:
         names = self._listed()
         images: dict[int, bytes] = {}
         damaged: list[str] = []
-        for block in self._blocks:
+        for block in self._ranges:
             wanted = [int(i) for i in example_ids if block[0] <= i < block[1]]
             name = self.file(block)
             if not wanted or name not in names:
@@ -84,7 +64,7 @@ class PreviewTable:
             try:
                 # The ablate stage looks at footers alone, so it does not find every damage.
                 found = read_content(
-                    self._storage, name, "ablate", self._belongs_to(block), ["image"], is_found=False, types=_TYPES
+                    self._storage, name, "ablate", self.belongs_to(block), ["image"], is_found=False, types=_TYPES
                 )
             except DamagedFileError as error:
                 damaged.append(str(error))
@@ -92,6 +72,3 @@ class PreviewTable:
             if found is not None:
                 images |= {i: found.columns["image"][i - block[0]].as_py() for i in wanted}
         return images, damaged
-
-    def _listed(self) -> dict[str, int]:
-        return {f"{PREVIEWS}/{name}": size for name, size in self._storage.files(PREVIEWS).items()}

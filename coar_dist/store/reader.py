@@ -159,17 +159,16 @@ class RunReader:
             ``r2_new_error`` is above .015: its mean is to be true within .03; ``duality_gap`` of the lasso.
         """
         ids = self._example_ids(example_ids)
-        whole, error = self._quality(method)
-        if not error <= LARGEST_R2_NEW_ERROR:
-            whole["r2_new"][:] = np.nan
+        whole, _ = self.quality_and_error(method)
         return {name: values[ids] for name, values in whole.items()}
 
     def r2_new_error(self, method: str | None = None) -> float:
         """Standard error of the mean over all examples of ``quality()["r2_new"]``, over the masks by which it was
         estimated; larger by 128 over their number where they are fewer, and NaN of fewer than 32."""
-        return self._quality(method)[1]
+        return self.quality_and_error(method)[1]
 
-    def _quality(self, method: str | None) -> tuple[dict[str, NDArray[np.float64]], float]:
+    def quality_and_error(self, method: str | None = None) -> tuple[dict[str, NDArray[np.float64]], float]:
+        """``quality`` of all examples and ``r2_new_error``, read once."""
         table = self._table(method)
         blocks, influences = zip(
             *(table.read_quality(block) for block in self.directory.margins(TRAIN_DESIGN).blocks), strict=True
@@ -178,9 +177,13 @@ class RunReader:
         number = int(np.isfinite(whole["r2_new"]).sum())
         known = [of_block for of_block in influences if of_block is not None]
         if len(known) < len(influences) or not number:
+            whole["r2_new"][:] = np.nan
             return whole, float("nan")
         means = np.sum(known, axis=0) / number
-        return whole, float(means.std(ddof=1) / np.sqrt(len(means)))
+        error = float(means.std(ddof=1) / np.sqrt(len(means)))
+        if not error <= LARGEST_R2_NEW_ERROR:
+            whole["r2_new"][:] = np.nan
+        return whole, error
 
     def evaluation(
         self, method: str | None = None, design_name: str | None = None, example_ids: Sequence[int] | None = None

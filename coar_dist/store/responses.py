@@ -17,8 +17,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from coar_dist.errors import DamagedFileError
-from coar_dist.store.aside import set_aside
-from coar_dist.store.parquet import read_content, why_wrong, write_table
+from coar_dist.store.parquet import read_content, write_table
+from coar_dist.store.range_files import RangeFiles
 from coar_dist.store.run_directory import RESPONSES, RunDirectory
 
 _COMPONENTS_PER_FILE = 1024
@@ -73,36 +73,15 @@ class Responses:
     examples: tuple[Response, ...]
 
 
-class ResponseTable:
+class ResponseTable(RangeFiles):
     """What the components of a run look at, as the ablate stage found it; only some components may have anything."""
 
+    folder, of = RESPONSES, "components"
+
     def __init__(self, run: RunDirectory) -> None:
-        self._run, self._storage = run, run.storage
         num = run.components.num_components
-        self._ranges = [
-            (start, min(start + _COMPONENTS_PER_FILE, num)) for start in range(0, num, _COMPONENTS_PER_FILE)
-        ]
-
-    def file(self, components: tuple[int, int]) -> str:
-        """The name of the file of a range of components, (first, end)."""
-        return f"{RESPONSES}/{components[0]:08d}-{components[1]:08d}.parquet"
-
-    def belongs_to(self, components: tuple[int, int]) -> dict[str, Any]:
-        """What the metadata of the file of a range of components say."""
-        return {**self._run.belongs_to(RESPONSES), "components": list(components)}
-
-    def missing(self) -> list[tuple[int, int]]:
-        """The ranges of components without a file; all of them where nothing was kept."""
-        names = self._listed()
-        return [components for components in self._ranges if self.file(components) not in names]
-
-    def set_aside_wrong(self) -> None:
-        """For the process that holds the run: set aside the files whose footer shows that they must not be used."""
-        names = self._listed()
-        for components in self._ranges:
-            name, belongs_to = self.file(components), self.belongs_to(components)
-            if name in names and why_wrong(self._storage, name, belongs_to, False, names[name]) is not None:
-                set_aside(self._storage, name)
+        starts = range(0, num, _COMPONENTS_PER_FILE)
+        super().__init__(run, [(start, min(start + _COMPONENTS_PER_FILE, num)) for start in starts])
 
     def write(self, components: tuple[int, int], found: Mapping[int, Responses]) -> None:
         """Write the file of a range of components.
@@ -155,9 +134,6 @@ class ResponseTable:
         except (ValueError, TypeError) as error:  # right checksums, but no writer here has made it
             where = self._storage.where(name)
             raise DamagedFileError.of(where, f"{where} is damaged: {error}.", "ablate", is_found=False) from None
-
-    def _listed(self) -> dict[str, int]:
-        return {f"{RESPONSES}/{name}": size for name, size in self._storage.files(RESPONSES).items()}
 
 
 def _rows(component_id: int, responses: Responses) -> list[dict[str, Any]]:

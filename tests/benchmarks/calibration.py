@@ -24,7 +24,6 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -36,9 +35,8 @@ from coar_dist.designs.independent import Bernoulli
 from coar_dist.designs.subsets import Balanced
 from coar_dist.store.gradients import GateGradients
 from coar_dist.store.reader import RunReader
-from coar_dist.tasks.task import Task
 from tests.benchmarks import calibration_intervals
-from tests.benchmarks.estimators import MODELS, Pool, SeedRun, add_options, collect, missing_options
+from tests.benchmarks.estimators import Pool, SeedRun, add_options, collect, tasks_of
 
 CONSOLE = Console(width=140)
 Array = NDArray[np.float64]
@@ -221,20 +219,12 @@ def simulated(arguments: argparse.Namespace) -> None:
 
 
 def models(arguments: argparse.Namespace) -> None:
-    for name in arguments.models:
-        make, selector, needs = MODELS[name]
-        missing = missing_options(arguments, needs)
-        if missing:
-            CONSOLE.print(f"{name} is left out: {missing} not given")
-            continue
-        torch.manual_seed(0)
-        task = make(arguments)
-        count = min(arguments.examples or len(task.examples), len(task.examples))
-        whole = collect(name, Task(task.model, task.examples.rows(0, count), task.output_function), selector, arguments)
+    for name, task, selector in tasks_of(arguments):
+        whole = collect(name, task, selector, arguments)
         pools = [whole.seed(number, arguments.seeds) for number in range(arguments.seeds)]
         plain = [(0, m) for m in arguments.plain_masks]
         runs = plain + [(passes, m) for passes in arguments.gradient_masks for m in arguments.train_masks]
-        title = f"{name}: {whole.components.num_components} components, {count} examples"
+        title = f"{name}: {whole.components.num_components} components, {len(task.examples)} examples"
         say_in_all(measure(pools, [None] * len(pools), runs, title))
 
 

@@ -22,7 +22,7 @@ import tempfile
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -170,6 +170,20 @@ MODELS: dict[str, tuple[Callable[[argparse.Namespace], Task], str, tuple[str, ..
     "resnet56": (resnet56, "conv_filters", ("images",)),
 }
 """By name: what makes the task, its components, the options without which it is left out."""
+
+
+def tasks_of(arguments: argparse.Namespace) -> Iterator[tuple[str, Task, str]]:
+    """Name, task and components of every model that is asked for; those whose options are not given are left out."""
+    for name in arguments.models:
+        make, selector, needs = MODELS[name]
+        missing = missing_options(arguments, needs)
+        if missing:
+            CONSOLE.print(f"{name} is left out: {missing} not given")
+            continue
+        torch.manual_seed(0)
+        task = make(arguments)
+        count = min(arguments.examples or len(task.examples), len(task.examples))
+        yield name, Task(task.model, task.examples.rows(0, count), task.output_function), selector
 
 
 def trained(
@@ -453,16 +467,7 @@ def main() -> None:
         f"Estimators on {arguments.device} ({machine}), {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"{torch.backends.cpu.get_cpu_capability()}, {arguments.precision}"
     )
-    for name in arguments.models:
-        make, selector, needs = MODELS[name]
-        missing = missing_options(arguments, needs)
-        if missing:
-            CONSOLE.print(f"{name} is left out: {missing} not given")
-            continue
-        torch.manual_seed(0)
-        task = make(arguments)
-        count = min(arguments.examples or len(task.examples), len(task.examples))
-        task = Task(task.model, task.examples.rows(0, count), task.output_function)
+    for name, task, selector in tasks_of(arguments):
         measure(collect(name, task, selector, arguments), arguments)
 
 

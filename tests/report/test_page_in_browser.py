@@ -176,7 +176,7 @@ def test_every_kind_of_link_lands_where_it_points(browser: webdriver.Chrome, run
 
 
 def title_after(browser: webdriver.Chrome, run: Run, place: str) -> str:
-    """Opens an address anew."""
+    """Opens an address again."""
     browser.get("about:blank")
     browser.get(f"file://{page_of(run)}#{place}")
     return title(browser)

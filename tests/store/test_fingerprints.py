@@ -1,4 +1,4 @@
-"""Fingerprints of attributions are read once for many tables, and anew where they are others by now."""
+"""Fingerprints of attributions are read once for many tables, and again where they are others by now."""
 
 from __future__ import annotations
 

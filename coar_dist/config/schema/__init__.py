@@ -26,6 +26,7 @@ from coar_dist.config.schema.circuit import MIB_SIZES, NECESSARY, CircuitConfig
 from coar_dist.config.schema.cluster import AUTO, PROCESS, RAY, ClusterConfig, asked_of_ray
 from coar_dist.config.schema.components import ComponentRule, ComponentsConfig
 from coar_dist.config.schema.design import (
+    BALANCED,
     GRADIENT_MASKS,
     MASKS_BESIDE_GRADIENTS,
     PILOT_GRADIENT_MASKS,
@@ -54,6 +55,7 @@ __all__ = [
     "ALL",
     "ALL_POSITIONS",
     "AUTO",
+    "BALANCED",
     "CIRCUIT",
     "CONSTANTS",
     "COUNTERFACTUAL",

@@ -11,6 +11,8 @@ PILOT_MASKS, PILOT_GRADIENT_MASKS = 100, 40
 """Of a run with a budget, as in ``conf/estimator/budget.yaml``."""
 GRADIENT_MASKS, MASKS_BESIDE_GRADIENTS = 100, 500
 """Of a run with gradients, as in ``conf/estimator/gradient.yaml``."""
+BALANCED = "balanced"
+"""The kind of masks with gradients where none is named, as far as there are rounds."""
 NumMasks = Annotated[int, Rule(lambda number: number == 0 or number >= 2, "0 or at least 2")]
 
 
