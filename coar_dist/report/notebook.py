@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 from collections.abc import Mapping, Sequence
 from operator import index
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coar_dist.errors import ConfigError, counted
+from coar_dist.errors import ConfigError, MissingWorkError, counted
 from coar_dist.evaluation.component_statistics import ComponentSums
 from coar_dist.report.numbers import Z95
 from coar_dist.report.summary import summarise
 from coar_dist.store.ceilings import CEILING, CEILING_LABEL
+from coar_dist.store.component_statistics import ComponentStatistics, StatisticsTable
 from coar_dist.store.examples import TOKEN_END, TOKENS
 from coar_dist.store.methods import fitted_methods
 from coar_dist.store.reader import RunReader
@@ -223,13 +225,21 @@ def html_of(reader: RunReader) -> str:
 
 def _mean_and_error(reader: RunReader, ids: list[int], method: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean weights (num_components,) over examples, and the mean's standard error by their spread."""
+    found = _statistics(reader, np.array(ids), method)
+    return found.mean, found.spread / np.sqrt(len(ids))
+
+
+def _statistics(reader: RunReader, ids: NDArray[np.int64], method: str) -> ComponentStatistics:
+    """Of all examples as the evaluate stage has kept them; else from the attributions."""
+    if np.array_equal(np.sort(ids), np.arange(reader.directory.num_examples)):
+        with contextlib.suppress(MissingWorkError):
+            return StatisticsTable(reader.directory, method).read()
     sums: ComponentSums | None = None
     for rows, weights, _ in reader.attributions_by_block(ids, method):
-        part = ComponentSums.of(np.asarray(ids)[rows], weights)
+        part = ComponentSums.of(ids[rows], weights)
         if sums is None:
             sums = part
         else:
             sums.add(part)
     assert sums is not None
-    found = sums.statistics()
-    return found.mean, found.spread / np.sqrt(len(ids))
+    return sums.statistics()

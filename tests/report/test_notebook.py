@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,6 +21,7 @@ from coar_dist.report.figures import draw_correlations
 from coar_dist.report.summary import summarise
 from coar_dist.store.ceilings import CEILING_LABEL
 from coar_dist.store.class_names import write_class_names
+from coar_dist.store.component_statistics import StatisticsTable
 from coar_dist.store.tables import Attributions, AttributionTable, EvaluationTable
 from tests.report.synthetic import synthetic_run
 
@@ -178,3 +180,28 @@ def test_examples_are_arrays_by_name_that_show_as_a_table(tmp_path: Path) -> Non
     assert run.nearest(3, num=2).columns.tolist()[:3] == ["similarity", "label", "label_name"]
     plain = open_run(synthetic_run(tmp_path / "plain", 10, kind="numbers").storage.location).examples()
     assert plain.to_pandas().columns.tolist() == ["label", "prediction", "margin"]
+
+
+def test_means_of_all_examples_are_those_that_the_evaluation_has_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(synthetic_run(tmp_path / "run", 1100))
+    weights = run.weights().astype(np.float64)
+    read: list[tuple[int, int]] = []
+    plain = AttributionTable.read
+
+    def counted(self: AttributionTable, block: tuple[int, int]) -> Any:
+        read.append(block)
+        return plain(self, block)
+
+    monkeypatch.setattr(AttributionTable, "read", counted)
+    kept = run.top(num=24)
+    assert read == []
+    ids = kept.component_id.to_numpy()
+    np.testing.assert_allclose(kept.weight, weights.mean(axis=0)[ids], rtol=1e-6)
+    np.testing.assert_allclose(kept.standard_error, weights.std(axis=0, ddof=1)[ids] / 1100**0.5, rtol=1e-5)
+    for file in StatisticsTable(run.directory, "coar").files:
+        Path(f"{run.path}/{file}").unlink()
+    assert kept.equals(run.top(num=24))
+    assert read == run.directory.margins("train").blocks
+    assert run.top(range(1099), num=24).weight.iloc[0] != kept.weight.iloc[0]
