@@ -180,12 +180,12 @@ def _scored(
     from coar_dist.evaluation.circuit import Circuits, Weights, masks_of_ends, scored
     from coar_dist.evaluation.circuit_scores import Ends
     from coar_dist.evaluation.necessary import masks_of_pairs
-    from coar_dist.stages.circuit_run import mean_outputs
+    from coar_dist.stages.circuit_run import outputs_over_masks
 
     d = run.components.num_components
     pairs = {_PAIRS: Listed.of(packed(masks_of_pairs(d)), d)} if config.known == NECESSARY else {}
     outputs = circuit_run.mean_outputs({_ENDS: masks_of_ends(d), **pairs})
-    ends = Ends.of(circuit_run.outputs(_ENDS), mean_outputs(run.margins(TRAIN_DESIGN)))
+    ends = Ends.of(circuit_run.outputs(_ENDS), outputs_over_masks(run.margins(TRAIN_DESIGN)))
     if pairs:
         is_known = _necessary(config, run, ends, outputs[_PAIRS])
     weights = {(method, 0): Weights.of(run, method, is_known) for method in methods}

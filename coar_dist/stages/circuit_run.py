@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from coar_dist.store.run_directory import RunDesign, RunDirectory
 from coar_dist.store.values import values_of_run, write_values
 from coar_dist.tasks.task import Task
 
+_MOST_MASKS, _MASKS_PER_BATCH = 1024, 256
+"""Of the run's own masks, from which a standard deviation is known to 2%."""
 _ADDED = ("components", "num_examples")
 """Keys of an identity that ``RunDirectory.create`` adds."""
 
@@ -71,6 +74,18 @@ class CircuitRun:
     def outputs(self, name: str) -> NDArray[np.float32]:
         """Outputs (num_masks, num_examples) under every mask of a design that is computed."""
         return margins_of(self._run.margins(name), np.arange(self._run.num_examples))
+
+
+def outputs_over_masks(store: MarginStore) -> NDArray[np.float64]:
+    """Mean outputs (num_masks,) over all examples under the first masks of a design: up to a gap, and at most 1,024."""
+    gaps = store.missing()
+    means = np.zeros(min(gaps[0][0] if gaps else store.num_masks, _MOST_MASKS))
+    for block in store.blocks if len(means) else ():
+        start = 0
+        for margins in replace(store, num_masks=len(means)).read_margins(block, _MASKS_PER_BATCH):
+            means[start : start + len(margins)] += margins.sum(axis=1, dtype=np.float64)
+            start += len(margins)
+    return means / store.num_examples
 
 
 def mean_outputs(store: MarginStore) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from coar_dist.errors import CoarWarning, ConfigError, MissingWorkError, RunMism
 from coar_dist.evaluation.necessary import masks_of_pairs, necessary
 from coar_dist.report.inspection import inspect_run
 from coar_dist.report.page.render import PAGE
+from coar_dist.stages.circuit_run import outputs_over_masks
 from coar_dist.stages.pipeline import run_stages
 from coar_dist.store.circuits import MAGNITUDE, SIGNED, CircuitTable
 from coar_dist.store.locations import storage_at
+from coar_dist.store.run_directory import RunDesign
 from tests.models import randomise, slow_margins, small_task
 from tests.small_run import without_ray
 
@@ -209,6 +212,44 @@ def test_undefined_faithfulness_has_a_reason(tmp_path: Path) -> None:
     assert "undefined: ablating all components leaves the mean output at" in output.getvalue()
     with pytest.raises(ConfigError, match="known=necessary: ablating all components leaves the mean output at"):
         made.circuit([0.1, 0.5, 1.0], "necessary", console=Console(file=io.StringIO()))
+
+
+def signed_output(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return outputs[:, 0] * targets
+
+
+def test_what_examples_cancel_has_no_circuit(tmp_path: Path) -> None:
+    """Every image twice, of which the second counts nearly as much against the first: CPR would be of 1% of the sum."""
+    task, output = small_task(9), io.StringIO()
+    images = task.examples.inputs
+    made = coar_dist.attribute(
+        task.model,
+        torch.cat([images, images]),  # type: ignore[list-item]
+        torch.cat([torch.ones(9), torch.full((9,), -0.98)]),
+        run_dir=tmp_path,
+        output_function=signed_output,
+        num_masks=40,
+        num_gradient_masks=0,
+        ablation=NO_PLAN,
+        previews=False,
+        console=Console(file=io.StringIO()),
+    )
+    circuit = made.circuit([0.1, 0.5, 1.0], console=Console(file=output, width=300))
+    assert circuit.to_pandas()[["cpr", "cmd"]].isna().all().all()
+    assert circuit.curve()["output"].notna().all()
+    assert "which cannot be told from nothing: over the examples the standard error" in output.getvalue()
+    assert "faithfulness undefined" in repr(circuit)
+    assert str(circuit.found.reason).startswith("ablating all components moves the mean output from")
+
+
+def test_what_a_run_s_own_masks_do_is_read_as_far_as_it_is_there(tmp_path: Path) -> None:
+    made = run(tmp_path)
+    store = made.directory.margins("train")
+    means = made.margins()[1].mean(axis=1, dtype=np.float64)
+    np.testing.assert_allclose(outputs_over_masks(store), means, rtol=1e-6)
+    more = RunDesign("train", replace(made.directory.design("train"), num_masks=60))
+    made.directory.set_designs({**made.directory.designs, "train": more})
+    np.testing.assert_allclose(outputs_over_masks(made.directory.margins("train")), means, rtol=1e-6)
 
 
 def test_wrong_calls_say_what_is_there(tmp_path: Path) -> None:
