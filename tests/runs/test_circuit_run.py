@@ -238,7 +238,7 @@ def test_what_examples_cancel_has_no_circuit(tmp_path: Path) -> None:
     assert circuit.to_pandas()[["cpr", "cmd"]].isna().all().all()
     assert circuit.curve()["output"].notna().all()
     assert "which cannot be told from nothing: over the examples the standard error" in output.getvalue()
-    assert "faithfulness undefined" in repr(circuit)
+    assert "largest CPR: undefined" in repr(circuit)
     assert str(circuit.found.reason).startswith("ablating all components moves the mean output from")
 
 
