@@ -91,9 +91,14 @@ def check(key: str, value: Any, rule: Rule) -> None:
         >>> check("num", 0, COUNT)
         Traceback (most recent call last):
         coar_dist.errors.ConfigError: num=0: must be a whole number, at least 1.
+        >>> check("sizes", 0.5, NUMBERS)
+        Traceback (most recent call last):
+        coar_dist.errors.ConfigError: sizes=0.5: must be a list of numbers, e.g. [0.5].
     """
     if not rule.holds(value):
-        raise ConfigError(f"{key}={shown(value)}: must be {rule.words}.")
+        wants_list = rule in (NAMES, NUMBERS, WHOLES, STARTS) and rule.holds([value])
+        example = f", e.g. [{shown(value)}]" if wants_list else ""
+        raise ConfigError(f"{key}={shown(value)}: must be {rule.words}{example}.")
 
 
 def shown(value: Any) -> str:
