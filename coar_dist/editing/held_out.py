@@ -20,7 +20,7 @@ from coar_dist.tasks.task import Task
 Ids = NDArray[np.int64]
 _CLASS_OUTPUTS = ("margin", "logsumexp_margin", "logit", "loss")
 """Output functions of class labels: the margin says whether a prediction is right."""
-_RIGHT_IF_POSITIVE = (*_CLASS_OUTPUTS, "answer_token_margin")
+_RIGHT_IF_POSITIVE = (*_CLASS_OUTPUTS, "answer_token_margin", "answer_probability_difference")
 
 
 @dataclass(frozen=True)

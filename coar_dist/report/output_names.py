@@ -20,6 +20,7 @@ _KNOWN = {
     "margin": _MARGIN,
     "next_token_margin": _MARGIN,
     "answer_token_margin": _MARGIN,
+    "answer_probability_difference": OutputName("probability difference", "probability differences"),
     "label_margin": _MARGIN,
     "logsumexp_margin": OutputName("log-odds", "log-odds"),
     "logit": OutputName("logit", "logits"),

@@ -140,8 +140,27 @@ def answer_token_margin(outputs: Any, targets: Tensor) -> Tensor:
     return answers[:, 0] - answers[:, 1:].amax(dim=1)
 
 
+def answer_probability_difference(outputs: Any, targets: Tensor) -> Tensor:
+    """The probability of all right answers less that of all wrong ones, where a prompt ends: of greater-than (Hanna et
+    al. 2023, section 2).
+
+    Args:
+        outputs: logits (num_rows, length, vocabulary), or model outputs that hold them.
+        targets: (num_rows, 2 + num_answers) int64: position of the prompt's last token, how many of the answers are
+            right, the answers' token ids, the right ones first.
+
+    Returns:
+        (num_rows,) float32 from -1 to 1.
+    """
+    logits = logits_of(outputs)
+    at_the_end = logits[torch.arange(len(targets), device=logits.device), targets[:, 0]]
+    probabilities = at_the_end.float().softmax(dim=1).gather(1, targets[:, 2:])
+    is_right = torch.arange(probabilities.shape[1], device=targets.device) < targets[:, 1:2]
+    return torch.where(is_right, probabilities, -probabilities).sum(dim=1)
+
+
 def _ends_of_prompts(targets: Tensor) -> tuple[Tensor, Tensor]:
-    """What ``answer_token_margin`` reads."""
+    """What output functions of answers read."""
     return targets[:, :1], torch.cat([torch.zeros_like(targets[:, :1]), targets[:, 1:]], dim=1)
 
 
@@ -238,14 +257,35 @@ def _check_answers(outputs: Any, targets: Tensor) -> None:
             f"alternatives'. The model gives {tuple(logits.shape)} for one example and targets are {targets.dtype} of "
             f"shape {tuple(targets.shape)}."
         )
-    positions, answers, alternatives = targets[:, 0], targets[:, 1], targets[:, 2:]
+    answers, alternatives = targets[:, 1], targets[:, 2:]
+    is_among = (alternatives == answers[:, None]).any(dim=1)
+    _check_ends(logits, targets, targets[:, 1:], ("the answer among its alternatives", is_among))
+
+
+def _check_answer_sets(outputs: Any, targets: Tensor) -> None:
+    logits = logits_of(outputs)
+    if logits.ndim != 3 or targets.ndim != 2 or targets.shape[1] < 4 or targets.is_floating_point():
+        raise TaskError(
+            f"answer_probability_difference needs logits (num_examples, length, vocabulary) and integer targets "
+            f"(num_examples, 2 + num_answers >= 4), of the position of the prompt's last token, the number of right "
+            f"answers and the answers' token ids, the right ones first. The model gives {tuple(logits.shape)} for one "
+            f"example and targets are {targets.dtype} of shape {tuple(targets.shape)}."
+        )
+    num_right, answers = targets[:, 1], targets[:, 2:]
+    is_twice = (answers.sort(dim=1).values.diff(dim=1) == 0).any(dim=1)
+    is_no_number = (num_right < 1) | (num_right >= answers.shape[1])
+    what = f"a number of right answers outside 1..{answers.shape[1] - 1}"
+    _check_ends(logits, targets, answers, (what, is_no_number), ("an answer twice", is_twice))
+
+
+def _check_ends(logits: Tensor, targets: Tensor, tokens: Tensor, *others: tuple[str, Tensor]) -> None:
+    """Refuse positions, tokens and whatever else is wrong, (num_examples,) bool each, by the first example."""
+    positions = targets[:, 0]
+    is_no_token = ((tokens < 0) | (tokens >= logits.shape[2])).any(dim=1)
     for what, is_wrong in [
         (f"a position outside 0..{logits.shape[1] - 1}", (positions < 0) | (positions >= logits.shape[1])),
-        (
-            f"a token outside the vocabulary 0..{logits.shape[2] - 1}",
-            ((targets[:, 1:] < 0) | (targets[:, 1:] >= logits.shape[2])).any(dim=1),
-        ),
-        ("the answer among its alternatives", (alternatives == answers[:, None]).any(dim=1)),
+        (f"a token outside the vocabulary 0..{logits.shape[2] - 1}", is_no_token),
+        *others,
     ]:
         wrong = torch.nonzero(is_wrong).reshape(-1)
         if len(wrong):
@@ -265,7 +305,13 @@ OUTPUT_FUNCTIONS: dict[str, OutputFunction] = {
         for function, check in VALUE_CHECKS.items()
     },
     "next_token_margin": OutputFunction("next_token_margin", next_token_margin, _check_next_tokens, _next_tokens),
-    "answer_token_margin": OutputFunction("answer_token_margin", answer_token_margin, _check_answers, _ends_of_prompts),
+    **{
+        function.__name__: OutputFunction(function.__name__, function, check, _ends_of_prompts)
+        for function, check in (
+            (answer_token_margin, _check_answers),
+            (answer_probability_difference, _check_answer_sets),
+        )
+    },
 }
 
 

@@ -13,6 +13,7 @@ from coar_dist.tasks.outputs import OUTPUT_FUNCTIONS
     [
         ("margin", "margin", "margins"),
         ("answer_token_margin", "margin", "margins"),
+        ("answer_probability_difference", "probability difference", "probability differences"),
         ("logit:12", "logit of class 12", "logits of class 12"),
         ("value:0", "value 0", "values 0"),
         ("loss", "loss", "losses"),

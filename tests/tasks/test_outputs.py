@@ -74,6 +74,35 @@ def test_answer_token_margin() -> None:
     np.testing.assert_allclose(OUTPUT_FUNCTIONS["answer_token_margin"](changed, targets), expected, rtol=1e-6)
 
 
+def test_answer_probability_difference() -> None:
+    logits = 3 * torch.randn(3, 6, 11, generator=torch.Generator().manual_seed(1)) + 5
+    targets = torch.tensor([[5, 1, 3, 7, 8], [0, 2, 10, 0, 1], [2, 1, 4, 5, 6]])
+    p = logits.double().softmax(dim=2)
+    right = [p[0, 5, 3], p[1, 0, 10] + p[1, 0, 0], p[2, 2, 4]]
+    wrong = [p[0, 5, 7] + p[0, 5, 8], p[1, 0, 1], p[2, 2, 5] + p[2, 2, 6]]
+    expected = [float(one - other) for one, other in zip(right, wrong, strict=True)]
+    for given in (logits, (logits,)):
+        found = OUTPUT_FUNCTIONS["answer_probability_difference"](given, targets)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+    assert found.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (torch.zeros(3, 3, dtype=torch.int64), "num_answers >= 4"),
+        (torch.tensor([[0, 1, 2, 3], [6, 1, 2, 3]]), r"1 example have a position outside 0\.\.5: example 1"),
+        (torch.tensor([[0, 1, 2, 3], [0, 1, 2, 11]]), r"a token outside the vocabulary 0\.\.10: example 1"),
+        (torch.tensor([[0, 0, 2, 3], [0, 1, 2, 3]]), r"a number of right answers outside 1\.\.1: example 0"),
+        (torch.tensor([[0, 1, 2, 3], [0, 2, 2, 3]]), r"a number of right answers outside 1\.\.1: example 1"),
+        (torch.tensor([[0, 1, 2, 3], [0, 1, 3, 3]]), "an answer twice: example 1"),
+    ],
+)
+def test_sets_of_answers_that_do_not_fit_are_refused(targets: Tensor, message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        OUTPUT_FUNCTIONS["answer_probability_difference"].check(torch.zeros(1, 6, 11), targets)
+
+
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
@@ -122,6 +151,8 @@ def task_of(name: str) -> tuple[Task, str]:
         return Task(model, ExampleSet(torch.randn(5, 4), torch.arange(5) % 2), output_function(name)), "linear_rows"
     tokens = torch.randint(0, 11, (5, 6), generator=torch.Generator().manual_seed(0))
     targets = torch.stack([torch.arange(5) % 6, torch.arange(5), torch.arange(5) + 1, torch.arange(5) + 5], dim=1)
+    if name == "answer_probability_difference":
+        targets = torch.cat([targets[:, :1], torch.ones_like(targets[:, :1]), targets[:, 1:]], dim=1)
     examples = ExampleSet(tokens, tokens if name == "next_token_margin" else targets)
     return Task(Prompts().eval(), examples, output_function(name)), "linear_rows"
 

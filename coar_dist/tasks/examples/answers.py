@@ -133,6 +133,7 @@ class AnswerPrompts:
         names: Sequence[str],
         tokens_of_answers: Sequence[Sequence[int]],
         columns: dict[str, Any],
+        num_right: Sequence[int] | None = None,
     ) -> ExampleSet:
         """The example set.
 
@@ -140,8 +141,10 @@ class AnswerPrompts:
             texts: the prompts.
             counterfactual: of each; None: there are none.
             names: of the prompts, for messages.
-            tokens_of_answers: (num_prompts, num_answers), the right one first.
+            tokens_of_answers: (num_prompts, num_answers), the right ones first.
             columns: further values.
+            num_right: of each, how many answers are right, for ``answer_probability_difference``; None: one, for
+                ``answer_token_margin``.
 
         Raises:
             TaskError: a prompt is empty, too long, ends in a token that the tokenizer has added, or has another length
@@ -167,7 +170,9 @@ class AnswerPrompts:
                         f"have as many. Leave it out, or choose words of equal length."
                     )
             pairs = {"input_ids": tensor_of(padded(of_pairs, self.encoder)[0]), "attention_mask": tensor_of(mask)}
-        targets = np.column_stack([mask.sum(axis=1) - 1, np.array(tokens_of_answers, dtype=np.int64)])
+        answers = np.array(tokens_of_answers, dtype=np.int64)
+        counts = [] if num_right is None else [np.array(num_right, dtype=np.int64)]
+        targets = np.column_stack([mask.sum(axis=1) - 1, *counts, answers])
         inputs = {"input_ids": tensor_of(input_ids), "attention_mask": tensor_of(mask)}
         columns = with_tokens(with_excerpts(columns, texts), tokens, self.encoder.decode)
         return ExampleSet(inputs, tensor_of(targets), columns, pairs)

@@ -30,8 +30,6 @@ _INDIRECT = (
 _EVENTS = ("war", "journey", "siege", "project", "famine", "dispute", "reign", "voyage", "campaign", "strike")
 _CENTURIES = (15, 16, 17, 18)
 _FIRST_YEARS = "01"
-_MOST_WRONG = {1: 3, 2: 10}
-"""Alternatives of a year, by the digits that are one token."""
 
 
 def indirect_objects(
@@ -85,12 +83,16 @@ def indirect_objects(
 def greater_than(tokenizer: str, num_examples: int = 100, add_special_tokens: bool = True, seed: int = 0) -> ExampleSet:
     """Greater-than (Hanna et al. 2023): a war that began in 1732 ends in a later year.
 
-    ``The war lasted from the year 1732 to the year 17`` has a larger year as its answer, against ten that are not, the
-    largest of which counts. Where digits are tokens of their own, as in Llama and Qwen, the answer is a larger first
-    digit, against three smaller ones. In the counterfactual the war begins in 1701, so that nearly every year is
-    right. A margin of one right year and ten wrong ones takes the place of the paper's difference of probabilities.
+    ``The war lasted from the year 1732 to the year 17`` has all years from 33 to 99 as its right answers, and those
+    from 00 to 32 as wrong ones. Where digits are tokens of their own, as in Llama and Qwen, larger first digits are
+    right and smaller ones wrong; the same one may be either. In the counterfactual the war begins in 1701, so that
+    nearly every year is right.
 
-    Args, returns, raises: as ``indirect_objects``; the column ``year`` is the first year's last two digits.
+    Args: as ``indirect_objects``.
+
+    Returns:
+        Inputs, targets and counterfactuals for ``answer_probability_difference``; the column ``year`` is the first
+        year's last two digits.
 
     Raises:
         TaskError: no century's years are one token, or one token per digit, after the century.
@@ -110,10 +112,12 @@ def greater_than(tokenizer: str, num_examples: int = 100, add_special_tokens: bo
             f"greater_than: {tokenizer} writes no year of {[100 * c for c in _CENTURIES]} as a century and one token "
             f"of two digits, or one of each digit. Use another tokenizer."
         )
+    ends = [value for value in range(10**digits) if len(_ids(encoder, f"{value:0{digits}}")) == 1]
     random = _generator(seed)
     texts: list[str] = []
     others: list[str] = []
     answers: list[list[str]] = []
+    num_right: list[int] = []
     columns: dict[str, list[Any]] = {"year": []}
     for _ in range(num_examples):
         century, year = starts[random.integers(len(starts))]
@@ -122,11 +126,12 @@ def greater_than(tokenizer: str, num_examples: int = 100, add_special_tokens: bo
         texts.append(prompt.format(year))
         others.append(prompt.format(_FIRST_YEARS))
         last = year if digits == 2 else year // 10
-        right = random.integers(last + 1, 10**digits)
-        wrong = random.permutation(last + (digits == 2))[: _MOST_WRONG[digits]]  # of two digits the same year is wrong
-        answers.append([str(right), *(f"{value:0{digits}}" for value in wrong)])
+        right = [end for end in ends if end > last]
+        wrong = [end for end in ends if end < last + (digits == 2)]  # of two digits the same year is wrong
+        answers.append([f"{end:0{digits}}" for end in (*right, *wrong)])
+        num_right.append(len(right))
         columns["year"].append(year)
-    return _examples(encoder, tokenizer, add_special_tokens, texts, others, answers, columns)
+    return _examples(encoder, tokenizer, add_special_tokens, texts, others, answers, columns, num_right)
 
 
 def _digits_of_a_token(encoder: Any, century: int, year: int) -> int | None:
@@ -156,9 +161,10 @@ def _examples(
     others: list[str],
     answers: list[list[str]],
     columns: dict[str, Any],
+    num_right: list[int] | None = None,
 ) -> ExampleSet:
     encoding = AnswerPrompts(encoder, tokenizer, add_special_tokens, _MOST_TOKENS)
     names = [f"prompt {number}" for number in range(len(texts))]
     tokens = [encoding.answer_tokens(of_one, name) for of_one, name in zip(answers, names, strict=True)]
     arrays = {name: np.array(values) for name, values in columns.items()}
-    return encoding.examples(texts, others, names, tokens, arrays)
+    return encoding.examples(texts, others, names, tokens, arrays, num_right)
