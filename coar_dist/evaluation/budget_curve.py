@@ -29,9 +29,10 @@ from coar_dist.regression.observations import Observations
 from coar_dist.regression.sizes import fewest_masks
 from coar_dist.store.agreement import correlation_of
 from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable
+from coar_dist.store.evaluations import EvaluationTable
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
-from coar_dist.store.tables import AttributionTable, EvaluationTable
+from coar_dist.store.tables import AttributionTable
 
 _log = logging.getLogger(__name__)
 MOST_EXAMPLES = 1024

@@ -12,9 +12,10 @@ from coar_dist.cluster.execution import Execute, in_this_process
 from coar_dist.evaluation.component_statistics import ComponentSums, layer_shares
 from coar_dist.store.agreement import METRICS, metrics_of
 from coar_dist.store.component_statistics import StatisticsTable
+from coar_dist.store.evaluations import EvaluationTable
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
-from coar_dist.store.tables import AttributionTable, EvaluationTable
+from coar_dist.store.tables import AttributionTable
 
 _MASKS_PER_BATCH = 1024
 Block = tuple[int, int]

@@ -16,10 +16,10 @@ from coar_dist.report.numbers import half, half_95, number
 from coar_dist.store.agreement import METRICS
 from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable
 from coar_dist.store.ceilings import Ceiling, CeilingTable, why_no_ceiling
+from coar_dist.store.evaluations import EvaluationTable
 from coar_dist.store.fingerprints import KnownFingerprints
 from coar_dist.store.methods import methods_of
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDirectory
-from coar_dist.store.tables import EvaluationTable
 
 NO_HELD_OUT = "has no held-out masks: run the stages ablate and evaluate, in Python run.evaluate()."
 """Said of a run that cannot be shown."""

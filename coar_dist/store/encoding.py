@@ -7,11 +7,13 @@ verifies just what it reads, before a byte of it is parsed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -97,7 +99,46 @@ def read_footer(file: StoredFile, worth_reading: int) -> tuple[bytes, dict[str, 
     return tail, dict(metadata)
 
 
-def read_columns(file: StoredFile, tail: bytes, metadata: Mapping[str, Any], columns: Sequence[str] | None) -> pa.Table:
+@dataclass(frozen=True)
+class Verified:
+    """Columns of a file that are as they were written, not decoded yet.
+
+    Attributes:
+        columns: their names.
+        num_rows: of the file.
+    """
+
+    columns: list[str]
+    num_rows: int
+    _parts: _Parts
+    _footer: pq.FileMetaData
+
+    def table(self) -> pa.Table:
+        """All rows.
+
+        Raises:
+            WrongError: a file with right checksums that no writer here has made.
+        """
+        if self._footer.row_group(0).total_byte_size < _READ_AT_ONCE:
+            with _no_parquet():
+                return self._source().read(columns=self.columns, use_threads=False)
+        return _joined(self.batches(_READ_AT_ONCE), self.num_rows)
+
+    def batches(self, num_bytes: int) -> Iterator[pa.RecordBatch]:
+        """Some rows after the other, of about so many bytes: what they are decoded from is in memory for all of them.
+
+        Raises:
+            WrongError: as ``table``.
+        """
+        rows = max(num_bytes * self.num_rows // max(self._footer.row_group(0).total_byte_size, 1), 1)
+        with _no_parquet():
+            yield from self._source().iter_batches(batch_size=rows, columns=self.columns, use_threads=False)
+
+    def _source(self) -> pq.ParquetFile:
+        return pq.ParquetFile(pa.PythonFile(self._parts, mode="r"), metadata=self._footer, pre_buffer=False)
+
+
+def read_columns(file: StoredFile, tail: bytes, metadata: Mapping[str, Any], columns: Sequence[str] | None) -> Verified:
     """The named columns (None: all), verified, of a file whose ``tail`` and ``metadata`` are of ``read_footer``.
 
     Raises:
@@ -108,20 +149,20 @@ def read_columns(file: StoredFile, tail: bytes, metadata: Mapping[str, Any], col
     lacking = [column for column in wanted if column not in checksums]
     if lacking:
         raise WrongError(f"is damaged: it has no column {lacking[0]!r}")
-    try:
+    with _no_parquet():
         footer = pq.read_metadata(pa.BufferReader(tail))
         ranges = _column_ranges(footer)
         parts = _read_parts(file, tail, [ranges[column] for column in wanted])
         for column in wanted:
             if _sha256(parts.between(*ranges[column])) != checksums[column]:
                 raise WrongError(f"is damaged: column {column!r} does not have the checksum it was written with")
-        source = pq.ParquetFile(pa.PythonFile(parts, mode="r"), metadata=footer, pre_buffer=False)
-        num_bytes = footer.row_group(0).total_byte_size
-        if num_bytes < _READ_AT_ONCE:
-            return source.read(columns=wanted, use_threads=False)
-        # Some rows after the other: what they are decoded from is not in memory for all of them.
-        rows = max(_READ_AT_ONCE * footer.num_rows // num_bytes, 1)
-        return _joined(source.iter_batches(batch_size=rows, columns=wanted, use_threads=False), footer.num_rows)
+        return Verified(wanted, footer.num_rows, parts, footer)
+
+
+@contextlib.contextmanager
+def _no_parquet() -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowException, KeyError) as error:  # of a file with right checksums that no writer here has made
         raise WrongError(f"is damaged: it is no Parquet file of these columns ({in_one_line(error)})") from error
 

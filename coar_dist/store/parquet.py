@@ -16,7 +16,7 @@ import pyarrow as pa
 from coar_dist.config.documents import check_type
 from coar_dist.errors import DamagedFileError, StorageError
 from coar_dist.store.columns import has_nulls
-from coar_dist.store.encoding import WrongError, encoded, read_columns, read_footer
+from coar_dist.store.encoding import Verified, WrongError, encoded, read_columns, read_footer
 from coar_dist.store.storage import Storage, StoredFile
 
 _T = TypeVar("_T")
@@ -122,12 +122,51 @@ def read_content(
         tail, metadata = read_footer(file, storage.worth_reading)
         _check_belongs(metadata, belongs_to, kind)
         wanted = None if columns is None else [*columns, *(name for name in optional if name in metadata["sha256"])]
-        table = read_columns(file, tail, metadata, wanted)
+        table = read_columns(file, tail, metadata, wanted).table()
         _check_columns(table, types or {}, num_rows)
         return Content(metadata, table)
 
     with _damage_named(storage, name, stage, is_found):
         return _read(storage, name, None, read)
+
+
+def read_in_parts(
+    storage: Storage,
+    name: str,
+    stage: str,
+    belongs_to: Mapping[str, Any],
+    columns: Sequence[str],
+    types: Mapping[str, pa.DataType],
+    num_rows: int,
+    num_bytes: int,
+) -> Iterator[pa.Table] | None:
+    """``read_content`` of a large file, which is read and verified now, and decoded as its rows are asked for.
+
+    Args:
+        storage, name, stage, belongs_to, columns, types, num_rows: as of ``read_content``.
+        num_bytes: about so many of the rows that are decoded together.
+
+    Raises:
+        DamagedFileError, StorageError: as of ``read_content``, some only when rows are asked for.
+    """
+
+    def read(file: StoredFile) -> Verified:
+        tail, metadata = read_footer(file, storage.worth_reading)
+        _check_belongs(metadata, belongs_to)
+        verified = read_columns(file, tail, metadata, columns)
+        _check_rows(verified.num_rows, num_rows)
+        return verified
+
+    def decoded(verified: Verified) -> Iterator[pa.Table]:
+        with _damage_named(storage, name, stage):
+            for batch in verified.batches(num_bytes):
+                table = pa.Table.from_batches([batch])
+                _check_columns(table, types, None)
+                yield table
+
+    with _damage_named(storage, name, stage):
+        verified = _read(storage, name, None, read)
+    return None if verified is None else decoded(verified)
 
 
 def read_current(
@@ -196,7 +235,7 @@ def _look(storage: Storage, belongs_to: Mapping[str, Any], read_everything: bool
         tail, metadata = read_footer(file, storage.worth_reading)
         _check_belongs(metadata, belongs_to)
         if read_everything:
-            read_columns(file, tail, metadata, None)
+            read_columns(file, tail, metadata, None).table()
         return True
 
     return look
@@ -223,14 +262,19 @@ class _OtherColumnsError(WrongError):
 
 
 def _check_columns(table: pa.Table, types: Mapping[str, pa.DataType], num_rows: int | None) -> None:
-    if num_rows is not None and table.column_names and table.num_rows != num_rows:
-        raise _OtherColumnsError(f"is damaged: it has {table.num_rows} rows, not {num_rows}")
+    if num_rows is not None and table.column_names:
+        _check_rows(table.num_rows, num_rows)
     for name in table.column_names:
         wanted, found = types.get(name), table.schema.field(name).type
         if wanted is not None and found != wanted:
             raise _OtherColumnsError(f"is damaged: its column {name!r} is of {found}, not of {wanted}")
         if wanted is not None and pa.types.is_fixed_size_list(found) and has_nulls(table[name]):
             raise _OtherColumnsError(f"is damaged: its column {name!r} has nulls")
+
+
+def _check_rows(found: int, wanted: int) -> None:
+    if found != wanted:
+        raise _OtherColumnsError(f"is damaged: it has {found} rows, not {wanted}")
 
 
 @contextlib.contextmanager

@@ -14,10 +14,11 @@ from coar_dist.config.python_arguments import NAME, check
 from coar_dist.errors import MissingWorkError, counted
 from coar_dist.store.ceilings import Ceiling, CeilingTable
 from coar_dist.store.class_names import read_class_names
+from coar_dist.store.evaluations import EvaluationTable
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.methods import best_method
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
-from coar_dist.store.tables import AttributionTable, EvaluationTable
+from coar_dist.store.tables import AttributionTable
 
 LARGEST_R2_NEW_ERROR = 0.015
 """Standard error of the mean of ``r2_new`` up to which it is told."""

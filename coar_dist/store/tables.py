@@ -1,8 +1,8 @@
-"""The results of a run: attributions/*.parquet (one file per method and example block) and evaluation/*.parquet."""
+"""The attributions of a run: attributions/*.parquet, one file per method and example block."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, get_type_hints
 
@@ -15,20 +15,24 @@ from coar_dist.config.documents import check_type
 from coar_dist.config.methods import method_of
 from coar_dist.config.schema import RegressionConfig
 from coar_dist.errors import ConfigError, DamagedFileError, MissingWorkError
-from coar_dist.store.agreement import METRICS
 from coar_dist.store.aside import set_aside_wrong
 from coar_dist.store.columns import matrix_column, matrix_of, matrix_type
-from coar_dist.store.fingerprints import KnownFingerprints
 from coar_dist.store.methods import attribution_file, fitted_methods
-from coar_dist.store.parquet import Content, is_made_with, read_content, read_current, read_metadata, write_table
+from coar_dist.store.parquet import (
+    Content,
+    is_made_with,
+    read_content,
+    read_in_parts,
+    read_metadata,
+    write_table,
+)
 from coar_dist.store.record import fingerprint_of
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
 
 _CONTENT = "attributions"
 _DECIDED = "decided"
+_PART_BYTES = 2**25
 QUALITY = ("r2", "r2_new", "duality_gap")
-
-
 _INFLUENCES = "r2_new_influences"
 NUM_GROUPS = 16
 """Of the masks that are left out in turn, by their place modulo 16: from their differences follows how well the mean
@@ -163,6 +167,21 @@ class AttributionTable:
         table = self._read(block, ["intercept", "weights"]).columns
         return matrix_of(table["weights"]), table["intercept"].to_numpy()
 
+    def read_in_parts(self, block: tuple[int, int]) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float64]]]:
+        """``read``, some rows after the other: the file is read and verified now, and decoded as rows are asked for.
+
+        Raises:
+            MissingWorkError, DamagedFileError: as ``read``.
+        """
+        name, num_rows = self.file(block), block[1] - block[0]
+        parts = read_in_parts(
+            *(self._storage, name, "fit", self._belongs_to(block), ["intercept", "weights"]),
+            *(self._types, num_rows, _PART_BYTES),
+        )
+        if parts is None:
+            raise self._missing(name)
+        return ((matrix_of(part["weights"]), part["intercept"].to_numpy()) for part in parts)
+
     def read_quality(self, block: tuple[int, int]) -> tuple[dict[str, NDArray[np.float64]], list[float] | None]:
         """``regularisation`` and the quality numbers of one example block, (block length,) each; NaN for null. And the
         influences on ``r2_new``, as in ``Attributions``.
@@ -199,23 +218,30 @@ class AttributionTable:
 
     def _read(self, block: tuple[int, int], columns: list[str], optional: Sequence[str] = ()) -> Content:
         name = self.file(block)
-        of_weights = matrix_type("float32", self._run.design(TRAIN_DESIGN).num_components)
-        types = {"weights": of_weights, "standard_errors": of_weights, "intercept": pa.float64()}
         found = read_content(
             *(self._storage, name, "fit", self._belongs_to(block), columns, optional),
             kind=_Metadata,
-            types=types | dict.fromkeys(("regularisation", *QUALITY), pa.float64()),
+            types=self._types,
             num_rows=block[1] - block[0],
         )
         if found is None:
-            there = ", ".join(fitted_methods(self._run))
-            if method_of(self.method) is None:
-                raise ConfigError(f"method={self.method!r}: must be one that the run has: {there or 'none yet'}.")
-            others = f" There are attributions of {there}: name one of these as method, or" if there else ""
-            raise MissingWorkError(
-                f"{self._storage.where(name)} is missing.{others} run the fit stage for {self.method!r}."
-            )
+            raise self._missing(name)
         return found
+
+    @property
+    def _types(self) -> dict[str, pa.DataType]:
+        of_weights = matrix_type("float32", self._run.design(TRAIN_DESIGN).num_components)
+        numbers = dict.fromkeys(("intercept", "regularisation", *QUALITY), pa.float64())
+        return {"weights": of_weights, "standard_errors": of_weights, **numbers}
+
+    def _missing(self, name: str) -> ConfigError | MissingWorkError:
+        there = ", ".join(fitted_methods(self._run))
+        if method_of(self.method) is None:
+            return ConfigError(f"method={self.method!r}: must be one that the run has: {there or 'none yet'}.")
+        others = f" There are attributions of {there}: name one of these as method, or" if there else ""
+        return MissingWorkError(
+            f"{self._storage.where(name)} is missing.{others} run the fit stage for {self.method!r}."
+        )
 
     def settings(self, block: tuple[int, int]) -> dict[str, Any]:
         """What the attributions of one example block were made with; what the regression was asked for is of its type.
@@ -254,80 +280,3 @@ class AttributionTable:
         if missing:
             raise MissingWorkError(f"attributions of {self.method!r} lack {', '.join(missing)}: run the fit stage.")
         return [metadata for metadata in found.values() if metadata is not None]
-
-
-class EvaluationTable:
-    """How well one method predicts each example's margins on one held-out design.
-
-    What is read is of the attributions and masks that the run holds; after another fit it is missing until the evaluate
-    stage has run.
-    """
-
-    def __init__(
-        self, run: RunDirectory, method: str, design_name: str, fingerprints: KnownFingerprints | None = None
-    ) -> None:
-        """``fingerprints``: of the attributions, for who reads many tables."""
-        self._run, self._storage = run, run.storage
-        self.method = method
-        self.design_name = design_name
-        self._fingerprints = fingerprints or KnownFingerprints()
-        self.file = f"evaluation/{method}.{design_name}.parquet"
-
-    def _belongs_to(self) -> dict[str, Any]:
-        """The attributions and the masks that the metrics are to be of, as they are now."""
-        store = self._run.margins(self.design_name)
-        attributions = AttributionTable(self._run, self.method)
-        settings = {
-            "design": store.fingerprint,
-            "num_masks": store.num_masks,
-            "attributions": self._fingerprints.of(self.method, lambda: attributions.settings_fingerprint(store.blocks)),
-            "metrics": list(METRICS),
-        }
-        return {**self._run.belongs_to("evaluation"), "settings": settings}
-
-    def is_complete(self) -> bool:
-        """Whether the table is there, whole, and of the attributions as they are now."""
-        return is_made_with(self._storage, self.file, self._belongs_to())
-
-    def set_aside_wrong(self) -> None:
-        """For the process that holds the run: set the file aside if it is damaged or of another run."""
-        self._run.set_aside_wrong("evaluation", self.file)
-
-    def write(self, metrics: Mapping[str, NDArray[np.float64]]) -> None:
-        """Write the table; NaN (undefined) is stored as null.
-
-        Args:
-            metrics: for each name of ``METRICS`` (num_examples,) float64.
-        """
-        num_examples = len(metrics["correlation"])
-        fraction = self._run.design(self.design_name).ablation_fraction
-        columns = {
-            "example_id": pa.array(np.arange(num_examples)),
-            "method": pa.array([self.method] * num_examples),
-            "design": pa.array([self.design_name] * num_examples),
-            "ablation_fraction": pa.array(np.full(num_examples, fraction)),
-            **{name: pa.array(metrics[name], from_pandas=True) for name in METRICS},
-        }
-        write_table(self._storage, self.file, columns, self._belongs_to())
-
-    def read(self) -> dict[str, NDArray[np.float64]]:
-        """For each name of ``METRICS`` (num_examples,) float64; NaN where undefined.
-
-        Raises:
-            MissingWorkError: the table is not there, or is of earlier attributions.
-            DamagedFileError: it is damaged.
-        """
-        types = dict.fromkeys(METRICS, pa.float64())
-        found = self._fingerprints.tried(
-            lambda: read_current(
-                *(self._storage, self.file, "evaluate", self._belongs_to, METRICS),
-                types=types,
-                num_rows=self._run.num_examples,
-            ),
-        )
-        if found is None:
-            where = self._storage.where(self.file)
-            raise MissingWorkError(
-                f"{where} is missing or of earlier attributions: run the evaluate stage, in Python run.evaluate()."
-            )
-        return {name: np.asarray(found.columns[name].to_numpy()) for name in METRICS}

@@ -50,11 +50,11 @@ from coar_dist.designs.independent import Bernoulli
 from coar_dist.designs.subsets import Balanced
 from coar_dist.evaluation.correlation import evaluate
 from coar_dist.regression.fit import fit
+from coar_dist.store.evaluations import EvaluationTable
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.gradients import GateGradients
 from coar_dist.store.record import fingerprint_of
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDesign, RunDirectory
-from coar_dist.store.tables import EvaluationTable
 from coar_dist.tasks import examples
 from coar_dist.tasks.checkpoints import load_checkpoint
 from coar_dist.tasks.example_set import ExampleSet

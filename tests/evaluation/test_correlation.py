@@ -9,8 +9,9 @@ from scipy import stats
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.evaluation import correlation
 from coar_dist.evaluation.correlation import evaluate, predict
+from coar_dist.store.evaluations import EvaluationTable
 from coar_dist.store.run_directory import RunDesign
-from coar_dist.store.tables import Attributions, AttributionTable, EvaluationTable
+from coar_dist.store.tables import Attributions, AttributionTable
 from tests.models import random_masks
 from tests.regression.test_fit import run_of
 

@@ -33,10 +33,11 @@ from coar_dist.interchange.exporting import export_attributions
 from coar_dist.interchange.importing import import_attributions
 from coar_dist.interchange.units import MaskUnits
 from coar_dist.stages.pipeline import run_stages
+from coar_dist.store.evaluations import EvaluationTable
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.locations import storage_at
 from coar_dist.store.run_directory import RunDesign, RunDirectory
-from coar_dist.store.tables import Attributions, AttributionTable, EvaluationTable
+from coar_dist.store.tables import Attributions, AttributionTable
 from tests.interchange import research
 from tests.models import SmallResNet, local_storage, random_masks
 

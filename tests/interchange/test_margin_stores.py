@@ -34,11 +34,11 @@ from coar_dist.interchange.importing import import_margins, read_components
 from coar_dist.interchange.margin_stores import open_store
 from coar_dist.stages.pipeline import run_stages
 from coar_dist.store.agreement import METRICS
+from coar_dist.store.evaluations import EvaluationTable
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.locations import storage_at
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.run_directory import RunDesign, RunDirectory
-from coar_dist.store.tables import EvaluationTable
 from tests.interchange.research import initialize_store, update_row, write_store
 from tests.models import local_storage, random_masks, small_task
 

@@ -22,7 +22,8 @@ from coar_dist.report.summary import summarise
 from coar_dist.store.ceilings import CEILING_LABEL
 from coar_dist.store.class_names import write_class_names
 from coar_dist.store.component_statistics import StatisticsTable
-from coar_dist.store.tables import Attributions, AttributionTable, EvaluationTable
+from coar_dist.store.evaluations import EvaluationTable
+from coar_dist.store.tables import Attributions, AttributionTable
 from tests.report.synthetic import synthetic_run
 
 

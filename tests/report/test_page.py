@@ -199,13 +199,13 @@ def test_of_many_components_an_example_keeps_its_strongest(tmp_path: Path, monke
 
 def test_attributions_are_read_once(images: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[int, int]] = []
-    plain = AttributionTable.read
+    plain = AttributionTable.read_in_parts
 
     def count(self: AttributionTable, block: tuple[int, int]) -> Any:
         read.append(block)
         return plain(self, block)
 
-    monkeypatch.setattr(AttributionTable, "read", count)
+    monkeypatch.setattr(AttributionTable, "read_in_parts", count)
     gather(images.directory, summarise(images.directory))
     assert read == images.directory.margins("train").blocks
 

@@ -24,8 +24,8 @@ from coar_dist.report.summary import CurveSummary, forecast_in_words, summarise
 from coar_dist.stages.pipeline import run_stages
 from coar_dist.store.agreement import METRICS
 from coar_dist.store.budget_curve import BudgetCurve
+from coar_dist.store.evaluations import EvaluationTable
 from coar_dist.store.local_storage import LocalStorage
-from coar_dist.store.tables import EvaluationTable
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from coar_dist.store.agreement import METRICS
 from coar_dist.store.budget_curve import BudgetCurve, BudgetCurveTable
 from coar_dist.store.ceilings import Ceiling, CeilingTable
 from coar_dist.store.edits import CurvePoint, EditStore
+from coar_dist.store.evaluations import EvaluationTable
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.gradients import GateGradients
 from coar_dist.store.local_storage import LocalStorage
@@ -27,7 +28,7 @@ from coar_dist.store.rehearsal import Rehearsal
 from coar_dist.store.responses import Response, Responses, ResponseTable
 from coar_dist.store.run_directory import GRADIENT_DESIGN, RunDesign, RunDirectory
 from coar_dist.store.storage import Storage
-from coar_dist.store.tables import QUALITY, Attributions, AttributionTable, EvaluationTable
+from coar_dist.store.tables import QUALITY, Attributions, AttributionTable
 from tests.models import random_masks
 from tests.store.records import EDIT
 from tests.store.test_store import NUM_EXAMPLES, margins_of, new_run, set_train

@@ -11,7 +11,7 @@ import pytest
 from coar_dist.errors import DamagedFileError
 from coar_dist.store.columns import matrix_column, matrix_of, matrix_type
 from coar_dist.store.local_storage import LocalStorage
-from coar_dist.store.parquet import read_content, read_metadata, why_wrong, write_table
+from coar_dist.store.parquet import read_content, read_in_parts, read_metadata, why_wrong, write_table
 from coar_dist.store.rehearsal import Rehearsal
 
 BELONGS = {"content": "numbers", "run": "a"}
@@ -91,3 +91,44 @@ def test_a_reader_of_the_first_column_verifies_the_first_bytes(tmp_path: Path) -
     storage.write("file", bytes([content[0] ^ 1]) + content[1:])
     with pytest.raises(DamagedFileError, match="column 'margins_0' does not have the checksum"):
         read_content(storage, "file", "fit", BELONGS, ["margins_0"])
+
+
+def test_parts_of_a_large_file_are_its_rows_in_order(tmp_path: Path) -> None:
+    storage, values = LocalStorage(str(tmp_path)), np.random.default_rng(0).normal(size=(100, 7)).astype(np.float32)
+    write_table(storage, "file", {"values": matrix_column(values), "id": pa.array(range(100))}, BELONGS)
+    types = {"values": matrix_type("float32", 7), "id": pa.int64()}
+    parts = read_in_parts(storage, "file", "fit", BELONGS, ["id", "values"], types, 100, 400)
+    assert parts is not None
+    storage.write("file", b"replaced once it was verified")
+    found = [(part["id"].to_pylist(), matrix_of(part["values"])) for part in parts]
+    assert len(found) > 5
+    assert [row for ids, _ in found for row in ids] == list(range(100))
+    np.testing.assert_array_equal(np.concatenate([rows for _, rows in found]), values)
+    assert read_in_parts(storage, "none", "fit", BELONGS, ["id"], types, 100, 400) is None
+
+
+@pytest.mark.parametrize(
+    ("types", "num_rows", "message"),
+    [
+        ({"id": pa.int64()}, 99, "it has 100 rows, not 99"),
+        ({"id": pa.int32()}, 100, "its column 'id' is of int64, not of int32"),
+        ({"values": matrix_type("float32", 2)}, 100, "its column 'values' has nulls"),
+    ],
+)
+def test_parts_of_a_file_of_other_columns_are_refused(
+    types: dict[str, pa.DataType], num_rows: int, message: str, tmp_path: Path
+) -> None:
+    storage = LocalStorage(str(tmp_path))
+    values = pa.array([[0.0, float(i)] if i != 70 else None for i in range(100)], matrix_type("float32", 2))
+    write_table(storage, "file", {"values": values, "id": pa.array(range(100))}, BELONGS)
+    with pytest.raises(DamagedFileError, match=f"file is damaged: {message}"):
+        list(read_in_parts(storage, "file", "fit", BELONGS, list(types), types, num_rows, 400) or ())
+
+
+def test_damage_is_found_before_any_part_is_decoded(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path))
+    write_table(storage, "file", {"id": pa.array(range(100))}, BELONGS)
+    content = storage.read("file")
+    storage.write("file", content[:90] + bytes([content[90] ^ 1]) + content[91:])
+    with pytest.raises(DamagedFileError, match="does not have the checksum"):
+        read_in_parts(storage, "file", "fit", BELONGS, ["id"], {}, 100, 400)

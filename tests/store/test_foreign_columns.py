@@ -14,10 +14,11 @@ from coar_dist.designs.independent import Bernoulli
 from coar_dist.errors import DamagedFileError
 from coar_dist.store.agreement import METRICS
 from coar_dist.store.columns import matrix_column, packed_column
+from coar_dist.store.evaluations import EvaluationTable
 from coar_dist.store.gradients import GateGradients
 from coar_dist.store.parquet import read_content, write_table
 from coar_dist.store.run_directory import GRADIENT_DESIGN, TRAIN_DESIGN, RunDesign, RunDirectory
-from coar_dist.store.tables import Attributions, AttributionTable, EvaluationTable
+from coar_dist.store.tables import Attributions, AttributionTable
 from tests.models import random_masks
 from tests.store.test_store import NUM_EXAMPLES, margins_of, new_run, set_train
 

@@ -28,6 +28,7 @@ from coar_dist.store.ceilings import Ceiling, CeilingTable
 from coar_dist.store.columns import matrix_of
 from coar_dist.store.edits import CurvePoint, EditStore
 from coar_dist.store.encoding import encoded
+from coar_dist.store.evaluations import EvaluationTable
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.gradients import GateGradients
 from coar_dist.store.local_storage import LocalStorage
@@ -40,7 +41,7 @@ from coar_dist.store.reader import RunReader
 from coar_dist.store.responses import Response, Responses, ResponseTable
 from coar_dist.store.run_directory import GRADIENT_DESIGN, RunDesign, RunDirectory
 from coar_dist.store.storage import Storage, StoredFile
-from coar_dist.store.tables import Attributions, AttributionTable, EvaluationTable
+from coar_dist.store.tables import Attributions, AttributionTable
 from tests.models import random_masks
 from tests.object_store import BUCKET, ObjectStore
 from tests.store.records import EDIT
@@ -354,6 +355,16 @@ def test_only_the_stages_and_the_writers_side_of_the_store_rename_files() -> Non
         *(f"stages/{name}.py" for name in ("session", "train")),
         *(
             f"store/{name}.py"
-            for name in ("edits", "mask_file", "range_files", "run_directory", "shards", "tables", "values")
+            for name in (
+                "edits",
+                "mask_file",
+                "range_files",
+                "run_directory",
+                "shards",
+                "tables",
+                "evaluations",
+                "component_statistics",
+                "values",
+            )
         ),
     }

@@ -28,13 +28,14 @@ from coar_dist.errors import (
 )
 from coar_dist.store.agreement import METRICS
 from coar_dist.store.aside import damaged_set_aside, set_aside
+from coar_dist.store.evaluations import EvaluationTable
 from coar_dist.store.local_storage import LocalStorage
 from coar_dist.store.locations import storage_at
 from coar_dist.store.lock import only_writer
 from coar_dist.store.margins import MarginStore
 from coar_dist.store.record import fingerprint_of
 from coar_dist.store.run_directory import RunDesign, RunDirectory
-from coar_dist.store.tables import Attributions, AttributionTable, EvaluationTable
+from coar_dist.store.tables import Attributions, AttributionTable
 from tests.models import local_storage, random_masks
 from tests.untimed import UNTIMED
 

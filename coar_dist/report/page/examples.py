@@ -115,24 +115,20 @@ class ExampleDetails:
         weights: NDArray[np.float32],
         intercepts: NDArray[np.float64],
         of_shown_components: NDArray[np.float32],
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Add a block.
+    ) -> None:
+        """Add some examples.
 
         Args:
-            example_ids: (n,) of the block.
+            example_ids: (n,).
             weights: (n, num_components).
             intercepts: (n,).
             of_shown_components: (n, m) weights of the strongest components.
-
-        Returns:
-            Rows here and rows of the block of the examples that are shown.
         """
-        _, at, within = np.intersect1d(self.ids, example_ids, assume_unique=True, return_indices=True)
+        at, within = self._shown(example_ids)
         self._compared[example_ids] = of_shown_components[:, : self._compared.shape[1]]
         for start in range(0, len(at), step := max(_VALUES_AT_ONCE // weights.shape[1], 1)):
             few = slice(start, start + step)
             self._add(at[few], weights[within[few]], intercepts[within[few]])
-        return at, within
 
     def _add(self, at: NDArray[np.int64], weights: NDArray[np.float32], intercepts: NDArray[np.float64]) -> None:
         self._intercepts[at] = intercepts
@@ -149,10 +145,16 @@ class ExampleDetails:
         for masks, predicted in zip(self._masks, self._predicted, strict=True):
             predicted[at] = predict(masks, weights, intercepts).T
 
-    def add_errors(self, at: NDArray[np.int64], within: NDArray[np.int64], errors: NDArray[np.float32]) -> None:
-        """Add (n, num_components) standard errors of a block, where all blocks have some; rows are those of ``add``."""
+    def add_errors(self, example_ids: NDArray[np.int64], errors: NDArray[np.float32]) -> None:
+        """Add (n, num_components) standard errors of the weights of some examples, which have been added."""
+        at, within = self._shown(example_ids)
         rows = within[:, None]
         self._errors_of_weights[at] = errors[within] if self._components is None else errors[rows, self._components[at]]
+
+    def _shown(self, example_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows here and rows of some examples of those that are shown."""
+        _, at, within = np.intersect1d(self.ids, example_ids, assume_unique=True, return_indices=True)
+        return at, within
 
     def result(self) -> ShownExamples:
         """What was gathered, once all blocks are added."""

@@ -136,14 +136,16 @@ def gather(run: RunDirectory, summary: Summary) -> Gathered:
     components = ComponentDetails(statistics, groupings)
     chosen = choose(table, correlations, statistics)
     examples = ExampleDetails(run, chosen, column, len(components.ids))
-    blocks, places = run.margins(TRAIN_DESIGN).blocks, []
-    for block, (weights, intercepts) in zip(blocks, read_ahead(attributions.read, blocks), strict=True):
-        example_ids = np.arange(*block)
-        places.append(examples.add(example_ids, weights, intercepts, components.add(example_ids, weights)))
+    blocks = run.margins(TRAIN_DESIGN).blocks
+    for block, parts in zip(blocks, read_ahead(attributions.read_in_parts, blocks), strict=True):
+        first = block[0]
+        for weights, intercepts in parts:
+            example_ids = np.arange(first, first := first + len(weights))
+            examples.add(example_ids, weights, intercepts, components.add(example_ids, weights))
     if all(attributions.has_standard_errors(block) for block in blocks):
         read_errors = read_ahead(attributions.read_standard_errors, blocks)
-        for (at, within), errors in zip(places, read_errors, strict=True):
-            examples.add_errors(at, within, errors)
+        for block, errors in zip(blocks, read_errors, strict=True):
+            examples.add_errors(np.arange(*block), errors)
             components.add_errors(errors)
     looks, damaged_looks = looks_of(run, components.ids)
     found = Gathered(
