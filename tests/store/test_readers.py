@@ -355,16 +355,6 @@ def test_only_the_stages_and_the_writers_side_of_the_store_rename_files() -> Non
         *(f"stages/{name}.py" for name in ("session", "train")),
         *(
             f"store/{name}.py"
-            for name in (
-                "edits",
-                "mask_file",
-                "range_files",
-                "run_directory",
-                "shards",
-                "tables",
-                "evaluations",
-                "component_statistics",
-                "values",
-            )
+            for name in ("edits", "mask_file", "range_files", "run_directory", "shards", "tables", "values")
         ),
     }
