@@ -11,9 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from coar_dist.baselines.leave_one_out import fit_leave_one_out
 from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
+from coar_dist.config.methods import LEAVE_ONE_OUT
 from coar_dist.config.schema.ablation import AblationConfig, block_size
+from coar_dist.designs.given import LeaveOneOut
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.evaluation.correlation import evaluate
 from coar_dist.evaluation.measure_ceilings import measure_ceilings
@@ -42,6 +45,7 @@ def synthetic_run(
     has_errors: bool = False,
     side: int = 8,
     output_function: str = "margin",
+    has_alone: bool = False,
 ) -> RunDirectory:
     """A run whose margins are linear in the masks but for noise, and whose attributions are the truth but for noise.
 
@@ -58,6 +62,7 @@ def synthetic_run(
         side: pixels of the images.
         output_function: what the margins are called.
         has_errors: whether the weights have standard errors, of a tenth of their sizes.
+        has_alone: whether there are leave-one-out masks, and attributions from them.
     """
     components = ComponentIndex(
         tuple(ComponentGroup.of(f"block{i}.{hostile}conv.weight", 0, per_layer) for i in range(num_layers))
@@ -78,12 +83,15 @@ def synthetic_run(
             for alpha in (_ALPHA, 2 * _ALPHA)
         },
     }
+    if has_alone:
+        designs[LEAVE_ONE_OUT] = RunDesign("baseline", LeaveOneOut.of(d))
     run.set_designs(designs)
     random = np.random.default_rng(0)
     table = AttributionTable(run, "coar")
     scale = np.repeat(np.linspace(1.0, 3.0, num_layers), per_layer)
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in run.held_out}
-    masks = {name: entry.masks(0, _NUM_MASKS).astype(np.float32) for name, entry in run.held_out.items()}
+    measured = [*run.held_out, *([LEAVE_ONE_OUT] if has_alone else [])]
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in measured}
+    masks = {name: run.design(name).masks(0, run.design(name).num_masks).astype(np.float32) for name in measured}
     for first, end in run.margins(TRAIN_DESIGN).blocks:
         n = end - first
         weights = _normal(random, n, d)
@@ -91,7 +99,7 @@ def synthetic_run(
         weights += np.float32(0.05)
         weights[: max(num_constant - first, 0)] = 0.0
         for name, of_design in masks.items():
-            noise = 0.3 * random.standard_normal((_NUM_MASKS, n)) * (np.abs(weights).sum(axis=1) > 0)
+            noise = 0.3 * random.standard_normal((len(of_design), n)) * (np.abs(weights).sum(axis=1) > 0)
             parts[name].append((of_design @ weights.T + 2.0 + noise).astype(np.float32))
         guessed = _normal(random, n, d)
         guessed[: max(num_constant - first, 0)] = 0.0
@@ -118,7 +126,9 @@ def synthetic_run(
         previews, pictures = PreviewTable(run), [_picture(i, side) for i in range(min(num_examples, _PICTURES))]
         for first, end in previews.missing():
             previews.write((first, end), [pictures[i % len(pictures)] for i in range(first, end)], side, side)
-    evaluate(run, ["coar"], lambda done: None)
+    if has_alone:
+        fit_leave_one_out(run)
+    evaluate(run, ["coar", *([LEAVE_ONE_OUT] if has_alone else [])], lambda done: None)
     measure_ceilings(run, "coar", lambda done: None)
     return run
 

@@ -19,6 +19,8 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from coar_dist.api import Run
 from coar_dist.report.page.encoding import unpacked
+from coar_dist.report.page.gather import gather
+from coar_dist.report.summary import summarise
 from coar_dist.store.circuits import MAGNITUDE, SCORES, SIGNED, CircuitScores, CircuitTable
 from coar_dist.store.class_names import write_class_names
 from coar_dist.store.examples import TOKEN_END
@@ -191,6 +193,14 @@ def enter(browser: webdriver.Chrome, selector: str, value: str, *events: str) ->
     )
 
 
+def error_of(run: Run, example_id: int, size: float) -> float:
+    """What the page says of a prediction that ablates weights of that sum."""
+    found = gather(run.directory, summarise(run.directory)).examples.by_size
+    error = float(found.scales[example_id] * np.interp(size, found.sizes, found.errors))
+    assert 0.1 < error < 2
+    return error
+
+
 def test_what_is_ticked_off_is_predicted_with_its_measured_error(browser: webdriver.Chrome, run: Run) -> None:
     show(browser, page_of(run), 1400)
     title_after(browser, run, "example-7")
@@ -200,9 +210,7 @@ def test_what_is_ticked_off_is_predicted_with_its_measured_error(browser: webdri
         click(browser, f".waterfall input[data-component='{component}']")
     said = find(browser, ".whatif .lead").text
     value = run.intercepts([7])[0] + weights.sum() - weights[two].sum()
-    masks, margins = run.margins("evaluation_0.1")
-    error = np.sqrt(np.square(run.predict(masks, [7])[:, 0] - margins[:, 7]).mean())
-    assert 0.1 < error < 1
+    error = error_of(run, 7, np.abs(weights[two]).sum())
     assert said.startswith(f"Prediction: margin {value:.2f} ± {error:.2f}, ".replace("-", "−"))
     assert "Not measured" in find(browser, ".explain").text
     enter(browser, ".whatif input", names[int(np.argsort(-np.abs(weights))[15])])
@@ -275,8 +283,50 @@ def test_what_is_typed_to_be_ablated_is_answered(browser: webdriver.Chrome, run:
     weights = run.weights([7])[0].astype(float)
     value = run.intercepts([7])[0] + weights.sum() - weights[8:16].sum()
     assert f"margin {value:.1f}".replace("-", "−") in find(browser, ".whatif .lead").text
-    click(browser, ".ablate button")
+    click(browser, ".ablate button:last-of-type")
     assert browser.find_elements(By.CSS_SELECTOR, ".chips button") == []
+    assert browser.get_log("browser") == []
+
+
+def test_names_win_over_patterns_and_nothing_is_ablated_by_chance(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    run = Run(synthetic_run(tmp_path / "run", 10, num_layers=2, per_layer=12, has_alone=True))
+    report(run.directory)
+    show(browser, page_of(run), 1400)
+    title_after(browser, run, "example-3")
+    one, other = (run.components.name_of(i) for i in (1, 10))
+
+    def typed(text: str) -> str:
+        browser.execute_script(
+            "const field = document.querySelector('.whatif input'); field.value = arguments[0];"
+            "field.dispatchEvent(new InputEvent('input', {bubbles: true, inputType: 'insertText'}))",
+            text,
+        )
+        return find(browser, ".answer").text
+
+    def ablated() -> int:
+        return len(browser.find_elements(By.CSS_SELECTOR, ".chips button"))
+
+    assert typed("conv") == "No component is called “conv”, and 24 names have it inside: *conv* is those."
+    browser.execute_script("document.querySelector('form.ablate').requestSubmit()")
+    assert ablated() == 0
+    assert typed(f"{one}, {other}").startswith(f"2 components: {one}, {other}; Enter")
+    assert ablated() == 0  # not before Enter: one may be the beginning of a longer name
+    assert typed("*conv*").startswith("24 components: ")
+    assert find(browser, ".ablate button").text == "Ablate 24"
+    click(browser, ".ablate button")
+    assert ablated() == 12
+    assert "unknown error" in find(browser, ".whatif .lead").text
+    assert "was not measured" in find(browser, ".explain aside").text
+    last = browser.find_elements(By.CSS_SELECTOR, ".waterfall .base .n")[-1]
+    assert last.text == "0"  # nothing is left of the others
+    click(browser, ".ablate button:last-of-type")
+    assert typed(one.upper()).startswith(f"1 component: {one};")
+    browser.execute_script("document.querySelector('form.ablate').requestSubmit()")
+    _, margins = run.margins("leave_one_out")
+    assert margins.shape[0] == 24
+    said = find(browser, ".whatif .lead.measured").text.replace("−", "-")
+    assert float(said.split()[1].rstrip(",")) == pytest.approx(margins[1, 3], abs=0.06)
+    assert "Not measured" not in find(browser, ".explain aside").text
     assert browser.get_log("browser") == []
 
 

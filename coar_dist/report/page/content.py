@@ -134,6 +134,7 @@ def _of_means(means: NDArray[np.float64], grouping: Grouping) -> dict[str, Any]:
 
 def _of_examples(found: Gathered) -> dict[str, Any]:
     shown: ShownExamples = found.examples
+    alone = shown.alone
     ids, table = shown.ids, found.table
     columns = other_columns(table)
     return {
@@ -159,6 +160,11 @@ def _of_examples(found: Gathered) -> dict[str, Any]:
         "predicted": scaled(shown.predicted),
         "true": scaled(shown.true),
         "errors": floats(shown.errors),
+        "sizes": floats(shown.by_size.sizes),
+        "errors_by_size": floats(shown.by_size.errors),
+        "scales": floats(shown.by_size.scales),
+        "alone": None if alone is None else integers(alone.components, found.run.components.num_components),
+        "alone_outputs": None if alone is None else scaled(alone.outputs),
         "nearest": integers(shown.nearest, max(found.run.num_examples, 1)),
         "cosines": scaled(shown.cosines),
         "num_compared": shown.num_compared,

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from coar_dist.evaluation.correlation import predict
 from coar_dist.report.judged import Judged
+from coar_dist.report.page.alone import MeasuredAlone, measured_alone
 from coar_dist.report.page.components import MAX_COMPARED
+from coar_dist.report.page.errors_by_size import ErrorsBySize
 from coar_dist.store.component_statistics import ComponentStatistics
 from coar_dist.store.run_directory import RunDirectory
 
@@ -48,6 +50,8 @@ class ShownExamples:
         whole: (n,) float64, predicted outputs with everything kept.
         predicted, true: (n, num_masks) float64 outputs under the first held-out masks of the column's design.
         errors: (n, num_designs) float64, root mean square errors of prediction under the first masks of each design.
+        by_size: the errors of these predictions by how much they ablate.
+        alone: measured outputs with one component ablated, where the run has leave-one-out masks; else None.
         nearest: (n, 6) int64, ids of the examples of the run whose weights have the largest cosines, falling.
         cosines: (n, 6) float64.
         num_compared: how many components these cosines are of, the strongest of the run.
@@ -64,6 +68,8 @@ class ShownExamples:
     predicted: NDArray[np.float64]
     true: NDArray[np.float64]
     errors: NDArray[np.float64]
+    by_size: ErrorsBySize
+    alone: MeasuredAlone | None
     nearest: NDArray[np.int64]
     cosines: NDArray[np.float64]
     num_compared: int
@@ -79,6 +85,7 @@ class ShownExamples:
             components=order if self.components is None else np.take_along_axis(self.components, order, axis=1),
             weights=np.take_along_axis(self.weights, order, axis=1),
             standard_errors=None if errors is None else np.take_along_axis(errors, order, axis=1),
+            alone=None if self.alone is None else self.alone.first(num),
         )
 
 
@@ -94,7 +101,7 @@ class ExampleDetails:
     """
 
     def __init__(self, run: RunDirectory, ids: NDArray[np.int64], column: int, num_strongest: int) -> None:
-        self.ids, self._column = ids, column
+        self.ids, self._column, self._run = ids, column, run
         self._designs = list(run.held_out)
         d, n = run.components.num_components, len(ids)
         num_kept = kept_weights(n, d)
@@ -108,6 +115,7 @@ class ExampleDetails:
         self._masks = [masks for masks, _ in held_out]
         self._true = [margins.T.astype(np.float64) for _, margins in held_out]
         self._predicted = [np.zeros(true.shape) for true in self._true]
+        self._sizes = [np.zeros(true.shape) for true in self._true]
 
     def add(
         self,
@@ -142,8 +150,9 @@ class ExampleDetails:
             order = _order(values, largest)
             self._components[at] = np.take_along_axis(largest, order, axis=1)
             self._weights[at] = np.take_along_axis(values, order, axis=1)
-        for masks, predicted in zip(self._masks, self._predicted, strict=True):
+        for masks, predicted, sizes in zip(self._masks, self._predicted, self._sizes, strict=True):
             predicted[at] = predict(masks, weights, intercepts).T
+            sizes[at] = predict(~masks, np.abs(weights), np.zeros(len(at))).T
 
     def add_errors(self, example_ids: NDArray[np.int64], errors: NDArray[np.float32]) -> None:
         """Add (n, num_components) standard errors of the weights of some examples, which have been added."""
@@ -156,12 +165,18 @@ class ExampleDetails:
         _, at, within = np.intersect1d(self.ids, example_ids, assume_unique=True, return_indices=True)
         return at, within
 
-    def result(self) -> ShownExamples:
-        """What was gathered, once all blocks are added."""
-        errors = [
-            np.sqrt(np.square(predicted - true).mean(axis=1))
-            for predicted, true in zip(self._predicted, self._true, strict=True)
-        ]
+    def result(self, margins: NDArray[np.float64], has_alone: bool) -> ShownExamples:
+        """What was gathered, once all blocks are added.
+
+        Args:
+            margins: (n,) outputs of the shown examples with everything kept.
+            has_alone: whether the run has all leave-one-out masks.
+
+        Raises:
+            MissingWorkError, DamagedFileError: margins of these masks are missing or damaged.
+        """
+        errors = [predicted - true for predicted, true in zip(self._predicted, self._true, strict=True)]
+        strongest = _order(self._weights) if self._components is None else self._components
         nearest, cosines = nearest_to(self.ids, self._compared)
         of_weights = self._errors_of_weights
         return ShownExamples(
@@ -175,7 +190,9 @@ class ExampleDetails:
             self._whole,
             self._predicted[self._column],
             self._true[self._column],
-            np.stack(errors, axis=1),
+            np.stack([np.sqrt(np.square(of_design).mean(axis=1)) for of_design in errors], axis=1),
+            ErrorsBySize.of(self._sizes, errors, self._whole - margins),
+            measured_alone(self._run, self.ids, strongest) if has_alone else None,
             nearest,
             cosines,
             self._compared.shape[1],

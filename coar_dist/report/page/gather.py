@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coar_dist.config.methods import LEAVE_ONE_OUT
 from coar_dist.report.page.components import MAX_COMPARED, ComponentDetails, ShownComponents
 from coar_dist.report.page.examples import ExampleDetails, ShownExamples, choose
 from coar_dist.report.page.groupings import Grouping, groupings_of
@@ -158,7 +159,9 @@ def gather(run: RunDirectory, summary: Summary) -> Gathered:
         statistics=statistics,
         layers=LayerShares.of(run.components, shares, groupings),
         components=components.result(),
-        examples=examples.result(),
+        examples=examples.result(
+            table["margin"][chosen].astype(np.float64), any(each.method == LEAVE_ONE_OUT for each in summary.methods)
+        ),
         looks=looks,
         images={},
         damaged=damaged_looks,

@@ -39,7 +39,7 @@ const numSimilar = C.num_compared ? C.similar.length / C.num_compared : 0;
 const E = (packed => ({
   ...packed,
   ...Object.fromEntries(["margin", "correlation", "components", "weights", "standard_errors", "base", "whole", "predicted",
-    "true", "errors", "nearest", "cosines", "targets"].map(name => [name, unpack(packed[name])])),
+    "true", "errors", "sizes", "errors_by_size", "scales", "alone", "alone_outputs", "nearest", "cosines", "targets"].map(name => [name, unpack(packed[name])])),
 }))(content.examples);
 const placeOf = new Map(E.ids.map((id, i) => [id, i]));
 const numNearest = E.ids.length ? E.nearest.length / E.ids.length : 0;
@@ -74,13 +74,13 @@ function classesOf(id) {
 // A group as it is spoken of where its grouping is not named.
 const groupWord = (g, name) => /^[\d.-]+$/.test(name) ? `${content.groupings[g].name} ${name}` : name;
 
-// Ids and weights of an example that the page holds, the strongest first.
+// Ids and weights of an example that the page holds, the strongest first; those below its step are 0.
 function weightsOf(i) {
   const values = row(E.weights, i, E.num_weights);
   const ids = E.components ? row(E.components, i, E.num_weights) : values.map((_, id) => id);
   const errors = E.standard_errors ? row(E.standard_errors, i, E.num_weights) : null;
   const found = ids.map((id, k) => ({ id, weight: values[k], error: errors ? errors[k] : null }));
-  return found.filter(({ weight }) => weight !== 0).sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight) || a.id - b.id);
+  return found.sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight) || a.id - b.id);
 }
 
 const componentHash = name => `#component-${encodeURIComponent(name)}`;

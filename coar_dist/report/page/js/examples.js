@@ -49,7 +49,7 @@ function columnsOf(i) {
 // What the unablated model makes of an example, and how well its ablations are predicted.
 function linesOf(i) {
   const line = (textContent, className = "") => make("span", { className, textContent });
-  const [predicted, by] = withError(E.whole[i], E.errors[i * content.fractions.length + E.column]);
+  const [predicted, by] = withError(E.whole[i], errorAt(i, 0));
   return [
     E.targets ? line(`target ${text(E.targets[i])}`) : hasClasses ? line(classText(E.label[i], E.prediction[i]), isWrong(i) ? "wrong" : "") : null,
     line(E.targets ? `the model says ${text(E.margin[i])}` : `${content.output} ${text(E.margin[i])}`),
@@ -125,7 +125,7 @@ function examplePage(id) {
     tokensOf(id),
     make("section", {}, make("h2", { textContent: "Its strongest components" }),
       make("p", { className: "note", textContent: `What keeping each adds to the ${content.output} that the linear model predicts. Untick one to ablate it.${errors}` }),
-      kept.length ? make("div", { className: "explain" }, bars.box, asked.box) : make("p", { textContent: "All its weights are 0." }), make("div", { className: "tools" }, csv)),
+      kept.some(({ weight }) => weight) ? make("div", { className: "explain" }, bars.box, asked.box) : make("p", { textContent: "All its weights are 0." }), make("div", { className: "tools" }, csv)),
     make("section", {}, make("h2", { textContent: "Predicted and measured" }), figureOf(`example ${id} predicted and measured`, scatter(predicted, measured), `Under ${plural(E.num_masks, "held-out mask")} that ablate ${text(100 * content.fractions[E.column])}% of the components; on the dashed line both are equal.`),
       csvButton(`example-${id}-masks`, () => [["mask", "predicted", "measured"], ...predicted.map((value, k) => [k, value, measured[k]])])),
     nearestTo(i),
