@@ -189,6 +189,7 @@ def attribute(
     if run_dir is not None:
         storage_at(run_dir)
     first_seed = _whole("seed", seed)
+    held_out_seed = first_seed + EvaluationConfig.seed  # far from the training masks of any other run
     for key, number in (("num_masks", num_masks), ("num_gradient_masks", num_gradient_masks)):
         if number is not None:
             _whole(key, number)
@@ -199,7 +200,7 @@ def attribute(
     fit = settings_of(RegressionConfig, regression, "regression", "method")
     try_gradients = num_masks is None and num_gradient_masks is None and budget is None and fit.method == "ridge"
     masks = DesignConfig(design, ablation_fraction=ablation_fraction, seed=seed)
-    gradients = GradientsConfig(seed=first_seed + 2_000_000)
+    gradients = GradientsConfig(seed=first_seed + GradientsConfig.seed)
     if budget is not None:
         masks.num_masks, gradients.num_masks = PILOT_MASKS, PILOT_GRADIENT_MASKS
     elif try_gradients or num_gradient_masks:
@@ -239,14 +240,14 @@ def attribute(
     if evaluation is not None and not isinstance(evaluation, Mapping):
         config.evaluation = settings_of(EvaluationConfig, evaluation, "evaluation", "kind")
     elif evaluation is not None:
-        light = light_evaluation(ablation_fraction_of(config, len(index_of_model)), first_seed + 1)
+        light = light_evaluation(ablation_fraction_of(config, len(index_of_model)), held_out_seed)
         config.evaluation = settings_of(EvaluationConfig, {**vars(light), **evaluation}, "evaluation", "kind")
     elif "evaluate" in stages and (there := held_out_of(config.run.dir, first_seed)) is not None:
         config.evaluation = there
     elif "evaluate" in stages:
-        config.evaluation = light_evaluation(ablation_fraction_of(config, len(index_of_model)), first_seed + 1)
+        config.evaluation = light_evaluation(ablation_fraction_of(config, len(index_of_model)), held_out_seed)
     else:
-        config.evaluation = EvaluationConfig(ablation_fractions=[], seed=first_seed + 1)
+        config.evaluation = EvaluationConfig(ablation_fractions=[], seed=held_out_seed)
     if run_dir is None:
         run_dir = config.run.dir = cache_location(config, task, index_of_model, means_of, values)
         Terminal(console).print(f"The run is kept in {run_dir}.")
@@ -259,5 +260,5 @@ def attribute(
         config.design.num_masks, config.gradients.num_masks = DesignConfig().num_masks, 0
         run_stages(config, console, task, given, reference=means_of, values=values)
     run = open_run(run_dir)
-    run._made = Made(config, task, run.components, means_of, values, first_seed + 1)
+    run._made = Made(config, task, run.components, means_of, values, held_out_seed)
     return run

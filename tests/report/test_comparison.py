@@ -264,6 +264,23 @@ def test_what_cannot_be_compared_is_one_message(tmp_path: Path) -> None:
         coar_dist.compare(one, two).write_report(tmp_path / "file" / "page.html")
     with pytest.raises(StorageError, match="one cannot be written: it is a folder"):
         run_compare(["run.dir=nothing", "other=nothing", f"page={tmp_path / 'one'}"], Terminal(Console(quiet=True)))
+    comparison = coar_dist.compare(one, two)
+    (tmp_path / "page.largest.csv").write_text("mine")
+    (tmp_path / "mine.html").write_text("<!doctype html>")
+    inside = Path(one.path)
+    before = {file: file.read_bytes() for file in inside.rglob("*") if file.is_file()}
+    for path, message in (
+        (inside / "run.json", "run.json is no name of a page: let it end in .html"),
+        (inside / "attributions" / "page.html", "among the files of a run: name one in .*one/report, or elsewhere"),
+        (tmp_path / "mine.html", "mine.html is there already, and of no comparison"),
+        (tmp_path / "page.html", "page.largest.csv is there already, and of no comparison"),
+    ):
+        with pytest.raises(StorageError, match=message):
+            comparison.write_report(path)
+    assert {file: file.read_bytes() for file in inside.rglob("*") if file.is_file()} == before
+    assert (tmp_path / "page.largest.csv").read_text() == "mine"
+    for _ in range(2):  # its own page is written again
+        assert comparison.write_report(inside / "report" / "other.html").exists()
 
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"

@@ -17,10 +17,14 @@ from coar_dist.report.comparison.render import ShownComparison, rendered
 from coar_dist.report.comparison.sides import Matching, Side, match
 from coar_dist.report.notebook import with_class_names
 from coar_dist.report.numbers import number
+from coar_dist.store.record import RUN_FILE
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+_MARK, _MARK_WITHIN = b'content="coar_dist compare"', 1024
+"""In the first bytes of every page of a comparison."""
+_TABLES = ("examples", "components", "largest")
 _FEWEST = 20
 """Examples from which on percentiles are told."""
 
@@ -149,10 +153,9 @@ class Comparison:
             differences=matching.differences,
             only=matching.only,
         )
-        tables = {"examples": self.examples, "components": self.components, "largest": self.largest}
         try:
-            for name, table in tables.items():
-                table.to_csv(page.with_suffix(f".{name}.csv"))
+            for name in _TABLES:
+                getattr(self, name).to_csv(page.with_suffix(f".{name}.csv"))
             page.write_text(rendered(shown), encoding="utf-8")
         except OSError as error:
             raise StorageError(f"{page} cannot be written: {error.strerror}.") from error
@@ -193,16 +196,27 @@ def page_at(path: str | Path) -> Path:
     """Where a page is to be written; its folder is made.
 
     Raises:
-        StorageError: it cannot be written there.
+        StorageError: it cannot be written there, or would take the place of what is no comparison, or stand among the
+            files of a run.
     """
     page = Path(path)
+    if page.is_dir():
+        raise StorageError(f"{page} cannot be written: it is a folder. Name another page.")
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise StorageError(f"{page} is no name of a page: let it end in .html.")
+    inside = [folder for folder in page.absolute().parents if (folder / RUN_FILE).exists()]
+    if inside and page.absolute().relative_to(inside[0]).parts[0] != "report":
+        raise StorageError(f"{page} is among the files of a run: name one in {inside[0] / 'report'}, or elsewhere.")
+    is_comparison = page.is_file() and _MARK in page.read_bytes()[:_MARK_WITHIN]
+    for there in () if is_comparison else (page, *(page.with_suffix(f".{name}.csv") for name in _TABLES)):
+        if there.exists():
+            raise StorageError(f"{there} is there already, and of no comparison. Name another page, or remove it.")
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{page} cannot be written: {error.strerror}.") from error
-    if page.is_dir() or not os.access(page if page.exists() else page.parent, os.W_OK):
-        what = "it is a folder" if page.is_dir() else "Permission denied"
-        raise StorageError(f"{page} cannot be written: {what}. Name another page.")
+    if not os.access(page if page.exists() else page.parent, os.W_OK):
+        raise StorageError(f"{page} cannot be written: Permission denied. Name another page.")
     return page
 
 
