@@ -8,7 +8,6 @@ nothing wherever margins are large beside effects, or small beside the tolerance
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,6 +21,13 @@ from torch import Tensor, nn
 
 from coar_dist.ablation.caches import forget_between_passes
 from coar_dist.ablation.placement import modules_called
+from coar_dist.ablation.rounding import (
+    MOST_COPIED_BYTES,
+    epsilon_of,
+    rounding_of_outputs,
+    size_of,
+    with_other_last_bits,
+)
 from coar_dist.ablation.unsuitable import refuse_mixed_rows, refuse_unrepeatable
 from coar_dist.ablation.value import AblationValue
 from coar_dist.components.gate_places import weights_read
@@ -43,8 +49,6 @@ _FEWER_ROWS = 3
 _REPEATED_MASKS, _ROUNDING_MASKS = 9, 17
 """Masks, the one that keeps all among them, that are run a second time, and with other last bits."""
 _SAME_MASKS = 9
-_MOST_COPIED_BYTES = 4 * 2**30
-"""A model larger than this is not copied to measure its rounding."""
 _log = logging.getLogger(__name__)
 _Size = TypeVar("_Size", float, NDArray[np.float64], Tensor)
 
@@ -115,10 +119,20 @@ class Effects:
         ablated = self._ablated(model)
         self._expected = self.run(ablated)
         self.unablated = self._expected[: len(self.examples)]
-        self.rounding = _LEAST_ROUNDING * _epsilon_of(model) * _largest(self._expected)
+        least = _LEAST_ROUNDING * epsilon_of(model) * _largest(self._expected)
+        of_outputs = self._rounding_of_outputs(model)
+        self.rounding = max(least, of_outputs)
         self._check_repeats(ablated, type(model).__name__)
-        self.rounding = self._measured_rounding(model)
-        refuse_mixed_rows(model, self.examples, self.margins, self.unablated, _ROUNDINGS * self.rounding)
+        measured = self._measured_rounding(model, least)
+        gaps = refuse_mixed_rows(
+            model,
+            self.examples,
+            self.margins,
+            self.unablated,
+            doubtful=_ROUNDINGS * min(least, measured),
+            allowed=_ROUNDINGS * max(measured, of_outputs),
+        )
+        self.rounding = max(measured, of_outputs, size_of(gaps))
 
     def take_from(self, examples: ExampleSet) -> None:
         """Take the probe's examples from these: all of them, whatever else a form gives the model and compares with."""
@@ -227,7 +241,7 @@ class Effects:
     def error(self, margins_of: MarginsOf) -> float:
         """Root mean square of the errors of a form's margins, over the first masks."""
         margins = self.run(margins_of, _ROUNDING_MASKS)
-        return _size(margins - self._expected[: len(margins)])
+        return size_of(margins - self._expected[: len(margins)])
 
     def group_masks(self, number: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
         """The two masks (2, num_components) of a group, and where their pairs (2, EXAMPLES_PER_MASK) stand."""
@@ -249,33 +263,27 @@ class Effects:
         again = self.run(ablated, _REPEATED_MASKS)
         refuse_unrepeatable(self._expected[: len(again)], again, _ROUNDINGS * self.rounding, name)
 
-    def _measured_rounding(self, model: nn.Module) -> float:
+    def _rounding_of_outputs(self, model: nn.Module) -> float:
+        own = self.examples.map(torch.clone)
+        with torch.no_grad(), modules_called():
+            outputs = call_model(model, own.inputs)
+            return rounding_of_outputs(outputs, lambda others: self._output_function(others, own.targets))
+
+    def _measured_rounding(self, model: nn.Module, least: float) -> float:
         """The margins' error by rounding: what other last bits of all weights change, which is about as large.
 
         A copy in a higher precision would not do: where it is another model, by noise of a fixed seed or a branch on
         the dtype, the difference lets in whatever form there is.
         """
-        least = self.rounding
-        if sum(parameter.nbytes for parameter in model.parameters()) > _MOST_COPIED_BYTES:
+        if sum(parameter.nbytes for parameter in model.parameters()) > MOST_COPIED_BYTES:
             return least
         try:
-            other = _with_other_last_bits(model)
+            other = with_other_last_bits(model)
         except Exception as error:  # a model may not be copied
             _log.info("the model's rounding is not measured: %s", in_one_line(error))
             return least
         changed = self.run(self._ablated(other), _ROUNDING_MASKS)
-        return max(least / _LEAST_ROUNDING / 2, _size(changed - self._expected[: len(changed)]))
-
-
-def _with_other_last_bits(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(5)
-    other = copy.deepcopy(model)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            if parameter.is_floating_point():
-                change = (2 * torch.rand(parameter.shape, generator=generator) - 1) * torch.finfo(parameter.dtype).eps
-                parameter.copy_(parameter.double() * (1 + change.to(parameter.device)))
-    return other
+        return max(least / _LEAST_ROUNDING / 2, size_of(changed - self._expected[: len(changed)]))
 
 
 def allowed_error(effect: _Size, rounding: float) -> _Size:
@@ -298,21 +306,6 @@ def _halves(number: int, num_components: int) -> tuple[NDArray[np.int64], NDArra
     return order[:middle], order[middle:]
 
 
-def _size(errors: NDArray[np.float64]) -> float:
-    """Root mean square of the finite errors."""
-    finite = errors[np.isfinite(errors)]
-    return float(np.sqrt((finite**2).mean())) if finite.size else 0.0
-
-
 def _largest(margins: NDArray[np.float64]) -> float:
     """The largest finite margin; a model may give NaN for some examples or masks, which are named later."""
     return float(np.abs(margins[np.isfinite(margins)]).max(initial=0.0))
-
-
-def _epsilon_of(model: nn.Module) -> float:
-    """Of the coarsest dtype among the parameters."""
-    return max((_epsilon(p.dtype) for p in model.parameters() if p.is_floating_point()), default=2**-23)
-
-
-def _epsilon(dtype: torch.dtype) -> float:
-    return float(torch.finfo(dtype).eps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from coar_dist.errors import TaskError
@@ -21,6 +22,11 @@ def logits_of(outputs: Any) -> Tensor:
         f"the model returns {type(outputs).__name__}: expected a tensor of logits, an object with .logits, or a "
         f"tuple that starts with the logits. Write an output function for it (task.output_function=module:function)."
     )
+
+
+def at_least_float32(outputs: Tensor) -> Tensor:
+    """Outputs in float32, and float64 ones as they are, whose small differences float32 would round off."""
+    return outputs if outputs.dtype == torch.float64 else outputs.float()
 
 
 def predicted_classes(outputs: Any, targets: Tensor) -> Tensor | None:

@@ -24,7 +24,7 @@ from torch.nn import functional
 from coar_dist.config.function_identity import identity_of
 from coar_dist.config.functions import name_of, resolve
 from coar_dist.errors import ConfigError, TaskError, counted
-from coar_dist.tasks.logits import logits_of
+from coar_dist.tasks.logits import at_least_float32, logits_of
 from coar_dist.tasks.value_outputs import VALUE_CHECKS, check_column, logit_of, value_of
 
 Check = Callable[[Any, Tensor], None]
@@ -90,7 +90,7 @@ def logsumexp_margin(outputs: Any, targets: Tensor) -> Tensor:
     Returns:
         (num_rows,) float32.
     """
-    logits, labels = logits_of(outputs).float(), targets.long().unsqueeze(1)
+    logits, labels = at_least_float32(logits_of(outputs)), targets.long().unsqueeze(1)
     others = logits.scatter(1, labels, float("-inf")).logsumexp(dim=1)
     return logits.gather(1, labels).squeeze(1) - others
 
@@ -105,7 +105,7 @@ def logit(outputs: Any, targets: Tensor) -> Tensor:
     Returns:
         (num_rows,) float32.
     """
-    return logits_of(outputs).gather(1, targets.long().unsqueeze(1)).squeeze(1).float()
+    return at_least_float32(logits_of(outputs).gather(1, targets.long().unsqueeze(1)).squeeze(1))
 
 
 def loss(outputs: Any, targets: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def loss(outputs: Any, targets: Tensor) -> Tensor:
     Returns:
         (num_rows,) float32, at least 0.
     """
-    return functional.cross_entropy(logits_of(outputs).float(), targets.long(), reduction="none")
+    return functional.cross_entropy(at_least_float32(logits_of(outputs)), targets.long(), reduction="none")
 
 
 def answer_token_margin(outputs: Any, targets: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ def answer_token_margin(outputs: Any, targets: Tensor) -> Tensor:
     """
     logits = logits_of(outputs)
     at_the_end = logits[torch.arange(len(targets), device=logits.device), targets[:, 0]]
-    answers = at_the_end.gather(1, targets[:, 1:]).float()
+    answers = at_least_float32(at_the_end.gather(1, targets[:, 1:]))
     return answers[:, 0] - answers[:, 1:].amax(dim=1)
 
 
@@ -154,7 +154,7 @@ def answer_probability_difference(outputs: Any, targets: Tensor) -> Tensor:
     """
     logits = logits_of(outputs)
     at_the_end = logits[torch.arange(len(targets), device=logits.device), targets[:, 0]]
-    probabilities = at_the_end.float().softmax(dim=1).gather(1, targets[:, 2:])
+    probabilities = at_least_float32(at_the_end).softmax(dim=1).gather(1, targets[:, 2:])
     is_right = torch.arange(probabilities.shape[1], device=targets.device) < targets[:, 1:2]
     return torch.where(is_right, probabilities, -probabilities).sum(dim=1)
 
@@ -205,7 +205,8 @@ def _class_margins(logits: Tensor, labels: Tensor) -> Tensor:
     """Margins (num_rows,) float32 of logits (num_rows, num_classes)."""
     best = logits.topk(2, dim=1)
     largest_other = torch.where(best.indices[:, 0] == labels, best.values[:, 1], best.values[:, 0])
-    return logits.gather(1, labels.long().unsqueeze(1)).squeeze(1).float() - largest_other.float()
+    own = logits.gather(1, labels.long().unsqueeze(1)).squeeze(1)
+    return at_least_float32(own) - at_least_float32(largest_other)
 
 
 def _check_class_labels(name: str, outputs: Any, targets: Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from coar_dist.errors import TaskError
-from coar_dist.tasks.logits import logits_of
+from coar_dist.tasks.logits import at_least_float32, logits_of
 
 
 def value(outputs: Any, targets: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def value(outputs: Any, targets: Tensor) -> Tensor:
     Returns:
         (num_rows,) float32.
     """
-    return logits_of(outputs).reshape(len(targets)).float()
+    return at_least_float32(logits_of(outputs).reshape(len(targets)))
 
 
 def squared_error(outputs: Any, targets: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def squared_error(outputs: Any, targets: Tensor) -> Tensor:
     Returns:
         (num_rows,) float32, at least 0.
     """
-    found, wanted = logits_of(outputs).float(), targets.float()
+    found, wanted = at_least_float32(logits_of(outputs)), at_least_float32(targets)
     return (found.reshape(len(wanted), -1) - wanted.reshape(len(wanted), -1)).square().mean(dim=1)
 
 
@@ -55,7 +55,7 @@ def label_margin(outputs: Any, targets: Tensor) -> Tensor:
         >>> label_margin(torch.tensor([[2.0, -1.0]]), torch.tensor([[1, 0]])).tolist()
         [1.5]
     """
-    logits = logits_of(outputs).float().reshape(len(targets), -1)
+    logits = at_least_float32(logits_of(outputs)).reshape(len(targets), -1)
     return (logits * (2 * targets.reshape(len(targets), -1).float() - 1)).mean(dim=1)
 
 
@@ -84,7 +84,7 @@ def value_of(outputs: Any, _targets: Tensor, column: int) -> Tensor:
     Returns:
         (num_rows,) float32.
     """
-    return logits_of(outputs)[:, column].float()
+    return at_least_float32(logits_of(outputs)[:, column])
 
 
 def check_column(name: str, column: int, outputs: Any, _targets: Tensor) -> None:
