@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from coar_dist.config.methods import label_of
 from coar_dist.errors import MissingWorkError
-from coar_dist.report.drawing import FAINT, STYLE, ShownFigure, look_of
+from coar_dist.report.drawing import FAINT, STYLE, ShownFigure, looks_of
 from coar_dist.report.numbers import number
 from coar_dist.store.circuits import MAGNITUDE, SIGNED, CircuitScores, CircuitTable
 from coar_dist.store.run_directory import RunDirectory
@@ -37,10 +37,10 @@ def draw_circuit(found: CircuitScores) -> Figure:
     1 is the whole model, 0 what is left without any."""
     with matplotlib.rc_context(STYLE):
         figure = ShownFigure(figsize=(7.4, 3.4), layout="constrained")
-        panels = figure.subplots(1, len(_PANELS), sharey=True)
+        panels, looks = figure.subplots(1, len(_PANELS), sharey=True), looks_of(found.scores)
         for axes, (ranking, (title, score, name)) in zip(panels, _PANELS.items(), strict=True):
-            for i, (method, values) in enumerate(found.scores.items()):
-                colour, marker = look_of(method, i)
+            for method, values in found.scores.items():
+                colour, marker = looks[method]
                 axes.plot(
                     found.sizes,
                     found.faithfulness[method, ranking],

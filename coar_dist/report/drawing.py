@@ -5,12 +5,13 @@ from __future__ import annotations
 import html
 import io
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from coar_dist.config.methods import METHODS, RESEARCH
+from coar_dist.config.methods import METHODS, RESEARCH, method_of
 from coar_dist.store.storage import Storage
 
 INK, FAINT = "#202124", "#808080"
@@ -51,16 +52,29 @@ STYLE: Any = {
 }
 
 
-def look_of(method: str, number: int = 0) -> tuple[str, str]:
-    """The colour and the marker of a method, the same in every figure.
+def look_of(method: str) -> tuple[str, str]:
+    """The colour and the marker of a method, the same in every figure; what is no method, as a selection of an edit,
+    gets the last look."""
+    return _look(_place_of(method))
 
-    Args:
-        method: its name; what is no method, as a selection of an edit, gets one of the last looks.
-        number: of those, which one.
-    """
+
+def looks_of(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """The looks of what one figure shows, no two alike: methods have their own, and what is none gets the last that
+    none of these methods has."""
+    names = list(names)
+    places = {name: _place_of(name) for name in names if method_of(name) is not None}
+    free = [place for place in reversed(range(len(METHOD_COLOURS))) if place not in places.values()]
+    others = [name for name in names if name not in places]
+    return {name: _look(place) for name, place in {**places, **dict(zip(others, free, strict=False))}.items()}
+
+
+def _place_of(method: str) -> int:
     registered = RESEARCH if method.startswith(RESEARCH) else method
-    place = list(METHODS).index(registered) if registered in METHODS else -1 - number
-    return METHOD_COLOURS[place % len(METHOD_COLOURS)], _MARKERS[place % len(_MARKERS)]
+    return list(METHODS).index(registered) if registered in METHODS else len(METHOD_COLOURS) - 1
+
+
+def _look(place: int) -> tuple[str, str]:
+    return METHOD_COLOURS[place], _MARKERS[place]
 
 
 def save_figure(storage: Storage, name: str, figure: Figure) -> str:

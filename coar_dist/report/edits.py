@@ -16,11 +16,13 @@ from coar_dist.console.saying import Terminal
 from coar_dist.console.tables import new_table
 from coar_dist.editing.edit import Edit
 from coar_dist.errors import counted
-from coar_dist.report.drawing import STYLE, look_of
+from coar_dist.report.drawing import STYLE, looks_of
 from coar_dist.report.numbers import number
 from coar_dist.store.edits import MEASURE, CurvePoint
 
 _GROUPS_SHOWN = 8
+_DASHES = ("-", (0, (6, 3)), (0, (3, 4)), (0, (1, 4)), (2, (1, 6)))
+"""Of lines that are drawn later, with more of those below between them."""
 
 
 def in_words(edit: Edit) -> str:
@@ -30,7 +32,10 @@ def in_words(edit: Edit) -> str:
     if edit.each is not None:
         how = f"One edit for each target, chosen to make {edit.criterion}; costs are of accuracy on other examples."
     elif edit.component_ids:
-        how = f"Chosen, on held-out examples: {edit.criterion}. On others, by the exported weights, before and after:"
+        how = (
+            f"Chosen, on held-out examples: {edit.criterion}. With the exported weights, on examples that chose "
+            f"nothing, before and after:"
+        )
     else:
         how = (
             f"No components are ablated: none give {edit.criterion}. More components (edit.max_components), a looser "
@@ -53,13 +58,20 @@ def print_edit(edit: Edit, terminal: Terminal) -> None:
         f"\n{edit.metric} by what selected the components, and how many of {edit.components.num_components:,}:"
     )
     terminal.print_table(_table(*selection_rows(edit, list(edit.measured))))
-    largest = [label_of(name) for name, found in edit.selected.items() if found.num_components == edit.max_components]
+    for note in notes_of(edit):
+        terminal.print(note)
+
+
+def notes_of(edit: Edit) -> list[str]:
+    """What is to be known of the numbers of components that were chosen."""
+    notes, selected = [], edit.selected.items()
+    largest = [label_of(name) for name, found in selected if found.num_components == edit.max_components]
     if largest:
-        terminal.print(f"{', '.join(largest)}: the largest number that max_components lets it try; more may do better.")
-    none = [label_of(name) for name, found in edit.selected.items() if found.num_components == 0]
+        notes.append(f"{', '.join(largest)}: the largest number that max_components lets it try; more may do better.")
+    none = [label_of(name) for name, found in selected if found.num_components == 0]
     if none:
-        whose = ", ".join(none)
-        terminal.print(f"{whose}: 0 components, as no number of them does better than none within the limits.")
+        notes.append(f"{', '.join(none)}: 0 components, as no number of them does better than none within the limits.")
+    return notes
 
 
 def draw_edit_curves(edit: Edit, points: Sequence[CurvePoint]) -> Figure:
@@ -69,6 +81,7 @@ def draw_edit_curves(edit: Edit, points: Sequence[CurvePoint]) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.2 * len(groups), 3.2), layout="constrained")
         panels = figure.subplots(1, len(groups), sharex=True, squeeze=False)[0]
+        looks = looks_of(edit.selected)
         for axes, group in zip(panels, groups, strict=True):
             for i, (selection, found) in enumerate(edit.selected.items()):
                 line = [
@@ -77,8 +90,9 @@ def draw_edit_curves(edit: Edit, points: Sequence[CurvePoint]) -> Figure:
                     if (point.selection, point.group, point.part) == (selection, group, MEASURE)
                 ]
                 sizes, values = np.array(line).T
-                (colour, marker), label = look_of(selection, i), label_of(selection) if axes is panels[0] else None
-                axes.plot(sizes, values, color=colour, linewidth=1.3, label=label)
+                (colour, marker), label = looks[selection], label_of(selection) if axes is panels[0] else None
+                dashes = _DASHES[i % len(_DASHES)]  # lines that lie on each other are all seen
+                axes.plot(sizes, values, color=colour, linewidth=1.3, linestyle=dashes, label=label)
                 at = sizes.tolist().index(found.num_components)
                 axes.plot(sizes[at], values[at], color=colour, marker=marker, markersize=5)
             axes.set_title(f"{group} ({edit.measured[group].num_examples:,})", fontsize=9)

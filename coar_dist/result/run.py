@@ -242,7 +242,8 @@ class Run(RunReader, OfModel, FormerNames):
         Example:
             >>> webbrowser.open(run.write_report())  # doctest: +SKIP
         """
-        from coar_dist.report.page.render import PAGE, write_page
+        from coar_dist.report.page import PAGE
+        from coar_dist.report.page.render import write_page
         from coar_dist.report.summary import summarise
 
         self.evaluate(console, progress=progress)

@@ -11,6 +11,7 @@ from coar_dist.config.combinations import validate
 from coar_dist.config.schema import Config
 from coar_dist.console.saying import Terminal
 from coar_dist.console.tracking import check_tracking
+from coar_dist.report.page import PAGE
 from coar_dist.stages.ablate import ABLATE
 from coar_dist.stages.circuit import CIRCUIT_STAGE
 from coar_dist.stages.edit import EDIT
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 PIPELINE = (PLAN_STAGE, TRAIN, ABLATE, FIT, EVALUATE, CIRCUIT_STAGE, EDIT, REPORT)
 """All stages in the order in which they run; a plan is always alone."""
+_SHOWN = ("circuit", "edit")
+"""Stages before the report whose results a page that is there does not show yet."""
 
 
 def run_stages(
@@ -67,3 +70,10 @@ def run_stages(
         for stage in stages:
             session.begin(stage.name)
             stage.run(session)
+        made = [name for name in _SHOWN if name in config.stages]
+        if made and "report" not in config.stages and session.storage.size(PAGE) is not None:
+            where = session.storage.where(PAGE)
+            session.terminal.say(
+                f"{where} is as it was; it shows the {' and the '.join(made)} after stages=[report], or in Python "
+                f"run.write_report()."
+            )

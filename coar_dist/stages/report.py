@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from coar_dist.errors import StorageError
+from coar_dist.report.page import PAGE
 from coar_dist.stages.session import Session
 from coar_dist.stages.stage import Stage
 
@@ -26,7 +27,7 @@ def _run(session: Session) -> None:
         MissingWorkError: the run has not been evaluated.
         DamagedFileError: a file of the results is damaged.
     """
-    from coar_dist.report.page.render import PAGE, write_page  # matplotlib takes seconds to load
+    from coar_dist.report.page.render import write_page  # matplotlib takes seconds to load
     from coar_dist.report.summary import summarise
     from coar_dist.report.terminal import print_report
 

@@ -12,7 +12,7 @@ from coar_dist.config.methods import METHODS
 from coar_dist.designs.independent import Bernoulli
 from coar_dist.evaluation.intervals import means_of
 from coar_dist.report.attribution_figures import draw_components, draw_waterfall
-from coar_dist.report.drawing import LOWERS, RAISES, look_of
+from coar_dist.report.drawing import LOWERS, RAISES, look_of, looks_of
 from coar_dist.report.figures import draw_correlations, draw_distributions, draw_layers
 from coar_dist.report.numbers import signed
 from coar_dist.report.page.groupings import CLASS, Grouping
@@ -76,7 +76,10 @@ def test_every_method_has_a_look_of_its_own_and_none_that_of_a_sign() -> None:
     assert len(set(looks)) == len(looks)
     assert not {colour for colour, _ in looks} & {RAISES, LOWERS}
     assert look_of("research_2024") == look_of("research")
-    assert look_of("random", 0) != look_of("magnitude", 1)
+    for methods in (("coar", "leave_one_out"), ("internal_influence", "neuron_conductance")):
+        shown = looks_of([*methods, "greedy", "magnitude", "random"])
+        assert len({colour for colour, _ in shown.values()}) == 5
+        assert {method: shown[method] for method in methods} == {method: look_of(method) for method in methods}
 
 
 def test_a_number_is_written_with_its_sign() -> None:

@@ -28,6 +28,7 @@ from coar_dist.report.page.examples import MAX_SHOWN, choose, nearest_to
 from coar_dist.report.page.gather import gather
 from coar_dist.report.page.history import history_of
 from coar_dist.report.page.maps import confusion
+from coar_dist.report.page.render import _coded
 from coar_dist.report.page.verdict import verdict_of
 from coar_dist.report.summary import summarise
 from coar_dist.stages.pipeline import run_stages
@@ -149,7 +150,18 @@ def test_components_have_means_by_class_and_by_the_columns_of_the_examples(image
         means = [weights[code == group][:, ids].mean(axis=0) for group in range(int(code.max()) + 1)]
         found = unpacked(part["means"]).reshape(len(ids), -1)
         np.testing.assert_allclose(found, np.stack(means, axis=1), atol=1e-4 * np.abs(found).max())
+        groups = [weights[code == group][:, ids] for group in range(int(code.max()) + 1)]
+        halves = np.stack([1.96 * of.std(axis=0, ddof=1) / np.sqrt(len(of)) for of in groups], axis=1)
+        shown = unpacked(part["halves"]).reshape(len(ids), -1)
+        np.testing.assert_allclose(shown, halves, atol=0.005 * halves.max())
     assert content["examples"]["columns"] == {"site": [str(site) for site in examples["site"][_ids(content)]]}
+
+
+def test_texts_of_the_terminal_become_html() -> None:
+    shown = _coded("accuracy of `targets` < -0.5 -> of `<b>`, at 2026-11-30")
+    assert shown == (
+        "accuracy of <code>targets</code> &lt; \N{MINUS SIGN}0.5 → of <code>&lt;b&gt;</code>, at 2026-11-30"
+    )
 
 
 def test_examples_have_their_weights_predictions_and_errors(images: Run) -> None:

@@ -171,8 +171,17 @@ def test_every_kind_of_link_lands_where_it_points(browser: webdriver.Chrome, run
     assert click(browser, ".steps a") == "examples"
     assert is_at(browser, "examples")
     assert title_after(browser, run, "component-nothing") == "nothing"
-    assert "no page of this component" in find(browser, "#view").text
+    assert "The run has no component of this name." in find(browser, "#view").text
+    assert title_after(browser, run, "component-block1.conv[3") == "block1.conv[3"
+    near = [link.text for link in browser.find_elements(By.CSS_SELECTOR, "#view .names a")]
+    assert near[0] == names[11]
+    assert set(near) <= set(names)
+    assert title_after(browser, run, "component-17") == names[17]
+    assert title_after(browser, run, "component-50%25 of%20all %") == "50% of all %"
     assert title_after(browser, run, "example-4000") == "Example 4000"
+    assert "from 0 to 39" in find(browser, "#view").text
+    assert title_after(browser, run, "example-abc") == "Example abc"
+    assert "The run has no such example" in find(browser, "#view").text
     assert title_after(browser, run, "component-%E0%A4%A") == "%E0%A4%A"
     assert browser.get_log("browser") == []
 
@@ -251,7 +260,7 @@ def test_bars_show_what_is_ablated_and_the_prediction_stays_in_sight(
         row.text.replace("−", "-").splitlines() for row in browser.find_elements(By.CSS_SELECTOR, ".waterfall .base")
     ]
     others = weights.sum() - weights[strongest].sum()
-    assert [name for name, _ in base] == ["everything ablated", "the other 14 components"]
+    assert [name for name, _ in base] == ["the linear model's intercept", "the other 14 components"]
     np.testing.assert_allclose([float(said) for _, said in base], [run.intercepts([7])[0], others], rtol=0.01)
     value = run.intercepts([7])[0] + weights.sum() - weights[strongest[0]]
     assert float(after[11][3].partition("predicted")[2].replace("−", "-")) == pytest.approx(value, abs=0.01)

@@ -21,7 +21,7 @@ from coar_dist.console.saying import Terminal
 from coar_dist.errors import CoarWarning, ConfigError, MissingWorkError, RunMismatchError
 from coar_dist.evaluation.necessary import masks_of_pairs, necessary
 from coar_dist.report.inspection import inspect_run
-from coar_dist.report.page.render import PAGE
+from coar_dist.report.page import PAGE
 from coar_dist.stages.circuit_run import outputs_over_masks
 from coar_dist.stages.pipeline import run_stages
 from coar_dist.store.circuits import MAGNITUDE, SIGNED, CircuitTable

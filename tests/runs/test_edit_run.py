@@ -22,6 +22,7 @@ from coar_dist.config.schema import ExamplesConfig, SubsetConfig
 from coar_dist.editing.criterion import split
 from coar_dist.editing.plain import plain_outputs
 from coar_dist.errors import ComponentMismatchError, ConfigError, DamagedFileError, RunMismatchError
+from coar_dist.report.page import PAGE
 from coar_dist.report.page.edits import gather_edits
 from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.outputs import output_function
@@ -235,8 +236,11 @@ def test_an_edit_is_applied_and_undone(task: Task, lowered: tuple[coar_dist.Edit
 
 
 def test_the_page_shows_what_was_measured(run: coar_dist.Run, lowered: tuple[coar_dist.Edit, str]) -> None:
-    made, _ = lowered
+    made, printed = lowered
     shown = {edit.name: edit for edit in gather_edits(run.directory)}["lowered"]
+    zero = [name for name, found in made.selected.items() if found.num_components == 0]
+    assert len(shown.notes) == bool(zero) + any(found.num_components == 6 for found in made.selected.values())
+    assert all(note in printed for note in shown.notes)
     assert shown.metrics == ["accuracy", "mean output"]
     for row in shown.measured:
         measured = made.measured[row.group]
@@ -247,6 +251,17 @@ def test_the_page_shows_what_was_measured(run: coar_dist.Run, lowered: tuple[coa
     first = made.component_ids[0]
     assert shown.components[0] == "{module}[{index}]".format(**run.components.to_frame().loc[first])
     assert "<svg" in shown.figure
+
+
+def test_a_page_that_is_there_is_said_to_be_older(run: coar_dist.Run, lowered: tuple[coar_dist.Edit, str]) -> None:
+    said = "index.html is as it was; it shows the edit after stages=[report]"
+    assert said not in lowered[1]  # there is none
+    run.directory.storage.write(PAGE, b"")
+    options = {"max_components": 6, "name": "lowered", "compare": SELECTIONS, "metric": "output"}
+    _, printed = edit(run, **LOWER, **options, keep={"others": 1.0})
+    assert "is there already" in printed
+    assert said in " ".join(printed.split())
+    Path(run.directory.storage.location, PAGE).unlink()
 
 
 def test_finished_edits_are_found_and_broken_ones_continue(run: coar_dist.Run) -> None:

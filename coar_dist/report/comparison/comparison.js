@@ -31,7 +31,7 @@ document.getElementById("example-table").append(tableOf("examples", [
 ], examples, { sort: has(examples, "label") ? 3 : 1, down: false, page: 15 }));
 
 document.getElementById("component-table").append(tableOf("components", [
-  word("component", "name"), word("kind", "kind"), ...has(components, "layer") ? [say("layer", "layer")] : [],
+  word("component", "name"), word("kind", "kind"), ...has(components, "layer") ? [word("layer", "layer")] : [],
   say(one, "mean_one"), say(other, "mean_other"), apart(components, "mean_difference"), ...has(components, "half") ? [say("±", "half")] : [], say("spread", "spread"), r("r", "pearson", "correlation over examples"),
 ], components, { sort: 4 + has(components, "layer"), page: 15 }));
 

@@ -4,3 +4,6 @@
 ``content`` packs that for the page's script, the files of ``js/``; ``verdict``, ``facts``, ``history`` and ``edits``
 say the rest in words; ``render`` fills ``page.html``, with ``page.css`` and the script inside.
 """
+
+FOLDER = "report"
+PAGE = f"{FOLDER}/index.html"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coar_dist.report.numbers import Z95
 from coar_dist.report.page.groupings import Grouping
 from coar_dist.store.component_statistics import ComponentStatistics
 
@@ -41,6 +42,8 @@ class ShownComponents:
         histogram: (n, 24) int64, examples by weight, in equal bins between the edges.
         by_group: for every grouping (n, num_groups) float64 mean weights, NaN of groups without examples; None where
             the groups are too many.
+        halves: for every grouping (n, num_groups) float64, half of the 95% interval of these means, over the examples
+            of the group; NaN of groups with fewer than two.
         similar: (m, 6) int64, the rows of the components with the largest absolute cosines, for the strongest m.
         cosines: (m, 6) float64, of their weights over all examples.
     """
@@ -57,6 +60,7 @@ class ShownComponents:
     edges: NDArray[np.float64]
     histogram: NDArray[np.int64]
     by_group: list[NDArray[np.float64] | None]
+    halves: list[NDArray[np.float64] | None]
     similar: NDArray[np.int64]
     cosines: NDArray[np.float64]
 
@@ -79,6 +83,7 @@ class ShownComponents:
             **{name: getattr(self, name)[:num] for name in of_each},
             standard_errors=None if self.standard_errors is None else self.standard_errors[:num],
             by_group=[None if means is None else means[:num] for means in self.by_group],
+            halves=[None if halves is None else halves[:num] for halves in self.halves],
         )
 
 
@@ -99,7 +104,9 @@ class ComponentDetails:
         self._histogram = np.zeros((n, NUM_BINS), np.int64)
         self._raised, self._lowered = Extremes(n), Extremes(n)
         self._groupings = [grouping if len(grouping.values) * n <= _MOST_MEANS else None for grouping in groupings]
-        self._sums = [None if grouping is None else np.zeros((len(grouping.values), n)) for grouping in self._groupings]
+        self._sums = [
+            None if grouping is None else np.zeros((2, len(grouping.values), n)) for grouping in self._groupings
+        ]  # of the weights and of their squares
         self._compared = min(n, MAX_COMPARED)
         self._gram = np.zeros((self._compared, self._compared))
         self._error_squares, self._num_errors = np.zeros(n), 0
@@ -118,8 +125,9 @@ class ComponentDetails:
         self._gram += compared.T @ compared
         for grouping, sums in zip(self._groupings, self._sums, strict=True):
             if grouping is not None and sums is not None:
-                groups, of_block = grouping.sums(example_ids, shown)
-                sums[groups] += of_block
+                for part, values in zip(sums, (shown, np.square(shown)), strict=True):
+                    groups, of_block = grouping.sums(example_ids, values)
+                    part[groups] += of_block
         return shown
 
     def add_errors(self, errors: NDArray[np.float32]) -> None:
@@ -130,12 +138,18 @@ class ComponentDetails:
     def result(self) -> ShownComponents:
         """What was gathered, once all examples are added."""
         by_group: list[NDArray[np.float64] | None] = []
+        halves: list[NDArray[np.float64] | None] = []
         for grouping, sums in zip(self._groupings, self._sums, strict=True):
             if grouping is None or sums is None:
                 by_group.append(None)
+                halves.append(None)
             else:
-                with np.errstate(invalid="ignore"):
-                    by_group.append((sums / grouping.counts[:, None]).T)
+                counts = grouping.counts[:, None].astype(np.float64)
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    means, squares = sums / counts
+                    of_mean = np.maximum(squares - np.square(means), 0.0) / np.where(counts > 1, counts - 1, np.nan)
+                by_group.append(means.T)
+                halves.append(Z95 * np.sqrt(of_mean).T)
         are_known = self._num_errors > 0 and bool(np.isfinite(self._error_squares).any())
         similar, cosines = _most_similar(self._gram)
         return ShownComponents(
@@ -149,6 +163,7 @@ class ComponentDetails:
             np.stack([self._low, self._low + self._width], axis=1),
             self._histogram,
             by_group,
+            halves,
             similar,
             cosines,
         )

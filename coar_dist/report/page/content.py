@@ -110,8 +110,8 @@ def _of_components(shown: ShownComponents, groupings: list[Grouping], num_exampl
         "edges": floats(shown.edges),
         "histogram": integers(shown.histogram, most),
         "by_group": [
-            None if means is None else _of_means(means, grouping)
-            for means, grouping in zip(shown.by_group, groupings, strict=True)
+            None if means is None or halves is None else _of_means(means, halves, grouping)
+            for means, halves, grouping in zip(shown.by_group, shown.halves, groupings, strict=True)
         ],
         "similar": integers(shown.similar, max(len(shown.ids), 1)),
         "cosines": scaled(shown.cosines),
@@ -119,15 +119,17 @@ def _of_components(shown: ShownComponents, groupings: list[Grouping], num_exampl
     }
 
 
-def _of_means(means: NDArray[np.float64], grouping: Grouping) -> dict[str, Any]:
-    """All of them, or of many groups each component's extreme ones with their names."""
+def _of_means(means: NDArray[np.float64], halves: NDArray[np.float64], grouping: Grouping) -> dict[str, Any]:
+    """All of them, or of many groups each component's extreme ones with their names and numbers of examples."""
     if means.shape[1] <= MAX_GROUPS:
-        return {"means": scaled(means)}
+        return {"means": scaled(means), "halves": scaled(halves, "i8")}
     at = strongest_groups(means, _EXTREME_GROUPS)
-    names = {int(group): grouping.values[group] for group in np.unique(at)}
+    names, counts = {int(group): grouping.values[group] for group in np.unique(at)}, grouping.counts
     return {
         "at": integers(at, means.shape[1]),
         "means": scaled(np.take_along_axis(means, at, axis=1)),
+        "halves": scaled(np.take_along_axis(halves, at, axis=1), "i8"),
+        "counts": {group: int(counts[group]) for group in names},
         "names": names,
     }
 
@@ -157,6 +159,7 @@ def _of_examples(found: Gathered) -> dict[str, Any]:
         "whole": floats(shown.whole),
         "column": shown.column,
         "num_masks": shown.true.shape[1],
+        "num_evaluated": list(found.run.held_out.values())[shown.column].num_masks,
         "predicted": scaled(shown.predicted),
         "true": scaled(shown.true),
         "errors": floats(shown.errors),

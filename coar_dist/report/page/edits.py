@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from coar_dist.editing.edit import Edit
 from coar_dist.editing.edit_record import load_edit
 from coar_dist.report.drawing import inline_svg, svg_of
-from coar_dist.report.edits import draw_edit_curves, each_rows, in_words, selection_rows
+from coar_dist.report.edits import draw_edit_curves, each_rows, in_words, notes_of, selection_rows
 from coar_dist.store.edits import EDITS, EditStore, edit_names
 from coar_dist.store.locations import storage_at
 from coar_dist.store.run_directory import RunDirectory
@@ -41,6 +41,7 @@ class ShownEdit:
         columns: of ``selected``, but the first.
         selected: what every selection of components came to.
         components: names of what is ablated.
+        notes: on the numbers of components that were chosen.
     """
 
     name: str
@@ -51,6 +52,7 @@ class ShownEdit:
     columns: list[str]
     selected: list[list[str]]
     components: list[str]
+    notes: list[str]
 
 
 def gather_edits(run: RunDirectory) -> list[ShownEdit]:
@@ -66,7 +68,7 @@ def gather_edits(run: RunDirectory) -> list[ShownEdit]:
 def _shown(edit: Edit, folder: str) -> ShownEdit:
     if edit.each is not None:
         columns, rows = each_rows(edit)
-        return ShownEdit(edit.name, in_words(edit), [], [], "", columns, rows, [])
+        return ShownEdit(edit.name, in_words(edit), [], [], "", columns, rows, [], [])
     groups = list(edit.measured)
     metrics = list(next(iter(edit.measured.values())).before)
     measured = [
@@ -84,4 +86,5 @@ def _shown(edit: Edit, folder: str) -> ShownEdit:
         columns,
         rows,
         [edit.components.name_of(component) for component in edit.component_ids],
+        notes_of(edit),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from coar_dist.errors import counted
 from coar_dist.report import numbers
 from coar_dist.report.output_names import output_name
+from coar_dist.report.page import FOLDER, PAGE
 from coar_dist.report.page.circuits import circuits_of
 from coar_dist.report.page.content import content_of, has_targets, with_images
 from coar_dist.report.page.facts import facts_of, findings_of, identity_of, tiles_of, unablated_of
@@ -32,8 +34,6 @@ from coar_dist.store.values import value_in_words
 if TYPE_CHECKING:
     from coar_dist.report.page.edits import ShownEdit
 
-FOLDER = "report"
-PAGE = f"{FOLDER}/index.html"
 _MASKS_AT_ONCE = 64
 _PAGE_BYTES = 2_950_000
 """Of the whole page; pictures fill what the rest leaves."""
@@ -106,6 +106,7 @@ def _rendered(found: Gathered, summary: Summary, figures: list[InlineFigure]) ->
         "identity": identity_of(run),
         "version": run.versions["coar-dist"],
         "counted": counted,
+        "coded": _coded,
         **{name: getattr(numbers, name) for name in ("number", "mean_of", "ceiling_of", "in_time")},
     }
     environment = jinja2.Environment(
@@ -126,6 +127,12 @@ def _rendered(found: Gathered, summary: Summary, figures: list[InlineFigure]) ->
 def _json(content: dict[str, Any]) -> Markup:
     """JSON that can stand inside HTML."""
     return jinja2.utils.htmlsafe_json_dumps(content, separators=(",", ":"), allow_nan=False)
+
+
+def _coded(text: str) -> Markup:
+    """A text as HTML, with names in `backticks` as code, and arrows and minus signs as they are printed."""
+    shown = re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text)).replace("-&gt;", "→"))
+    return Markup(re.sub(r"(?<![\w.])-(?=[\d.])", "\N{MINUS SIGN}", shown))
 
 
 def _edits(run: RunDirectory) -> Sequence[ShownEdit]:

@@ -74,12 +74,22 @@ function scatter(predicted, measured) {
   return svg;
 }
 
+// Names of rows without the dotted beginning that all of them share, which would leave no room for what tells them apart;
+// where one is still too long its end is kept, which is what differs.
+function withoutCommon(names) {
+  const parts = names.map(name => name.split(".")), shortest = Math.min(...parts.map(part => part.length));
+  let shared = 0;
+  while (names.length > 1 && shared < shortest - 1 && parts.every(part => part[shared] === parts[0][shared])) shared++;
+  return { prefix: parts.length && shared ? `${parts[0].slice(0, shared).join(".")}.` : "", names: parts.map(part => part.slice(shared).join(".")) };
+}
+const shortenStart = (name, most) => name.length > most ? `…${name.slice(1 - most)}` : name;
 const shorten = (name, most) => name.length > most ? `${name.slice(0, most - 1)}…` : name;
 
 // A map of cells. of: {rows, columns, value(r, c), href(r, c), says(r, c), signed, numbered, cell: [width, height], title}
 function heatmap(of) {
+  const { prefix, names: rowNames } = withoutCommon(of.rows);
   const [wide, tall] = of.cell ?? [20, 18];
-  const left = 8 + 6.3 * Math.min(Math.max(...of.rows.map(name => name.length), 1), 30);
+  const left = 8 + 6.3 * Math.min(Math.max(...rowNames.map(name => name.length), 1), 30);
   const longest = Math.min(Math.max(...of.columns.map(name => name.length), 1), 24);
   const upright = longest * 6.5 > wide && !of.numbered, top = upright ? 10 + 6.3 * longest : 18;
   const width = left + wide * of.columns.length + 8, height = top + tall * of.rows.length + 6;
@@ -93,8 +103,8 @@ function heatmap(of) {
     svg.append(upright ? words(shorten(name, 24), at + 4, top - 5, { transform: `rotate(-90 ${at + 4} ${top - 5})` })
       : words(name, at, top - 5, { "text-anchor": "middle", "font-size": wide < 14 ? 9 : 11 }));
   });
-  of.rows.forEach((name, r) => {
-    svg.append(words(shorten(name, 30), left - 5, top + (r + .5) * tall + 4, { "text-anchor": "end", "font-size": tall < 13 ? 9 : 11 }));
+  rowNames.forEach((name, r) => {
+    svg.append(titled(words(shortenStart(name, 30), left - 5, top + (r + .5) * tall + 4, { "text-anchor": "end", "font-size": tall < 13 ? 9 : 11 }), of.rows[r]));
     of.columns.forEach((_, c) => {
       const value = of.value(r, c);
       if (!isNumber(value)) return;
@@ -107,6 +117,6 @@ function heatmap(of) {
       svg.append(href ? draw("a", { href, tabindex: -1 }, cell) : cell);
     });
   });
-  return { svg, largest };
+  return { svg, largest, says: prefix ? ` Names of rows begin with ${prefix}` : "" };
 }
 const scale = largest => `Blue raises the ${content.output}, orange lowers it; the fullest colour is ${text(largest)}.`;

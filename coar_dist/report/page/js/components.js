@@ -5,14 +5,14 @@ const layerOf = i => String(groupOf(C.ids[i]).layer);
 const halfOfMean = i => 1.96 * C.spread[i] / Math.sqrt(content.num_examples);
 const manyGroups = part => part && part.at !== null;
 
-// [name, mean] of the groups of a grouping: all, or of many the extreme ones.
+// [name, mean, half of its 95% interval, examples] of the groups of a grouping: all, or of many the extreme ones.
 function meansOf(i, grouping) {
   const part = C.by_group[grouping];
   if (!part) return [];
-  const width = part.means.length / C.num, means = row(part.means, i, width);
-  if (!manyGroups(part)) return means.map((mean, g) => [content.groupings[grouping].values[g], mean]);
-  const found = new Map(row(part.at, i, width).map((group, k) => [group, means[k]]));
-  return [...found].map(([group, mean]) => [part.names[group], mean]);
+  const width = part.means.length / C.num, means = row(part.means, i, width), halves = row(part.halves, i, width), { values, counts } = content.groupings[grouping];
+  if (!manyGroups(part)) return means.map((mean, g) => [values[g], mean, halves[g], counts[g]]);
+  const found = new Map(row(part.at, i, width).map((group, k) => [group, k]));
+  return [...found].map(([group, k]) => [part.names[group], means[k], halves[k], part.counts[group]]);
 }
 
 function componentTable() {
@@ -78,8 +78,10 @@ function galleryOf(i, ids, by) {
 function groupBars(i, g) {
   const grouping = content.groupings[g], found = meansOf(i, g).filter(([, mean]) => isNumber(mean)).sort((a, b) => b[1] - a[1]);
   const largest = Math.max(...found.map(([, mean]) => Math.abs(mean)), 1e-30);
-  const table = make("table", { data: { name: `${C.names[i]} by ${grouping.name}` } }, make("tbody", {}, ...found.map(([name, mean]) => make("tr", {}, make("th", { scope: "row", textContent: name }), barCell(mean, largest)))));
-  const csv = csvButton(`${C.names[i]}-by-${grouping.name}`, () => [[grouping.name, "mean effect"], ...found]);
+  const head = make("thead", {}, make("tr", {}, ...[grouping.name, "mean effect", "± 95%", "examples"].map((name, k) => make("th", { scope: "col", className: k ? "n" : "", textContent: name }))));
+  const table = make("table", { data: { name: `${C.names[i]} by ${grouping.name}` } }, head, make("tbody", {}, ...found.map(([name, mean, half, count]) => make("tr", {}, make("th", { scope: "row", textContent: name }), barCell(mean, largest),
+    make("td", { className: "n", textContent: text(half) }), make("td", { className: "n", textContent: isNumber(count) ? count.toLocaleString("en") : "–" })))));
+  const csv = csvButton(`${C.names[i]} by ${grouping.name}`, () => [[grouping.name, "mean effect", "± 95%", "examples"], ...found]);
   return make("div", {}, make("h3", { textContent: `By ${grouping.name}` }),
     manyGroups(C.by_group[g]) ? make("p", { className: "note", textContent: `The extreme ones, of ${plural(grouping.counts.length || E.ids.length, "group")}.` }) : null,
     scroller(table), make("div", { className: "tools" }, csv));
@@ -91,17 +93,28 @@ function similarTo(i) {
   const table = make("table", { data: { name: `similar to ${C.names[i]}` } }, make("thead", {}, make("tr", {}, ...["component", "cosine", "mean effect"].map((name, k) => make("th", { scope: "col", className: k ? "n" : "", textContent: name })))),
     make("tbody", {}, ...found.map(([other, cosine]) => make("tr", {}, make("td", {}, componentLink(C.ids[other])), barCell(cosine, 1), make("td", { className: "n", textContent: signed(C.mean[other]) })))));
   const csv = csvButton(`similar-to-${C.names[i]}`, () => [["component", "cosine", "mean effect"], ...found.map(([other, cosine]) => [C.names[other], cosine, C.mean[other]])]);
-  const note = `Cosine of the effects on all examples, among the ${plural(C.num_compared, "strongest component")}: near 1, both matter for the same examples in the same direction.`;
+  const note = `Cosine of the effects on all examples, among the ${plural(C.num_compared, "strongest component")}: near 1, both matter for the same examples in the same direction; near −1, in opposite ones. Both are alike: the order is by the cosine without its sign.`;
   return make("section", {}, make("h2", { textContent: "Most similar components" }), make("p", { className: "note", textContent: note }), scroller(table), make("div", { className: "tools" }, csv));
 }
 
 const facts = pairs => make("dl", { className: "facts" }, ...pairs.filter(Boolean).map(([name, ...value]) => make("div", {}, make("dt", {}, name), make("dd", {}, ...value))));
 const step = (href, content) => href ? make("a", { href, textContent: content }) : make("span", { className: "note", textContent: content });
 
-function componentPage(name) {
+// The names of shown components that share most pairs of letters with a text.
+function nearNames(asked) {
+  const pairs = said => { const small = said.toLowerCase(); return new Set(Array.from(small, (_, k) => small.slice(k, k + 2)).filter(pair => pair.length === 2)); };
+  const own = pairs(asked), share = name => { const those = pairs(name); return 2 * [...those].filter(pair => own.has(pair)).length / (own.size + those.size || 1); };
+  return C.names.map(name => [name, share(name)]).filter(([, near]) => near > .3).sort((a, b) => b[1] - a[1]).slice(0, 5).map(([name]) => name);
+}
+
+function componentPage(asked) {
+  const name = !idsByName().has(asked) && /^\d+$/.test(asked) && Number(asked) < content.num_components ? nameOf(Number(asked)) : asked; // an id
   const i = rowOfName.get(name);
   if (i === undefined) {
-    return [make("h1", { textContent: name }), make("p", { textContent: `There is no page of this component: the page holds the ${plural(C.num, "strongest component")} of ${content.num_components.toLocaleString("en")}.` }),
+    const isThere = idsByName().has(name), near = isThere ? [] : nearNames(name);
+    const why = isThere ? `There is no page of this component: the page holds the ${plural(C.num, "strongest component")} of ${content.num_components.toLocaleString("en")}.` : "The run has no component of this name.";
+    return [make("h1", { textContent: name }), make("p", { textContent: why }),
+      near.length ? make("p", { className: "names" }, "Near it: ", ...near.map(other => componentLink(idsByName().get(other), { className: "name" })).flatMap((link, k) => k ? [", ", link] : [link])) : null,
       make("p", {}, make("a", { href: "#components", textContent: "All components" }))];
   }
   const group = groupOf(C.ids[i]), mean = C.mean[i];

@@ -28,7 +28,7 @@ const C = (packed => ({
   ...packed,
   ...Object.fromEntries(["ids", "mean", "strength", "spread", "errors", "raised", "raised_by", "lowered", "lowered_by",
     "edges", "histogram", "similar", "cosines"].map(name => [name, unpack(packed[name])])),
-  by_group: packed.by_group.map(part => part && { at: unpack(part.at), means: unpack(part.means), names: part.names }),
+  by_group: packed.by_group.map(part => part && { at: unpack(part.at), means: unpack(part.means), halves: unpack(part.halves), names: part.names, counts: part.counts }),
 }))(content.components);
 C.names = Array.from(C.ids, nameOf);
 const rowOfId = new Map(Array.from(C.ids, (id, i) => [id, i]));

@@ -105,13 +105,15 @@ function nearestTo(i) {
     cards(...found.map(([id, cosine]) => card(id, make("span", { textContent: `cosine ${correlation(cosine)}` }), make("span", { textContent: classesOf(id) })))));
 }
 
-function examplePage(id) {
-  const i = placeOf.get(id);
+function examplePage(asked) {
+  const id = /^\d+$/.test(asked) ? Number(asked) : null, i = placeOf.get(id);
   if (i === undefined) {
-    return [make("h1", { textContent: `Example ${id}` }), make("p", { textContent: `There is no page of this example: the page holds ${plural(E.ids.length, "example")} of ${content.num_examples.toLocaleString("en")}.` }),
+    const why = id === null || id >= content.num_examples ? `The run has no such example: their ids are the numbers from 0 to ${(content.num_examples - 1).toLocaleString("en")}.`
+      : `There is no page of this example: the page holds ${plural(E.ids.length, "example")} of ${content.num_examples.toLocaleString("en")}.`;
+    return [make("h1", { textContent: `Example ${id ?? asked}` }), make("p", { textContent: why }),
       make("p", {}, make("a", { href: "#examples", textContent: "All examples" }))];
   }
-  const kept = weightsOf(i), bars = waterfall(i, () => asked.update()), asked = whatIfBox(i, bars.redraw);
+  const kept = weightsOf(i), bars = waterfall(i, () => box.update()), box = whatIfBox(i, bars.redraw);
   const csv = csvButton(`weights-of-example-${id}`, () => [["component", "weight", ...(E.standard_errors ? ["standard error"] : [])], ...kept.map(({ id, weight, error }) => [nameOf(id), weight, ...(E.standard_errors ? [error] : [])])]);
   const errors = E.standard_errors ? " Lines at the ends of bars: ± one standard error." : "";
   const predicted = row(E.predicted, i, E.num_masks), measured = row(E.true, i, E.num_masks);
@@ -120,16 +122,16 @@ function examplePage(id) {
     make("h1", { textContent: `Example ${id}` }),
     make("div", { className: "about" }, make("div", { className: "portrait" }, pictureOf(id)), facts([E.label[i] !== null ? ["class", classWord(E.label[i])] : null,
       E.prediction[i] !== null ? ["the model says", make("span", { className: isWrong(i) ? "wrong" : "", textContent: classWord(E.prediction[i]) })] : null,
-      ...(E.targets ? [["target", text(E.targets[i])], ["the model says", text(E.margin[i])], ["error", signed(errorOf(i))]] : [[`${content.output}, measured`, text(E.margin[i])]]), [`${content.output}, predicted`, text(E.whole[i])], [make("span", { textContent: "predicted with everything ablated", title: "the intercept of the linear model; no mask ablates everything, so the model itself may give another value there" }), text(E.base[i])], ["correlation on held-out masks", correlation(E.correlation[i])],
+      ...(E.targets ? [["target", text(E.targets[i])], ["the model says", text(E.margin[i])], ["error", signed(errorOf(i))]] : [[`${content.output}, measured`, text(E.margin[i])]]), [`${content.output}, predicted`, text(E.whole[i])], ["the linear model's intercept", text(E.base[i]), make("span", { className: "note", textContent: " what it predicts with everything ablated; no mask does that, so the model itself may give another value" })], [`correlation on ${plural(E.num_evaluated, "held-out mask")}`, correlation(E.correlation[i])],
       ...Object.entries(E.columns).filter(([name]) => !E.targets || name !== "target").map(([name, values]) => [name, values[i]])])),
     tokensOf(id),
     make("section", {}, make("h2", { textContent: "Its strongest components" }),
       make("p", { className: "note", textContent: `What keeping each adds to the ${content.output} that the linear model predicts. Untick one to ablate it.${errors}` }),
-      kept.some(({ weight }) => weight) ? make("div", { className: "explain" }, bars.box, asked.box) : make("p", { textContent: "All its weights are 0." }), make("div", { className: "tools" }, csv)),
-    make("section", {}, make("h2", { textContent: "Predicted and measured" }), figureOf(`example ${id} predicted and measured`, scatter(predicted, measured), `Under ${plural(E.num_masks, "held-out mask")} that ablate ${text(100 * content.fractions[E.column])}% of the components; on the dashed line both are equal.`),
+      kept.some(({ weight }) => weight) ? make("div", { className: "explain" }, bars.box, box.box) : make("p", { textContent: "All its weights are 0." }), make("div", { className: "tools" }, csv)),
+    make("section", {}, make("h2", { textContent: "Predicted and measured" }), figureOf(`example ${id} predicted and measured`, scatter(predicted, measured), `Under ${E.num_masks < E.num_evaluated ? `the first ${E.num_masks} of ${plural(E.num_evaluated, "held-out mask")}` : `all ${plural(E.num_masks, "held-out mask")}`} that ablate ${text(100 * content.fractions[E.column])}% of the components; on the dashed line both are equal.`),
       csvButton(`example-${id}-masks`, () => [["mask", "predicted", "measured"], ...predicted.map((value, k) => [k, value, measured[k]])])),
     nearestTo(i),
   ];
-  asked.update();
+  box.update();
   return page;
 }

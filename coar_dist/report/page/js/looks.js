@@ -57,14 +57,31 @@ function responseOf(response) {
     map.style.background = "var(--card)";
     parts.push(make("div", {}, map, make("span", { className: "note", textContent: "attention: a row per query, a column per key" })));
   }
+  if (!pictureOf(response.id) && !content.tokens[response.id]) parts.push(valuesOf(response.id));
   const of = placeOf.has(response.id) ? make("a", { href: `#example-${response.id}`, textContent: `example ${response.id}` }) : `example ${response.id}`;
-  return make("figure", {}, ...parts, make("figcaption", {}, of, `: ${text(response.strength)}`, classesOf(response.id) ? `, ${classesOf(response.id)}` : ""));
+  return make("figure", {}, ...parts.filter(Boolean), make("figcaption", {}, of, `: ${text(response.strength)}`, classesOf(response.id) ? `, ${classesOf(response.id)}` : ""));
+}
+
+// What is shown of a component, by its kind and by what its activation is.
+function looksInWords(id, looks) {
+  const kind = groupOf(id).kind, shape = looks.examples[0]?.activation.shape ?? [], strongest = "The examples on which its activation is greatest", after = "What it does to the output stands below.";
+  if (!looks.examples.length) return `Its kernel. ${after}`;
+  if (/head|key.?value/.test(kind)) return `The examples on which the norm of the head's output is greatest, at any token, and, in colour, that norm by token; beside it, what each token attends to. ${after}`;
+  if (/block|layer|mlp|attention/.test(kind)) return `The examples on which the norm of its output is greatest, and, in colour, where in them it is large. ${after}`;
+  if (/expert/.test(kind)) return `The examples with tokens that are routed to it most, and, in colour, the weight of the routing. ${after}`;
+  return shape.length ? `${strongest}, and, in colour, where in them it is above 0. That is what it responds to. ${after}` : `${strongest}, with that activation. That is what it responds to. ${after}`;
+}
+
+// The columns of an example that has neither a picture nor a text, as of a table.
+function valuesOf(id) {
+  const i = placeOf.get(id), said = i === undefined ? [] : Object.entries(E.columns).slice(0, 8).map(([name, values]) => `${name} ${values[i]}`);
+  return said.length ? make("div", { className: "note", textContent: said.join(", ") }) : null;
 }
 
 function looksOf(id) {
   const looks = content.looks[id];
   if (!looks || !looks.kernel && !looks.examples.length) return null;
   return make("section", {}, make("h2", { textContent: "What it looks at" }),
-    make("p", { className: "note", textContent: "The examples on which its activation is greatest, and, in colour, where in them it is above 0. That is what it responds to; what it does to the output stands below." }),
+    make("p", { className: "note", textContent: looksInWords(id, looks) }),
     make("div", { className: "looks" }, ...(looks.kernel ? kernelOf(looks.kernel) : []), ...looks.examples.map(responseOf)));
 }

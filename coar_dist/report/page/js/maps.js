@@ -1,7 +1,7 @@
 // Layers x numbers, components x groups, parameters x groups, and the model's errors.
 
 function mapOf(name, map, caption, csv) {
-  const box = figureOf(name, map.svg, caption);
+  const box = figureOf(name, map.svg, caption + map.says);
   box.lastElementChild.append(" ", csvButton(name, csv));
   return box;
 }

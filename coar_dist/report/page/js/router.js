@@ -4,8 +4,9 @@ const home = document.getElementById("home"), view = document.getElementById("vi
 let homeHash = "", homeScroll = 0;
 window.history.scrollRestoration = "manual";
 
+// What stands for letters is read as such; a % that does not, as one that was typed, stays.
 function decoded(part) {
-  try { return decodeURIComponent(part); } catch { return part; }
+  return part.replace(/(%[\da-f]{2})+/gi, letters => { try { return decodeURIComponent(letters); } catch { return letters; } });
 }
 
 function goTo(hash) {
@@ -20,10 +21,10 @@ function goTo(hash) {
 
 function route() {
   const hash = location.hash.slice(1), wasHome = !home.hidden;
-  const component = /^component-(.+)$/s.exec(hash), example = /^example-(\d+)$/.exec(hash);
+  const component = /^component-(.+)$/s.exec(hash), example = /^example-(.+)$/s.exec(hash);
   if (component || example) {
     if (wasHome) homeScroll = scrollY;
-    view.replaceChildren(...(component ? componentPage(decoded(component[1])) : examplePage(Number(example[1]))).filter(Boolean));
+    view.replaceChildren(...(component ? componentPage(decoded(component[1])) : examplePage(decoded(example[1]))).filter(Boolean));
     home.hidden = true;
     view.hidden = false;
     document.title = `${view.querySelector("h1").textContent} · ${title}`;

@@ -21,7 +21,7 @@ function waterfall(i, onTick) {
   }
   // The base value may lie so far from the output that bars on its scale could not be seen: it has no mark.
   const sum = make("span", { className: "n" }), plain = (name, value) => make("div", { className: "base" }, make("span"), make("span", { className: "name", textContent: name }), make("span"), value);
-  const base = numOthers ? [plain("everything ablated", make("span", { className: "n", textContent: text(E.base[i]) })), plain(`the other ${plural(numOthers, "component")}`, sum)] : [];
+  const base = numOthers ? [plain("the linear model's intercept", make("span", { className: "n", textContent: text(E.base[i]) })), plain(`the other ${plural(numOthers, "component")}`, sum)] : [];
   function redraw() {
     const { ablated, value } = whatIf(i), ofThese = strongest.filter(({ id }) => off.has(id)), numMore = ablated.length - ofThese.length;
     const most = strongest.reduce((sum, { weight }) => sum + weight, 0), lost = ofThese.reduce((sum, { weight }) => sum + weight, 0);
