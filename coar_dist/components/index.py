@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -15,13 +16,16 @@ from numpy.typing import NDArray
 
 from coar_dist.components.groups import Component, ComponentGroup, Numbers, Slices, numbers_of
 from coar_dist.components.name_patterns import matches
+from coar_dist.config.keys import near
 from coar_dist.config.python_arguments import NAME, WHOLE, check, is_whole, shown, takes
 from coar_dist.config.schema.values import Rule
-from coar_dist.errors import ComponentMismatchError, counted
+from coar_dist.errors import ComponentMismatchError, counted, listed
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+_MOST_COMPARED = 10_000
+"""Names that one which is not there is compared with: of more it takes seconds."""
 _GROUPS = Rule(
     lambda value: isinstance(value, tuple) and all(isinstance(group, ComponentGroup) for group in value),
     "a tuple of ComponentGroup",
@@ -104,7 +108,8 @@ class ComponentIndex:
     def __getitem__(self, key: Any) -> Component | ComponentIndex:
         if isinstance(key, str):
             if key not in self._ids:
-                raise KeyError(f"there is no component {key!r}; {self.name_of(0)} is the first of {len(self)}")
+                like = near(key, islice(self._ids, _MOST_COMPARED)) or [self.name_of(0)]
+                raise KeyError(f"there is no component {key!r} among {len(self)}, such as {', '.join(like)}")
             return self._component(self._ids[key])
         ids = np.arange(self.num_components)[key]
         return self._component(int(ids)) if np.ndim(ids) == 0 else self._only(ids)
@@ -162,7 +167,8 @@ class ComponentIndex:
         """
         numbers = [number for number, group in enumerate(self.groups) if parameter in group.parameters]
         if not numbers:
-            raise KeyError(f"{parameter!r} has no components; {self.parameters} have")
+            like = near(parameter, self.parameters) or self.parameters
+            raise KeyError(f"{parameter!r} has no components; {listed(like)} {'have' if len(like) > 1 else 'has'}")
         return np.concatenate([np.arange(self.offsets[number], self.offsets[number + 1]) for number in numbers])
 
     def name_of(self, component_id: int) -> str:

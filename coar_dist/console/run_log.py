@@ -16,7 +16,7 @@ import time
 from types import TracebackType
 
 from coar_dist.config.secrets import without_secrets
-from coar_dist.errors import StorageError
+from coar_dist.errors import StorageError, in_one_line
 from coar_dist.store.storage import Storage
 
 _LOGGER = logging.getLogger("coar_dist")
@@ -86,7 +86,7 @@ class RunLog(logging.Handler):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is not None:
-            _LOGGER.error("ended by %s", type(error).__name__, exc_info=(type(error), error, traceback))
+            _LOGGER.error("ended by %s", in_one_line(error), exc_info=(type(error), error, traceback))
         _LOGGER.removeHandler(self)
         _LOGGER.setLevel(self._level)
         self._write()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coar_dist.config.python_arguments import NAMES, WHOLES, check
+from coar_dist.config.python_arguments import NAMES, WHOLES, check, shown
 from coar_dist.config.python_words import OF_ATTRIBUTE, in_python_words
 from coar_dist.errors import ConfigError
 from coar_dist.interchange.ids import parse_ids
@@ -24,7 +25,7 @@ from coar_dist.store.run_directory import RunDirectory
 @in_python_words(OF_ATTRIBUTE)
 def compare(
     a: Result | str | Path,
-    b: Result | str | Path,
+    b: Result | str | Path | None = None,
     methods: Sequence[str] | None = None,
     *,
     examples: Sequence[int] | NDArray[Any] | str | None = None,
@@ -35,7 +36,8 @@ def compare(
     Both are read in blocks of examples, so that runs of any size fit into memory.
 
     Args:
-        a, b: runs, or some examples of them (``run[:50]``), by any method; or where a run directory lies.
+        a, b: runs, or some examples of them (``run[:50]``), by any method; or where a run directory lies. Without
+            ``b``, two ``methods`` of ``a``.
         methods: of either, or one name for both; None is each one's own: that of a result, the best of a run.
         examples: ids of those to compare, as numbers or as ``"0-49,60"``; None: all, which both must have.
 
@@ -65,10 +67,16 @@ def compare(
         check("examples", examples, WHOLES)
     ids = parse_ids("examples", examples) if isinstance(examples, str) else examples
     of_a, of_b = methods or (None, None)
-    return Comparison.of(_side(a, of_a, ids), _side(b, of_b, ids))
+    if b is None and of_a == of_b:
+        raise ConfigError("b is missing: another run, or two methods of a, as methods=('coar', 'gradient_ridge').")
+    return Comparison.of(_side("a", a, of_a, ids), _side("b", a if b is None else b, of_b, ids))
 
 
-def _side(given: Result | str | Path, method: str | None, examples: Sequence[int] | NDArray[Any] | None) -> Side:
+def _side(
+    name: str, given: Result | str | Path, method: str | None, examples: Sequence[int] | NDArray[Any] | None
+) -> Side:
+    if not isinstance(given, Result | str | os.PathLike):
+        raise ConfigError(f"{name}={shown(given)}: must be a run, a part of one, or where a run directory lies.")
     result = given if isinstance(given, Result) else Run(RunDirectory.open(storage_at(given)))
     own = result.example_ids
     if examples is not None:

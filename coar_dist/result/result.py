@@ -102,7 +102,12 @@ class Result:
         Example:
             >>> run.methods, run.by_method("leave_one_out").values.shape
             (['coar', 'leave_one_out'], (7, 12))
+
+        Raises:
+            ConfigError: there is no such method.
+            MissingWorkError: there are no attributions of it.
         """
+        self._reader.check_method(method)
         return Result(self._reader, self.example_ids, method)
 
     @takes(num=COUNT)

@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+from coar_dist.config.python_arguments import shown
 from coar_dist.config.secrets import without_secrets
 from coar_dist.errors import ConfigError
 from coar_dist.store.local_storage import LocalStorage
@@ -23,7 +24,7 @@ def storage_at(location: str | os.PathLike[str]) -> Storage:
         ConfigError: it is no path, or the URL is of an unknown kind, has no bucket, or holds credentials.
     """
     if not isinstance(location, str | os.PathLike):
-        raise ConfigError(f"run.dir={location!r}: must be a path, or s3://bucket/prefix.")
+        raise ConfigError(f"run.dir={shown(location)}: must be a path, or s3://bucket/prefix.")
     text = os.fspath(location)
     if not text:
         raise ConfigError("run.dir is empty: name a folder, or s3://bucket/prefix.")

@@ -23,6 +23,11 @@ def fitted_methods(run: RunDirectory) -> list[str]:
     return [name for name in _begun(there) if all(attribution_file(name, block) in there for block in blocks)]
 
 
+def begun_methods(run: RunDirectory) -> list[str]:
+    """The methods that have attributions of any example, the preferred first."""
+    return _begun(_files(run))
+
+
 def best_method(run: RunDirectory) -> str:
     """The method that is read where none is named: the preferred one of those that are fitted.
 

@@ -16,7 +16,7 @@ from coar_dist.store.ceilings import Ceiling, CeilingTable
 from coar_dist.store.class_names import read_class_names
 from coar_dist.store.evaluations import EvaluationTable
 from coar_dist.store.examples import ExampleTable
-from coar_dist.store.methods import best_method
+from coar_dist.store.methods import begun_methods, best_method
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
 from coar_dist.store.tables import AttributionTable
 
@@ -279,6 +279,16 @@ class RunReader:
         if method is not None:
             check("method", method, NAME)
         return AttributionTable(self.directory, self.best_method if method is None else method)
+
+    def check_method(self, method: str) -> None:
+        """Check that there are attributions of a method, of any example.
+
+        Raises:
+            ConfigError: there is no such method.
+            MissingWorkError: there are none of it.
+        """
+        if method not in begun_methods(self.directory):
+            raise self._table(method).missing()
 
     def _example_ids(self, example_ids: Sequence[int] | NDArray[np.int64] | None) -> NDArray[np.int64]:
         num_examples = self.directory.num_examples

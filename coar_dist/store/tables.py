@@ -179,7 +179,7 @@ class AttributionTable:
             *(self._types, num_rows, _PART_BYTES),
         )
         if parts is None:
-            raise self._missing(name)
+            raise self.missing(name)
         return ((matrix_of(part["weights"]), part["intercept"].to_numpy()) for part in parts)
 
     def read_quality(self, block: tuple[int, int]) -> tuple[dict[str, NDArray[np.float64]], list[float] | None]:
@@ -225,7 +225,7 @@ class AttributionTable:
             num_rows=block[1] - block[0],
         )
         if found is None:
-            raise self._missing(name)
+            raise self.missing(name)
         return found
 
     @property
@@ -234,14 +234,15 @@ class AttributionTable:
         numbers = dict.fromkeys(("intercept", "regularisation", *QUALITY), pa.float64())
         return {"weights": of_weights, "standard_errors": of_weights, **numbers}
 
-    def _missing(self, name: str) -> ConfigError | MissingWorkError:
+    def missing(self, file: str | None = None) -> ConfigError | MissingWorkError:
+        """The error where ``file`` is missing, or all of this method; it says which methods there are."""
         there = ", ".join(fitted_methods(self._run))
         if method_of(self.method) is None:
             return ConfigError(f"method={self.method!r}: must be one that the run has: {there or 'none yet'}.")
         others = f" There are attributions of {there}: name one of these as method, or" if there else ""
-        return MissingWorkError(
-            f"{self._storage.where(name)} is missing.{others} run the fit stage for {self.method!r}."
-        )
+        what = f"{self._storage} has no attributions of {self.method!r}" if file is None else self._storage.where(file)
+        ends = "" if file is None else " is missing"
+        return MissingWorkError(f"{what}{ends}.{others} run the fit stage for {self.method!r}.")
 
     def settings(self, block: tuple[int, int]) -> dict[str, Any]:
         """What the attributions of one example block were made with; what the regression was asked for is of its type.

@@ -59,7 +59,7 @@ def test_examples_that_all_masks_share_are_copied_once(recorded: Callable[..., A
     for batch, number in (
         (first, 2),
         (first, 0),
-        (examples.rows(0, 3), 0),  # cut out anew
+        (examples.rows(0, 3), 0),  # cut out again
         (other, 2),
         (first, 2),
     ):

@@ -44,7 +44,7 @@ def test_what_ended_the_command_is_the_last_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mistake"), RunLog(local_storage(tmp_path), "fit"):
         raise ValueError("a mistake")
     (line,) = lines_of(tmp_path)
-    assert (line["level"], line["message"]) == ("ERROR", "ended by ValueError")
+    assert (line["level"], line["message"]) == ("ERROR", "ended by ValueError: a mistake")
     assert line["traceback"].startswith("Traceback")
     assert line["traceback"].endswith("ValueError: a mistake")
 

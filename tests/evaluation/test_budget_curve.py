@@ -110,7 +110,7 @@ def test_masks_that_are_all_equal_are_too_few(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::coar_dist.errors.CoarWarning")
-def test_a_curve_is_made_once_and_anew_where_anything_changed(tmp_path: Path) -> None:
+def test_a_curve_is_made_once_and_again_where_anything_changed(tmp_path: Path) -> None:
     run = run_with(tmp_path, 160)
     config, done = RegressionConfig(), list[int]()
     assert evaluate_budgets(run, ["coar"], SHARES, config, done.append)

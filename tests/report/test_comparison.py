@@ -19,7 +19,7 @@ from coar_dist.components.groups import ComponentGroup
 from coar_dist.components.index import ComponentIndex
 from coar_dist.console.saying import Terminal
 from coar_dist.designs.independent import Bernoulli
-from coar_dist.errors import ConfigError, RunMismatchError, RunNotFoundError, StorageError, UsageError
+from coar_dist.errors import ConfigError, MissingWorkError, RunMismatchError, RunNotFoundError, StorageError, UsageError
 from coar_dist.report.comparison import measure as measuring
 from coar_dist.report.comparison.command import run_compare
 from coar_dist.store.class_names import write_class_names
@@ -243,6 +243,15 @@ def test_two_methods_of_a_run_share_their_masks(tmp_path: Path) -> None:
         "Weights of COAR are 0.125 times the size of the other's (median over examples)",
     ]
     assert coar_dist.compare(run, run.by_method("coar_lasso")).names == found.names
+    assert coar_dist.compare(tmp_path / "run", methods=("coar", "coar_lasso")).names == found.names
+    for methods in (None, "coar", ("coar", "coar")):
+        with pytest.raises(ConfigError, match="b is missing: another run, or two methods"):
+            coar_dist.compare(run, methods=methods)
+    with pytest.raises(ConfigError, match=r"b=array\(.*\.\.\.: must be a run") as raised:
+        coar_dist.compare(run, first)
+    assert len(str(raised.value)) < 200
+    with pytest.raises(MissingWorkError, match=r"no attributions of 'gradient_ridge'.*coar, coar_lasso"):
+        run.by_method("gradient_ridge")
     with pytest.raises(ConfigError, match=r"both sides are coar of .*Name two methods"):
         coar_dist.compare(run, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"methods=nothing: .*run has coar, coar_lasso\."):

@@ -36,7 +36,7 @@ def kinds_of(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("kind", [*DAMAGES, *WITHOUT_A_FILE])
-def test_damage_to_every_kind_of_file_is_named_and_made_anew(
+def test_damage_to_every_kind_of_file_is_named_and_made_again(
     runs: tuple[Path, Path], tmp_path: Path, kind: str
 ) -> None:
     """One file of each kind at once; which of them, and where it is damaged, depends on the damage alone."""
@@ -57,7 +57,7 @@ def test_damage_to_every_kind_of_file_is_named_and_made_anew(
 
 
 @pytest.mark.parametrize("kind", [*DAMAGES, "deleted"])
-def test_a_damaged_run_json_is_made_anew(runs: tuple[Path, Path], tmp_path: Path, kind: str) -> None:
+def test_a_damaged_run_json_is_made_again(runs: tuple[Path, Path], tmp_path: Path, kind: str) -> None:
     run, other = runs
     root = tmp_path / "run"
     shutil.copytree(run, root)
