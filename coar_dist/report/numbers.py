@@ -37,7 +37,7 @@ def signed(value: float, sign: str = "+") -> str:
 
 def half(width: float) -> str:
     """Half of an interval, e.g. ``±.012``."""
-    return f"±{number(width)}"
+    return f"±{number(width)}" if width == 0 or width >= 0.0005 else "±<.001"
 
 
 def half_95(standard_error: float) -> str:

@@ -441,6 +441,8 @@ def test_components_are_found_sorted_and_grouped(browser: webdriver.Chrome, run:
     assert not find(browser, "#list").text.startswith("No example")
     set_to("filter", "text", "nothing like that")
     assert find(browser, "#list").text.startswith("No example is like that.")
+    set_to("filter", "text", "Class 3")  # that class, and nothing else with a 3
+    assert listed() == np.flatnonzero((examples["label"] == 3) | (examples["prediction"] == 3)).tolist()
     set_to("filter", "text", "")
     set_to("filter", "group2", "1")
     assert find(browser, "#filter output").text == f"{(examples['site'] == 8).sum()} of {N}"

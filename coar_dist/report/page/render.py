@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -107,7 +107,8 @@ def _rendered(found: Gathered, summary: Summary, figures: list[InlineFigure]) ->
         "version": run.versions["coar-dist"],
         "counted": counted,
         "coded": _coded,
-        **{name: getattr(numbers, name) for name in ("number", "mean_of", "ceiling_of", "in_time")},
+        "in_time": numbers.in_time,
+        **{name: _written(getattr(numbers, name)) for name in ("number", "mean_of", "ceiling_of")},
     }
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_file), autoescape=True, undefined=jinja2.StrictUndefined
@@ -133,6 +134,11 @@ def _coded(text: str) -> Markup:
     """A text as HTML, with names in `backticks` as code, and arrows and minus signs as they are printed."""
     shown = re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text)).replace("-&gt;", "→"))
     return Markup(re.sub(r"(?<![\w.])-(?=[\d.])", "\N{MINUS SIGN}", shown))
+
+
+def _written(form: Callable[..., str]) -> Callable[..., Markup]:
+    """A way to write numbers, with the minus sign of a page."""
+    return lambda *values: _coded(form(*values))
 
 
 def _edits(run: RunDirectory) -> Sequence[ShownEdit]:

@@ -37,8 +37,9 @@ function withError(value, error) {
 }
 
 const signed = value => text(value, true);
-const correlation = value => isNumber(value) ? value.toFixed(2) : "undefined";
+const correlation = value => isNumber(value) ? value.toFixed(2).replace("-", "−") : "undefined";
 const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
+const percentOf = fraction => `${Number((100 * fraction).toPrecision(3))}%`; // of a number that was chosen
 const percent = value => isNumber(value) ? `${(100 * value).toFixed(1)}%` : "–";
 
 // The inverse of encoding.py.
@@ -57,8 +58,8 @@ const row = (array, i, width) => Array.from(array.subarray(i * width, (i + 1) * 
 
 function download(name, content) {
   const address = URL.createObjectURL(content);
-  const run = document.querySelector("h1").textContent.replace(/[^\w.-]+/g, "_");
-  const link = make("a", { href: address, download: `${run}-${name.replace(/[^\w.-]+/g, "_")}` });
+  const run = document.querySelector("h1").textContent.replace(/[^\w.-]+/g, "-");
+  const link = make("a", { href: address, download: `${run}-${name.replace(/[^\w.-]+/g, "-")}` });
   link.click();
   setTimeout(() => URL.revokeObjectURL(address), 10000);
 }
@@ -69,15 +70,15 @@ function button(label, act, properties = {}) {
   return made;
 }
 
-// Rows of texts and numbers as a file.
-function csvButton(name, rowsOf) {
+// Rows of texts and numbers as a file; isPart() says whether these are some of all rows, which its name then says, too.
+function csvButton(name, rowsOf, isPart = () => false) {
   const cell = value => {
     const shown = value === null || value === undefined || Number.isNaN(value) ? "" : String(value);
     return /[",\n\r]/.test(shown) ? `"${shown.replaceAll('"', '""')}"` : shown;
   };
   return button("CSV", () => {
     const lines = rowsOf().map(cells => cells.map(cell).join(","));
-    download(`${name}.csv`, new Blob([lines.join("\r\n") + "\r\n"], { type: "text/csv" }));
+    download(`${name}${isPart() ? "-found" : ""}.csv`, new Blob([lines.join("\r\n") + "\r\n"], { type: "text/csv" }));
   }, { title: `Download this table: ${name}` });
 }
 
@@ -114,6 +115,7 @@ function figureButtons(name, svg) {
 function scrolls(box) {
   const update = () => {
     if (!box.clientWidth) return; // not shown: what it says then stays, so that what is below stays where it is
+    box.classList.toggle("is-wide", box.clientWidth < box.scrollWidth - 2);
     box.classList.toggle("more-right", box.scrollLeft + box.clientWidth < box.scrollWidth - 2);
     box.classList.toggle("more-left", box.scrollLeft > 2);
   };

@@ -63,7 +63,9 @@ function componentTable() {
     form.elements.count.textContent = those.length ? `${those.length.toLocaleString("en")} of ${C.num.toLocaleString("en")}` : `none of ${C.num.toLocaleString("en")} is like that`;
     return those;
   }
-  form.addEventListener("input", event => event.target === by ? build() : box.keep(wanted()));
+  const again = event => event.target === by ? build() : box.keep(wanted());
+  form.addEventListener("input", again);
+  form.addEventListener("change", event => { if (event.target.tagName === "SELECT") again(event); });
   form.addEventListener("submit", event => event.preventDefault());
   form.hidden = false;
   build();

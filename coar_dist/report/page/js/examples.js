@@ -16,7 +16,9 @@ function fillFilter() {
     order.parentElement.before(make("label", {}, `${grouping.name} `, choice));
   });
   if (!hasClasses) filter.elements.text.placeholder = "id or words";
-  filter.addEventListener("input", () => { numShown = PAGE; showExamples(); });
+  const again = () => { numShown = PAGE; showExamples(); };
+  filter.addEventListener("input", again);
+  filter.addEventListener("change", event => { if (event.target.tagName === "SELECT") again(); });
   filter.addEventListener("submit", event => event.preventDefault());
   filter.hidden = false;
 }
@@ -27,10 +29,13 @@ const saidOf = E.ids.map((_, i) => [E.label[i] === null ? "" : classWord(E.label
   E.excerpts[i] ?? "", ...Object.entries(E.columns).map(([name, values]) => `${name} ${values[i]}`)].map(said => said.toLowerCase()));
 
 function chosenExamples() {
-  const asked = Object.fromEntries(new FormData(filter)), found = asked.text.trim(), isFound = finder(found);
+  const asked = Object.fromEntries(new FormData(filter)), found = asked.text.trim();
+  // The name of a class is that class, and not its words anywhere: "class 3" is not column 3 of class 5.
+  const isClass = label => label !== null && classWord(label).toLowerCase() === found.toLowerCase();
+  const isFound = [...E.label, ...E.prediction].some(isClass) ? (_, i) => isClass(E.label[i]) || isClass(E.prediction[i]) : finder(found);
   const isIt = i => String(E.ids[i]) === found;
   const places = E.ids.map((_, i) => i).filter(i =>
-    (isIt(i) || isFound(saidOf[i]))
+    (isIt(i) || isFound(saidOf[i], i))
     && (!asked.label || String(E.label[i]) === asked.label) && (!asked.taken || String(E.prediction[i]) === asked.taken)
     && (!asked.right || E.label[i] !== null && isWrong(i) === (asked.right === "wrong"))
     && content.groupings.every((_, g) => !asked[`group${g}`] || String(E.codes[g][i]) === asked[`group${g}`]));
@@ -60,7 +65,7 @@ function linesOf(i) {
 
 // Columns of the file of examples: a name, and the value of an example by its place.
 function exampleColumns() {
-  const named = (name, values) => [[name, i => values[i]], [`${name} name`, i => values[i] === null ? "" : content.classes[values[i]] ?? ""]];
+  const named = (name, values) => [[name, i => values[i]], ...(values.some(value => content.classes[value]) ? [[`${name} name`, i => content.classes[values[i]] ?? ""]] : [])];
   return [["example", i => E.ids[i]], ...(hasClasses ? [...named("class", E.label), ...named("prediction", E.prediction)] : []),
     [content.output, i => E.margin[i]], ...(E.targets ? [["error", errorOf]] : []),
     [`predicted ${content.output}`, i => E.whole[i]], ["error of predictions", i => E.errors[i * content.fractions.length + E.column]], ["correlation", i => E.correlation[i]],
@@ -78,7 +83,7 @@ function showExamples() {
       csvButton("examples", () => {
         const columns = exampleColumns();
         return [columns.map(([name]) => name), ...chosenExamples().map(i => columns.map(([, value]) => value(i)))];
-      })));
+      }, () => chosenExamples().length < E.ids.length)));
 }
 
 // "examples:label=3&taken=5" of the address.
@@ -128,7 +133,7 @@ function examplePage(asked) {
     make("section", {}, make("h2", { textContent: "Its strongest components" }),
       make("p", { className: "note", textContent: `What keeping each adds to the ${content.output} that the linear model predicts. Untick one to ablate it.${errors}` }),
       kept.some(({ weight }) => weight) ? make("div", { className: "explain" }, bars.box, box.box) : make("p", { textContent: "All its weights are 0." }), make("div", { className: "tools" }, csv)),
-    make("section", {}, make("h2", { textContent: "Predicted and measured" }), figureOf(`example ${id} predicted and measured`, scatter(predicted, measured), `Under ${E.num_masks < E.num_evaluated ? `the first ${E.num_masks} of ${plural(E.num_evaluated, "held-out mask")}` : `all ${plural(E.num_masks, "held-out mask")}`} that ablate ${text(100 * content.fractions[E.column])}% of the components; on the dashed line both are equal.`),
+    make("section", {}, make("h2", { textContent: "Predicted and measured" }), figureOf(`example ${id} predicted and measured`, scatter(predicted, measured), `Under ${E.num_masks < E.num_evaluated ? `the first ${E.num_masks} of ${plural(E.num_evaluated, "held-out mask")}` : `all ${plural(E.num_masks, "held-out mask")}`} that ablate ${percentOf(content.fractions[E.column])} of the components; on the dashed line both are equal.`),
       csvButton(`example-${id}-masks`, () => [["mask", "predicted", "measured"], ...predicted.map((value, k) => [k, value, measured[k]])])),
     nearestTo(i),
   ];

@@ -41,6 +41,10 @@ function confusionMap() {
   if (!found) { place.closest("section").hidden = true; return; }
   const note = make("p", { textContent: `The unablated model is wrong on ${found.wrong.toLocaleString("en")} of ${plural(found.num, "example")}. A click lists those that the page shows.` });
   const hash = (label, taken) => `#examples:label=${label}&taken=${taken}`;
+  if (!found.wrong) {
+    place.append(make("p", { textContent: `The unablated model is right on all ${plural(found.num, "example")}.` }));
+    return;
+  }
   if (found.counts) {
     const map = heatmap({ rows: found.names, columns: found.names, title: "examples by class and prediction", cell: [34, 22], count: true,
       value: (r, c) => r === c ? NaN : found.counts[r][c], says: (r, c) => `${found.names[r]} taken for ${found.names[c]}: ${found.counts[r][c]}`,
@@ -62,6 +66,6 @@ function showMaps() {
   choice.form.hidden = names.length < 2;
   const show = () => place.replaceChildren(...[clusterMap(Number(choice.value)), parameterMap(Number(choice.value))].filter(Boolean));
   if (names.length) show();
-  choice.addEventListener("input", show);
+  for (const event of ["input", "change"]) choice.addEventListener(event, show);
   confusionMap();
 }

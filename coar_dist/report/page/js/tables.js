@@ -71,7 +71,7 @@ function tableOf(name, columns, rows, { sort = 0, down = true, page = 50 } = {})
     heads.forEach((head, i) => head.setAttribute("aria-sort", i !== sort ? "none" : down ? "descending" : "ascending"));
     fill();
   }
-  const csv = csvButton(name, () => [columns.map(column => column.name), ...order.map(of => columns.map(column => column.value(of)))]);
+  const csv = csvButton(name, () => [columns.map(column => column.name), ...order.map(of => columns.map(column => column.value(of)))], () => order.length < rows.length);
   arrange();
   const box = make("div", { className: "tabled" }, scroller(table), make("div", { className: "tools" }, more, csv));
   box.keep = wanted => { order = wanted; shown = page; arrange(); };

@@ -7,6 +7,9 @@ const off = new Set(); // components that are ticked off, for all examples
 // the bars too small to see.
 function waterfall(i, onTick) {
   const kept = weightsOf(i), strongest = kept.slice(0, 10).filter(({ weight }) => weight), whole = E.whole[i], margin = E.margin[i], many = strongest.length > 1 ? `these ${strongest.length}` : "it";
+  // One number of decimals for bars and marks, so that they can be added: three digits of the weakest bar, or fewer.
+  const size = of => Math.floor(Math.log10(Math.abs(of) || 1)), digits = strongest.length ? Math.min(Math.max(Math.min(2 - size(strongest.at(-1).weight), 3 - size(strongest[0].weight)), 0), 6) : 2;
+  const written = (value, sign = "") => (sign && value > 0 ? sign : "") + value.toFixed(digits).replace("-", "−");
   const mark = (name, more = {}) => ({ name, mark: true, ...more });
   const numOthers = content.num_components - strongest.length, start = mark(numOthers ? `with ${many} ablated` : "everything ablated"), asked = mark("", { className: "asked" });
   const lines = [start, ...strongest.map(one => ({ ...one })), asked, mark("everything kept, predicted", { at: whole }), ...(isNumber(margin) ? [mark("everything kept, measured", { at: margin, className: "measured" })] : [])];
@@ -15,19 +18,20 @@ function waterfall(i, onTick) {
     line.bar = make("i", { className: line.mark ? `mark ${line.className ?? ""}` : sideOf(line.weight) });
     line.whisker = isNumber(line.error) ? make("i", { className: "error", title: `standard error ${text(line.error)}` }) : null;
     line.said = line.mark ? make("span", { className: "name", textContent: line.name }) : componentLink(line.id, { className: "name" });
-    line.value = make("span", { className: "n", textContent: line.mark ? "" : signed(line.weight) + (line.whisker ? ` ±${text(line.error)}` : "") });
+    line.value = make("span", { className: "n" });
     line.tick = line.mark ? make("span") : tickOf(line.id, onTick);
     line.row = make("div", { className: line.className ?? "" }, line.tick, line.said, make("span", { className: "track" }, line.zero, line.bar, line.whisker), line.value);
   }
   // The base value may lie so far from the output that bars on its scale could not be seen: it has no mark.
   const sum = make("span", { className: "n" }), plain = (name, value) => make("div", { className: "base" }, make("span"), make("span", { className: "name", textContent: name }), make("span"), value);
-  const base = numOthers ? [plain("the linear model's intercept", make("span", { className: "n", textContent: text(E.base[i]) })), plain(`the other ${plural(numOthers, "component")}`, sum)] : [];
+  const base = numOthers ? [plain("the linear model's intercept", make("span", { className: "n", textContent: written(E.base[i]) })), plain(`the other ${plural(numOthers, "component")}`, sum)] : [];
   function redraw() {
     const { ablated, value } = whatIf(i), ofThese = strongest.filter(({ id }) => off.has(id)), numMore = ablated.length - ofThese.length;
     const most = strongest.reduce((sum, { weight }) => sum + weight, 0), lost = ofThese.reduce((sum, { weight }) => sum + weight, 0);
     start.at = value + lost - most;
     asked.at = value;
-    sum.textContent = signed(E.components ? start.at - E.base[i] : kept.slice(strongest.length).reduce((sum, { id, weight }) => off.has(id) ? sum : sum + weight, 0));
+    const others = E.components ? start.at - E.base[i] : kept.slice(strongest.length).reduce((sum, { id, weight }) => off.has(id) ? sum : sum + weight, 0);
+    sum.textContent = others === 0 ? "0" : written(others, "+");
     start.said.textContent = start.name + (numMore ? `, and ${plural(numMore, "other")}` : "");
     asked.said.textContent = `with ${plural(ablated.length, "component")} ablated, predicted`;
     asked.row.hidden = !ablated.length;
@@ -42,9 +46,9 @@ function waterfall(i, onTick) {
     }
     const ends = lines.flatMap(({ from, end, error }) => [from, end, ...(isNumber(error) ? [end - error, end + error] : [])]);
     const [low, high] = axisOf([whole - most, ...ends]), share = of => `${100 * of / (high - low || 1)}%`;
-    const digits = Math.min(Math.max(2 - Math.floor(Math.log10(high - low || 1)), 0), 6);
     for (const line of lines) {
-      if (line.mark) line.value.textContent = line.at.toFixed(digits).replace("-", "−");
+      if (line.mark) line.value.textContent = written(line.at);
+      else line.value.textContent = written(line.weight, "+") + (line.whisker ? ` ±${text(line.error)}` : "");
       line.zero.style.left = share(-low);
       line.bar.style.left = share(Math.min(line.from, line.end) - low);
       if (!line.mark) line.bar.style.width = share(Math.abs(line.end - line.from));
@@ -103,7 +107,7 @@ function whatIfBox(i, redraw) {
   const result = make("div", { className: "result", role: "status" }), chips = make("p", { className: "chips" }), notes = make("p", { className: "note" });
   const held = new Set(weightsOf(i).map(({ id }) => id)), isHeld = id => held.has(id) || !E.components;
   const names = make("datalist", { id: "kept-components" }, ...[...held].slice(0, 2000).map(id => make("option", { value: nameOf(id) })));
-  const search = make("input", { type: "search", placeholder: "names, patterns*", title: "names and patterns with * and ?, between commas", autocomplete: "off", "aria-label": "components to ablate" });
+  const search = make("input", { type: "search", placeholder: "name, pattern*", title: "names and patterns with * and ?, between commas", autocomplete: "off", "aria-label": "components to ablate" });
   const answer = make("p", { className: "answer", role: "status" }), go = button("", () => {}, { type: "submit", hidden: true });
   search.setAttribute("list", "kept-components");
   function ablate(ids) {
