@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from coar_dist.designs.independent import Bernoulli
 from coar_dist.errors import ConfigError, MissingWorkError, RunMismatchError, RunNotFoundError, StorageError, UsageError
 from coar_dist.report.comparison import measure as measuring
 from coar_dist.report.comparison.command import run_compare
+from coar_dist.report.page import PAGE
 from coar_dist.store.class_names import write_class_names
 from coar_dist.store.examples import ExampleTable
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDesign, RunDirectory
@@ -305,6 +307,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_class_names(named.directory, {0: "cat", 1: HOSTILE})
     run_of(root / "other", 0.5 * first + random_weights(2100, 1), groups, errors, seed=3)
     one = next(each for each in root.iterdir() if each.name.startswith("one"))
+    (one / PAGE).parent.mkdir(exist_ok=True)
+    (one / PAGE).write_text("the report")
     printed = io.StringIO()
     terminal = Terminal(Console(file=printed, width=200))
     code = run_compare([f"run.dir={one}", f"other={root / 'other'}", f"page={root / 'a' / 'page.html'}"], terminal)
@@ -364,6 +368,13 @@ def test_the_page_in_a_browser(page: Path) -> None:
         heads = browser.execute_script(
             "return [...document.querySelectorAll('#example-table th')].map(h => h.textContent)"
         )
+        links = browser.execute_script("return [...document.querySelectorAll('a[href*=report]')].map(a => a.href)")
+        reports = {unquote(urlsplit(link).path) for link in links}
+        assert [Path(report).read_text() for report in reports] == ["the report"]  # the other run has none
+        fragments = [unquote(urlsplit(link).fragment) for link in links]
+        assert {"", f"component-conv{HOSTILE}[0]"} <= set(fragments)
+        least = pd.read_csv(page.with_suffix(".examples.csv"), index_col="example_id").spearman.idxmin()
+        assert f"example-{least}" in fragments
         assert heads[:5] == ["example", "class", "predicted", "rank r", "r"]
         assert heads[-1] == "beyond 1.96"
 

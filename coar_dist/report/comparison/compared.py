@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from coar_dist.report.comparison.render import ShownComparison, rendered
 from coar_dist.report.comparison.sides import Matching, Side, match
 from coar_dist.report.notebook import with_class_names
 from coar_dist.report.numbers import number
+from coar_dist.report.page import PAGE
 from coar_dist.store.record import RUN_FILE
 
 if TYPE_CHECKING:
@@ -152,6 +154,7 @@ class Comparison:
             num_strongest=measured.num_strongest,
             differences=matching.differences,
             only=matching.only,
+            reports=(_report_of(self._one, page), _report_of(self._other, page)),
         )
         try:
             for name in _TABLES:
@@ -190,6 +193,14 @@ class Comparison:
     def _said(self) -> list[str]:
         columns = "Columns: one is {}; other is {}.".format(*self.names)
         return [*(f"Warning: {text}" for text in self.warnings), *self.notes, columns]
+
+
+def _report_of(side: Side, page: Path) -> str | None:
+    """The address of a side's report from a page; None where it is no file."""
+    report = Path(side.reader.directory.storage.location, PAGE)
+    if not report.is_file():
+        return None
+    return quote(Path(os.path.relpath(report.resolve(), page.resolve().parent)).as_posix())
 
 
 def page_at(path: str | Path) -> Path:

@@ -19,10 +19,13 @@ const apart = (rows, key) => {
   const most = Math.max(...rows.map(row => Math.abs(row[key])).filter(isNumber), 0);
   return say("difference", key, { title: `${one} less ${other}; sorted by its size`, size: row => Math.abs(row[key]), cell: row => barCell(row[key], most) });
 };
+// Into the report of the first side that has one.
+const reported = content.reports.findIndex(report => report), into = (kind, of, className) => make("td", { className }, reported < 0 ? String(of)
+  : make("a", { href: `${content.reports[reported]}#${kind}-${encodeURIComponent(of)}`, title: `in the report of ${content.names[reported]}`, textContent: of }));
 const has = (rows, key) => rows.some(row => row[key] !== undefined && row[key] !== null && row[key] !== "" && !Number.isNaN(row[key]));
 
 document.getElementById("example-table").append(tableOf("examples", [
-  say("example", "id", { cell: row => make("td", { className: "n", textContent: row.id }) }),
+  say("example", "id", { cell: row => into("example", row.id, "n") }),
   ...has(examples, "label") ? [word("class", "label"), word("predicted", "prediction")] : [],
   r("rank r", "spearman", "Spearman's correlation of the weights"), r("r", "pearson", "Pearson's correlation of the weights"),
   say(`top ${content.num_strongest}`, "top_10", { title: "how many of the strongest components are the same", cell: row => make("td", { className: "n", textContent: isNumber(row.top_10) ? row.top_10 : "–" }) }),
@@ -31,12 +34,12 @@ document.getElementById("example-table").append(tableOf("examples", [
 ], examples, { sort: has(examples, "label") ? 3 : 1, down: false, page: 15 }));
 
 document.getElementById("component-table").append(tableOf("components", [
-  word("component", "name"), word("kind", "kind"), ...has(components, "layer") ? [word("layer", "layer")] : [],
+  word("component", "name", { cell: row => into("component", row.name, "") }), word("kind", "kind"), ...has(components, "layer") ? [word("layer", "layer")] : [],
   say(one, "mean_one"), say(other, "mean_other"), apart(components, "mean_difference"), ...has(components, "half") ? [say("±", "half")] : [], say("spread", "spread"), r("r", "pearson", "correlation over examples"),
 ], components, { sort: 4 + has(components, "layer"), page: 15 }));
 
 document.getElementById("largest-table").append(tableOf("largest differences", [
-  say("example", "id", { cell: row => make("td", { className: "n", textContent: row.id }) }), word("component", "name"),
+  say("example", "id", { cell: row => into("example", row.id, "n") }), word("component", "name", { cell: row => into("component", row.name, "") }),
   say(one, "one"), say(other, "other"), apart(largest, "difference"), ...has(largest, "z") ? [say("z", "z", { size: row => Math.abs(row.z) })] : [],
 ], largest, { sort: 4 + has(largest, "z"), page: 15 }));
 

@@ -39,6 +39,7 @@ class ShownComparison:
         num_strongest: components whose overlap is told.
         differences: what differs besides, (what, of one, of the other).
         only: names of the components of one side alone, of either.
+        reports: the addresses of the reports of the sides, where they are files.
     """
 
     names: tuple[str, str]
@@ -54,6 +55,7 @@ class ShownComparison:
     num_strongest: int
     differences: Sequence[tuple[str, str, str]]
     only: tuple[Sequence[str], Sequence[str]]
+    reports: tuple[str | None, str | None]
 
 
 def rendered(comparison: ShownComparison) -> str:
@@ -69,6 +71,7 @@ def rendered(comparison: ShownComparison) -> str:
         js=Markup(f'"use strict";\n(() => {{\n{scripts}}})();'),
         content=content,
         counted=counted,
+        zip=zip,
         most_rows=MOST_ROWS,
         version=VERSION,
     )
@@ -88,6 +91,7 @@ def _content(comparison: ShownComparison) -> dict[str, Any]:
     counts, _ = np.histogram(defined, bins=_NUM_BINS, range=(low, 1.0))
     return {
         "names": list(comparison.names),
+        "reports": list(comparison.reports),
         "num_strongest": comparison.num_strongest,
         "histogram": {"edges": [low, 1.0], "counts": counts.tolist()},
         "examples": {
