@@ -84,6 +84,7 @@ FINE: dict[str, set[str]] = {
     "ComponentGroup.name": {"text"},
     "ComponentGroup.kind": {"text"},
     "ComponentGroup.layer": {"negative", "large"},
+    "ComponentGroup.units_of": {"text"},
     "ComponentGroup.of.parameter": {"text"},
     "ComponentGroup.of.kind": {"text"},
     "ComponentGroup.of.axis": {"large"},
@@ -215,7 +216,7 @@ def _calls(run: coar_dist.Run, edit: coar_dist.Edit, folder: Path) -> dict[str, 
         "Slices": calling(
             Slices, "parameter", "axis", "size", "starts", parameter="conv1.weight", axis=0, size=1, starts=[0, 1]
         ),
-        "ComponentGroup": calling(ComponentGroup, "slices", "numbers", "name", "kind", "layer", **group),
+        "ComponentGroup": calling(ComponentGroup, "slices", "numbers", "name", "kind", "layer", "units_of", **group),
         "ComponentGroup.of": calling(
             ComponentGroup.of,
             *("parameter", "axis", "num_components", "block_size", "kind"),

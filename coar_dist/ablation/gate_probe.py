@@ -66,8 +66,10 @@ def ungated_groups(
 
     found = places_of(model, components, value.read)
     reasons = {
-        number: f"axis {group.slices[0].axis} of a {type(model.get_submodule(group.module)).__name__} has no gated form"
-        for number, (group, places) in enumerate(zip(components.groups, found, strict=True))
+        number: f"axis {part.axis} of a {type(model.get_submodule(part.module)).__name__} has no gated form"
+        for number, (part, places) in enumerate(
+            zip((group.slices[0] for group in components.groups), found, strict=True)
+        )
         if not places
     }
     if isinstance(value, ZeroWeights):  # the examples of the probe may not come to such an expert

@@ -188,7 +188,7 @@ def _kernels(model: nn.Module, components: ComponentIndex, examples: ExampleSet)
         return {}
     found: dict[int, NDArray[np.float16]] = {}
     for first, group in zip(components.offsets.tolist(), components.groups, strict=False):
-        part, module = group.slices[0], model.get_submodule(group.module)
+        part, module = group.slices[0], model.get_submodule(group.slices[0].module)
         if (
             isinstance(module, nn.Conv2d)
             and module.groups == 1

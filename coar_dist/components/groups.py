@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +98,8 @@ class ComponentGroup:
         name: the components' names, with ``{}`` for the number, such as ``L3H{}``.
         kind: such as ``head``, ``neuron``, ``filter``.
         layer: None where there is none.
+        units_of: dotted name of the module whose units they are, where that is another than the owner of the first
+            slices: neurons are cut from the matrix that reads them. None: it is the owner.
     """
 
     slices: tuple[Slices, ...]
@@ -105,12 +107,15 @@ class ComponentGroup:
     name: str = field(compare=False)
     kind: str = "slice"
     layer: int | None = None
+    units_of: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for key, rule in (("slices", _SLICES), ("numbers", WHOLES), ("name", NAME), ("kind", NAME)):
             check(key, getattr(self, key), rule)
         if self.layer is not None:
             check("layer", self.layer, WHOLE)
+        if self.units_of is not None:
+            check("units_of", self.units_of, NAME)
         object.__setattr__(self, "numbers", numbers_of(self.numbers))
         if not self.slices or any(len(part.starts) != len(self.numbers) for part in self.slices):
             raise ConfigError(f"invalid component group {self.name!r}: every one of its slices needs as many starts")
@@ -157,8 +162,8 @@ class ComponentGroup:
 
     @property
     def module(self) -> str:
-        """The module that owns ``parameter``."""
-        return self.slices[0].module
+        """The module whose units the components are: the owner of ``parameter``, or ``units_of``."""
+        return self.slices[0].module if self.units_of is None else self.units_of
 
     @property
     def parameters(self) -> list[str]:
@@ -172,7 +177,7 @@ class ComponentGroup:
             return numbers_of(np.asarray(numbers, dtype=np.int64)[np.asarray(places, dtype=np.int64)])
 
         slices = tuple(Slices(part.parameter, part.axis, part.size, chosen(part.starts)) for part in self.slices)
-        return ComponentGroup(slices, chosen(self.numbers), self.name, self.kind, self.layer)
+        return replace(self, slices=slices, numbers=chosen(self.numbers))
 
 
 @dataclass(frozen=True)

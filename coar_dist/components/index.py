@@ -237,8 +237,11 @@ class ComponentIndex:
             numbers = numbers_of(table["index"][first:end])
             before, number, after = table["name"][first].rpartition(str(numbers[0]))
             name = f"{before}{{}}{after}" if number and (before or after) else table["name"][first]
+            of_group = tuple(parts[first])
+            module = table["module"][first]
+            units_of = module if module and module != of_group[0].module else None
             groups.append(
-                ComponentGroup(tuple(parts[first]), numbers, name, table["kind"][first], table["layer"][first])
+                ComponentGroup(of_group, numbers, name, table["kind"][first], table["layer"][first], units_of)
             )
         return cls(tuple(groups))
 

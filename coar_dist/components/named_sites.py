@@ -47,9 +47,18 @@ class NamedSites:
         """The number of a place's layer; None of what is in no layer."""
         return self._layers[place.tower, place.layer] if place.layer else None
 
-    def group(self, slices: Sequence[Slices], num: int, place: Place, letter: str, kind: str) -> ComponentGroup:
+    def group(
+        self, slices: Sequence[Slices], num: int, place: Place, letter: str, kind: str, units_of: str | None = None
+    ) -> ComponentGroup:
         """Components ``L3H0``, ``L3H1``, ... of one kind in one place."""
-        return ComponentGroup(tuple(slices), range(num), place.named(letter, "{}"), kind, self.layer(place))
+        return ComponentGroup(tuple(slices), range(num), place.named(letter, "{}"), kind, self.layer(place), units_of)
+
+    def units_of(self, site: MlpSite) -> str:
+        """The module that people know neurons by: a transformer's MLP; the layer that gives them in a plain net, and
+        where an MLP's linear maps are children of the block itself."""
+        is_alone = sum(other.module == site.module for other in self.mlps) == 1
+        is_block = not site.module or any(each.module.startswith(f"{site.module}.") for each in self.attention)
+        return site.module if self.attention and is_alone and not is_block else site.inputs[0]
 
     def length(self, parameter: str, axis: int) -> int:
         """Indices along an axis of a parameter."""

@@ -79,6 +79,7 @@ def neurons(model: nn.Module) -> list[ComponentGroup]:
             sites.place(site),
             "N",
             "neuron",
+            sites.units_of(site),
         )
         for site in sites.mlps
     ]

@@ -91,7 +91,7 @@ def tapped_sites_of(
     for number, places in enumerate(found):
         why = next((why for place in places if (why := _why_not_a_site(model, place)) is not None), None)
         if not places or why is not None:
-            module = components.groups[number].module
+            module = components.groups[number].slices[0].module
             without[number] = why or f"{type(model.get_submodule(module)).__name__} has none along that axis"
     return found, without
 

@@ -5,9 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from coar_dist.components.groups import ComponentGroup, Slices
 from coar_dist.components.index import ComponentIndex
+from coar_dist.components.selectors import neurons
 
 INDEX = ComponentIndex(
     (
@@ -34,6 +37,26 @@ def test_tables_and_back() -> None:
     assert table["module"] == ["a"] * 5 + [""]
     assert table["name"] == ["a[0]", "a[1]", "a[2]", "a[:, 0]", "a[:, 1]", "b[0]"]
     assert ComponentIndex.from_tables(table, INDEX.slice_table()) == INDEX
+
+
+def test_neurons_are_of_the_module_that_gives_them() -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.out = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 3)
+
+    index = ComponentIndex(tuple(neurons(Plain())))
+    assert (index.names()[0], index.groups[0].module, index.groups[0].parameter) == ("a.N0", "a", "b.weight")
+    again = ComponentIndex.from_tables(index.table(), index.slice_table())
+    assert [group.module for group in again.groups] == ["a", "b"]
+    assert again._only([0, 7, 8]).table()["module"] == ["a", "b", "b"]
+    assert again.fingerprint == index.fingerprint
+    before = {**index.table(), "module": ["b"] * 6 + ["out"] * 5}  # of a run that was made when it was the reader
+    assert ComponentIndex.from_tables(before, index.slice_table()) == index
+    block = nn.TransformerEncoderLayer(8, 2, 16)
+    assert [group.module for group in neurons(block)] == ["linear1"]
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_positions=8, n_embd=16, n_layer=2, n_head=4))
+    assert [group.module for group in neurons(gpt2)] == ["transformer.h.0.mlp", "transformer.h.1.mlp"]
 
 
 def sets() -> ComponentIndex:
