@@ -52,7 +52,8 @@ class ErrorsBySize:
             >>> round(float(np.interp(6.0, found.sizes, found.errors)), 1)
             3.0
         """
-        of_size, squares = np.concatenate(sizes, axis=1), np.square(np.concatenate(errors, axis=1))
+        of_size = np.maximum(np.concatenate(sizes, axis=1), 0.0)  # sums of nothing are rounded
+        squares = np.square(np.concatenate(errors, axis=1))
         edges = _edges(of_size)
         bins = np.searchsorted(edges[1:-1], of_size, side="right")
         counts = np.bincount(bins.reshape(-1), minlength=len(edges) - 1)

@@ -66,7 +66,7 @@ function responseOf(response) {
 function looksInWords(id, looks) {
   const kind = groupOf(id).kind, shape = looks.examples[0]?.activation.shape ?? [], strongest = "The examples on which its activation is greatest", after = "What it does to the output stands below.";
   if (!looks.examples.length) return `Its kernel. ${after}`;
-  if (/head|key.?value/.test(kind)) return `The examples on which the norm of the head's output is greatest, at any token, and, in colour, that norm by token; beside it, what each token attends to. ${after}`;
+  if (/head|key.?value/.test(kind)) return `The examples on which the norm of the head's output is greatest, at any token, and, in colour, that norm by token${looks.examples.some(({ pattern }) => pattern) ? "; below it, what each token attends to" : ""}. ${after}`;
   if (/block|layer|mlp|attention/.test(kind)) return `The examples on which the norm of its output is greatest, and, in colour, where in them it is large. ${after}`;
   if (/expert/.test(kind)) return `The examples with tokens that are routed to it most, and, in colour, the weight of the routing. ${after}`;
   return shape.length ? `${strongest}, and, in colour, where in them it is above 0. That is what it responds to. ${after}` : `${strongest}, with that activation. That is what it responds to. ${after}`;
