@@ -7,6 +7,7 @@ import io
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -256,7 +257,15 @@ def test_the_page_shows_what_was_measured(run: coar_dist.Run, lowered: tuple[coa
 def test_a_page_that_is_there_is_said_to_be_older(run: coar_dist.Run, lowered: tuple[coar_dist.Edit, str]) -> None:
     said = "index.html is as it was; it shows the edit after stages=[report]"
     assert said not in lowered[1]  # there is none
-    run.directory.storage.write(PAGE, b"")
+    with without_ray():
+        text = Path(run.write_report(progress=False)).read_text()
+    shown = text[text.index('<section id="edits">') : text.index('<section id="quality">')]
+    made = lowered[0]
+    for component in made.component_ids:
+        name = run.components.name_of(component)
+        assert f'<a href="#component-{quote(name)}"><code>{name}</code></a>' in shown
+    assert "`" not in shown
+    assert "within the limits." in shown or "more may do better." in shown
     options = {"max_components": 6, "name": "lowered", "compare": SELECTIONS, "metric": "output"}
     _, printed = edit(run, **LOWER, **options, keep={"others": 1.0})
     assert "is there already" in printed
