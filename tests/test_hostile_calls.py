@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import coar_dist
 from coar_dist.components.groups import ComponentGroup, Slices
@@ -23,6 +25,9 @@ from tests.small_run import without_ray
 pytestmark = pytest.mark.usefixtures("no_fsync")
 
 TASK = small_task(9)
+TOKENS = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<unk>", "a", "b"])}, unk_token="<unk>"))
+TOKENS.pre_tokenizer = pre_tokenizers.Whitespace()
+TOKENIZER = PreTrainedTokenizerFast(tokenizer_object=TOKENS, unk_token="<unk>", eos_token="<unk>")
 MODEL, IMAGES, LABELS = TASK.model, TASK.examples.inputs, TASK.examples.targets
 HOSTILE: dict[str, Any] = {
     "number": 0.5,
@@ -90,6 +95,9 @@ FINE: dict[str, set[str]] = {
     "ComponentGroup.of.axis": {"large"},
     "ComponentGroup.of.num_components": {"large"},
     "ComponentGroup.of.block_size": {"large"},
+    "prompts.add_special_tokens": {"truth"},
+    "prompts.max_length": {"large"},
+    "prompts.tokenizer.tokenizer": {"text"},  # a name may be on the hub
     "select.example_ids": {"negatives"},
 }
 """What is allowed of these after all."""
@@ -232,6 +240,18 @@ def _calls(run: coar_dist.Run, edit: coar_dist.Edit, folder: Path) -> dict[str, 
             coar_dist.ExampleSet.of, "inputs", "targets", "columns", "counterfactual", inputs=IMAGES, targets=LABELS
         ),
         "select": calling(TASK.examples.select, "example_ids"),
+        "prompts": calling(
+            coar_dist.prompts,
+            *("texts", "answers", "against", "counterfactual", "columns", "max_length", "add_special_tokens"),
+            tokenizer=TOKENIZER,
+            texts=["a b", "b a"],
+            answers=" a",
+            against=" b",
+        ),
+        "prompts.tokenizer": calling(
+            coar_dist.prompts, "tokenizer", tokenizer=TOKENIZER, texts=["a b"], answers=" a", against=" b"
+        ),
+        "plot.heads": calling(run.plot.heads, "example"),
     }
 
 
@@ -241,6 +261,7 @@ NAMES = [
     *("nearest", "getitem", "plot.waterfall", "plot.components", "plot.predictions", "applied", "edited", "open_run"),
     *("load_edit", "compare", "find_components", "ablated_outputs", "ComponentRule", "attribute", "where", "name_of"),
     *("Slices", "ComponentGroup", "ComponentGroup.of", "ComponentIndex", "ExampleSet", "ExampleSet.of", "select"),
+    *("prompts", "prompts.tokenizer", "plot.heads"),
 ]
 
 

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from coar_dist.config.python_arguments import COUNT, MAPPING, check
+from coar_dist.config.schema.values import Rule
 from coar_dist.errors import TaskError, warn
 from coar_dist.tasks.example_set import ExampleSet
 from coar_dist.tasks.examples.source import tensor_of
 from coar_dist.tasks.examples.tokens import padded, token_ids, tokenizer_of, with_excerpts, with_tokens
+
+
+def _are_texts(value: Any) -> bool:
+    is_listed = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | set)
+    return is_listed and all(isinstance(text, str) for text in value)
+
+
+_TEXTS = Rule(_are_texts, "a list of strings")
+_ANSWERS = Rule(lambda value: (isinstance(value, str) and value != "") or _are_texts(value), "a string, or one of each")
+_ALTERNATIVES = Rule(
+    lambda value: (
+        _ANSWERS.holds(value) or (isinstance(value, Sequence) and all(_ANSWERS.holds(each) for each in value))
+    ),
+    "a string, or one or a list of them for each prompt",
+)
+_TOKENIZER = Rule(lambda value: isinstance(value, str) and value != "", "a tokenizer of Hugging Face, or its name")
+_FLAG = Rule(lambda value: isinstance(value, bool), "True or False")
 
 
 def prompts(
@@ -58,8 +77,19 @@ def prompts(
     """
     if isinstance(texts, str) or isinstance(counterfactual, str):
         raise TaskError("texts and counterfactual must be lists of prompts, and one is a string. Give [text].")
+    check("texts", texts, _TEXTS)
     if not len(texts):
         raise TaskError("texts=[]: give at least one prompt.")
+    check("answers", answers, _ANSWERS)
+    check("against", against, _ALTERNATIVES)
+    if counterfactual is not None:
+        check("counterfactual", counterfactual, _TEXTS)
+    if columns is not None:
+        check("columns", columns, MAPPING)
+    check("max_length", max_length, COUNT)
+    check("add_special_tokens", add_special_tokens, _FLAG)
+    if not (callable(tokenizer) and hasattr(tokenizer, "unk_token")):
+        check("tokenizer", tokenizer, _TOKENIZER)
     right = _of_each("answers", answers, len(texts))
     others = [[each] if isinstance(each, str) else list(each) for each in _of_each("against", against, len(texts))]
     if len({len(each) for each in others}) != 1 or not others[0]:
