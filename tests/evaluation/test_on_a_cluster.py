@@ -28,5 +28,5 @@ def test_the_same_bytes_on_a_cluster(small_run: RunReader, tmp_path: Path, quiet
     run_stages(config, quiet)
     found = files_of(there)
     kinds = {name.split("/")[1].partition(".")[0] for name in found if name.startswith("evaluation")}
-    assert kinds == {"coar", "leave_one_out", "ceiling", "budget_curve"}
+    assert kinds == {"coar", "leave_one_out", "components", "layers", "ceiling", "budget_curve"}
     assert found == files_of(here)

@@ -42,7 +42,8 @@ def test_damage_to_every_kind_of_file_is_named_and_made_again(
     """One file of each kind at once; which of them, and where it is damaged, depends on the damage alone."""
     run, other = runs
     whole = files_of(run)
-    assert len(whole) == 65 + 6 + 3 + 2 + 1 + 3  # shards, attributions, correlations, curves, ceiling, the rest
+    # Shards, attributions, correlations, statistics, curves, ceiling, the rest.
+    assert len(whole) == 65 + 6 + 3 + 6 + 2 + 1 + 3
     assert files_of(other).keys() == whole.keys()
     root, rng = tmp_path / "run", random.Random(kind)
     shutil.copytree(run, root)

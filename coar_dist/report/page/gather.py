@@ -19,7 +19,7 @@ from coar_dist.report.summary import MethodSummary, Summary
 from coar_dist.store.ahead import read_ahead
 from coar_dist.store.class_names import read_class_names
 from coar_dist.store.component_statistics import ComponentStatistics, StatisticsTable
-from coar_dist.store.examples import ExampleTable
+from coar_dist.store.examples import TOKEN_END, ExampleTable
 from coar_dist.store.previews import PreviewTable
 from coar_dist.store.responses import Responses
 from coar_dist.store.run_directory import TRAIN_DESIGN, RunDirectory
@@ -27,8 +27,6 @@ from coar_dist.store.tables import AttributionTable
 
 _FEW_WEIGHTS = 32
 """Of an example, however little room there is."""
-_TOKEN_END = "\x1f"
-"""As ``coar_dist.tasks`` puts it between the tokens of a text."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ class Gathered:
     def tokens_of(self, example_id: int) -> list[str] | None:
         """The texts of an example's first tokens, where the run has them."""
         tokens = self.table.get("tokens")
-        return None if tokens is None or tokens.dtype.kind != "U" else str(tokens[example_id]).split(_TOKEN_END)
+        return None if tokens is None or tokens.dtype.kind != "U" else str(tokens[example_id]).split(TOKEN_END)
 
     def predictions(self) -> list[PredictedExample]:
         """The shown examples as a figure takes them."""
