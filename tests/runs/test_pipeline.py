@@ -313,7 +313,7 @@ def test_the_log_says_which_shard_failed_on_which_actor_and_node(ray_cluster: No
     (path,) = (tmp_path / "run" / "logs").iterdir()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert {line["run"] for line in lines} == {storage_at(tmp_path / "run").label}
-    assert {line["stage"] for line in lines} == {"ablate", "fit"}
+    assert {line["stage"] for line in lines} == {"ablate", "fit", "evaluate"}
     (failed,) = (line for line in lines if line["level"] == "WARNING")
     assert failed["message"].endswith("OSError: a disk was away for a moment")
     assert (tmp_path / "run" / failed["shard"]).is_file()  # by the second attempt
