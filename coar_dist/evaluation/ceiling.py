@@ -208,11 +208,11 @@ def mean_correlation(shares: Shares) -> tuple[float, float, Array]:
     mean = float(correlations[defined].mean())
     variance = float(_jackknife(roots(without).mean(1)))
     double = _double(shares.products[None] / (2 * defined.sum() * max(mean, 1e-3)))[0]
-    error = np.sqrt(max(variance - double, variance / 2))
+    error = _error(variance, double)
     centres = without.mean(1)
     if centres.min() < 0.0 or centres.max() > 1.0:  # roots of what is clipped do not differ, however large the noise
         variance, double = float(_jackknife(centres)), _double(shares.products[None] / defined.sum())[0]
-        of_share = np.sqrt(max(variance - double, variance / 2))
+        of_share = _error(variance, double)
         ends = np.sqrt(np.maximum(share.mean() + _Z95 * of_share * np.array([-1.0, 1.0]), 0.0))
         error = max(error, np.abs(ends - np.sqrt(np.clip(share.mean(), 0.0, 1.0))).max() / _Z95)
     return mean, float(error), correlations
@@ -271,6 +271,11 @@ def _varies(sets: list[_Set], variance: Array) -> NDArray[np.bool_]:
 def _jackknife(without: Array) -> Array:
     """Variance of an estimate, from (NUM_GROUPS, ...) estimates without one group."""
     return np.asarray(without.var(0) * (NUM_GROUPS - 1))
+
+
+def _error(variance: float, double: float) -> float:
+    """Standard error from a jackknife's variance and what it counts twice, of which at most half is taken away."""
+    return float(np.sqrt(max(variance - double, variance / 2)))
 
 
 def _double(products: Array) -> Array:
